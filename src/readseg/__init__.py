@@ -1,0 +1,60 @@
+"""Reasoning segmentation: ask for an object in words, get an answer, its mask and the points that found it.
+
+    >>> import readseg
+    >>> readseg.__version__
+    '0.1.0'
+
+The names below are imported when they are first used (PEP 562): `import readseg` costs milliseconds and
+does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from readseg.config import PointConfig, ReadConfig
+    from readseg.errors import ReadsegError
+    from readseg.model import ReadModel, ReadOutput
+    from readseg.processor import ReadProcessor
+    from readseg.segmenter import Segmentation, Segmenter
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PointConfig": "config",
+    "ReadConfig": "config",
+    "ReadModel": "model",
+    "ReadOutput": "model",
+    "ReadProcessor": "processor",
+    "ReadsegError": "errors",
+    "Segmentation": "segmenter",
+    "Segmenter": "segmenter",
+}
+
+__all__ = [
+    "PointConfig",
+    "ReadConfig",
+    "ReadModel",
+    "ReadOutput",
+    "ReadProcessor",
+    "ReadsegError",
+    "Segmentation",
+    "Segmenter",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module that holds a public name, at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'readseg' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+    value = getattr(import_module(f"readseg.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the lazy names too, so that completion finds them."""
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,26 @@
+"""The command line, one file per command. Commands import what is heavy when they run: `--help` stays quick."""
+
+from __future__ import annotations
+
+import typer
+
+from readseg.cli import chat, data, evaluate, segment, train
+from readseg.cli.errors import run
+
+app = typer.Typer(
+    name="readseg",
+    help="Reasoning segmentation: ask for an object in words, get an answer, its mask and the points that found it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("segment")(segment.segment)
+app.command("chat")(chat.chat)
+app.command("train")(train.train)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Entry point of `readseg`: runs a command; bad input is one line on stderr and exit code 2."""
+    run(app)

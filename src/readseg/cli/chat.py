@@ -1,0 +1,69 @@
+"""`readseg chat`: a conversation about an image, at a prompt or with questions piped in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from readseg.cli.segment import DEVICE_HELP, MODEL_HELP, check_writable, show
+from readseg.errors import ReadsegError
+
+END_WORDS = frozenset({"exit", "quit", "/exit", "/quit"})
+
+
+def chat(
+    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures and JSON of each turn, in turn_K; by default none are written."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+) -> None:
+    """Talk about an image over several turns; "exit", or the end of the input, ends it.
+
+    Questions may also come through a pipe, one a line.
+    """
+    from readseg.images import load_image
+
+    picture = load_image(image)
+    if out is not None:
+        check_writable(out)
+
+    from readseg.segmenter import Segmenter  # brings torch along
+
+    conversation = Segmenter.from_pretrained(model, device=device).chat(picture)
+    interactive = sys.stdin.isatty()
+    for text in _questions(interactive):
+        try:
+            result = conversation.ask(text)
+        except ReadsegError as error:
+            if not interactive:
+                raise
+            typer.echo(f"readseg: {error}", err=True)
+            continue
+        place = None
+        if out is not None:
+            place = result.save(out / f"turn_{len(conversation.turns)}")
+        show(result, place)
+
+
+def _questions(interactive: bool) -> Iterator[str]:
+    """Lines of text until the end, blank ones left out."""
+    if interactive:
+        import readline  # noqa: F401 - arrow keys and history for input()
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise ReadsegError("the input is not UTF-8 text") from error
+        if line.lower() in END_WORDS:
+            return
+        if line:
+            yield line

@@ -1,0 +1,65 @@
+"""`readseg evaluate`: scores of a model on a benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from readseg.cli.segment import DEVICE_HELP, MODEL_HELP
+
+app = typer.Typer(help="Score a model on a benchmark.", no_args_is_help=True)
+
+
+@app.callback()
+def evaluate() -> None:
+    """Score a model on a benchmark."""
+
+
+@app.command()
+def scenes(
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keeps predictions and report; an interrupted run goes on from there.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes of the fixed set.")] = 600,
+    variants: Annotated[bool, typer.Option(help="Also with points only and with the SEG embedding only.")] = False,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+) -> None:
+    """Score generated answers on the fixed test set of drawn scenes, beside blind baselines."""
+    import json
+
+    from rich.console import Console
+
+    from readseg.evaluation import report
+    from readseg.evaluation.benchmarks import PROMPTS, SceneSet, evaluate_scenes
+    from readseg.segmenter import Segmenter
+    from readseg.training.cache import digest
+
+    segmenter = Segmenter.from_pretrained(model, device=device)
+    # The weights too: a model that was trained on must not go on with the predictions of its former self.
+    settings = {"model": model or "embedded", "weights": digest([segmenter.model])}
+    systems = evaluate_scenes(
+        segmenter,
+        SceneSet(scenes=count),
+        prompts=PROMPTS if variants else PROMPTS[:1],
+        folder=out,
+        settings=settings,
+        progress=True,
+    )
+    beside = report.compare(systems)
+    console = Console()
+    shown = report.breakdown(systems["both"])
+    console.print(report.to_table(f"{settings['model']}: scenes, generated answers", shown))
+    console.print(report.to_table("points and SEG (both), and what it is compared with", beside))
+    if out is not None:
+        content = json.dumps(report.to_json(systems, {**settings, "scenes": count}), indent=1)
+        (out / "report.json").write_text(content, encoding="utf-8")
+        markdown = (
+            report.to_markdown(beside, intervals=True)
+            + "\n"
+            + report.to_markdown(report.breakdown(systems["both"]), intervals=True)
+        )
+        (out / "report.md").write_text(markdown, encoding="utf-8")
+        typer.echo(f"report: {out / 'report.json'}, {out / 'report.md'}")

@@ -1,0 +1,110 @@
+r"""The layout of a conversation, as pieces of text and special tokens: which of them is prompt, which is answer.
+
+    {system} USER: <im_start><image><im_end>\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: ...
+
+Text that a user wrote is always text: a piece says by its type what is a special token, nobody searches for one.
+No token ids here: `processor.py` knows those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from readseg.config import ConversationConfig
+from readseg.errors import ReadsegError
+from readseg.families import BOS, EOS, IM_END, IM_START, IMAGE, SEG
+
+USER, ASSISTANT = "USER: ", " ASSISTANT:"
+
+
+class Turn(NamedTuple):
+    """A question, and its answer where there is one yet. In an answer "[SEG]" is the token."""
+
+    question: str
+    answer: str | None = None
+
+
+class Piece(NamedTuple):
+    """A stretch of plain text, or one special token; `learned` in the parts that the model has to say itself."""
+
+    text: str
+    special: bool = False
+    learned: bool = False
+
+
+def prefix(conversation: ConversationConfig) -> list[Piece]:
+    r"""What stands before the first question, the same for every question on an image.
+
+    >>> [piece.text for piece in prefix(ConversationConfig(system="Be brief."))]
+    ['<s>', 'Be brief. USER: ', '<im_start>', '<image>', '<im_end>', '\n']
+    """
+    system = f"{conversation.system} " if conversation.system else ""
+    parts = re.split(f"({IM_START}|{IMAGE}|{IM_END})", conversation.image_text)
+    return [
+        Piece(BOS, special=True),
+        Piece(system + USER),
+        *(Piece(part, special=part in (IM_START, IMAGE, IM_END)) for part in parts if part),
+    ]
+
+
+def dialogue(turns: Sequence[Turn]) -> list[Piece]:
+    """What follows the prefix: questions and answers. A last turn without an answer ends where the answer begins.
+
+    Raises:
+        ReadsegError: an empty question, no turn at all, or a turn without an answer before the last one.
+    """
+    if not turns:
+        raise ReadsegError("a conversation needs at least one question.")
+    pieces: list[Piece] = []
+    for place, turn in enumerate(turns):
+        question = plain(turn.question)
+        if not question:
+            raise ReadsegError("the question is empty; say what to look for.")
+        pieces += [Piece(USER)] * (place > 0) + [Piece(question), Piece(ASSISTANT)]
+        if turn.answer is not None:
+            pieces += answer(turn.answer)
+        elif place < len(turns) - 1:
+            raise ReadsegError(f"turn {place + 1} of {len(turns)} has no answer; only the last may lack one.")
+    return pieces
+
+
+def answer(text: str) -> list[Piece]:
+    """An answer, with the space before it and the end token after it.
+
+    The space before a [SEG] belongs to the token: it is left out here and put back when ids are decoded.
+
+    >>> [piece.text for piece in answer("it is the cow [SEG].")]
+    [' it is the cow', '[SEG]', '.', '</s>']
+    """
+    *before, last = f" {plain(text)}".split(SEG)
+    pieces = []
+    for part in before:
+        pieces += [Piece(part.rstrip(" "), learned=True), Piece(SEG, special=True, learned=True)]
+    pieces += [Piece(last, learned=True), Piece(EOS, special=True, learned=True)]
+    return [piece for piece in pieces if piece.text]
+
+
+def inference_question(conversation: ConversationConfig, query: str, *, sentence: bool | None = None) -> str:
+    """What a model is asked when a user wants `query` segmented, in the words that its family was trained with.
+
+    Args:
+        conversation: the model's own.
+        query: the name of a thing ("the red cup") or a whole sentence ("Where could I sit?").
+        sentence: which of the two it is; by default a sentence is what ends like one.
+
+    >>> inference_question(ConversationConfig(name_question="Where is {name}?"), "the cup")
+    'Where is the cup?'
+    """
+    query = plain(query)
+    if sentence is None:
+        sentence = query.endswith((".", "?", "!"))
+    if sentence:
+        return conversation.sentence_question.replace("{sentence}", query)
+    return conversation.name_question.replace("{name}", query)
+
+
+def plain(text: str) -> str:
+    """Text without space around it, and without what UTF-8 cannot hold (lone surrogates become "?")."""
+    return text.encode("utf-8", "replace").decode("utf-8").strip()

@@ -1,0 +1,1 @@
+"""Data sets: pixels and text, never the model."""

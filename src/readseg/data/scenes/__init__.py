@@ -1,0 +1,1 @@
+"""Scenes: drawn images with exact masks, and questions about them."""

@@ -1,0 +1,386 @@
+"""Owns every picture that the package makes: overlays, heat maps, figures and contact sheets.
+
+Input is in image pixels: masks `(S, H, W)`, maps `(H, W)`, points (x, y) where (0, 0) is the first pixel's
+centre. Output is a PIL image meant for eyes: small images are enlarged and large ones reduced, so that outlines
+and words can be read. Colours are those of Okabe and Ito, which the colour-blind tell apart; no meaning rests on
+colour alone (points differ in shape, masks carry numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+MASK_COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+)
+"""Orange, sky blue, bluish green, yellow, reddish purple: mask k has colour k modulo 5."""
+
+POINT_COLOURS: dict[int, Colour] = {1: (0, 114, 178), 0: (213, 94, 0), -1: (120, 120, 120)}
+"""Blue discs are positive points, vermilion crosses negative ones, grey squares neutral ones."""
+
+_POINT_NAMES = {1: "positive", 0: "negative", -1: "neutral"}
+_WHITE: Colour = (255, 255, 255)
+_INK: Colour = (30, 30, 30)
+_SHORTEST_LONG_SIDE, _LONGEST_SIDE, _NARROWEST = 480, 1600, 320
+_MARGIN = 4
+_LONGEST_TEXT = 600
+
+
+def overlay(
+    image: Image.Image,
+    masks: np.ndarray,
+    *,
+    points_xy: Sequence[np.ndarray] = (),
+    point_labels: Sequence[np.ndarray] = (),
+    caption: str = "",
+) -> Image.Image:
+    """The image with each mask tinted and outlined, its points, and a caption beneath.
+
+    Args:
+        image: RGB, size (W, H).
+        masks: (S, H, W) bool; S may be 0.
+        points_xy: for each of any number of [SEG], (P, 2) floats (x, y).
+        point_labels: for each, (P,) in {1, 0, -1}.
+        caption: text such as the answer; wrapped.
+
+    Raises:
+        ValueError: masks are not of the image's size.
+    """
+    if masks.shape[1:] != (image.height, image.width):
+        raise ValueError(f"masks {masks.shape} must be (S, {image.height}, {image.width}), the image's size.")
+    scale = _display_scale(image.size)
+    picture = np.array(_resized(image, scale))
+    small = [_resized_mask(mask, picture.shape[:2]) for mask in masks]
+    for index, mask in enumerate(small):
+        colour = np.array(MASK_COLOURS[index % len(MASK_COLOURS)], np.float32)
+        picture[mask] = (0.5 * picture[mask] + 0.5 * colour).astype(np.uint8)
+    for index, mask in enumerate(small):
+        _outline(picture, mask, MASK_COLOURS[index % len(MASK_COLOURS)])
+    drawn = Image.fromarray(picture)
+    counts = _points(drawn, points_xy, point_labels, scale)
+    if len(small) > 1:
+        for index, mask in enumerate(small):
+            _number(drawn, mask, index + 1)
+    return _with_text(drawn, caption, counts)
+
+
+def heat_map(
+    image: Image.Image,
+    similarity: np.ndarray,
+    *,
+    points_xy: np.ndarray | None = None,
+    point_labels: np.ndarray | None = None,
+    caption: str = "",
+) -> Image.Image:
+    """The similarity map of one [SEG] over the greyed image, from dark (lowest) to yellow (highest).
+
+    Args:
+        image: RGB, size (W, H).
+        similarity: (H, W) floats; shown between its own minimum and maximum. Values that are not finite, and
+            a constant map, show as lowest.
+        points_xy: (P, 2) floats (x, y), or None.
+        point_labels: (P,) in {1, 0, -1}, or None.
+        caption: text beneath.
+
+    Raises:
+        ValueError: the map is not of the image's size.
+    """
+    if similarity.shape != (image.height, image.width):
+        raise ValueError(f"similarity {similarity.shape} must be ({image.height}, {image.width}).")
+    scale = _display_scale(image.size)
+    grey = _resized(image, scale).convert("L").convert("RGB")
+    levels = np.rint(_unit_range(similarity) * 255).astype(np.uint8)
+    levels = cv2.resize(levels, grey.size, interpolation=cv2.INTER_LINEAR).reshape(grey.height, grey.width)
+    drawn = Image.blend(grey, Image.fromarray(_colour_scale(levels)), 0.65)
+    counts: dict[int, int] = {}
+    if points_xy is not None and point_labels is not None:
+        counts = _points(drawn, [points_xy], [point_labels], scale)
+    return _with_text(drawn, caption, counts, bar=True)
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str] = (),
+    *,
+    columns: int = 4,
+    tile: int = 320,
+) -> Image.Image:
+    """Pictures in a grid, row by row, each fitted into `tile` pixels a side, with its caption beneath.
+
+    Raises:
+        ValueError: no pictures, or captions that do not match them in number.
+
+    >>> contact_sheet([Image.new("RGB", (20, 10))] * 3, columns=2, tile=100).size
+    (200, 108)
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture.")
+    if captions and len(captions) != len(pictures):
+        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures: give one each, or none.")
+    size = max(13, tile // 25)
+    columns = min(columns, len(pictures))
+    cells = []
+    for index, picture in enumerate(pictures):
+        fitted = _resized(picture, (tile - 2 * _MARGIN) / max(picture.size))
+        cell = Image.new("RGB", (tile, fitted.height + 2 * _MARGIN), _WHITE)
+        cell.paste(fitted, ((tile - fitted.width) // 2, _MARGIN))
+        text = _text_block(captions[index], tile, size, lines=4) if captions else None
+        cells.append(cell if text is None else _stack([cell, text]))
+    rows = []
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        strip = Image.new("RGB", (tile * columns, max(cell.height for cell in row)), _WHITE)
+        for place, cell in enumerate(row):
+            strip.paste(cell, (place * tile, 0))
+        rows.append(strip)
+    return _stack(rows)
+
+
+def explanation(
+    image: Image.Image,
+    masks: np.ndarray,
+    similarity: np.ndarray,
+    points_xy: Sequence[np.ndarray],
+    point_labels: Sequence[np.ndarray],
+    *,
+    query: str,
+    answer: str,
+    truth: np.ndarray | None = None,
+    note: str = "",
+) -> Image.Image:
+    """One figure of how an answer came about: image | map and points of each [SEG] | masks | truth, if given.
+
+    Args:
+        image: RGB, size (W, H).
+        masks: (S, H, W) bool.
+        similarity: (S, H, W) floats.
+        points_xy: S arrays (P, 2), (x, y).
+        point_labels: S arrays (P,) in {1, 0, -1}.
+        query: what was asked.
+        answer: what the model said.
+        truth: (H, W) bool, the mask that was expected.
+        note: a last line, such as the IoU.
+    """
+    panels = [_bare(image)]
+    titles = ["image"]
+    many = len(masks) > 1
+    for index, one_map in enumerate(similarity):
+        panel = heat_map(image, one_map, points_xy=points_xy[index], point_labels=point_labels[index])
+        panels.append(panel)
+        titles.append(f"similarity and points of [SEG] {index + 1}" if many else "similarity and points")
+    panels.append(overlay(image, masks))
+    titles.append("mask" if len(masks) == 1 else f"{len(masks)} masks" if many else "no mask: nothing was found")
+    if truth is not None:
+        panels.append(overlay(image, truth[None]))
+        titles.append("truth")
+    sheet = contact_sheet(panels, titles, columns=min(len(panels), 4), tile=400)
+    words = [f"question: {query}", f"answer: {answer}", note]
+    texts = [_text_block(text, sheet.width, 20, lines=4) for text in words]
+    return _stack([sheet, *(text for text in texts if text is not None)])
+
+
+def _display_scale(size: tuple[int, int]) -> float:
+    longest = max(size)
+    return min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_SIDE) / longest
+
+
+def _resized(image: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR if scale < 4 else Image.Resampling.NEAREST)
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    return _resized(image, _display_scale(image.size))
+
+
+def _resized_mask(mask: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
+    levels = mask.astype(np.uint8) * 255
+    # INTER_LINEAR where it grows keeps the outline smooth; INTER_AREA where it shrinks keeps thin parts.
+    method = cv2.INTER_AREA if hw[0] < mask.shape[0] else cv2.INTER_LINEAR
+    resized = cv2.resize(levels, (hw[1], hw[0]), interpolation=method)
+    return resized.reshape(hw) > 127
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(picture.shape[:2]) / 400))
+    cv2.drawContours(picture, contours, -1, _WHITE, 4 * width)  # a white rim shows on any background
+    cv2.drawContours(picture, contours, -1, colour, 2 * width)
+
+
+def _number(drawn: Image.Image, mask: np.ndarray, number: int) -> None:
+    """The mask's number on that pixel of it which lies deepest inside."""
+    if not mask.any():
+        return
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    size = max(14, max(drawn.size) // 40)
+    ImageDraw.Draw(drawn).text(
+        (int(x), int(y)),
+        str(number),
+        fill=_INK,
+        font=_font(size),
+        anchor="mm",
+        stroke_width=max(2, size // 8),
+        stroke_fill=_WHITE,
+    )
+
+
+def _points(
+    drawn: Image.Image, points_xy: Sequence[np.ndarray], labels: Sequence[np.ndarray], scale: float
+) -> dict[int, int]:
+    """Draw all points, positive ones last and so on top; returns how many there are of each label."""
+    pen = ImageDraw.Draw(drawn)
+    radius = max(4, max(drawn.size) // 120)
+    counts: dict[int, int] = {}
+    for label in (-1, 0, 1):
+        for group, group_labels in zip(points_xy, labels, strict=True):
+            for x, y in np.asarray(group, np.float64)[np.asarray(group_labels) == label]:
+                _marker(pen, label, (x + 0.5) * scale, (y + 0.5) * scale, radius)
+                counts[label] = counts.get(label, 0) + 1
+    return counts
+
+
+def _marker(pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radius: float) -> None:
+    colour = POINT_COLOURS[label]
+    box = (x - radius, y - radius, x + radius, y + radius)
+    rim = max(1, round(radius / 4))
+    if label == 1:
+        pen.ellipse(box, fill=colour, outline=_WHITE, width=rim)
+    elif label == -1:
+        pen.rectangle(box, fill=colour, outline=_WHITE, width=rim)
+    else:
+        strokes = ((box[0], box[1], box[2], box[3]), (box[0], box[3], box[2], box[1]))
+        for line_colour, width in ((_WHITE, 4 * rim), (colour, 2 * rim)):
+            for stroke in strokes:
+                pen.line(stroke, fill=line_colour, width=width)
+
+
+def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar: bool = False) -> Image.Image:
+    """The picture with its legend, the colour scale and the caption stacked beneath."""
+    width = max(drawn.width, _NARROWEST)
+    size = max(14, width // 45)
+    blocks = [drawn]
+    if bar:
+        blocks.append(_scale_block(width, size))
+    if counts:
+        blocks.append(_legend_block(counts, width, size))
+    text = _text_block(caption, width, size, lines=6)
+    if text is not None:
+        blocks.append(text)
+    return blocks[0] if len(blocks) == 1 else _stack(blocks)
+
+
+def _stack(blocks: Sequence[Image.Image]) -> Image.Image:
+    width = max(block.width for block in blocks)
+    stacked = Image.new("RGB", (width, sum(block.height for block in blocks)), _WHITE)
+    top = 0
+    for block in blocks:
+        stacked.paste(block, ((width - block.width) // 2, top))
+        top += block.height
+    return stacked
+
+
+def _legend_block(counts: dict[int, int], width: int, size: int) -> Image.Image:
+    font, radius = _font(size), size / 3
+    entries = [(label, f"{counts[label]} {_POINT_NAMES[label]}") for label in (1, 0, -1) if label in counts]
+    places, x, row = [], 0.5 * size, 0
+    for label, name in entries:
+        wide = 2.5 * size + font.getlength(name)
+        if x + wide > width and x > size:
+            x, row = 0.5 * size, row + 1
+        places.append((label, name, x, (row + 0.75) * 1.5 * size))
+        x += wide
+    block = Image.new("RGB", (width, round((row + 1.4) * 1.5 * size)), _WHITE)
+    pen = ImageDraw.Draw(block)
+    for label, name, left, middle in places:
+        _marker(pen, label, left + radius, middle, radius)
+        pen.text((left + 1.2 * size, middle), name, fill=_INK, font=font, anchor="lm")
+    return block
+
+
+def _scale_block(width: int, size: int) -> Image.Image:
+    """A bar of the heat map's colours between the words "low" and "high similarity"."""
+    font = _font(size)
+    block = Image.new("RGB", (width, 2 * size), _WHITE)
+    pen = ImageDraw.Draw(block)
+    low, high, gap = "low", "high similarity", 0.5 * size
+    left, right = round(2 * gap + font.getlength(low)), round(width - 2 * gap - font.getlength(high))
+    pen.text((gap, size), low, fill=_INK, font=font, anchor="lm")
+    pen.text((width - gap, size), high, fill=_INK, font=font, anchor="rm")
+    ramp = np.linspace(0, 255, max(right - left, 2)).astype(np.uint8)
+    block.paste(Image.fromarray(_colour_scale(np.repeat(ramp[None], size, axis=0))), (left, size // 2))
+    return block
+
+
+def _text_block(text: str, width: int, size: int, *, lines: int) -> Image.Image | None:
+    """Words wrapped to a width in pixels, at most so many lines; None for empty text."""
+    wrapped = _wrap(text, width - size, _font(size), lines)
+    if not wrapped:
+        return None
+    height = round(1.35 * size)
+    block = Image.new("RGB", (width, len(wrapped) * height + size // 2), _WHITE)
+    pen = ImageDraw.Draw(block)
+    for row, line in enumerate(wrapped):
+        pen.text((size // 2, size // 4 + row * height), line, fill=_INK, font=_font(size))
+    return block
+
+
+def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int) -> list[str]:
+    shown = "".join(c if c.isprintable() else " " for c in text[: _LONGEST_TEXT + 1])
+    if len(text) > _LONGEST_TEXT:
+        shown = shown[:_LONGEST_TEXT] + "…"
+    wrapped = [""]
+    for word in shown.split():
+        candidate = f"{wrapped[-1]} {word}".strip()
+        if font.getlength(candidate) <= width:
+            wrapped[-1] = candidate
+            continue
+        if wrapped[-1]:
+            wrapped.append("")
+        for letter in word:  # a word longer than a line is broken anywhere
+            if wrapped[-1] and font.getlength(wrapped[-1] + letter) > width:
+                wrapped.append("")
+            wrapped[-1] += letter
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1].rstrip() + "…"]
+    return [line for line in wrapped if line]
+
+
+def _unit_range(values: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(values.shape, np.float32)
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if high <= low:
+        return np.zeros(values.shape, np.float32)
+    return np.where(finite, (values.astype(np.float32) - low) / (high - low), 0).clip(0, 1)
+
+
+def _colour_scale(levels: np.ndarray) -> np.ndarray:
+    """(h, w) uint8 to (h, w, 3) uint8 RGB of the viridis scale, which also reads in grey."""
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, which matplotlib ships and which knows many scripts; else Pillow's own."""
+    spec = find_spec("matplotlib")  # finds the files without the cost of an import
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)

@@ -1,0 +1,1 @@
+"""Scores: the metrics, the predictions on disk, the benchmarks that make them, the tables that show them."""

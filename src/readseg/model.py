@@ -1,0 +1,522 @@
+"""The model: a stock LLaVA, a stock SAM, the projection that joins them, and SasP between them.
+
+Speaks tokens, hidden states and logits; points are in image pixels until the `Frame` of their image takes them to
+the mask model's input. S counts [SEG] tokens in reading order (row by row), R rows of text, I images, N image
+tokens, D the width of the language model, C the width of the mask model's prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    DynamicCache,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    SamModel,
+)
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import ModelOutput
+
+from readseg import losses, sasp
+from readseg.config import PointConfig, Prompt, ReadConfig, check_choice
+from readseg.errors import ReadsegError
+from readseg.geometry import Frame
+from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
+
+IGNORED_LABEL = -100
+
+
+class Answer(NamedTuple):
+    """One generated answer.
+
+    ids: its token ids, without the end token.
+    states: (len(ids), D), `states[i]` is the hidden state that predicted `ids[i]`.
+    finished: False where `max_new_tokens` cut the answer off.
+    """
+
+    ids: list[int]
+    states: Float[Tensor, "T D"]
+    finished: bool
+
+
+@dataclass
+class ReadOutput(ModelOutput):
+    """What `ReadModel.forward` gives. Losses are scalars, unweighted but for `loss`.
+
+    loss: the weighted sum of the losses whose targets were given, else None.
+    text_loss, bce_loss, dice_loss, map_loss: None where their targets were not given.
+    logits: (R, L, vocabulary) with `return_logits`, else None.
+    h_seg: (S, D), the states that predict each [SEG];  h_img: (R, N, D), the states of the image tokens.
+    scores: (S, N) similarity, float32;  seg_rows, seg_images: (S,) the row and the image of each [SEG].
+    points: the `Points` of each [SEG];  low_res_logits: (S, h, w), in the frame of the mask model's square.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    bce_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    map_loss: Tensor | None = None
+    logits: Tensor | None = None
+    h_seg: Tensor | None = None
+    h_img: Tensor | None = None
+    scores: Tensor | None = None
+    seg_rows: Tensor | None = None
+    seg_images: Tensor | None = None
+    points: list[Points] | None = None
+    low_res_logits: Tensor | None = None
+
+
+def default_attention() -> str:
+    """The attention used where `attn_implementation` is not given: "eager" is the faster one without a GPU."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+class ReadModel(PreTrainedModel):
+    """READ: reasoning segmentation by similarity as points (arXiv 2412.17741).
+
+        hidden = LMM(image, text);  h_seg = hidden before each [SEG];  h_img = hidden at the image tokens
+        scores = h_seg . h_img^T -> points -> SAM(points ++ projection(h_seg)) -> mask logits
+
+    lmm: `LlavaForConditionalGeneration`;  sam: `SamModel`;
+    seg_projection: Linear(D, D) - ReLU - Linear(D, C);  map_bias: b of the auxiliary loss on the map.
+    """
+
+    config_class = ReadConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "CLIPEncoderLayer", "SamVisionLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    # SAM's random Fourier features turn a rounded value into another place in the image.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["positional_embedding"]
+
+    config: ReadConfig
+    lmm: LlavaForConditionalGeneration
+    sam: SamModel
+
+    def __init__(self, config: ReadConfig) -> None:
+        if config._attn_implementation is None:
+            config._attn_implementation = default_attention()
+        super().__init__(config)
+        self.lmm = LlavaForConditionalGeneration(config.lmm_config)
+        self.sam = SamModel(config.mask_config)
+        width = config.lmm_config.text_config.hidden_size
+        self.seg_projection = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, config.mask_config.prompt_encoder_config.hidden_size),
+        )
+        self.map_bias = nn.Parameter(torch.zeros(()))
+        self.post_init()
+
+    # -- images, once for all questions ------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N D"]:
+        """Image tokens for the language model: pixels (I, 3, s, s) -> projected features (I, N, D)."""
+        output = self.lmm.get_image_features(pixel_values.to(self.lmm.dtype), return_dict=True)
+        return torch.stack(list(output.pooler_output))
+
+    def embed_masks_image(self, mask_pixel_values: Float[Tensor, "I 3 S S"]) -> Float[Tensor, "I C h w"]:
+        """The mask model's view of images: pixels (I, 3, S, S) -> embeddings (I, C, h, w)."""
+        return self.sam.vision_encoder(mask_pixel_values.to(self.sam.vision_encoder.dtype)).last_hidden_state
+
+    # -- the algorithm -----------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "R L"],
+        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None = None,
+        position_ids: Int[Tensor, "_ L"] | None = None,
+        pixel_values: Float[Tensor, "I 3 s s"] | None = None,
+        image_features: Float[Tensor, "I N D"] | None = None,
+        mask_pixel_values: Float[Tensor, "I 3 S S"] | None = None,
+        mask_embeddings: Float[Tensor, "I C h w"] | None = None,
+        frames: Sequence[Frame] | None = None,
+        row_images: Int[Tensor, " R"] | None = None,
+        labels: Int[Tensor, "R L"] | None = None,
+        masks: Sequence[Shaped[Tensor, "_ _"]] | None = None,
+        coverage: Float[Tensor, "segs N"] | None = None,
+        points: PointConfig | None = None,
+        prompt: Prompt | None = None,
+        return_logits: bool = False,
+    ) -> ReadOutput:
+        """Teacher forcing: the whole text is given, the masks of all its [SEG] come out, and the losses.
+
+            loss = w_text * CE + w_bce * BCE + w_dice * DICE + w_map * BCE(scores / sqrt(D) + b, coverage)
+
+        Args:
+            input_ids: (R, L), each row with N image tokens. A row may hold several questions packed behind one
+                image, kept apart by a 4-D `attention_mask` and `position_ids`.
+            attention_mask: (R, L), 1 where there is text, padding on either side; or (R or 1, 1, L, L), bool (True:
+                may attend) or additive. Default: no padding.
+            position_ids: (R, L). Default: counted along the text, padding left out.
+            pixel_values: (I, 3, s, s); or `image_features` (I, N, D), as `encode_image` gives.
+            image_features: see `pixel_values`.
+            mask_pixel_values: (I, 3, S, S); or `mask_embeddings` (I, C, h, w), as `embed_masks_image` gives. Without
+                both, no masks are made.
+            mask_embeddings: see `mask_pixel_values`.
+            frames: the I images' frames; needed for masks.
+            row_images: (R,) the image of each row. Default: one row for each image.
+            labels: (R, L), the ids to learn, -100 elsewhere (not shifted).
+            masks: S targets, each (H, W) in the size of its image: 1, 0, or 255 for pixels that do not count.
+            coverage: (S, N) in [0, 1], the share of each image token's cell that the target covers.
+            points: settings that replace the configured ones.
+            prompt: replaces the configured one.
+            return_logits: text logits at all positions; they are else computed only where there is a label.
+
+        Raises:
+            ReadsegError: a row without N image tokens, or another number of masks than of [SEG].
+        """
+        if image_features is None:
+            if pixel_values is None:
+                raise ReadsegError("forward needs pixel_values or image_features.")
+            image_features = self.encode_image(pixel_values)
+        if row_images is None:
+            row_images = torch.arange(len(input_ids), device=input_ids.device)
+
+        hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images])
+        h_img = hidden[self._image_places(input_ids)].unflatten(0, (len(input_ids), -1))
+        seg_rows, seg_columns = self._seg_places(input_ids)
+        h_seg = hidden[seg_rows, seg_columns - 1]
+        seg_images = row_images[seg_rows]
+        scores = self.similarity(h_seg, h_img[seg_rows])
+        output = ReadOutput(h_seg=h_seg, h_img=h_img, scores=scores, seg_rows=seg_rows, seg_images=seg_images)
+
+        if mask_embeddings is None and mask_pixel_values is not None:
+            mask_embeddings = self.embed_masks_image(mask_pixel_values)
+        if mask_embeddings is not None:
+            if frames is None:
+                raise ReadsegError("masks need the frames of their images: pass frames.")
+            output.points, output.low_res_logits = self.decode_masks(
+                h_seg, scores, seg_images, mask_embeddings, frames, points=points, prompt=prompt
+            )
+
+        if return_logits:
+            output.logits = self.lmm.lm_head(hidden)
+        if labels is not None:
+            output.text_loss = self._text_loss(hidden, labels)
+        if masks is not None:
+            output.bce_loss, output.dice_loss = self._mask_losses(output, frames, masks)
+        if coverage is not None:
+            with full_precision(self.device):
+                output.map_loss = losses.map_loss(scores, coverage, self.map_bias, width=h_seg.shape[-1])
+        output.loss = self._weighted(output)
+        return output
+
+    def similarity(
+        self, h_seg: Float[Tensor, "S D"], h_img: Float[Tensor, "N D"] | Float[Tensor, "S N D"]
+    ) -> Float[Tensor, "S N"]:
+        """Similarity h_seg . h_img^T: (S, D) with (N, D) or (S, N, D) -> (S, N), in float32 also under autocast."""
+        with full_precision(h_seg.device):
+            return sasp.similarity(h_seg.float(), h_img.float())
+
+    def decode_masks(
+        self,
+        h_seg: Float[Tensor, "S D"],
+        scores: Float[Tensor, "S N"],
+        seg_images: Int[Tensor, " S"],
+        mask_embeddings: Float[Tensor, "I C h w"],
+        frames: Sequence[Frame],
+        points: PointConfig | None = None,
+        prompt: Prompt | None = None,
+    ) -> tuple[list[Points], Float[Tensor, "S 4*h 4*w"]]:
+        """From the states of S [SEG] tokens to their masks, as the configured or the given prompt says.
+
+        Args:
+            h_seg: (S, D).
+            scores: (S, N) similarity with the image tokens.
+            seg_images: (S,) the image of each [SEG], an index into `mask_embeddings` and `frames`.
+            mask_embeddings: (I, C, h, w).
+            frames: the I images' frames.
+            points: settings that replace the configured ones.
+            prompt: "both", "seg" (no points are made) or "points"; replaces the configured one.
+
+        Returns:
+            The points of each [SEG], and logits (S, 4h, 4w) float32 in the frame of the mask model's square; a [SEG]
+            without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
+
+        Raises:
+            ValueError: an unknown prompt.
+        """
+        prompt = prompt or self.config.prompt
+        check_choice("prompt", prompt)
+        images = seg_images.tolist()
+        if prompt == "seg":
+            found = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
+        else:
+            found = select_points(scores, images, frames, points or self.config.points)
+        tokens = None if prompt == "points" else self.seg_projection(h_seg)
+        return found, masks_from_prompts(self.sam, found, tokens, images, mask_embeddings, frames)
+
+    # -- generation: the prefix once, the questions as one batch --------------------------------------------------
+
+    @torch.no_grad()
+    def prefill(
+        self, prefix_ids: Sequence[int], image_features: Float[Tensor, "1 N D"]
+    ) -> tuple[DynamicCache, Float[Tensor, "N D"]]:
+        """Runs the part of the prompt that no question changes: the text up to the image, and the image.
+
+        Args:
+            prefix_ids: ids with N image tokens.
+            image_features: (1, N, D) from `encode_image`.
+
+        Returns:
+            The keys and values of the prefix, and h_img (N, D).
+        """
+        ids = torch.tensor([list(prefix_ids)], device=self.device)
+        cache = DynamicCache()
+        hidden = self._hidden_states(ids, None, None, image_features, cache=cache)
+        return cache, hidden[self._image_places(ids)]
+
+    @torch.no_grad()
+    def generate_answers(
+        self,
+        prefix_ids: Sequence[int],
+        cache: DynamicCache,
+        queries: Sequence[Sequence[int]],
+        max_new_tokens: int = 64,
+    ) -> list[Answer]:
+        """Greedy answers to Q questions behind one prefix, decoded as one batch.
+
+        Pads stand between the prefix and the shorter questions and are masked, so that an answer does not depend
+        on its neighbours. `cache` is left as it was.
+
+        Args:
+            prefix_ids: what `cache` was filled with.
+            cache: keys and values from `prefill`.
+            queries: the ids that follow the prefix, for each question at least one.
+            max_new_tokens: where an answer is cut off.
+
+        Raises:
+            ReadsegError: a question that does not fit the model's context.
+        """
+        if cache.get_seq_length() != len(prefix_ids):
+            raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")
+        if not queries:
+            return []
+        text = self.config.lmm_config.text_config
+        longest = max(len(query) for query in queries)
+        room = text.max_position_embeddings - len(prefix_ids) - max_new_tokens
+        if longest > room:
+            raise ReadsegError(f"the question has {longest} tokens, at most {room} fit; ask in fewer words.")
+
+        ids = torch.zeros(len(queries), longest, dtype=torch.long)
+        mask = torch.ones(len(queries), len(prefix_ids) + longest, dtype=torch.long)
+        for row, query in enumerate(queries):
+            ids[row, longest - len(query) :] = torch.tensor(list(query))
+            mask[row, len(prefix_ids) : len(prefix_ids) + longest - len(query)] = 0
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(-1) - 1)[:, len(prefix_ids) :].clamp(min=0)
+        batch_cache = Cache(
+            layers=[_RoomyLayer(layer, len(queries), longest + max_new_tokens) for layer in cache.layers]
+        )
+        open_rows = torch.ones(len(queries), dtype=torch.bool, device=self.device)
+        end = torch.tensor(text.eos_token_id, device=self.device)
+
+        new_ids, states = [], []
+        for _ in range(max_new_tokens):
+            hidden = self.lmm.model.language_model(
+                inputs_embeds=self.lmm.get_input_embeddings()(ids),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=batch_cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            ids = self.lmm.lm_head(hidden).argmax(-1, keepdim=True)
+            new_ids.append(ids)
+            states.append(hidden)
+            open_rows &= ~torch.isin(ids[:, 0], end)
+            if not open_rows.any():
+                break
+            mask = F.pad(mask, (0, 1), value=1)
+            positions = positions[:, -1:] + 1
+        return self._answers(torch.cat(new_ids, 1), torch.stack(states, 1), end)
+
+    @staticmethod
+    def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Answer]:
+        """Cuts each row before its first end token."""
+        ended = torch.isin(ids, end)
+        lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1]).tolist()
+        finished = ended.any(1).tolist()
+        return [
+            Answer(row[:length].tolist(), state[:length], done)
+            for row, state, length, done in zip(ids, states, lengths, finished, strict=True)
+        ]
+
+    # -- pieces of forward -----------------------------------------------------------------------------------------
+
+    def _hidden_states(
+        self,
+        input_ids: Int[Tensor, "R L"],
+        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None,
+        position_ids: Int[Tensor, "_ L"] | None,
+        image_features: Float[Tensor, "R N D"],
+        cache: DynamicCache | None = None,
+    ) -> Float[Tensor, "R L D"]:
+        """Last hidden states, after the final norm, with the image features at the image's places."""
+        places = self._image_places(input_ids)
+        embeddings = self.lmm.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        embeddings = embeddings.masked_scatter(places[..., None], image_features.to(embeddings.dtype))
+        if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            lowest = torch.finfo(embeddings.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeddings.dtype).masked_fill(
+                ~attention_mask, lowest
+            )
+        return self.lmm.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def _image_places(self, input_ids: Int[Tensor, "R L"]) -> Bool[Tensor, "R L"]:
+        """True at the N image tokens that every row must have."""
+        places = input_ids == self.config.image_token_id
+        counts = places.sum(-1).tolist()
+        expected = self.config.num_image_tokens
+        for row, count in enumerate(counts):
+            if count != expected:
+                raise ReadsegError(f"row {row} of input_ids has {count} image tokens, expected {expected}.")
+        return places
+
+    def _seg_places(self, input_ids: Int[Tensor, "R L"]) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"]]:
+        """Rows and columns of all [SEG], in reading order. Nothing predicts a first token: it is not counted."""
+        places = input_ids == self.config.seg_token_id
+        rows, columns = places[:, 1:].nonzero(as_tuple=True)
+        return rows, columns + 1
+
+    def _text_loss(self, hidden: Float[Tensor, "R L D"], labels: Int[Tensor, "R L"]) -> Float[Tensor, ""]:
+        """Mean cross entropy over the labelled tokens; the output layer sees only the states that predict one."""
+        targets = labels[:, 1:]
+        learned = targets != IGNORED_LABEL
+        logits = self.lmm.lm_head(hidden[:, :-1][learned]).float()
+        total = F.cross_entropy(logits, targets[learned], reduction="sum")
+        return total / learned.sum().clamp(min=1)
+
+    def _mask_losses(
+        self, output: ReadOutput, frames: Sequence[Frame] | None, masks: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        low_res, seg_images = output.low_res_logits, output.seg_images
+        if low_res is None or frames is None or seg_images is None:
+            raise ReadsegError("mask losses need mask_pixel_values or mask_embeddings, and frames.")
+        if len(masks) != len(low_res):
+            raise ReadsegError(f"{len(masks)} masks for {len(low_res)} [SEG] tokens; give one for each.")
+        with full_precision(self.device):
+            logits = [
+                frames[image].masks_to_image(low_res[row : row + 1])[0] for row, image in enumerate(seg_images.tolist())
+            ]
+            bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks], anchor=low_res)
+            zero = self._mask_branch_zero()
+        return bce + zero, dice + zero
+
+    def _mask_branch_zero(self) -> Tensor:
+        """0, with every trained parameter of the mask branch in its graph.
+
+        Distributed training waits for the gradient of each of them, also in a batch without a mask.
+        """
+        zero = torch.zeros((), device=self.device)
+        if torch.is_grad_enabled():
+            for weight in (*self.seg_projection.parameters(), *self.sam.parameters(), self.map_bias):
+                if weight.requires_grad:
+                    zero = zero + weight.float().sum() * 0.0
+        return zero
+
+    def _weighted(self, output: ReadOutput) -> Tensor | None:
+        weights = self.config
+        terms = (
+            (weights.text_loss_weight, output.text_loss),
+            (weights.bce_loss_weight, output.bce_loss),
+            (weights.dice_loss_weight, output.dice_loss),
+            (weights.map_loss_weight, output.map_loss),
+        )
+        given = [weight * loss for weight, loss in terms if loss is not None]
+        return sum(given[1:], start=given[0]) if given else None
+
+    # -- files and precision -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As transformers' own, but weights that are missing, unexpected or of a wrong shape are an error.
+
+        Raises:
+            ReadsegError: names the keys. Silent random weights are no model.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        problems = [
+            f"{what}: {', '.join(sorted(map(str, info[key])))}"
+            for key, what in (
+                ("missing_keys", "missing"),
+                ("unexpected_keys", "unexpected"),
+                ("mismatched_keys", "of a wrong shape"),
+            )
+            if info[key]
+        ]
+        if problems:
+            raise ReadsegError(
+                f"{pretrained_model_name_or_path}: these weights are not those of the model that its config "
+                f"describes; {'; '.join(problems)}."
+            )
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As transformers' own, under the names that the modules have here (so that nothing is renamed on load)."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts, but leaves in float32 what a lower type would spoil."""
+        kept = [(owner, name, tensor.detach()) for owner, name, tensor in self._float32_tensors()]
+        super()._apply(fn, recurse)
+        for owner, name, before in kept:
+            after = getattr(owner, name)
+            if after.is_floating_point() and after.dtype != before.dtype:
+                after.data = before.to(device=after.device)
+        return self
+
+    def _float32_tensors(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Rotary frequencies (whole positions go wrong in bfloat16) and SAM's Fourier features."""
+        for module in self.modules():
+            for name in ("inv_freq", "original_inv_freq", "positional_embedding"):
+                tensor = getattr(module, name, None)
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+                    yield module, name, tensor
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of `count` rows that begin alike, with room for more: a step writes, and copies nothing."""
+
+    def __init__(self, prefix: DynamicLayer, count: int, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(prefix.keys, prefix.values)
+        self.length = prefix.keys.shape[-2]
+        self.all_keys, self.all_values = (
+            torch.cat([t.expand(count, -1, -1, -1), t.new_zeros(count, t.shape[1], room, t.shape[3])], dim=-2)
+            for t in (prefix.keys, prefix.values)
+        )
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends (count, heads, l, d) and returns everything so far."""
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.all_keys[:, :, start : self.length] = key_states
+        self.all_values[:, :, start : self.length] = value_states
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+        return self.keys, self.values
+
+
+AutoModel.register(ReadConfig, ReadModel, exist_ok=True)

@@ -1,0 +1,131 @@
+"""Names of SAM's weights: the original repository's, which released checkpoints use, and those of the stock class.
+
+The tensors are the same; only names differ. `#` stands for a number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+from transformers import SamModel
+
+from readseg.errors import ReadsegError
+
+# (original, stock); what follows a name (".weight", ".attn.qkv.bias") is the same in both.
+_NAMES = (
+    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
+    ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
+    ("image_encoder.blocks.#.norm#", "vision_encoder.layers.#.layer_norm#"),
+    ("image_encoder.blocks.#.attn", "vision_encoder.layers.#.attn"),
+    ("image_encoder.blocks.#.mlp", "vision_encoder.layers.#.mlp"),
+    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
+    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
+    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
+    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
+    ("prompt_encoder.no_mask_embed", "prompt_encoder.no_mask_embed"),
+    ("prompt_encoder.not_a_point_embed", "prompt_encoder.not_a_point_embed"),
+    ("prompt_encoder.point_embeddings.#", "prompt_encoder.point_embed.#"),
+    ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
+    ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
+    ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
+    ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
+    ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
+    ("mask_decoder.iou_token", "mask_decoder.iou_token"),
+    ("mask_decoder.mask_tokens", "mask_decoder.mask_tokens"),
+    ("mask_decoder.transformer.layers.#.norm#", "mask_decoder.transformer.layers.#.layer_norm#"),
+    ("mask_decoder.transformer.layers.#.mlp", "mask_decoder.transformer.layers.#.mlp"),
+    ("mask_decoder.transformer.layers.#.self_attn", "mask_decoder.transformer.layers.#.self_attn"),
+    (
+        "mask_decoder.transformer.layers.#.cross_attn_token_to_image",
+        "mask_decoder.transformer.layers.#.cross_attn_token_to_image",
+    ),
+    (
+        "mask_decoder.transformer.layers.#.cross_attn_image_to_token",
+        "mask_decoder.transformer.layers.#.cross_attn_image_to_token",
+    ),
+    ("mask_decoder.transformer.final_attn_token_to_image", "mask_decoder.transformer.final_attn_token_to_image"),
+    ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
+    ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
+    ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
+    ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
+    *(
+        (f"mask_decoder.{head}.layers.{index}", f"mask_decoder.{head}.{layer}")
+        for head in ("output_hypernetworks_mlps.#", "iou_prediction_head")
+        for index, layer in enumerate(("proj_in", "layers.0", "proj_out"))
+    ),
+)
+# One tensor, which the stock class holds under two names.
+_FOURIER = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_FOURIER_STOCK = (
+    "shared_image_embedding.positional_embedding",
+    "prompt_encoder.shared_embedding.positional_embedding",
+)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\#", r"(\d+)") + r"((?:\.\w+)*)")
+
+
+_TO_STOCK = [(_pattern(original), stock) for original, stock in _NAMES]
+_TO_ORIGINAL = [(_pattern(stock), original) for original, stock in _NAMES]
+
+
+def to_stock(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the original's names ("image_encoder...", no prefix) to those of transformers' `SamModel`.
+
+    Raises:
+        ReadsegError: names that are not SAM's, all of them listed.
+    """
+    names = _translated([key for key in state if key != _FOURIER], _TO_STOCK, "the original SAM")
+    stock = {names[key]: value for key, value in state.items() if key != _FOURIER}
+    if _FOURIER in state:
+        stock |= dict.fromkeys(_FOURIER_STOCK, state[_FOURIER])
+    return stock
+
+
+def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the names of transformers' `SamModel` to the original's; the inverse of `to_stock`.
+
+    Raises:
+        ReadsegError: names that are not those of `SamModel`, all of them listed.
+    """
+    names = _translated([key for key in state if key not in _FOURIER_STOCK], _TO_ORIGINAL, "SamModel")
+    return {names.get(key, _FOURIER): value for key, value in state.items()}
+
+
+def load_original(sam: SamModel, state: Mapping[str, Tensor]) -> None:
+    """Fills a stock model with weights under the original's names, all of them or an error.
+
+    Raises:
+        ReadsegError: names that are missing, unexpected or hold another shape, all of them listed.
+    """
+    stock, wanted = to_stock(state), sam.state_dict()
+    problems = {
+        "missing": wanted.keys() - stock.keys(),
+        "unexpected": stock.keys() - wanted.keys(),
+        "of a wrong shape": {key for key in wanted.keys() & stock.keys() if wanted[key].shape != stock[key].shape},
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
+        raise ReadsegError(f"these weights do not fit the mask model; {listed}.")
+    sam.load_state_dict(stock)
+
+
+def _translated(keys: Iterable[str], table: list[tuple[re.Pattern[str], str]], of: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    unknown = []
+    for key in keys:
+        for pattern, target in table:
+            if match := pattern.fullmatch(key):
+                *numbers, rest = match.groups()
+                for number in numbers:
+                    target = target.replace("#", number, 1)
+                names[key] = target + rest
+                break
+        else:
+            unknown.append(key)
+    if unknown:
+        raise ReadsegError(f"not names of {of}: {', '.join(sorted(unknown))}.")
+    return names

@@ -1,0 +1,1 @@
+"""Training: recipes, the stages they are made of, and the one loop."""

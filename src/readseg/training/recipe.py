@@ -1,0 +1,104 @@
+"""A recipe from its first stage to the finished model folder.
+
+Each stage leaves ``weights.safetensors`` in its own folder when it is done; a stage whose file is there is not run
+again, and one that was killed goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from readseg.errors import ReadsegError
+from readseg.model import ReadModel
+from readseg.processor import ReadProcessor
+from readseg.training.config import AnyStageConfig, MaskStageConfig, TrainConfig, VisionStageConfig
+from readseg.training.loop import train
+from readseg.training.read_stage import ReadStage, blank_processor
+from readseg.training.stages import MaskStage, VisionStage
+
+PLAIN_SAM = "sam_mask_decoder.safetensors"
+"""The mask decoder as stage 0 left it: with the model's own encoders, the "original SAM" of the analysis."""
+
+
+def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None) -> Path:
+    """Run the stages of a recipe in order, or only the one named ``only``.
+
+    Args:
+        recipe: what to run.
+        out: folder of the run; a second call with the same folder continues.
+        only: name of a single stage, so that independent stages can run in processes of their own.
+
+    Returns:
+        The folder of the finished model, ``out/model``; it exists once a stage of kind "read" is done.
+
+    Raises:
+        ReadsegError: ``only`` names no stage, or a stage lacks the weights of an earlier one.
+    """
+    names = [stage.name for stage in recipe.stages]
+    if only is not None and only not in names:
+        raise ReadsegError(f"no stage {only!r} in the recipe: expected one of {', '.join(names)}")
+    processor = blank_processor(recipe)
+    for options in recipe.stages:
+        if only in (None, options.name) and not _weights(out, options.name).exists():
+            Console().print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
+            _run_stage(recipe, options, processor, out)
+    return out / "model"
+
+
+def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
+    """Train one stage and write its weights; a stage of kind "read" also writes the finished model."""
+    path = _weights(out, options.name)
+    if isinstance(options, MaskStageConfig):
+        mask_stage = MaskStage(processor, options, recipe.seed)
+        train(mask_stage, options, path.parent)
+        _write(mask_stage.sam.state_dict(), path)
+    elif isinstance(options, VisionStageConfig):
+        vision_stage = VisionStage(processor, options, recipe.seed)
+        train(vision_stage, options, path.parent)
+        _write(vision_stage.tower.state_dict(), path)
+    else:
+        sam, tower = _earlier(recipe, out, "masks"), _earlier(recipe, out, "vision")
+        read_stage = ReadStage(processor, options, recipe.seed, sam, tower, out / "cache")
+        train(read_stage, options, path.parent)
+        _write_model(read_stage.model, processor, sam, out / "model")
+        _write(read_stage.model.state_dict(), path)
+
+
+def _weights(out: Path, name: str) -> Path:
+    return out / name / "weights.safetensors"
+
+
+def _earlier(recipe: TrainConfig, out: Path, kind: str) -> dict[str, Tensor]:
+    """The weights of the recipe's stage of a kind."""
+    for stage in recipe.stages:
+        if stage.kind == kind and _weights(out, stage.name).exists():
+            return load_file(_weights(out, stage.name))
+    raise ReadsegError(f"the weights of the {kind!r} stage are not in {out}: run that stage first")
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    """Tensors to a file, atomically."""
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, partial)
+    partial.replace(path)
+
+
+def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tensor], folder: Path) -> None:
+    """The finished model in bfloat16, its tokenizer, and the mask decoder of stage 0 beside it."""
+    partial = folder.with_name("model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    half = ReadModel(model.config).to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    half.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    prefix = "mask_decoder."
+    plain = {name: tensor.to(torch.bfloat16) for name, tensor in sam.items() if name.startswith(prefix)}
+    _write(plain, partial / PLAIN_SAM)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)

@@ -1,0 +1,53 @@
+"""`readseg data scenes`: files end to end, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from readseg.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["readseg", "data", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_writes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    out = tmp_path / "scenes"
+    assert run(monkeypatch, "scenes", "--out", out, "-n", 2, "--seed", 9, "--size", 160, "--wording", "held_out") == 0
+    printed = capsys.readouterr().out
+    assert "2 scenes" in printed and "contact_sheet.png" in printed
+    records = [json.loads(line) for line in (out / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert any("phrasing" in record["tags"] for record in records)
+    assert {Path(record["image"]).stem.rpartition("-")[0] for record in records} == {"scene-000009", "scene-000010"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("scenes",),
+        ("scenes", "--out", "{out}", "-n", "0"),
+        ("scenes", "--out", "{out}", "-n", "many"),
+        ("scenes", "--out", "{out}", "--seed", "-1"),
+        ("scenes", "--out", "{out}", "--size", "9"),
+        ("scenes", "--out", "{out}", "--wording", "mine"),
+        ("scenes", "--out", "{file}"),
+        ("pictures", "--out", "{out}"),
+    ],
+)
+def test_bad_input(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("precious")
+    places = {"{out}": tmp_path / "out", "{file}": tmp_path / "file"}
+    assert run(monkeypatch, *(places.get(word, word) for word in words)) == 2
+    printed = capsys.readouterr()
+    assert printed.err and "Traceback" not in printed.err and printed.out == ""
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "file").read_text() == "precious"

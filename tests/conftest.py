@@ -1,0 +1,43 @@
+"""What all tests share: no network, one thread, fixed seeds, shapes checked at run time where declared."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator
+
+# Before anything imports torch or transformers: both read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config, install_import_hook
+
+# Every shape that a signature of these modules states is checked at each call, with what it returns.
+install_import_hook(["readseg.sasp", "readseg.geometry", "readseg.masks", "readseg.losses"], "shapes.check")
+
+# By their names, tests that give wrong input on purpose: they must meet our own errors, not the checker's.
+WRONG_INPUT = re.compile(r"error|wrong|bad_|checked")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    """Each test starts from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries that we call draw from the global state
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Checks the shapes of every call, but in tests of wrong input."""
+    config.update("jaxtyping_disable", bool(WRONG_INPUT.search(request.node.name)))
+    yield
+    config.update("jaxtyping_disable", False)

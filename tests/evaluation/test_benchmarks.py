@@ -1,0 +1,203 @@
+"""Scoring one question at a time, whole sets with models that know everything or nothing, and resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from readseg.data.scenes.compose import Rendered
+from readseg.data.scenes.questions import Question
+from readseg.errors import ReadsegError
+from readseg.evaluation import metrics, report
+from readseg.evaluation.benchmarks import BLIND, Case, Outcome, SceneSet, blind, evaluate_scenes, scene_cases, score
+from readseg.evaluation.predictions import Prediction
+from readseg.masks import encode_rle
+
+HW = (6, 8)
+SMALL = SceneSet(scenes=3, questions=4)
+FROZEN = "783c4cc635c58e6a"
+"""Of the questions and answers of the first 20 scenes, taken before the embedded model was trained on any question."""
+
+
+def block(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros(HW, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+LEFT, RIGHT, BELOW = block(slice(0, 3), slice(0, 2)), block(slice(0, 3), slice(5, 8)), block(slice(4, 6), slice(0, 8))
+MASKS = np.stack([LEFT, RIGHT, BELOW])  # 6, 9 and 16 pixels
+
+
+def question(
+    targets: tuple[tuple[int, ...], ...], present: bool | None, answer: str = "it is there [SEG]."
+) -> Question:
+    return Question(
+        kind="category",
+        question="where?",
+        answer=answer,
+        targets=targets,
+        present=present,
+        tags=frozenset({"a tag"}),
+        subject="cow",
+    )
+
+
+def case(*questions: Question) -> Case:
+    picture = Rendered(np.zeros((*HW, 3), np.uint8), MASKS, MASKS.mean(axis=(1, 2)), np.zeros((3, 4)))
+    return Case("scene-5", "scenes", picture, questions)
+
+
+def outcome(asked: Question, *masks: np.ndarray, answer: str = "") -> Outcome:
+    return score(case(asked), 0, Prediction("scene-5/0", answer, bool(masks), tuple(map(encode_rle, masks))))
+
+
+def test_one_target() -> None:
+    result = outcome(question(((0,),), True), block(slice(0, 3), slice(0, 4)))
+    assert (result.intersections, result.unions, result.said) == ((6,), (12,), True)
+    assert (result.image, result.kind, result.tags) == ("scene-5", "category", {"a tag"})
+
+
+def test_all_of_a_kind_is_one_mask() -> None:
+    result = outcome(question(((0, 1),), True), LEFT)
+    assert (result.intersections, result.unions) == ((6,), (15,))
+
+
+def test_two_targets_are_compared_in_order() -> None:
+    asked = question(((0,), (1,)), True)
+    assert outcome(asked, LEFT, RIGHT).intersections == (6, 9)
+    assert outcome(asked, RIGHT, LEFT).intersections == (0, 0)
+
+
+def test_a_missing_mask_counts_and_so_does_one_too_many() -> None:
+    missing = outcome(question(((0,), (1,)), True), LEFT)
+    assert (missing.intersections, missing.unions) == ((6, 0), (6, 9))
+    surplus = outcome(question(((0,),), True), LEFT, BELOW)
+    assert (surplus.intersections, surplus.unions) == ((6, 0), (6, 16))
+
+
+def test_refusals() -> None:
+    absent = question((), False)
+    right, wrong = outcome(absent), outcome(absent, LEFT, BELOW)
+    assert not right.said and metrics.giou(right.intersections, right.unions) == 1.0
+    assert wrong.said and (wrong.intersections, wrong.unions) == ((0,), (22,))
+    silent = outcome(question(((2,),), True))
+    assert not silent.said and (silent.intersections, silent.unions) == ((0,), (16,))
+
+
+def test_an_empty_mask_says_no() -> None:
+    assert not outcome(question((), False), np.zeros(HW, bool)).said
+    assert not outcome(question(((0,),), True), np.zeros(HW, bool)).said
+
+
+def test_words() -> None:
+    asked = question((), None, answer="There are three.")
+    assert outcome(asked, answer=" there are  three").right_words
+    assert not outcome(asked, answer="there are two.").right_words
+    assert outcome(asked).unions == ()
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(ReadsegError, match="size"):
+        outcome(question(((0,),), True), np.ones((4, 4), bool))
+
+
+def test_blind_baselines() -> None:
+    asked = case(question(((0,),), True), question(((0,), (1,)), True), question((), False))
+    assert score(asked, 0, blind(asked, 0, "largest object")).unions == (22,)
+    assert score(asked, 1, blind(asked, 1, "largest object")).intersections == (0, 9)
+    for k in range(3):
+        assert blind(asked, k, "random object") == blind(asked, k, "random object")
+        assert score(asked, k, blind(asked, k, "random object")).said
+    with pytest.raises(ReadsegError, match="baseline"):
+        blind(asked, 0, "clever")
+
+
+@dataclass
+class FakeAnswer:
+    answer: str
+    present: bool | None
+    masks: np.ndarray
+
+
+@dataclass
+class FakeModel:
+    """Answers from a rule about (case, question); counts the calls."""
+
+    rule: Callable[[Case, Question], FakeAnswer]
+    which: SceneSet = SMALL
+    calls: list[str] = field(default_factory=list)
+
+    def segment(self, image: np.ndarray, queries: Sequence[str], /, *, asks: bool, prompt: str) -> list[FakeAnswer]:
+        assert not asks, "the questions are asked as they stand"
+        self.calls.append(prompt)
+        asked = next(c for c in scene_cases(self.which) if np.array_equal(c.picture.image, image))
+        assert [q.question for q in asked.questions] == list(queries)
+        return [self.rule(asked, q) for q in asked.questions]
+
+
+def omniscient(asked: Case, about: Question) -> FakeAnswer:
+    masks = [asked.picture.masks[list(target)].any(axis=0) for target in about.targets]
+    shape = asked.picture.masks.shape[1:]
+    return FakeAnswer(about.answer, about.present, np.stack(masks) if masks else np.zeros((0, *shape), bool))
+
+
+def silent(asked: Case, about: Question) -> FakeAnswer:
+    return FakeAnswer("no.", False, asked.picture.masks[:0])
+
+
+def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
+    whole, part = list(scene_cases(SMALL)), list(scene_cases(SceneSet(scenes=2, questions=4)))
+    for a, b in zip(whole, part, strict=False):
+        assert a.name == b.name and a.questions == b.questions
+        assert np.array_equal(a.picture.image, b.picture.image)
+    assert len({c.name for c in whole}) == 3
+    words = [(c.section, q.question, q.answer) for c in scene_cases(SceneSet(scenes=20)) for q in c.questions]
+    digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    assert digest[:16] == FROZEN, "the test set has changed: published scores hold for the old one"
+    assert all(c.questions for c in whole)
+
+
+def test_knowing_everything_is_worth_one_and_saying_nothing_is_worth_nothing() -> None:
+    best = report.summarise("best", evaluate_scenes(FakeModel(omniscient), SMALL)["both"])
+    assert best.giou.value == pytest.approx(1, abs=1e-3) and best.ciou.value == 1
+    for sure in (best.answered, best.precision_90):
+        assert sure.value == 1
+    worst = report.summarise("worst", evaluate_scenes(FakeModel(silent), SMALL)["both"])
+    assert worst.giou.value == worst.ciou.value == worst.answered.value == 0
+
+
+def test_variants_and_baselines_stand_beside() -> None:
+    model = FakeModel(omniscient)
+    systems = evaluate_scenes(model, SMALL, prompts=("both", "points", "seg"))
+    assert list(systems) == ["both", "points", "seg", *BLIND]
+    assert model.calls == ["both", "points", "seg"] * 3
+    keys = [[o.key for o in outcomes] for outcomes in systems.values()]
+    assert all(k == keys[0] for k in keys) and len(set(keys[0])) == len(keys[0])
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
+    model = FakeModel(omniscient)
+    short = SceneSet(scenes=2, questions=4)
+    evaluate_scenes(model, short, folder=tmp_path, settings={"model": "m"})
+    assert len(model.calls) == 2
+    file = tmp_path / "predictions-both.jsonl"
+    file.write_bytes(file.read_bytes()[:-7])
+    resumed = evaluate_scenes(model, SMALL, folder=tmp_path, settings={"model": "m"})
+    assert len(model.calls) == 4, "the scene whose last line was cut, and the third"
+    assert resumed == evaluate_scenes(FakeModel(omniscient), SMALL)
+    with pytest.raises(ReadsegError, match="other settings"):
+        evaluate_scenes(model, SMALL, folder=tmp_path, settings={"model": "another"})
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ReadsegError, match="prompt"):
+        evaluate_scenes(FakeModel(silent), SMALL, prompts=("none",))
+    with pytest.raises(ReadsegError, match="scenes"):
+        SceneSet(scenes=0)

@@ -1,0 +1,84 @@
+"""Cuts the part of the reference values that tests/golden keeps, in the same format.
+
+    python tests/golden/make_subset.py REFERENCE
+
+A_sasp: of each kind of map, downsampling and cropping the smallest case; of the maps the smallest of
+each variant; of the similarities the first 64 patches, of which the others are independent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+GOLDEN = Path(__file__).parent
+PATCHES = 64
+Case = dict[str, Any]
+
+
+def size(case: Case) -> tuple[int, int]:
+    """Size of a case's padded grid, then of its image."""
+    return math.prod(case.get("grid_hw", [0])), math.prod(case.get("shape", [0]))
+
+
+def smallest_of_each(cases: list[Case], kind: Callable[[Case], object]) -> list[Case]:
+    """One case of each kind, in the given order; records without a tensor are kept."""
+    chosen: dict[object, Case] = {}
+    for case in sorted(cases, key=size):
+        chosen.setdefault(kind(case) if "key" in case else id(case), case)
+    kept = {id(case) for case in chosen.values()}
+    return [case for case in cases if id(case) in kept]
+
+
+def write(source: Path, target: Path, name: str, cases: list[Case], leave_out: str | None = None) -> None:
+    """Writes the tensors of some cases of one file."""
+    keys = {case["key"] for case in cases if "key" in case}
+    tensors = load_file(source / f"{name}.safetensors")
+    kept = {key: value for key, value in tensors.items() if key.split(".")[0] in keys}
+    if leave_out is not None:
+        kept = {key: value for key, value in kept.items() if not key.endswith(leave_out)}
+    if name == "compute_similarity_map":
+        kept = {
+            key: value[:, :PATCHES].contiguous() if key.endswith((".image", ".out")) else value
+            for key, value in kept.items()
+        }
+    save_file(kept, target / f"{name}.safetensors")
+
+
+def cut_sasp(reference: Path) -> None:
+    """Part A."""
+    source, target = reference / "A_sasp", GOLDEN / "A_sasp"
+    target.mkdir(exist_ok=True)
+    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+
+    def kind_of_points(case: Case) -> object:
+        return case["kind"], case["status"], case["down_sample"], min(case.get("pad_hw", [0])) < 0
+
+    chosen = {
+        "points": smallest_of_each(index["points"], kind_of_points),
+        "get_similarity_map": smallest_of_each(index["get_similarity_map"], lambda case: (case["variant"], case["n"])),
+        "compute_similarity_map": index["compute_similarity_map"],
+        "discrete_to_continuous": index["discrete_to_continuous"],
+    }
+    for case in chosen["compute_similarity_map"]:
+        case["n_i"] = PATCHES
+    write(source, target, "points", chosen["points"], leave_out=".origin_map")
+    for name in ("get_similarity_map", "compute_similarity_map", "discrete_to_continuous"):
+        write(source, target, name, chosen[name])
+    minima = {cells: values[:10] for cells, values in index["float_truncation_minima"].items()}
+    text = json.dumps({**chosen, "float_truncation_minima": minima, "n_cases": len(chosen["points"])})
+    (target / "index.json").write_text(text + "\n", encoding="utf-8")
+    equivalence = source / "window_equivalence.json"
+    (target / equivalence.name).write_text(equivalence.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit(f"usage: python {sys.argv[0]} REFERENCE (the folder with reference values)")
+    cut_sasp(Path(sys.argv[1]))

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from readseg.config import ConversationConfig, PointConfig, ReadConfig, tiny_config
+from readseg.families import FAMILIES, TINY
+from readseg.model import ReadModel
+from small import small_config
+
+IDS = {"image_token_id": 3, "seg_token_id": 6, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_points": -1},
+        {"t_pos": 0.2, "t_neg": 0.8},
+        {"t_pos": 0.5, "t_neg": 0.5},
+        {"t_pos": 1.2},
+        {"t_neg": float("nan")},
+        {"downsample": 0},
+        {"bandwidth": 0.0},
+        {"alignment": "rough"},
+        {"threshold": "mean"},
+    ],
+)
+def test_points_reject_what_makes_no_sense(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PointConfig(**values)  # type: ignore[arg-type]
+
+
+def test_plain_data_with_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match="num_pionts"):
+        PointConfig.from_dict({"num_pionts": 30})
+
+
+def test_points_round_trip() -> None:
+    points = PointConfig(num_points=60, t_pos=0.6, alignment="exact", dtoc=False)
+    assert PointConfig.from_dict(points.to_dict()) == points
+
+
+@pytest.mark.parametrize("field", ["image_text", "name_question", "sentence_question"])
+def test_a_conversation_keeps_its_placeholders(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        ConversationConfig(**{field: "nothing to fill in"})
+
+
+def test_config_survives_a_file(tmp_path: Path) -> None:
+    config = small_config(
+        prompt="seg",
+        bce_loss_weight=3.5,
+        dice_loss_weight=0.0,
+        conversation=ConversationConfig(system="Be brief.", name_question="Where is {name}?"),
+        points=PointConfig(threshold="std", num_points=7),
+    )
+    config.save_pretrained(tmp_path)
+    for loaded in (ReadConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ReadConfig)
+        values, saved = loaded.to_dict(), config.to_dict()
+        of_the_file = {"_name_or_path", "transformers_version"}
+        assert {key for key in values.keys() | saved.keys() if values.get(key) != saved.get(key)} <= of_the_file
+        assert loaded.points == config.points
+        assert loaded.conversation == config.conversation
+        assert (loaded.bce_loss_weight, loaded.dice_loss_weight, loaded.prompt) == (3.5, 0.0, "seg")
+        assert loaded.mask_config.vision_config.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"prompt": "box"}, {"view": "fit"}, {"bce_loss_weight": None}, {"text_loss_weight": -1.0}, {"points": {"k": 1}}],
+)
+def test_config_rejects_what_makes_no_sense(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"prompt|view|loss_weight|setting"):
+        ReadConfig(**values)
+
+
+def test_a_weight_is_not_lost_in_an_empty_config() -> None:
+    config = ReadConfig()
+    weights = config.text_loss_weight, config.bce_loss_weight, config.dice_loss_weight, config.map_loss_weight
+    assert weights == (1.0, 2.0, 0.5, 0.0)
+
+
+def test_the_tiny_model_is_tiny_and_of_its_family() -> None:
+    config = tiny_config(vocab_size=1400, **IDS)
+    assert (config.points, config.conversation, config.view) == (TINY.points, TINY.conversation, TINY.view)
+    assert config.family == TINY.name
+    assert (config.num_image_tokens, config.lmm_size, config.mask_size) == (196, 224, 160)
+    assert sum(weight.numel() for weight in ReadModel(config).parameters()) < 12e6
+
+
+def test_families_are_known_by_their_name() -> None:
+    assert all(name == family.name for name, family in FAMILIES.items())

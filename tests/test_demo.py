@@ -1,0 +1,64 @@
+"""The demo holds answers against the truth, and its exit code says how that went."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from readseg import segmenter as module
+from readseg.masks import save_png
+from tiny_segmenter import build, load, picture
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two questions whose truth is what the model answers."""
+    model = build(tmp_path / "model")
+    monkeypatch.setattr(module, "EMBEDDED", model)
+    picture().save(tmp_path / "scene.png")
+    save_png(tmp_path / "truth.png", load(model).segment(picture(), "the cat").mask)
+    entries = [
+        {"image": "scene.png", "query": "the cat", "expected": "truth.png"},
+        {"image": "scene.png", "query": "the unicorn", "expected": None},
+    ]
+    (tmp_path / "examples.json").write_text(json.dumps(entries))
+    return tmp_path / "examples.json"
+
+
+def test_all_as_expected(demo: ModuleType, examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(examples, tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"1_scene.png", "2_scene.png"}
+    out = capsys.readouterr().out
+    assert "1.00" in out
+    assert "refused" in out
+    assert "as expected" in out
+
+
+def test_a_missed_bar_ends_with_one(
+    demo: ModuleType, examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_png(tmp_path / "truth.png", np.eye(40, 60, dtype=bool))
+    assert demo.main(examples, tmp_path / "out") == 1
+    assert "1 of 2 miss the bar" in capsys.readouterr().out
+
+
+def test_a_mask_where_a_refusal_was_due_ends_with_one(demo: ModuleType, examples: Path, tmp_path: Path) -> None:
+    examples.write_text(json.dumps([{"image": "scene.png", "query": "the cat", "expected": None}]))
+    assert demo.main(examples, tmp_path / "out") == 1

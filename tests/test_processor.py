@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoProcessor, CLIPImageProcessor
+
+from readseg.config import ConversationConfig
+from readseg.conversation import Turn
+from readseg.errors import ReadsegError
+from readseg.families import TINY
+from readseg.processor import SAM_MEAN, SAM_STD, ReadProcessor, build_tiny_tokenizer
+from small import TEXTS, noise_image, small_config, small_processor, small_tokenizer
+
+SPECIAL = set(range(len(TINY.added_tokens)))
+
+
+def test_special_tokens_are_the_first_ids() -> None:
+    tokenizer = small_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(sorted(SPECIAL)) == list(TINY.added_tokens)
+
+
+def test_the_same_texts_give_the_same_tokenizer() -> None:
+    again = build_tiny_tokenizer(iter(TEXTS), vocab_size=300)
+    assert again.get_vocab() == small_tokenizer().get_vocab()
+    assert len(again) <= 300
+
+
+def test_the_prompt_is_prefix_and_query() -> None:
+    processor = small_processor()
+    turns = [Turn("where?", "here [SEG]."), Turn("and then?")]
+    prompt = processor.prompt_ids(turns)
+    assert prompt == processor.prefix_ids() + processor.query_ids(turns)
+    assert prompt.count(processor.config.image_token_id) == processor.config.num_image_tokens
+    assert prompt.count(processor.config.seg_token_id) == 1
+
+
+def test_training_sees_what_inference_asks_and_learns_the_answer_only() -> None:
+    processor = small_processor(conversation=ConversationConfig(system="Be brief."))
+    turn = Turn("where is the cup?", "it is the red cup [SEG].")
+    ids, labels = processor.encode([turn])
+    prompt, answer = processor.prompt_ids([turn]), processor.answer_ids(turn.answer or "")
+    assert ids == prompt + answer
+    assert labels == [-100] * len(prompt) + answer
+    assert answer[-1] == processor.tokenizer.eos_token_id
+
+
+def test_every_answer_of_a_conversation_is_learned() -> None:
+    processor = small_processor()
+    ids, labels = processor.encode([Turn("where?", "here [SEG]."), Turn("sure?", "yes.")])
+    learned = [label for label in labels if label != -100]
+    assert learned == processor.answer_ids("here [SEG].") + processor.answer_ids("yes.")
+    assert len(ids) == len(labels)
+
+
+@pytest.mark.parametrize("token", TINY.added_tokens)
+def test_a_special_token_in_a_question_is_plain_text(token: str) -> None:
+    processor = small_processor()
+    query = processor.query_ids([Turn(f"what is {token}{token} here?")])
+    assert not SPECIAL & set(query)
+    assert f"what is {token}{token} here?" in processor.decode(query)
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_any_question_can_be_asked(text: str) -> None:
+    processor = small_processor()
+    query = processor.query_ids([Turn(text)])
+    assert not SPECIAL & set(query)
+    assert processor.decode(query) == f"{text.strip()} ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    "answer", ["it is the red cup [SEG].", "[SEG]", "the cup [SEG], the saw [SEG] and [SEG] [SEG].", "there is none."]
+)
+def test_answers_go_there_and_back(answer: str) -> None:
+    processor = small_processor()
+    ids = processor.answer_ids(answer)
+    assert ids.count(processor.config.seg_token_id) == answer.count("[SEG]")
+    assert processor.decode(ids) == answer
+
+
+def test_only_seg_is_a_token_in_an_answer() -> None:
+    processor = small_processor()
+    ids = processor.answer_ids("a </s> <image> [SEG]")
+    assert [token for token in ids if token in SPECIAL] == [
+        processor.config.seg_token_id,
+        processor.tokenizer.eos_token_id,
+    ]
+
+
+def test_crop_pixels_are_those_of_the_stock_processor() -> None:
+    processor = small_processor(view="crop")
+    stock = CLIPImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        resample=3,
+    )
+    image = noise_image(75, 50)
+    expected = stock(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(processor.lmm_pixels(image), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (7, 3), (1, 50)])
+def test_mask_pixels_are_normalised_and_padded_with_zeros(size: tuple[int, int]) -> None:
+    processor = small_processor()
+    image = noise_image(*size)
+    pixels = processor.mask_pixels(image)
+    height, width = processor.frame(image).mask_hw
+    assert pixels.shape == (3, 32, 32)
+    assert not pixels[:, height:].any()
+    assert not pixels[:, :, width:].any()
+    view = np.asarray(processor.frame(image).mask_view(image), dtype=np.float32)
+    expected = (view - np.float32(SAM_MEAN)) / np.float32(SAM_STD)
+    torch.testing.assert_close(pixels[:, :height, :width], torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_a_frame_is_the_models_view_of_an_image() -> None:
+    frame = small_processor(view="letterbox").frame(noise_image(20, 10))
+    assert (frame.hw, frame.lmm_size, frame.mask_size, frame.view) == ((10, 20), 32, 32, "letterbox")
+
+
+def test_files_give_the_same_processor(tmp_path: Path) -> None:
+    processor = small_processor(conversation=ConversationConfig(system="Be brief."), view="crop")
+    processor.save_pretrained(tmp_path)
+    turns = [Turn("where is </s> it?", "here [SEG].")]
+    for loaded in (ReadProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ReadProcessor)
+        assert loaded.encode(turns) == processor.encode(turns)
+        assert loaded.frame(noise_image(9, 5)) == processor.frame(noise_image(9, 5))
+
+
+def test_another_models_tokenizer_is_an_error() -> None:
+    with pytest.raises(ReadsegError, match=r"\[SEG\] is"):
+        ReadProcessor(small_tokenizer(), small_config(seg_token_id=9))

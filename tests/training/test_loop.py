@@ -1,0 +1,114 @@
+"""The loop: it learns, logs, checkpoints atomically, and a killed run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from readseg.errors import ReadsegError
+from readseg.training.config import StageConfig
+from readseg.training.loop import train
+
+
+class Line(nn.Module):
+    """Fits y = W x through a matrix (Muon) and a bias (AdamW); one batch in ``poison`` has no finite loss."""
+
+    def __init__(self, poison: int | None = None, pause: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        self.poison, self.pause = poison, pause
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"layer.bias": 0.5}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(16, 4, generator=generator)
+        time.sleep(self.pause)
+        return {"x": x, "y": x.flip(1) * (torch.inf if step == self.poison else 1.0)}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (self.layer(batch["x"]) - batch["y"]).square().mean()}
+
+
+def options(steps: int, every: int = 4, rate: float = 0.05) -> StageConfig:
+    return StageConfig(
+        name="line", steps=steps, images_per_step=1, learning_rate=rate, warmup_steps=2, precision="fp32",
+        log_every=1, checkpoint_every=every,
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
+
+
+def test_learns_and_logs_every_step(tmp_path: Path) -> None:
+    train(Line(), options(60, rate=0.3), tmp_path)
+    history = losses(tmp_path)
+    assert [step for step, _ in history] == list(range(1, 61))
+    assert history[-1][1] < 0.1 * history[0][1]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-60"]
+
+
+def test_every_parameter_moves_at_its_own_rate(tmp_path: Path) -> None:
+    stage = Line()
+    before = {name: value.clone() for name, value in stage.state_dict().items()}
+    train(stage, options(3), tmp_path)
+    assert all((stage.state_dict()[name] != before[name]).any() for name in before)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    train(Line(), options(5), tmp_path)
+    first = losses(tmp_path)
+    train(Line(), options(5), tmp_path)
+    assert losses(tmp_path) == first
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 11])
+def test_a_killed_run_continues_with_the_same_losses(tmp_path: Path, stop_at: int) -> None:
+    train(Line(), options(12), tmp_path / "whole")
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "from test_loop import Line, options, train; train(Line(pause=0.05), options(12), Path(sys.argv[2]))"
+    )
+    folder = tmp_path / "killed"
+    path = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= stop_at):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    train(Line(), options(12), folder)
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_half_written_state_is_not_used(tmp_path: Path) -> None:
+    train(Line(), options(8), tmp_path / "whole")
+    folder = tmp_path / "broken"
+    train(Line(), options(4), folder)
+    (folder / "checkpoint.partial").mkdir()
+    (folder / "checkpoint.partial" / "model.safetensors").write_bytes(b"half")
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 5, "lo')
+    train(Line(), options(8), folder)
+    steps = [step for step, _ in losses(folder)]
+    assert steps == list(range(1, 9))
+    assert not (folder / "checkpoint.partial").exists()
+
+
+def test_an_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match=r"line.*inf.*step 3"):
+        train(Line(poison=3), options(6), tmp_path)
