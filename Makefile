@@ -1,6 +1,6 @@
 # `make demo` is all that a new user types. Everything runs in .venv, which is made if it is not there.
-# On Linux, PyPI's torch brings CUDA along; without a GPU this is far smaller:
-#     make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# A package index with CPU builds of torch saves a large download where there is no GPU:
+#     make demo PIP_FLAGS="--extra-index-url URL"
 
 PYTHON ?= python3
 PIP_FLAGS ?=

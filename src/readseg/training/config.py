@@ -76,6 +76,7 @@ class ReadStageConfig(StageConfig):
         mask_warmup_steps: steps before the mask losses join (the map lights up first).
         false_premise: share of the segmentation questions whose object is not there.
         plain: share of questions that are answered in words.
+        next_turn: probability that a question continues the conversation before it, instead of standing alone.
         kinds: weight of each kind of question; kinds that are absent keep their default.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
     """
@@ -88,6 +89,7 @@ class ReadStageConfig(StageConfig):
     mask_warmup_steps: int = Field(default=0, ge=0)
     false_premise: float = Field(default=0.4, ge=0, le=1)
     plain: float = Field(default=0.15, ge=0, le=1)
+    next_turn: float = Field(default=0.1, ge=0, le=1)
     kinds: dict[str, float] = Field(default_factory=dict)
     prompt: Literal["both", "seg", "points"] = "both"
 

@@ -109,7 +109,7 @@ class ReadStage(nn.Module):
         samples = [self._sample(seed, rng) for seed in range(first, first + per_group)]
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
         features = cached(self.cache, f"{self.key}-{first}-{per_group}", lambda: self._encode(images))
-        rows = [[self._segment(turn) for turn in sample.turns] for sample in samples]
+        rows = [[self._segment(turns) for turns in self._conversations(sample, rng)] for sample in samples]
         packed = pack(self.processor.prefix_ids(), rows, self.model.config.lmm_config.text_config.pad_token_id)
         masks = [mask for sample in samples for turn in sample.turns for mask in turn.masks]
         grid = round(self.model.config.num_image_tokens**0.5)
@@ -151,11 +151,21 @@ class ReadStage(nn.Module):
             "embeddings": self.model.embed_masks_image(mask_pixels),
         }
 
-    def _segment(self, turn: Any) -> tuple[list[int], list[int]]:
-        """Ids and labels of one question and its answer, as they follow the prefix."""
-        query = self.processor.query_ids([Turn(turn.question)])
-        answer = self.processor.answer_ids(turn.answer)
-        return query + answer, [-100] * len(query) + answer
+    def _conversations(self, sample: Sample, rng: np.random.Generator) -> list[list[Turn]]:
+        """A sample's questions, most of them alone, some as the next turn of the conversation before them."""
+        conversations: list[list[Turn]] = []
+        for turn in sample.turns:
+            if conversations and rng.random() < self.options.next_turn:
+                conversations[-1].append(Turn(turn.question, turn.answer))
+            else:
+                conversations.append([Turn(turn.question, turn.answer)])
+        return conversations
+
+    def _segment(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
+        """Ids and labels of a conversation, as they follow the prefix."""
+        ids, labels = self.processor.encode(turns)
+        start = len(self.processor.prefix_ids())
+        return ids[start:], labels[start:]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The loss and its parts; how often the map's peak lies on the target; the masks' mean IoU."""
