@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator
 
 # Before anything imports torch or transformers: both read these once.
@@ -19,7 +20,8 @@ import torch
 from jaxtyping import config, install_import_hook
 
 # Every shape that a signature of these modules states is checked at each call, with what it returns.
-install_import_hook(["readseg.sasp", "readseg.geometry", "readseg.masks", "readseg.losses"], "shapes.check")
+SHAPED = ("grids", "sasp", "geometry", "masks", "losses")
+install_import_hook([f"readseg.{name}" for name in SHAPED], "shapes.check")
 
 # By their names, tests that give wrong input on purpose: they must meet our own errors, not the checker's.
 WRONG_INPUT = re.compile(r"error|wrong|bad_|checked")
@@ -41,3 +43,11 @@ def _shapes_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
     config.update("jaxtyping_disable", bool(WRONG_INPUT.search(request.node.name)))
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _no_precision_is_left_over() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run and refuses another one: forget it after each test."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerFast, SamConfig
@@ -21,51 +22,41 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     return build_tiny_tokenizer(TEXTS, vocab_size=300)
 
 
-def small_config(**changes: Any) -> ReadConfig:
-    """16 image tokens of a 32 px image; 4 x 4 embeddings of a 32 px image; 16 channels throughout."""
-    tokenizer = small_tokenizer()
+def small_config(
+    tokenizer: PreTrainedTokenizerFast | None = None, *, width: int = 16, context: int = 256, **changes: Any
+) -> ReadConfig:
+    """16 image tokens of a 32 px image; 4 x 4 embeddings of a 32 px image; `width` channels throughout."""
+    tokenizer = tokenizer or small_tokenizer()
     image, seg = tokenizer.convert_tokens_to_ids(["<image>", "[SEG]"])
+    layers = {"hidden_size": width, "num_attention_heads": 2}
     vision = CLIPVisionConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=16,
+        **layers, image_size=32, patch_size=8, intermediate_size=width, num_hidden_layers=2, projection_dim=width
     )
     text = LlamaConfig(
+        **layers,
         vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
+        intermediate_size=3 * width // 2,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     mask = SamConfig(
         vision_config={
+            **layers,
             "image_size": 32,
             "patch_size": 8,
-            "hidden_size": 16,
-            "output_channels": 16,
+            "output_channels": width,
             "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "mlp_dim": 16,
+            "mlp_dim": width,
             "global_attn_indexes": [0],
             "window_size": 0,
-            "num_pos_feats": 8,
+            "num_pos_feats": width // 2,
             "scale": 1.0,
         },
-        prompt_encoder_config={"hidden_size": 16, "image_size": 32, "patch_size": 8, "mask_input_channels": 4},
-        mask_decoder_config={
-            "hidden_size": 16,
-            "mlp_dim": 16,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
+        prompt_encoder_config={"hidden_size": width, "image_size": 32, "patch_size": 8, "mask_input_channels": 4},
+        mask_decoder_config={**layers, "mlp_dim": width, "iou_head_hidden_dim": width},
     )
     lmm = LlavaConfig(
         vision_config=vision,
@@ -102,7 +93,7 @@ def small_processor(**changes: Any) -> ReadProcessor:
     return ReadProcessor(small_tokenizer(), small_config(**changes))
 
 
-def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(values.numpy(), "RGB")
+def picture(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
+    """Coloured noise, RGB, size (width, height)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)

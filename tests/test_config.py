@@ -16,13 +16,14 @@ IDS = {"image_token_id": 3, "seg_token_id": 6, "bos_token_id": 1, "eos_token_id"
 @pytest.mark.parametrize(
     "values",
     [
-        {"num_points": -1},
+        {"num_points": 0},
         {"t_pos": 0.2, "t_neg": 0.8},
         {"t_pos": 0.5, "t_neg": 0.5},
         {"t_pos": 1.2},
         {"t_neg": float("nan")},
         {"downsample": 0},
         {"bandwidth": 0.0},
+        {"bandwidth": float("inf")},
         {"alignment": "rough"},
         {"threshold": "mean"},
     ],
@@ -54,7 +55,7 @@ def test_config_survives_a_file(tmp_path: Path) -> None:
         bce_loss_weight=3.5,
         dice_loss_weight=0.0,
         conversation=ConversationConfig(system="Be brief.", name_question="Where is {name}?"),
-        points=PointConfig(threshold="std", num_points=7),
+        points=PointConfig(threshold="std", num_points=7, alignment="exact"),
     )
     config.save_pretrained(tmp_path)
     for loaded in (ReadConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
@@ -70,10 +71,19 @@ def test_config_survives_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"prompt": "box"}, {"view": "fit"}, {"bce_loss_weight": None}, {"text_loss_weight": -1.0}, {"points": {"k": 1}}],
+    [
+        {"prompt": "box"},
+        {"view": "fit"},
+        {"bce_loss_weight": None},
+        {"text_loss_weight": -1.0},
+        {"map_loss_weight": float("nan")},
+        {"points": {"k": 1}},
+        {"points": PointConfig(alignment="reference"), "view": "stretch"},
+        {"points": PointConfig(downsample=25)},
+    ],
 )
 def test_config_rejects_what_makes_no_sense(values: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"prompt|view|loss_weight|setting"):
+    with pytest.raises(ValueError, match=r"prompt|view|loss_weight|setting|alignment|downsample"):
         ReadConfig(**values)
 
 

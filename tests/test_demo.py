@@ -12,7 +12,8 @@ import pytest
 
 from readseg import segmenter as module
 from readseg.masks import save_png
-from tiny_segmenter import build, load, picture
+from small import picture
+from tiny_segmenter import build, load
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 

@@ -57,6 +57,8 @@ def test_rle_of_a_large_mask() -> None:
         {"size": [2, 2], "counts": [1, 1]},
         {"size": [2, 2], "counts": [-1, 5]},
         {"size": [-2, -2], "counts": [4]},
+        {"size": [2, 2], "counts": [None]},
+        {"size": [2, float("inf")], "counts": [4]},
         {"size": [2, 2], "counts": 4},
         None,
     ],

@@ -18,10 +18,10 @@ from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.model import ReadModel, ReadOutput
 from readseg.prompting import NO_MASK_LOGIT
-from small import noise_image, small_config, small_model, small_processor
+from small import picture, small_config, small_model, small_processor
 
 ANSWERS = ("there is no saw.", "it is the cup [SEG].", "the cup [SEG] and, far behind it, the red saw [SEG].")
-IMAGES = (noise_image(40, 30), noise_image(20, 50, seed=1))
+IMAGES = (picture(30, 40), picture(50, 20, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def assert_same_segs(one: ReadOutput, other: ReadOutput, places: Sequence[int], 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_batch_gives_what_single_rows_give(model: ReadModel, side: str) -> None:
-    three = [*IMAGES, noise_image(33, 33, seed=2)]
+    three = [*IMAGES, picture(33, 33, seed=2)]
     batch = model(**texts(ANSWERS, side), **images(three))
     assert batch.seg_rows.tolist() == [1, 2, 2]
     assert [tuple(logits.shape) for logits in batch.low_res_logits] == [(16, 16)] * 3
@@ -408,7 +408,7 @@ def test_lower_precision_spares_positions(tmp_path: Path, dtype: torch.dtype) ->
 @pytest.mark.parametrize("autocast", [False, True])
 def test_points_keep_their_place_in_bfloat16(autocast: bool) -> None:
     model = small_model() if autocast else small_model().to(torch.bfloat16)
-    image = noise_image(1999, 1501)
+    image = picture(1501, 1999)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = model(**texts(ANSWERS[1:2]), **images([image]))
     xy = out.points[0].xy

@@ -14,9 +14,15 @@ from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.families import TINY
 from readseg.processor import SAM_MEAN, SAM_STD, ReadProcessor, build_tiny_tokenizer
-from small import TEXTS, noise_image, small_config, small_processor, small_tokenizer
+from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
 SPECIAL = set(range(len(TINY.added_tokens)))
+
+
+def answer_ids(processor: ReadProcessor, answer: str) -> list[int]:
+    """What is learned of an answer."""
+    _, labels = processor.encode([Turn("where?", answer)])
+    return [label for label in labels if label != -100]
 
 
 def test_special_tokens_are_the_first_ids() -> None:
@@ -43,7 +49,7 @@ def test_training_sees_what_inference_asks_and_learns_the_answer_only() -> None:
     processor = small_processor(conversation=ConversationConfig(system="Be brief."))
     turn = Turn("where is the cup?", "it is the red cup [SEG].")
     ids, labels = processor.encode([turn])
-    prompt, answer = processor.prompt_ids([turn]), processor.answer_ids(turn.answer or "")
+    prompt, answer = processor.prompt_ids([turn]), answer_ids(processor, turn.answer or "")
     assert ids == prompt + answer
     assert labels == [-100] * len(prompt) + answer
     assert answer[-1] == processor.tokenizer.eos_token_id
@@ -53,7 +59,7 @@ def test_every_answer_of_a_conversation_is_learned() -> None:
     processor = small_processor()
     ids, labels = processor.encode([Turn("where?", "here [SEG]."), Turn("sure?", "yes.")])
     learned = [label for label in labels if label != -100]
-    assert learned == processor.answer_ids("here [SEG].") + processor.answer_ids("yes.")
+    assert learned == answer_ids(processor, "here [SEG].") + answer_ids(processor, "yes.")
     assert len(ids) == len(labels)
 
 
@@ -78,14 +84,14 @@ def test_any_question_can_be_asked(text: str) -> None:
 )
 def test_answers_go_there_and_back(answer: str) -> None:
     processor = small_processor()
-    ids = processor.answer_ids(answer)
+    ids = answer_ids(processor, answer)
     assert ids.count(processor.config.seg_token_id) == answer.count("[SEG]")
     assert processor.decode(ids) == answer
 
 
 def test_only_seg_is_a_token_in_an_answer() -> None:
     processor = small_processor()
-    ids = processor.answer_ids("a </s> <image> [SEG]")
+    ids = answer_ids(processor, "a </s> <image> [SEG]")
     assert [token for token in ids if token in SPECIAL] == [
         processor.config.seg_token_id,
         processor.tokenizer.eos_token_id,
@@ -99,15 +105,15 @@ def test_crop_pixels_are_those_of_the_stock_processor() -> None:
         crop_size={"height": 32, "width": 32},
         resample=3,
     )
-    image = noise_image(75, 50)
+    image = picture(50, 75)
     expected = stock(image, return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(processor.lmm_pixels(image), expected, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(64, 32), (32, 64), (7, 3), (1, 50)])
-def test_mask_pixels_are_normalised_and_padded_with_zeros(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("hw", [(64, 32), (32, 64), (7, 3), (1, 50)])
+def test_mask_pixels_are_normalised_and_padded_with_zeros(hw: tuple[int, int]) -> None:
     processor = small_processor()
-    image = noise_image(*size)
+    image = picture(*hw)
     pixels = processor.mask_pixels(image)
     height, width = processor.frame(image).mask_hw
     assert pixels.shape == (3, 32, 32)
@@ -119,7 +125,7 @@ def test_mask_pixels_are_normalised_and_padded_with_zeros(size: tuple[int, int])
 
 
 def test_a_frame_is_the_models_view_of_an_image() -> None:
-    frame = small_processor(view="letterbox").frame(noise_image(20, 10))
+    frame = small_processor(view="letterbox").frame(picture(10, 20))
     assert (frame.hw, frame.lmm_size, frame.mask_size, frame.view) == ((10, 20), 32, 32, "letterbox")
 
 
@@ -130,7 +136,7 @@ def test_files_give_the_same_processor(tmp_path: Path) -> None:
     for loaded in (ReadProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(loaded, ReadProcessor)
         assert loaded.encode(turns) == processor.encode(turns)
-        assert loaded.frame(noise_image(9, 5)) == processor.frame(noise_image(9, 5))
+        assert loaded.frame(picture(5, 9)) == processor.frame(picture(5, 9))
 
 
 def test_another_models_tokenizer_is_an_error() -> None:

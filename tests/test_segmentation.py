@@ -173,3 +173,11 @@ def test_damaged_json_is_refused() -> None:
     values["masks"][0]["size"] = [3, 3]
     with pytest.raises(ReadsegError, match="not a saved segmentation"):
         Segmentation.from_dict(values)
+
+
+@pytest.mark.parametrize(("name", "value"), [("alignment", "rough"), ("box", [0.0, 1.0]), ("scores", [[1.0, 2.0]])])
+def test_a_map_that_cannot_be_drawn_is_refused(name: str, value: Any) -> None:
+    values = result(1).to_dict()
+    values["similarity"][name] = value
+    with pytest.raises(ReadsegError, match=name):
+        Segmentation.from_dict(values)

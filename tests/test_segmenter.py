@@ -17,7 +17,8 @@ from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.images import ImageError
 from readseg.segmenter import QueryError, Segmentation, Segmenter, asks_for_mask, requests_mask
-from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load, picture
+from small import picture
+from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load
 
 EIGHT = [*ANSWERS, "the cat", "some other thing that nobody trained", "a"]
 
@@ -177,6 +178,13 @@ def test_prompts_and_points_can_be_chosen(shared: Segmenter) -> None:
     assert len(few.points_xy[0]) == 3
     with pytest.raises(ReadsegError, match="both, seg, points"):
         shared.segment(picture(), "the cat", prompt="all")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("wrong", ["alignment", "downsample"])
+def test_points_that_do_not_fit_the_model(shared: Segmenter, wrong: str) -> None:
+    points = PointConfig() if wrong == "alignment" else PointConfig(downsample=5, alignment="exact")
+    with pytest.raises(ReadsegError, match=wrong):
+        shared.segment(picture(), "the unicorn", points=points)
 
 
 def test_an_answer_that_is_cut_off_says_so(shared: Segmenter) -> None:

@@ -1,19 +1,16 @@
-"""A model of a few thousand weights that has learned five answers by heart: all code paths, in seconds."""
+"""The small model, wide enough that it has learned five answers by heart: all code paths, in seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from readseg.config import ReadConfig, tiny_config
 from readseg.conversation import Turn
-from readseg.families import BOS, EOS, IMAGE, PAD, SEG, TINY
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor, build_tiny_tokenizer
 from readseg.segmenter import Segmenter
+from small import picture, small_config
 
 ANSWERS = {
     "the cat": "it is the cat [SEG].",
@@ -25,68 +22,15 @@ ANSWERS = {
 LONGEST_CONTEXT = 400
 
 
-def picture(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
-    """Coloured noise, RGB, size (width, height)."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
-def small_config(ids: dict[str, int], vocab_size: int, view: str = "stretch") -> ReadConfig:
-    """The embedded model's configuration with every width and depth cut down."""
-    config = tiny_config(
-        vocab_size=vocab_size,
-        image_token_id=ids[IMAGE],
-        seg_token_id=ids[SEG],
-        bos_token_id=ids[BOS],
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
-    )
-    lmm, sam = config.lmm_config, config.mask_config
-    cuts: list[tuple[object, dict[str, object]]] = [
-        (
-            lmm.vision_config,
-            {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 32}
-            | {"num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 32},
-        ),
-        (
-            lmm.text_config,
-            {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32}
-            | {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": LONGEST_CONTEXT},
-        ),
-        (
-            sam.vision_config,
-            {"image_size": 32, "patch_size": 8, "hidden_size": 32, "output_channels": 32, "mlp_dim": 32}
-            | {"num_hidden_layers": 1, "num_attention_heads": 2, "global_attn_indexes": [0], "num_pos_feats": 16},
-        ),
-        (
-            sam.prompt_encoder_config,
-            {"hidden_size": 32, "image_size": 32, "patch_size": 8, "image_embedding_size": 4},
-        ),
-        (
-            sam.mask_decoder_config,
-            {"hidden_size": 32, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-            | {"iou_head_hidden_dim": 32},
-        ),
-    ]
-    for part, values in cuts:
-        for name, value in values.items():
-            setattr(part, name, value)
-    lmm.image_seq_length = config.num_image_tokens
-    config.view = view
-    return config
-
-
 def build(folder: Path, *, view: str = "stretch") -> Path:
     """Train the small model on `ANSWERS`, whatever the image, and save it."""
     torch.manual_seed(0)
     tokenizer = build_tiny_tokenizer([*ANSWERS, *ANSWERS.values()], vocab_size=400)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in TINY.added_tokens}
-    config = small_config(ids, len(tokenizer), view)
+    config = small_config(tokenizer, width=64, context=LONGEST_CONTEXT, view=view)
     model, processor = ReadModel(config), ReadProcessor(tokenizer, config)
     rows = [processor.encode([Turn(question, answer)]) for question, answer in ANSWERS.items()]
     longest = max(len(row) for row, _ in rows)
-    pad = ids[PAD]
-    input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row, _ in rows])
+    input_ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row, _ in rows])
     labels = torch.tensor([row + [-100] * (longest - len(row)) for _, row in rows])
     pixels = torch.stack([processor.lmm_pixels(picture(seed=seed)) for seed in range(len(rows))])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

@@ -7,13 +7,15 @@ model explains itself; the table that they come from is `families.py`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, SamConfig
 
 from readseg.geometry import View
-from readseg.sasp import Alignment, Threshold
+from readseg.grids import Alignment
+from readseg.sasp import Threshold
 
 Prompt = Literal["both", "seg", "points"]
 
@@ -35,7 +37,7 @@ def check_choice(name: str, value: str) -> None:
 class PointConfig:
     """How a similarity map becomes point prompts (Similarity as Points).
 
-    num_points: the most points that one [SEG] gets; 0 gives none.
+    num_points: the most points that one [SEG] gets, at least 1 (the prompt "seg" of `ReadConfig` takes none).
     t_pos, t_neg: thresholds on the min-max map: v >= t_pos is positive, 0 <= v <= t_neg negative.
     downsample: the token grid of side n is reduced to n // downsample before points are chosen.
     alignment: "reference" is the rounding that released READ weights were trained with, "exact" knows the
@@ -59,16 +61,16 @@ class PointConfig:
     def __post_init__(self) -> None:
         check_choice("alignment", self.alignment)
         check_choice("threshold", self.threshold)
-        if self.num_points < 0:
-            raise ValueError(f"num_points must be 0 or more; got {self.num_points}.")
+        if self.num_points < 1:
+            raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
         if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
             raise ValueError(
                 f"thresholds must obey 0 <= t_neg < t_pos <= 1; got t_neg {self.t_neg}, t_pos {self.t_pos}."
             )
         if self.downsample < 1:
             raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
-        if not self.bandwidth > 0.0:
-            raise ValueError(f"bandwidth must be above 0; got {self.bandwidth}.")
+        if not 0.0 < self.bandwidth < math.inf:
+            raise ValueError(f"bandwidth must be above 0 and finite; got {self.bandwidth}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The values as plain data; `from_dict` reads them back."""
@@ -163,9 +165,23 @@ class ReadConfig(PreTrainedConfig):
         check_choice("view", self.view)
         for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
             weight = getattr(self, name)
-            if not isinstance(weight, (int, float)) or weight < 0:
+            if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be a number, 0 or more; got {weight!r}.")
         super().__post_init__(**kwargs)
+        self.check_points(self.points)
+
+    def check_points(self, points: PointConfig) -> None:
+        """Raises ValueError where settings of points do not fit this model's view of images or its token grid."""
+        if points.alignment == "reference" and self.view != "crop":
+            raise ValueError(
+                f'alignment "reference" is a rounding of the centre crop, but the view is {self.view!r}: '
+                'use alignment "exact".'
+            )
+        if points.downsample**2 > self.num_image_tokens:
+            raise ValueError(
+                f"downsample must not exceed the side of the grid of {self.num_image_tokens} image tokens; "
+                f"got {points.downsample}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `config.json`."""

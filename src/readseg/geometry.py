@@ -15,8 +15,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from readseg.grids import Box
+
 View = Literal["crop", "letterbox", "stretch"]
-Box = tuple[float, float, float, float]
 
 # CLIP's mean colour: after normalisation the padding is nearly 0.
 PADDING_COLOUR = (122, 116, 104)

@@ -1,8 +1,8 @@
 """Losses of masks and maps: BCE, DICE, their sum over masks of any size, and the auxiliary loss of the map.
 
 Masks are at image size, (H, W), each with its own; targets are 0 or 1, and 255 where a pixel does not count.
-Everything is computed in float32 at least. Source of the mask losses: LISA, READ (SPEC of this family: BCE
-weight 2, DICE weight 0.5; the weights are applied by the model, not here).
+Everything is computed in float32 at least. Source of the mask losses: LISA (arXiv 2308.00692), section 3.2, and
+READ; their weights (BCE 2, DICE 0.5) are applied by the model, not here.
 """
 
 from __future__ import annotations
@@ -66,16 +66,12 @@ def dice_loss(logits: Float[Tensor, "H W"], target: Shaped[Tensor, "H W"]) -> Fl
 def mask_losses(
     logits: Sequence[Float[Tensor, "_ _"]],
     targets: Sequence[Shaped[Tensor, "_ _"]],
-    *,
-    anchor: Tensor | None = None,
 ) -> MaskLosses:
-    """BCE and DICE summed over masks, divided by the number of masks.
+    """BCE and DICE summed over masks, divided by the number of masks; 0 without any mask.
 
     Args:
         logits: one (H, W) tensor for each mask; sizes may differ.
         targets: one (H, W) tensor of 0, 1 and 255 for each mask.
-        anchor: a tensor of the graph. Without any mask the losses are 0 and still depend on it, so that
-            distributed training finds a gradient (of zeros) for every parameter.
 
     Raises:
         ValueError: the numbers of logits and targets differ, or a pair's shapes.
@@ -83,8 +79,7 @@ def mask_losses(
     if len(logits) != len(targets):
         raise ValueError(f"expected one target for each mask, got {len(logits)} masks and {len(targets)} targets")
     if not len(logits):
-        nothing = torch.zeros(()) if anchor is None else anchor.flatten()[:0].float().sum()
-        return MaskLosses(nothing, nothing)
+        return MaskLosses(torch.zeros(()), torch.zeros(()))
     pairs = list(zip(logits, targets, strict=True))
     bce = torch.stack([bce_loss(logit, target) for logit, target in pairs]).mean()
     dice = torch.stack([dice_loss(logit, target) for logit, target in pairs]).mean()

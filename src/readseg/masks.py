@@ -44,7 +44,7 @@ def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError('run lengths must be a dict with "size" [H, W] and "counts"') from error
     if height < 0 or width < 0:
         raise ValueError(f"run lengths have a negative size {height} x {width}")
@@ -164,7 +164,10 @@ def _runs(counts: Any) -> list[int]:
     Decoded here because pycocotools returns uninitialised memory where the runs end before the mask does.
     """
     if isinstance(counts, list | tuple):
-        return [int(count) for count in counts]
+        try:
+            return [int(count) for count in counts]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError('"counts" must be a list of numbers') from error
     if isinstance(counts, str):
         counts = counts.encode("ascii", errors="replace")
     if not isinstance(counts, bytes):

@@ -246,15 +246,16 @@ class ReadModel(PreTrainedModel):
             without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
 
         Raises:
-            ValueError: an unknown prompt.
+            ValueError: an unknown prompt, or settings of points that do not fit the model (`ReadConfig.check_points`).
         """
-        prompt = prompt or self.config.prompt
+        prompt, points = prompt or self.config.prompt, points or self.config.points
         check_choice("prompt", prompt)
+        self.config.check_points(points)
         images = seg_images.tolist()
         if prompt == "seg":
             found = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
         else:
-            found = select_points(scores, images, frames, points or self.config.points)
+            found = select_points(scores, images, frames, points)
         tokens = None if prompt == "points" else self.seg_projection(h_seg)
         return found, masks_from_prompts(self.sam, found, tokens, images, mask_embeddings, frames)
 
@@ -418,7 +419,7 @@ class ReadModel(PreTrainedModel):
             logits = [
                 frames[image].masks_to_image(low_res[row : row + 1])[0] for row, image in enumerate(seg_images.tolist())
             ]
-            bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks], anchor=low_res)
+            bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks])
             zero = self._mask_branch_zero()
         return bce + zero, dice + zero
 
@@ -431,7 +432,7 @@ class ReadModel(PreTrainedModel):
         if torch.is_grad_enabled():
             for weight in (*self.seg_projection.parameters(), *self.sam.parameters(), self.map_bias):
                 if weight.requires_grad:
-                    zero = zero + weight.float().sum() * 0.0
+                    zero = zero + weight.flatten()[:0].float().sum()
         return zero
 
     def _weighted(self, output: ReadOutput) -> Tensor | None:

@@ -80,10 +80,6 @@ class ReadProcessor:
         """Prefix and query: what the answer to the last question is generated from."""
         return self.prefix_ids() + self.query_ids(turns)
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """An answer with its end token, as `encode` places it after the prompt."""
-        return self._ids(conversation.answer(answer))
-
     def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """A whole conversation for training or teacher forcing.
 
@@ -132,7 +128,7 @@ class ReadProcessor:
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes the tokenizer and the config; a model saved into the same folder writes the same config."""
         self.tokenizer.save_pretrained(save_directory)
         if not (Path(save_directory) / "config.json").exists():

@@ -33,7 +33,18 @@ class Points(NamedTuple):
 def select_points(
     scores: Float[Tensor, "S N"], seg_images: Sequence[int], frames: Sequence[Frame], settings: PointConfig
 ) -> list[Points]:
-    """Similarity as Points for S rows of `scores` (S, N), each on the image that `seg_images` names."""
+    """Similarity as Points for S rows of scores, each on its own image.
+
+    Args:
+        scores: (S, N) similarity with the image tokens.
+        seg_images: the image of each row, an index into `frames`.
+        frames: the I images' frames: where each one's token grid lies.
+        settings: how points are made.
+
+    Raises:
+        ValueError: what `sasp.points_from_scores` raises, such as `downsample` beyond the grid, or alignment
+            "reference" where the grid does not cover the centre crop.
+    """
     found: dict[int, Points] = {}
     with full_precision(scores.device):
         for image, rows in _grouped(seg_images):
@@ -41,7 +52,7 @@ def select_points(
             xy, labels, valid = sasp.points_from_scores(
                 scores[rows],
                 frame.hw,
-                box=frame.lmm_box if settings.alignment == "exact" else None,
+                box=frame.lmm_box,
                 **settings.to_dict(),
             )
             for place, (row, count) in enumerate(zip(rows, valid.sum(-1).tolist(), strict=True)):

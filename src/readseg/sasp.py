@@ -2,7 +2,8 @@
 
 This module owns the similarity map, the choice of points on it and their discrete-to-continuous step (DtoC).
 It speaks image pixels: a point (x, y) = (column, row) is the index of a pixel, whose centre lies at
-(x + 0.5, y + 0.5). Tokens form a row-major n x n grid; no model and no image enters here.
+(x + 0.5, y + 0.5). Tokens form a row-major n x n grid; `grids.py` knows where it lies on the image. No model and no
+image enters here.
 
 Axes: S = [SEG] tokens, N = n * n image tokens, D = width of the hidden states, P = points of one [SEG],
 H, W = image height and width, m = n // downsample, K = side of the window of DtoC.
@@ -19,12 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-Alignment = Literal["reference", "exact"]
-Threshold = Literal["range", "std"]
-Box = tuple[float, float, float, float]
+from readseg.grids import Alignment, Axis, Box, axes, cell_pixels, cells_inside, pixel_weights
 
-# The released weights were trained with a full map that passes through this size, whatever the vision tower.
-REFERENCE_SIDE = 336
+Threshold = Literal["range", "std"]
 # exp(-r^2) is below the resolution of float32 beyond r = 5: this many bandwidths make the window of DtoC.
 WINDOW_BANDWIDTHS = 5
 
@@ -122,12 +120,12 @@ def full_map(
     Raises:
         ValueError: N is no square number, the image is empty, or the box does not fit the alignment.
     """
-    axis_y, axis_x = _axes(image_hw, alignment, box)
+    axis_y, axis_x = axes(image_hw, alignment, box)
     grid, _ = _value_grid(scores, axis_y, axis_x)
     side = grid.shape[-1]
     rows = torch.arange(axis_y.length, device=grid.device, dtype=grid.dtype)
     columns = torch.arange(axis_x.length, device=grid.device, dtype=grid.dtype)
-    return _pixel_weights(axis_y, rows, side) @ grid @ _pixel_weights(axis_x, columns, side).transpose(0, 1)
+    return pixel_weights(axis_y, rows, side) @ grid @ pixel_weights(axis_x, columns, side).transpose(0, 1)
 
 
 def select_cells(
@@ -209,7 +207,7 @@ def select_points(
         ValueError: N is no square number, downsample outside 1 ... n, or what `full_map` raises.
     """
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
-    inside = _inside(axis_y, axis_x, grid.shape[-1], grid.device)
+    inside = cells_inside(axis_y, axis_x, grid.shape[-1], grid.device)
     cells, labels, valid = select_cells(
         grid, inside, num_points=num_points, t_pos=t_pos, t_neg=t_neg, threshold=threshold
     )
@@ -237,9 +235,9 @@ def select_extremes(
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
     side = grid.shape[-1]
     # Counted on the host, where the layout is known: the shape of the result does not wait for the device.
-    available = math.prod(_cell_pixels(axis, side)[1].tolist().count(True) for axis in (axis_y, axis_x))
+    available = math.prod(cell_pixels(axis, side)[1].tolist().count(True) for axis in (axis_y, axis_x))
     count = min(count, available // 2)
-    values, outside = grid.flatten(1), ~_inside(axis_y, axis_x, side, grid.device).flatten()
+    values, outside = grid.flatten(1), ~cells_inside(axis_y, axis_x, side, grid.device).flatten()
     highest = values.masked_fill(outside, -math.inf).argsort(dim=1, descending=True, stable=True)
     lowest = values.masked_fill(outside, math.inf).argsort(dim=1, stable=True)
     cells = torch.cat([highest[:, :count], lowest[:, :count]], dim=1)
@@ -283,13 +281,13 @@ def discrete_to_continuous(
 
     Source: paper section 3.3, discrete to continuous.
     """
-    axis_y, axis_x = _axes(image_hw, alignment, box)
+    axis_y, axis_x = axes(image_hw, alignment, box)
     grid, usable = _value_grid(scores, axis_y, axis_x)
     xy = points.xy.to(grid.dtype)
     columns, rows = _window(xy, image_hw, _radius(bandwidth, image_hw))
     side = grid.shape[-1]
-    along_y = _pixel_weights(axis_y, rows, side)  # (S, P, K, n)
-    along_x = _pixel_weights(axis_x, columns, side)
+    along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
+    along_x = pixel_weights(axis_x, columns, side)
     values = (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)  # (S, P, K, K)
     moved = _weighted_mean(values, xy, columns, rows, image_hw, bandwidth)
     return torch.where((points.valid & usable[:, None])[..., None], moved, 0)
@@ -346,7 +344,7 @@ def points_from_scores(
     dtoc: bool = True,
     bandwidth: float = 1.0,
 ) -> PointPrompts:
-    """SasP in one call: `select_points`, then, with `dtoc`, `discrete_to_continuous`.
+    """SasP in one call: `select_points`, then, with `dtoc`, `discrete_to_continuous`. Their arguments and errors.
 
     >>> scores = torch.zeros(1, 16)
     >>> scores[0, 5] = 1.0  # second row, second column of a 4 x 4 grid
@@ -382,6 +380,8 @@ def sample_features(
         feature_map: C channels on an h x w grid stretched over the image.
         points_xy: image pixels.
         image_hw: (H, W) in pixels.
+
+    Source: the paper's appendix on models without a language model.
     """
     height, width = image_hw
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
@@ -393,89 +393,6 @@ def sample_features(
     return sampled[0].permute(1, 2, 0).to(feature_map.dtype)
 
 
-class _Axis(NamedTuple):
-    """How the token grid lies along one side of the image."""
-
-    length: int  # of the image's side, in pixels
-    low: float  # "exact": the grid covers [low, high) of this side
-    high: float
-    short: int | None  # "reference": the image's shorter side; None for "exact"
-
-
-def _axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tuple[_Axis, _Axis]:
-    """Checks the layout of the grid on the image and splits it in its y and x axis."""
-    height, width = image_hw
-    if height < 1 or width < 1:
-        raise ValueError(f"image_hw must be at least 1 x 1 pixel, got {height} x {width}")
-    short = min(height, width)
-    left, top = (width - short) / 2, (height - short) / 2
-    centre = (left, top, left + short, top + short)
-    if alignment == "reference":
-        if box is not None and any(abs(a - b) > 1e-3 for a, b in zip(box, centre, strict=True)):
-            raise ValueError(
-                f'alignment "reference" knows only the centre crop {centre}, got box {box}: use alignment "exact"'
-            )
-        return _Axis(height, top, top + short, short), _Axis(width, left, left + short, short)
-    if alignment != "exact":
-        raise ValueError(f'alignment must be "reference" or "exact", got {alignment!r}')
-    x0, y0, x1, y1 = centre if box is None else box
-    if not (math.inf > x1 > x0 > -math.inf and math.inf > y1 > y0 > -math.inf):
-        raise ValueError(f"box must be finite (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {box}")
-    return _Axis(height, y0, y1, None), _Axis(width, x0, x1, None)
-
-
-def _reference_padding(length: int, short: int, cells: int) -> int:
-    """Cells padded (cropped, if negative) at both ends of an axis, rounded as the released weights were trained."""
-    return (int(length * (cells / short)) - cells) // 2
-
-
-def _cell_pixels(axis: _Axis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:
-    """Pixel that holds the centre of each cell, and which centres lie inside. On the host: scores play no part."""
-    if axis.short is None:
-        centre = axis.low + (torch.arange(cells, dtype=torch.float64) + 0.5) * ((axis.high - axis.low) / cells)
-        inside = (centre >= 0) & (centre < axis.length)
-        return centre.floor().clamp(0, axis.length - 1).long(), inside
-    padding = _reference_padding(axis.length, axis.short, cells)
-    total = cells + 2 * padding
-    position = torch.arange(padding, padding + cells)
-    inside = (position >= 0) & (position < total)
-    # float32 decides the pixel where a centre falls on a whole number.
-    centre = (position.to(torch.float32) + 0.5) * (axis.length / max(total, 1))
-    return centre.long().clamp(0, axis.length - 1), inside
-
-
-def _inside(axis_y: _Axis, axis_x: _Axis, cells: int, device: torch.device) -> Bool[Tensor, "m m"]:
-    """Cells of a (cells x cells) grid that may be selected."""
-    return (_cell_pixels(axis_y, cells)[1][:, None] & _cell_pixels(axis_x, cells)[1]).to(device)
-
-
-def _hat(position: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:
-    """Weights of linear interpolation between cells at a position in units of cells, constant beyond the ends."""
-    index = torch.arange(cells, device=position.device, dtype=position.dtype)
-    return (1 - (position.clamp(0, cells - 1)[..., None] - index).abs()).clamp(min=0)
-
-
-def _pixel_weights(axis: _Axis, pixels: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:
-    """Rows of the interpolation matrix A of one axis: how much each of n cells weighs at the given pixels."""
-    if axis.short is None:
-        centre = pixels + 0.5
-        weights = _hat((centre - axis.low) * (cells / (axis.high - axis.low)) - 0.5, cells)
-        return weights * ((centre >= axis.low) & (centre < axis.high))[..., None]
-    # Two interpolations, n -> 336 and padded 336 -> image, as one: each pixel blends two of the 336 rows.
-    padding = _reference_padding(axis.length, axis.short, REFERENCE_SIDE)
-    total = REFERENCE_SIDE + 2 * padding
-    position = ((pixels + 0.5) * (total / axis.length) - 0.5).clamp(0, total - 1)
-    before = position.floor()
-    blend = (position - before)[..., None]
-
-    def of_row(row: Tensor) -> Tensor:
-        row = row - padding
-        weights = _hat((row + 0.5) * (cells / REFERENCE_SIDE) - 0.5, cells)
-        return weights * ((row >= 0) & (row < REFERENCE_SIDE))[..., None]
-
-    return (1 - blend) * of_row(before) + blend * of_row(before + 1)
-
-
 def _square(scores: Float[Tensor, "S N"]) -> Float[Tensor, "S n n"]:
     """Scores on their square grid."""
     side = math.isqrt(scores.shape[1])
@@ -485,25 +402,25 @@ def _square(scores: Float[Tensor, "S N"]) -> Float[Tensor, "S n n"]:
 
 
 def _value_grid(
-    scores: Float[Tensor, "S N"], axis_y: _Axis, axis_x: _Axis
+    scores: Float[Tensor, "S N"], axis_y: Axis, axis_x: Axis
 ) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
     """The grid V of `full_map`: normalised in the dtype of the scores, then at least float32."""
     square = _square(scores)
-    inside = None if axis_y.short is not None else _inside(axis_y, axis_x, square.shape[-1], scores.device)
+    inside = cells_inside(axis_y, axis_x, square.shape[-1], scores.device) if axis_y.exact else None
     grid, usable = normalise(square, inside)
     return grid.to(torch.promote_types(scores.dtype, torch.float32)), usable
 
 
 def _selection_grid(
     scores: Float[Tensor, "S N"], image_hw: tuple[int, int], downsample: int, alignment: Alignment, box: Box | None
-) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], _Axis, _Axis]:
+) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], Axis, Axis]:
     """The m x m grid that points are selected on, normalised in float32 (or float64), and which rows have one."""
-    axis_y, axis_x = _axes(image_hw, alignment, box)
+    axis_y, axis_x = axes(image_hw, alignment, box)
     grid = _square(scores.detach())
     side = grid.shape[-1]
     if not 1 <= downsample <= side:
         raise ValueError(f"downsample must be 1 to {side} for a grid of {side} x {side} tokens, got {downsample}")
-    grid = grid.to(torch.float32 if axis_y.short is not None else torch.promote_types(grid.dtype, torch.float32))
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32) if axis_y.exact else torch.float32)
     _, has_range = normalise(grid)
     cells = side // downsample
     if downsample > 1 and len(grid):
@@ -511,7 +428,7 @@ def _selection_grid(
     elif downsample > 1:
         grid = grid.new_zeros(0, cells, cells)  # interpolation refuses an empty batch
     # With "reference" the padded and the cropped cells count for the range, as in training of released weights.
-    inside = None if axis_y.short is not None else _inside(axis_y, axis_x, cells, grid.device)
+    inside = cells_inside(axis_y, axis_x, cells, grid.device) if axis_y.exact else None
     grid, usable = normalise(grid, inside)
     return grid, usable & has_range, axis_y, axis_x
 
@@ -539,13 +456,13 @@ def _points_of_cells(
     labels: Int[Tensor, "S P"],
     valid: Bool[Tensor, "S P"],
     grid: Float[Tensor, "S m m"],
-    axis_y: _Axis,
-    axis_x: _Axis,
+    axis_y: Axis,
+    axis_x: Axis,
 ) -> PointPrompts:
     """Turns cells into pixels and blanks what is not valid."""
     side = grid.shape[-1]
-    pixel_y = _cell_pixels(axis_y, side)[0].to(grid.device, grid.dtype)
-    pixel_x = _cell_pixels(axis_x, side)[0].to(grid.device, grid.dtype)
+    pixel_y = cell_pixels(axis_y, side)[0].to(grid.device, grid.dtype)
+    pixel_x = cell_pixels(axis_x, side)[0].to(grid.device, grid.dtype)
     row = cells.div(side, rounding_mode="floor")
     xy = torch.stack([pixel_x[cells - row * side], pixel_y[row]], dim=-1)
     return PointPrompts(torch.where(valid[..., None], xy, 0), torch.where(valid, labels, -1), valid)

@@ -6,6 +6,7 @@ Speaks image pixels: masks (S, H, W), points (x, y), S counts the [SEG] of the a
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -79,8 +80,12 @@ class Segmentation:
         for xy, labels in zip(self.points_xy, self.point_labels, strict=True):
             if xy.shape != (len(labels), 2) or not np.isin(labels, (1, 0, -1)).all():
                 raise ValueError(f"points must be (P, 2) with P labels 1, 0 or -1; got {xy.shape}, {labels!r}")
-        if self.scores.ndim != 2:
-            raise ValueError(f"scores must be (S, N); got {self.scores.shape}")
+        if self.scores.ndim != 2 or math.isqrt(self.scores.shape[1]) ** 2 != self.scores.shape[1]:
+            raise ValueError(f"scores must be (S, N) with N = n * n; got {self.scores.shape}")
+        if self.alignment not in ("exact", "reference"):
+            raise ValueError(f'alignment must be "exact" or "reference"; got {self.alignment!r}')
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"box must be (x0, y0, x1, y1); got {self.box}")
 
     def __repr__(self) -> str:
         height, width = self.image_size

@@ -219,7 +219,7 @@ class Segmenter:
         Raises:
             ImageError: the image cannot be used.
             QueryError: a query is empty, not text, or too long.
-            ReadsegError: an option has no such value.
+            ReadsegError: an option has no such value, or does not fit the model.
 
         Warns:
             UserWarning: the model's centre crop hides more than a fifth of the image.
@@ -311,6 +311,11 @@ class Segmenter:
         options: _Options,
     ) -> list[Segmentation]:
         """Generate the answers to conversations that end in a question, and decode the masks of all their [SEG]."""
+        settings = options.points or self.model.config.points
+        try:
+            self.model.config.check_points(settings)
+        except ValueError as error:
+            raise ReadsegError(str(error)) from error
         ids = [self.processor.query_ids(turns) for turns in conversations]
         limit = self.model.config.lmm_config.text_config.max_position_embeddings
         room = limit - len(encoded.prefix_ids) - options.max_new_tokens
@@ -325,7 +330,6 @@ class Segmenter:
                 encoded.prefix_ids, encoded.cache, ids, max_new_tokens=options.max_new_tokens
             )
             masks, points, scores = self._masks(encoded, answers, options)
-        settings = options.points or self.model.config.points
         results = []
         first = 0
         for query, answer, wanted in zip(queries, answers, asked, strict=True):

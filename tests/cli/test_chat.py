@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from readseg.cli import main
-from tiny_segmenter import build, picture
+from small import picture
+from tiny_segmenter import build
 
 
 @pytest.fixture(scope="module")

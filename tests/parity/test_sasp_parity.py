@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from readseg.geometry import Frame
+from readseg.grids import REFERENCE_SIDE
 from readseg.sasp import (
-    REFERENCE_SIDE,
     PointPrompts,
     discrete_to_continuous,
     discrete_to_continuous_on_map,

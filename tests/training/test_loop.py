@@ -95,6 +95,12 @@ def test_a_killed_run_continues_with_the_same_losses(tmp_path: Path, stop_at: in
     assert losses(folder) == losses(tmp_path / "whole")
 
 
+def test_stages_of_other_precision_may_follow_in_one_process(tmp_path: Path) -> None:
+    for name, precision in (("a", "fp32"), ("b", "bf16")):
+        train(Line(), options(2).model_copy(update={"precision": precision}), tmp_path / name)
+        assert len(losses(tmp_path / name)) == 2
+
+
 def test_half_written_state_is_not_used(tmp_path: Path) -> None:
     train(Line(), options(8), tmp_path / "whole")
     folder = tmp_path / "broken"

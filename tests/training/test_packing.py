@@ -7,7 +7,7 @@ import torch
 
 from readseg.conversation import Turn
 from readseg.training.packing import pack
-from small import noise_image, small_model, small_processor
+from small import picture, small_model, small_processor
 
 QUESTIONS = [
     [Turn("where is the red cup?", "it is the red cup [SEG]."), Turn("saw", "there is no saw."), Turn("a", "b")],
@@ -22,7 +22,7 @@ def segments(processor: object, turns: list[Turn]) -> list[tuple[list[int], list
 
 def test_packed_equals_single_rows() -> None:
     model, processor = small_model(map_loss_weight=1.0), small_processor()
-    images = [noise_image(40, 30, seed=1), noise_image(24, 36, seed=2)]
+    images = [picture(30, 40, seed=1), picture(36, 24, seed=2)]
     frames = [processor.frame(image) for image in images]
     pixels = torch.stack([processor.lmm_pixels(image) for image in images])
     mask_pixels = torch.stack([processor.mask_pixels(image) for image in images])

@@ -16,7 +16,7 @@ END_WORDS = frozenset({"exit", "quit", "/exit", "/quit"})
 
 
 def chat(
-    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     out: Annotated[
         Path | None,
@@ -49,7 +49,7 @@ def chat(
         place = None
         if out is not None:
             place = result.save(out / f"turn_{len(conversation.turns)}")
-        show(result, place)
+        show(result, place, question=not interactive)
 
 
 def _questions(interactive: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
 
@@ -18,28 +19,39 @@ BAD_INPUT, INTERRUPTED = 2, 130
 def run(app: typer.Typer) -> None:
     """Run a command and end the process.
 
-    A `ReadsegError`, and a file that cannot be read or written, become one line on stderr and exit code 2. Our
-    own warnings become one line each; those of libraries are kept for who asks for them (`python -W default`).
-    Anything else is a defect of ours and keeps its traceback.
+    A wrong command line, a `ReadsegError`, and a file that cannot be read or written, become one line on stderr
+    and exit code 2. Our own warnings become one line each; those of libraries are kept for who asks for them
+    (`python -W default`). Anything else is a defect of ours and keeps its traceback.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"readseg\b")
         warnings.showwarning = _show_warning
     try:
-        app()
+        code = app(standalone_mode=False)
     except ReadsegError as error:
         _end(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        _end("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(1)
+    except typer.TyperException as error:
+        _end_usage(error)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}", BAD_INPUT)
+    if code == INTERRUPTED:
+        _end("interrupted", INTERRUPTED)
+    sys.exit(code)
 
 
-def _end(message: str, code: int) -> None:
+def _end_usage(error: typer.TyperException) -> NoReturn:
+    """What is wrong with a command line, and which help to ask for; help that is already printed needs no words."""
+    message = error.format_message()
+    if not message:
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    hint = f"; try '{context.command_path} --help'" if context is not None else ""
+    _end(message.rstrip(".") + hint, error.exit_code)
+
+
+def _end(message: str, code: int) -> NoReturn:
     print(f"readseg: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.segment import DEVICE_HELP, MODEL_HELP
+from readseg.cli.segment import DEVICE_HELP, MODEL_HELP, check_writable
 
 app = typer.Typer(help="Score a model on a benchmark.", no_args_is_help=True)
 
@@ -37,6 +37,8 @@ def scenes(
     from readseg.segmenter import Segmenter
     from readseg.training.cache import digest
 
+    if out is not None:
+        check_writable(out)
     segmenter = Segmenter.from_pretrained(model, device=device)
     # The weights too: a model that was trained on must not go on with the predictions of its former self.
     settings = {"model": model or "embedded", "weights": digest([segmenter.model])}
@@ -49,17 +51,13 @@ def scenes(
         progress=True,
     )
     beside = report.compare(systems)
+    by_kind = report.breakdown(systems["both"])
     console = Console()
-    shown = report.breakdown(systems["both"])
-    console.print(report.to_table(f"{settings['model']}: scenes, generated answers", shown))
+    console.print(report.to_table(f"{settings['model']}: scenes, generated answers", by_kind))
     console.print(report.to_table("points and SEG (both), and what it is compared with", beside))
     if out is not None:
         content = json.dumps(report.to_json(systems, {**settings, "scenes": count}), indent=1)
         (out / "report.json").write_text(content, encoding="utf-8")
-        markdown = (
-            report.to_markdown(beside, intervals=True)
-            + "\n"
-            + report.to_markdown(report.breakdown(systems["both"]), intervals=True)
-        )
-        (out / "report.md").write_text(markdown, encoding="utf-8")
+        tables = [report.to_markdown(rows, intervals=True) for rows in (beside, by_kind)]
+        (out / "report.md").write_text("\n".join(tables), encoding="utf-8")
         typer.echo(f"report: {out / 'report.json'}, {out / 'report.md'}")

@@ -22,7 +22,7 @@ DEVICE_HELP = 'Where to compute, such as "cpu" or "cuda:0"; by default a GPU if 
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
     queries: Annotated[
         list[str], typer.Argument(metavar="QUERY", help="What to look for, or questions.", show_default=False)
     ],
@@ -42,8 +42,8 @@ def segment(
 ) -> None:
     """Answer questions about an image: what is asked for, where it is, and the points that found it.
 
-    Writes result.json, overlay.png, mask_K.png and heatmap_K.png; with several queries into folders
-    query_1, query_2, ... of the output folder.
+    Writes result.json, overlay.png, mask_K.png and heatmap_K.png;
+    of several queries into folders query_1, query_2, ... of the output folder.
     """
     from readseg.images import load_image
 
@@ -66,34 +66,35 @@ def segment(
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and fail now rather than after the work.
+    """Fail now rather than after the work; leaves nothing behind, so that a failure makes no empty folder.
 
     Raises:
-        ReadsegError: it cannot be made or written to.
+        ReadsegError: the folder cannot be written to, or not be made where it does not exist yet.
     """
     import tempfile
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         reason = error.strerror or str(error)
         raise ReadsegError(f"cannot write to {folder}: {reason}; choose another folder with --out") from error
 
 
-def show(result: Segmentation, place: Path | None) -> None:
-    """Print an answer for people: question, words, masks, and where the pictures are."""
+def show(result: Segmentation, place: Path | None, *, question: bool = True) -> None:
+    """Print an answer for people: question (unless they just typed it), words, masks, and where the pictures are."""
     from rich.console import Console
     from rich.text import Text
 
     text = Text()
-    text.append(f"{result.query.strip()[:200]}\n", style="bold")
+    if question:
+        text.append(f"{result.query.strip()[:200]}\n", style="bold")
     text.append(f"  {result.answer or '(no words)'}\n", style="green" if result.present else "yellow")
     _details(text, result)
     if place is not None:
-        text.append(f"  pictures and JSON: {place}", style="dim")
-    Console(highlight=False, soft_wrap=True).print(text)
+        text.append(f"  pictures and JSON: {place}\n", style="dim")
+    Console(highlight=False, soft_wrap=True).print(text, end="")
 
 
 def _details(text: Text, result: Segmentation) -> None:

@@ -9,9 +9,10 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a preset, such as tiny, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a preset, such as tiny, or a YAML file.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; the same folder again goes on. [default: runs/RECIPE]")
+        Path | None,
+        typer.Option(help="Folder of the run, by default runs/RECIPE; the same folder again goes on."),
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -51,6 +52,8 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     Raises:
         ReadsegError: the loss is not finite; names the step.
     """
+    # The library keeps the precision of the first stage for the whole process; each stage has its own.
+    AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(mixed_precision="bf16" if config.use_bf16() else "no")
     folder.mkdir(parents=True, exist_ok=True)
     module = cast(nn.Module, stage).train()

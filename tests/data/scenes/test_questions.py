@@ -174,16 +174,17 @@ def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
     assert 0.3 < false / seen.total() < 0.5
 
 
-def test_answers_settle_presence_at_once_and_name_what_is_there() -> None:
+def test_answers_name_first_and_then_settle_presence() -> None:
     for case, q in asked(range(400), plain=0.0):
         world = World(case)
         if q.present:
-            assert q.answer.startswith("they are the " if q.kind in ("all", "several") else "it is the ")
+            assert re.fullmatch(r"the [^.]*\[SEG\]\.", q.answer)
             for target in q.targets if q.kind != "all" else ():
-                assert re.search(rf"\b{world.names[target[0]]} \[SEG\]", q.answer), q
+                name = world.names[target[0]]
+                assert re.search(rf"\b{name} (\[SEG\]|(is|are) the \w+ one \[SEG\])", q.answer), q
             continue
         match = re.fullmatch(
-            r"no, there (?:is|are) (?:nothing|no) ?(.*?)(?:, but there is an? (.+?)( elsewhere)?)?\.", q.answer
+            r"(the .+? (?:is|are) not .+?|nothing is .+?)(?:, but there is an? (.+?)( elsewhere)?)?\.", q.answer
         )
         assert match, q.answer
         other = match.group(2)
@@ -219,7 +220,7 @@ def test_answers_in_words() -> None:
             tint = next((t for t in TINTS if q.subject.startswith(f"{t} ")), None)
             members = world.called(names[0] if names else q.subject.removeprefix(f"{tint} "))
             there = [i for i in members if tint in (None, things[i].tint)]
-            assert q.answer.startswith("yes, there is a" if there else "no, there ")
+            assert q.answer.startswith("yes, there is a" if there else "no, the ")
     assert all(seen[kind] >= 5 for kind in PLAIN), seen
 
 

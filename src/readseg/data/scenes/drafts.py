@@ -1,8 +1,10 @@
 """What may be asked about a layout: for each kind of question every true and false premise, and its answer.
 
 A form of question is a function (context, present) -> drafts in random order: those whose premise is true, or those
-whose premise is false. Owns the few fixed forms of answers; an answer settles with its first token whether the premise
-is true: "it is", "they are" or "no,". What is true comes from facts.py, how it is worded from questions.py.
+whose premise is false. Owns the few fixed forms of answers. An answer names first what was asked for, then settles
+whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse." To look for a thing that one has
+just named is far easier to learn than to say yes or no at the first word. What is true comes from facts.py, how it is
+worded from questions.py.
 """
 
 from __future__ import annotations
@@ -112,19 +114,23 @@ def _words(noun: Noun, tint: str = "") -> dict[str, str]:
     return {"n": noun.word, "ns": noun.plural, "each": noun.counted, "c": tint}
 
 
-def found(name: str) -> str:
-    """The answer that names and segments one thing."""
-    return f"it is the {name} {SEG}."
+def found(name: str, *, among: str | None = None) -> str:
+    """The answer that names and segments one thing; ``among`` says what it was asked for as.
+
+    >>> found("cow"), found("apple", among="fruit")
+    ('the cow [SEG].', 'the fruit is the apple [SEG].')
+    """
+    return f"the {name} {SEG}." if among is None else f"the {among} is the {name} {SEG}."
 
 
 def refusal(what: str, *, are: bool = False, similar: str | None = None, where: str = " here") -> str:
     """The answer to a false premise.
 
     >>> refusal("cow", similar="a horse")
-    'no, there is no cow here, but there is a horse.'
+    'the cow is not here, but there is a horse.'
     """
     but = f", but there is {similar}" if similar else ""
-    return f"no, there {'are' if are else 'is'} no {what}{where}{but}."
+    return f"the {what} {'are' if are else 'is'} not{where}{but}."
 
 
 def _similar(context: Context, group: str | None) -> str | None:
@@ -190,7 +196,8 @@ def _group(context: Context, present: bool) -> Iterator[Draft]:
     for noun in context.shuffled(context.layout.supers):
         index = context.layout.only(noun.members)
         if index is not None:
-            yield Draft("name", _words(noun), found(context.layout.names[index]), ((index,),))
+            answer = found(context.layout.names[index], among=noun.word)
+            yield Draft("name", _words(noun), answer, ((index,),))
 
 
 def _with_tint(layout: Layout, noun: Noun, tint: str) -> tuple[int, ...]:
@@ -249,10 +256,11 @@ def _extreme(context: Context, present: bool, *, scope: Scope, kinds: tuple[Extr
             continue
         two = len(noun.members) == 2 and scope != "thing"
         way = _COMPARATIVES[which] if two and (scope == "class" or context.rng.random() < 0.5) else which
-        label = layout.names[index]
+        answer = found(layout.names[index], among=noun.word if scope == "group" else None)
         if scope == "class":
-            label = EXPRESSIONS[way].short[0].format(n=noun.word).removeprefix("the ")
-        yield Draft(way, _words(noun), found(label), ((index,),), is_plural=noun.is_plural)
+            one = EXPRESSIONS[way].short[0].format(n="one")
+            answer = f"the {noun.word} {'are' if noun.is_plural else 'is'} {one} {SEG}."
+        yield Draft(way, _words(noun), answer, ((index,),), is_plural=noun.is_plural)
 
 
 def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Draft]:
@@ -279,7 +287,7 @@ def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Draf
                 answer = found(layout.names[index])
                 yield Draft("relation", words, answer, ((index,),), (at,), relation=relation, is_plural=noun.is_plural)
         elif layout.none_related(noun.members, relation, at):
-            answer = f"no, there is nothing{place}."
+            answer = f"nothing is{place}."
             if scope != "thing":
                 other = layout.similar_of(tuple(i for i in noun.members if i != at))
                 elsewhere = None if other is None else f"{article(CLASSES[layout.names[other]].counted)} elsewhere"
@@ -316,13 +324,13 @@ def _all(context: Context, present: bool, *, scope: Scope) -> Iterator[Draft]:
             members = _with_tint(layout, layout.things, tint)
             words = _words(layout.things, tint)
             if present and len(members) > 1 and layout.answerable_union(members):
-                yield Draft("all tint", words, f"they are the {tint} things {SEG}.", (members,), is_plural=True)
+                yield Draft("all tint", words, f"the {tint} things {SEG}.", (members,), is_plural=True)
             elif not present and not members:
                 yield Draft("all tint", words, refusal(f"{tint} things", are=True), is_plural=True)
     elif present:
         for noun in context.shuffled(_nouns(layout, scope)):
             if len(noun.members) > 1 and layout.answerable_union(noun.members):
-                yield Draft("all", _words(noun), f"they are the {noun.plural} {SEG}.", (noun.members,), is_plural=True)
+                yield Draft("all", _words(noun), f"the {noun.plural} {SEG}.", (noun.members,), is_plural=True)
     else:
         for noun in _absent_groups(context) if scope == "group" else _absent_classes(context):
             near = noun.group if scope == "class" else wide_group(noun.group or "")
@@ -359,7 +367,7 @@ def _several(context: Context, present: bool) -> Iterator[Draft]:
     there = [noun for noun in context.shuffled(layout.classes) if layout.only(noun.members) is not None]
     if present:
         for first, second in pairwise(there):
-            answer = f"they are the {first.word} {SEG} and the {second.word} {SEG}."
+            answer = f"the {first.word} {SEG} and the {second.word} {SEG}."
             words = {"n": first.word, "m": second.word}
             yield Draft("several", words, answer, (first.members, second.members), is_plural=True)
         return
@@ -370,7 +378,7 @@ def _several(context: Context, present: bool) -> Iterator[Draft]:
             answer = refusal(noun.word, are=noun.is_plural, similar=other.a)
             asked: tuple[str, ...] = (noun.word,)
         else:
-            answer = refusal(f"{noun.word} and no {other.word}", are=noun.is_plural)
+            answer = refusal(f"{noun.word} and the {other.word}", are=True)
             asked = (noun.word, other.word)
         pair = (noun, other) if context.rng.random() < 0.5 or not other.members else (other, noun)
         words = {"n": pair[0].word, "m": pair[1].word}
@@ -396,7 +404,7 @@ def _either(context: Context, first: Iterator[T], second: Iterator[T]) -> Iterat
 def _exists(context: Context, present: bool, *, form: Form) -> Iterator[Draft]:
     """Ask "is there a cow?", answered yes or no; what is asked for is that of a form that segments."""
     for draft in form(context, present):
-        answer = draft.answer
+        answer = f"no, {draft.answer}"
         if present:
             layout, (index,) = context.layout, draft.targets[0]
             name = _a_tinted(layout, index) if draft.way == "tint" else article(CLASSES[layout.names[index]].counted)
