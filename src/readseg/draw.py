@@ -98,6 +98,14 @@ def heat_map(
     Raises:
         ValueError: the map is not of the image's size.
     """
+    drawn, counts = _heat(image, similarity, points_xy, point_labels)
+    return _with_text(drawn, caption, counts, bar=True)
+
+
+def _heat(
+    image: Image.Image, similarity: np.ndarray, points_xy: np.ndarray | None, point_labels: np.ndarray | None
+) -> tuple[Image.Image, dict[int, int]]:
+    """The map with its points and no text, and how many points there are of each label."""
     if similarity.shape != (image.height, image.width):
         raise ValueError(f"similarity {similarity.shape} must be ({image.height}, {image.width}).")
     scale = _display_scale(image.size)
@@ -108,7 +116,7 @@ def heat_map(
     counts: dict[int, int] = {}
     if points_xy is not None and point_labels is not None:
         counts = _points(drawn, [points_xy], [point_labels], scale)
-    return _with_text(drawn, caption, counts, bar=True)
+    return drawn, counts
 
 
 def contact_sheet(
@@ -163,6 +171,8 @@ def explanation(
 ) -> Image.Image:
     """One figure of how an answer came about: image | map and points of each [SEG] | masks | truth, if given.
 
+    Question and answer stand above, the meaning of colours and points beneath.
+
     Args:
         image: RGB, size (W, H).
         masks: (S, H, W) bool.
@@ -177,8 +187,10 @@ def explanation(
     panels = [_bare(image)]
     titles = ["image"]
     many = len(masks) > 1
+    counts: dict[int, int] = {}
     for index, one_map in enumerate(similarity):
-        panel = heat_map(image, one_map, points_xy=points_xy[index], point_labels=point_labels[index])
+        panel, found = _heat(image, one_map, points_xy[index], point_labels[index])
+        counts = {label: counts.get(label, 0) + found.get(label, 0) for label in {**counts, **found}}
         panels.append(panel)
         titles.append(f"similarity and points of [SEG] {index + 1}" if many else "similarity and points")
     panels.append(overlay(image, masks))
@@ -187,9 +199,12 @@ def explanation(
         panels.append(overlay(image, truth[None]))
         titles.append("truth")
     sheet = contact_sheet(panels, titles, columns=min(len(panels), 4), tile=400)
-    words = [f"question: {query}", f"answer: {answer}", note]
-    texts = [_text_block(text, sheet.width, 20, lines=4) for text in words]
-    return _stack([sheet, *(text for text in texts if text is not None)])
+    head = [_text_block(text, sheet.width, 20, lines=4) for text in (f"question: {query}", f"answer: {answer}")]
+    blocks = [*head, sheet]
+    if len(similarity):
+        blocks += [_scale_block(400, 14), _legend_block(counts, 400, 14)]
+    blocks.append(_text_block(note, sheet.width, 20, lines=2))
+    return _stack([block for block in blocks if block is not None])
 
 
 def _display_scale(size: tuple[int, int]) -> float:
