@@ -17,7 +17,7 @@ PACKAGE = Path(readseg.__file__).parent
 
 # Every module or folder directly under src/readseg, and what it may import of its neighbours. A line may
 # use what the lines above it define; a name that stands in no list is no one's to import.
-PIXELS = "errors images geometry masks"
+PIXELS = "errors files images geometry masks"
 CORE = f"{PIXELS} grids sasp losses config"
 MODEL = f"{CORE} families conversation prompting sam_keys model processor checkpoints"
 PICTURES = f"{PIXELS} draw"
@@ -26,12 +26,13 @@ WORK = f"{USER} data training evaluation analysis"
 
 MAY_IMPORT = {
     "errors": "",
+    "files": "errors",
     "images": "errors",
     "grids": "errors",
     "sasp": "errors grids",
     "geometry": "errors grids sasp",
-    "masks": "errors geometry",
-    "losses": "errors grids sasp geometry masks",
+    "masks": "errors files geometry",
+    "losses": "errors files grids sasp geometry masks",
     "config": "errors grids sasp geometry masks losses",
     "families": CORE,
     "conversation": f"{CORE} families",

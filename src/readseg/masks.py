@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 from pycocotools import mask as coco
+
+from readseg.files import whole
 
 IGNORED = 255
 
@@ -107,13 +108,8 @@ def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask must have two axes (H, W) and a pixel, got shape {mask.shape}")
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        Image.fromarray(mask.astype(bool).astype(np.uint8) * 255).save(partial, format="PNG", optimize=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(Path(path)) as place:
+        Image.fromarray(mask.astype(bool).astype(np.uint8) * 255).save(place, format="PNG", optimize=True)
 
 
 def load_png(path: str | Path) -> Bool[np.ndarray, "H W"]:

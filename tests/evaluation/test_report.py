@@ -109,6 +109,16 @@ def test_tables_show_every_row_and_only_used_columns() -> None:
     assert "0.686 [" in report.to_markdown(rows, intervals=True)
 
 
+def test_one_score_of_all_systems_by_group() -> None:
+    better = [outcome(o.key, o.kind, o.present, o.said, [(u, u) for u in o.unions], *o.tags) for o in OUTCOMES]
+    lines = report.side_by_side({"mine": OUTCOMES, "best": better}).splitlines()
+    assert lines[0] == "| gIoU of questions about | n | mine | best |"
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:5]] for row in (line.split("|") for line in lines[2:])}
+    assert cells["two"] == ["2", "0.800", "1.000"]
+    assert cells["category"] == ["2", "0.400", "1.000"]
+    assert "count" not in cells
+
+
 def test_systems_side_by_side() -> None:
     rows = report.compare({"both": OUTCOMES, "seg": OUTCOMES[:2]})
     assert [(row.name, row.questions) for row in rows] == [("both", 7), ("seg", 2)]

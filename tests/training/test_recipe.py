@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def test_finished_stages_are_kept(run: Path) -> None:
     before = [path.stat().st_mtime_ns for path in files]
     run_recipe(RECIPE, run)
     assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_a_run_does_not_go_on_with_other_settings(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(run / "one" / "settings.json", tmp_path / "one")
+    other = RECIPE.model_copy(update={"seed": 4})
+    with pytest.raises(ReadsegError, match=r"one was begun with other settings \(seed was 3, is 4\).*--out"):
+        run_recipe(other, tmp_path, only="one")
 
 
 def test_a_stage_needs_those_before_it(tmp_path: Path) -> None:

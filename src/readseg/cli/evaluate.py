@@ -34,6 +34,7 @@ def scenes(
 
     from readseg.evaluation import report
     from readseg.evaluation.benchmarks import PROMPTS, SceneSet, evaluate_scenes
+    from readseg.files import whole
     from readseg.segmenter import Segmenter
     from readseg.training.cache import digest
 
@@ -57,7 +58,11 @@ def scenes(
     console.print(report.to_table("points and SEG (both), and what it is compared with", beside))
     if out is not None:
         content = json.dumps(report.to_json(systems, {**settings, "scenes": count}), indent=1)
-        (out / "report.json").write_text(content, encoding="utf-8")
-        tables = [report.to_markdown(rows, intervals=True) for rows in (beside, by_kind)]
-        (out / "report.md").write_text("\n".join(tables), encoding="utf-8")
+        tables = [
+            report.side_by_side(systems),
+            *(report.to_markdown(rows, intervals=True) for rows in (beside, by_kind)),
+        ]
+        for name, text in (("report.json", content), ("report.md", "\n".join(tables))):
+            with whole(out / name) as place:
+                place.write_text(text, encoding="utf-8")
         typer.echo(f"report: {out / 'report.json'}, {out / 'report.md'}")

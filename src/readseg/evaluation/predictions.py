@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from readseg.errors import ReadsegError
+from readseg.files import whole
 
 FORMAT = "readseg-predictions-1"
 
@@ -132,9 +133,8 @@ class PredictionFile:
 
     def _create(self) -> None:
         """Puts the head in place in one step: a file without a complete head never exists."""
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        part.write_bytes(_line({"format": FORMAT, "settings": self._settings}))
-        part.replace(self.path)
+        with whole(self.path) as place:
+            place.write_bytes(_line({"format": FORMAT, "settings": self._settings}))
 
     def _resume(self) -> None:
         settings, predictions, good_bytes = _parse(self.path)

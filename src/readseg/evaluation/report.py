@@ -157,6 +157,24 @@ def compare(systems: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
     return [summarise(system, outcomes) for system, outcomes in new.items()]
 
 
+def side_by_side(systems: Mapping[str, Sequence[Outcome]], column: str = "giou") -> str:
+    """A Markdown table of one score: a row for each group of `breakdown`, a column for each system.
+
+    Groups without that score are left out.
+    """
+    tables = [breakdown(outcomes) for outcomes in systems.values()]
+    lines = [
+        f"| {COLUMNS[column]} of questions about | n | {' | '.join(systems)} |",
+        "|---|" + "---:|" * (1 + len(systems)),
+    ]
+    for rows in zip(*tables, strict=True):
+        scores = [row.scores()[column] for row in rows]
+        if scores[0].count:
+            cells = [rows[0].name, str(scores[0].count), *(_number(score) for score in scores)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _share(outcomes: Sequence[Outcome], right: Callable[[Outcome], bool | None]) -> Estimate:
     return estimate([float(bool(right(o))) for o in outcomes], groups=[o.image for o in outcomes])
 

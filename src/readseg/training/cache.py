@@ -7,7 +7,6 @@ other weights or other images never find it; it is written beside its place and 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from readseg.files import whole
 
 
 def digest(modules: Iterable[nn.Module]) -> str:
@@ -45,7 +46,6 @@ def cached(folder: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> 
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in compute().items()}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with whole(path) as place:
+        save_file(tensors, place)
     return tensors

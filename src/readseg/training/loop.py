@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from readseg.errors import ReadsegError
+from readseg.files import whole
 from readseg.training.config import StageConfig
 
 Batch = dict[str, Any]
@@ -54,7 +55,10 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     """
     # The library keeps the precision of the first stage for the whole process; each stage has its own.
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(mixed_precision="bf16" if config.use_bf16() else "no")
+    # A batch need not use every parameter: it may hold no [SEG], or no box among its prompts.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    precision = "bf16" if config.use_bf16() else "no"
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
     folder.mkdir(parents=True, exist_ok=True)
     module = cast(nn.Module, stage).train()
     optimizers = _optimizers(module, stage.learning_rates(), config)
@@ -172,7 +176,7 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
     if accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    accelerator.save_state(str(partial), safe_serialization=False)  # safetensors warns of SAM's shared buffer
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         older = _checkpoints(folder)
@@ -193,6 +197,5 @@ def _cut_metrics(path: Path, start: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as place:
+        place.write_text("".join(kept), encoding="utf-8")

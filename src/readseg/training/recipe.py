@@ -6,15 +6,17 @@ again, and one that was killed goes on from its checkpoint.
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from readseg.errors import ReadsegError
+from readseg.files import whole
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
 from readseg.training.config import AnyStageConfig, MaskStageConfig, TrainConfig, VisionStageConfig
@@ -54,6 +56,7 @@ def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None) -> Pa
 def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
     """Train one stage and write its weights; a stage of kind "read" also writes the finished model."""
     path = _weights(out, options.name)
+    _check_settings(recipe, options, path.with_name("settings.json"))
     if isinstance(options, MaskStageConfig):
         mask_stage = MaskStage(processor, options, recipe.seed)
         train(mask_stage, options, path.parent)
@@ -70,6 +73,21 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
         _write(read_stage.model.state_dict(), path)
 
 
+def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
+    """Keep what a stage is trained with; a run that goes on must go on with the same."""
+    settings = {"seed": recipe.seed, "vocabulary": recipe.vocabulary, **options.model_dump(mode="json")}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        if changed:
+            was = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
+            raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
+    elif PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as place:
+            place.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
 def _weights(out: Path, name: str) -> Path:
     return out / name / "weights.safetensors"
 
@@ -83,22 +101,22 @@ def _earlier(recipe: TrainConfig, out: Path, kind: str) -> dict[str, Tensor]:
 
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
-    """Tensors to a file, atomically."""
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, partial)
-    partial.replace(path)
+    """Tensors to a file, atomically, by the first of the processes."""
+    if not PartialState().is_main_process:
+        return
+    with whole(path) as place:
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, place)
 
 
 def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tensor], folder: Path) -> None:
     """The finished model in bfloat16, its tokenizer, and the mask decoder of stage 0 beside it."""
-    partial = folder.with_name("model.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if not PartialState().is_main_process:
+        return
     half = ReadModel(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    half.save_pretrained(partial)
-    processor.save_pretrained(partial)
     prefix = "mask_decoder."
     plain = {name: tensor.to(torch.bfloat16) for name, tensor in sam.items() if name.startswith(prefix)}
-    _write(plain, partial / PLAIN_SAM)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with whole(folder) as place:
+        half.save_pretrained(place)
+        processor.save_pretrained(place)
+        _write(plain, place / PLAIN_SAM)

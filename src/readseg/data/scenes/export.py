@@ -27,6 +27,7 @@ from readseg.data.scenes.drafts import Source
 from readseg.data.scenes.questions import Question, ask
 from readseg.draw import contact_sheet, overlay
 from readseg.errors import ReadsegError
+from readseg.files import whole
 from readseg.masks import encode_rle, save_png, union
 
 NATIVE_SIDE = max(max(hw) for hw in SIZES_HW)
@@ -69,8 +70,7 @@ def write_scenes(
     asked = targets = 0
     pictures: list[Image.Image] = []
     captions: list[str] = []
-    partial = out / "questions.jsonl.part"
-    with partial.open("w", encoding="utf-8") as stream:
+    with whole(out / "questions.jsonl") as place, place.open("w", encoding="utf-8") as stream:
         for number in range(seed, seed + count):
             picture, about = draw_scene(number, size=size, questions=questions, wording=wording)
             records = _write_scene(out, f"scene-{number:06d}", picture, about)
@@ -79,9 +79,9 @@ def write_scenes(
             targets += sum(bool(question.targets) for question in about)
             if len(pictures) < 2 * SHEET_SCENES:
                 _show(picture, about, pictures, captions)
-    partial.replace(out / "questions.jsonl")
     sheet = out / "contact_sheet.png"
-    contact_sheet(pictures, captions, columns=4).save(sheet)
+    with whole(sheet) as place:
+        contact_sheet(pictures, captions, columns=4).save(place, format="PNG")
     return Written(count, asked, targets, sheet)
 
 
