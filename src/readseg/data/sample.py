@@ -34,7 +34,7 @@ class Turn:
         ReadsegError: if the number of masks is not that of "[SEG]", a mask is no uint8 (H, W) of {0, 1, 255}, shapes
             differ, or masks contradict ``present``.
 
-    >>> Turn("the cow", "it is the cow [SEG].", (np.ones((4, 6), np.uint8),), present=True).masks[0].shape
+    >>> Turn("the cow", "the cow [SEG].", (np.ones((4, 6), np.uint8),), present=True).masks[0].shape
     (4, 6)
     """
 

@@ -3,7 +3,7 @@
 The first line says what made the file (model, data, protocol); every further line is one answered question:
 
     {"format": "readseg-predictions-1", "settings": {"model": "tiny", ...}}
-    {"key": "scene-7/2", "answer": "it is the cow [SEG].", "present": true, "masks": [{"size": ..., "counts": ...}]}
+    {"key": "scene-7/2", "answer": "the cow [SEG].", "present": true, "masks": [{"size": ..., "counts": ...}]}
 
 A line is written in one piece as soon as its question is answered. After a kill only the last line can be
 incomplete; it is cut off when the file is opened again, and the run goes on where it stood. Masks are
