@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 
 # name of the picture, seed of the scene, question, class of the thing it means (None: it is not there)
 EXAMPLES = (
-    ("category", 900_000, "segment the elephant", "elephant"),
-    ("reasoning", 900_001, "something to cut paper with", "scissors"),
-    ("refusal", 900_002, "where is the cow?", None),
+    ("category", 900_022, "segment the tulip", "tulip"),
+    ("reasoning", 900_028, "the bird that can talk", "parrot"),
+    ("refusal", 900_003, "where is the car?", None),
 )
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         truth = None
         if meant is not None:
             truth = f"{name}_truth.png"
-            save_png(drawn.masks[names.index(meant)], HERE / truth)
+            save_png(HERE / truth, drawn.masks[names.index(meant)])
         entries.append({"image": f"{name}.png", "query": query, "expected": truth})
     (HERE / "examples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
