@@ -193,8 +193,11 @@ def explanation(
         counts = {label: counts.get(label, 0) + found.get(label, 0) for label in {**counts, **found}}
         panels.append(panel)
         titles.append(f"similarity and points of [SEG] {index + 1}" if many else "similarity and points")
-    panels.append(overlay(image, masks))
-    titles.append("mask" if len(masks) == 1 else f"{len(masks)} masks" if many else "no mask: nothing was found")
+    if len(masks):
+        panels.append(overlay(image, masks))
+        titles.append(f"{len(masks)} masks" if many else "mask")
+    else:
+        titles[0] = "image, without any mask"
     if truth is not None:
         panels.append(overlay(image, truth[None]))
         titles.append("truth")
