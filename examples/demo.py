@@ -58,9 +58,7 @@ def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "dem
             note=note,
         ).save(picture)
         mark = Text(note, style="green" if good else "bold red")
-        table.add_row(
-            Text(result.query), Text(result.answer), expected, mark, Text(str(picture.relative_to(out.parent)))
-        )
+        table.add_row(Text(result.query), Text(result.answer), expected, mark, Text(picture.name))
     console = Console()
     console.print(table)
     verdict = f"{missed} of {table.row_count} miss the bar" if missed else "all as expected"

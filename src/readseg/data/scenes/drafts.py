@@ -2,9 +2,8 @@
 
 A form of question is a function (context, present) -> drafts in random order: those whose premise is true, or those
 whose premise is false. Owns the few fixed forms of answers. An answer names first what was asked for, then settles
-whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse." So a model can look for what it has
-just named, where a yes or no at the first word was hardly learned (docs/LOG.md). What is true comes from facts.py, how
-it is worded from questions.py.
+whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse." So a model can look for what it
+has just named before it decides. What is true comes from facts.py, how it is worded from questions.py.
 """
 
 from __future__ import annotations
