@@ -115,6 +115,27 @@ def test_half_written_state_is_not_used(tmp_path: Path) -> None:
     assert not (folder / "checkpoint.partial").exists()
 
 
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from test_loop import Line, options, train\n"
+        "from readseg.training.loop import processes\n"
+        "stage = Line()\n"
+        f"train(stage, options(4), Path({str(tmp_path / 'run')!r}))\n"
+        f"out = Path({str(tmp_path)!r}) / f'rank{{processes().process_index}}.txt'\n"
+        "out.write_text(f'{processes().num_processes} {stage.layer.weight.tolist()}')\n",
+        encoding="utf-8",
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, timeout=120)
+    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
+    first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith("2 ")
+
+
 def test_an_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(ReadsegError, match=r"line.*inf.*step 3"):
         train(Line(poison=3), options(6), tmp_path)

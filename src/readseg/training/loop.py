@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ class Stage(Protocol):
 
     def learning_rates(self) -> dict[str, float]:
         """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
+
+
+def processes() -> PartialState:
+    """The processes that train together, one where none were launched; on CPUs too, where there is nothing faster."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def train(stage: Stage, config: StageConfig, folder: Path) -> None:
@@ -58,7 +63,7 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     # A batch need not use every parameter: it may hold no [SEG], or no box among its prompts.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     precision = "bf16" if config.use_bf16() else "no"
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=processes().device.type == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
     folder.mkdir(parents=True, exist_ok=True)
     module = cast(nn.Module, stage).train()
     optimizers = _optimizers(module, stage.learning_rates(), config)

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +19,7 @@ from readseg.files import whole
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
 from readseg.training.config import AnyStageConfig, MaskStageConfig, TrainConfig, VisionStageConfig
-from readseg.training.loop import train
+from readseg.training.loop import processes, train
 from readseg.training.read_stage import ReadStage, blank_processor
 from readseg.training.stages import MaskStage, VisionStage
 
@@ -45,10 +44,11 @@ def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None) -> Pa
     names = [stage.name for stage in recipe.stages]
     if only is not None and only not in names:
         raise ReadsegError(f"no stage {only!r} in the recipe: expected one of {', '.join(names)}")
+    console = Console(quiet=not processes().is_main_process)
     processor = blank_processor(recipe)
     for options in recipe.stages:
         if only in (None, options.name) and not _weights(out, options.name).exists():
-            Console().print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
+            console.print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
             _run_stage(recipe, options, processor, out)
     return out / "model"
 
@@ -71,6 +71,7 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
         train(read_stage, options, path.parent)
         _write_model(read_stage.model, processor, sam, out / "model")
         _write(read_stage.model.state_dict(), path)
+    processes().wait_for_everyone()
 
 
 def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
@@ -82,7 +83,7 @@ def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) ->
         if changed:
             was = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
             raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
-    elif PartialState().is_main_process:
+    elif processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as place:
             place.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -102,7 +103,7 @@ def _earlier(recipe: TrainConfig, out: Path, kind: str) -> dict[str, Tensor]:
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
     """Tensors to a file, atomically, by the first of the processes."""
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     with whole(path) as place:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, place)
@@ -110,7 +111,7 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
 
 def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tensor], folder: Path) -> None:
     """The finished model in bfloat16, its tokenizer, and the mask decoder of stage 0 beside it."""
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return
     half = ReadModel(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
