@@ -183,6 +183,9 @@ def explanation(
         answer: what the model said.
         truth: (H, W) bool, the mask that was expected.
         note: a last line, such as the IoU.
+
+    Raises:
+        ValueError: masks, maps or the truth are not of the image's size.
     """
     panels = [_bare(image)]
     titles = ["image"]

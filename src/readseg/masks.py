@@ -113,7 +113,11 @@ def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:
 
 
 def load_png(path: str | Path) -> Bool[np.ndarray, "H W"]:
-    """The mask of a grey, palette or RGB PNG: every pixel that is not 0 (black)."""
+    """The mask of a grey, palette or RGB PNG: every pixel that is not 0 (black).
+
+    Raises:
+        OSError: no such file, or no image.
+    """
     with Image.open(path) as image:
         pixels = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
     return pixels.astype(bool)
@@ -149,7 +153,10 @@ def intersection_and_union(
 
 
 def iou(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"], ignore: int = IGNORED) -> float:
-    """Intersection over union, I / U, and 1 where the union is empty. Arguments: `intersection_and_union`."""
+    """Intersection over union, I / U, and 1 where the union is empty.
+
+    Arguments and errors as `intersection_and_union`.
+    """
     intersection, whole = intersection_and_union(pred, target, ignore)
     return intersection / whole if whole else 1.0
 

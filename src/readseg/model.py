@@ -175,7 +175,8 @@ class ReadModel(PreTrainedModel):
             return_logits: text logits at all positions; they are else computed only where there is a label.
 
         Raises:
-            ReadsegError: a row without N image tokens, or another number of masks than of [SEG].
+            ReadsegError: neither `pixel_values` nor `image_features`, masks without `frames`, a row without N image
+                tokens, or another number of masks than of [SEG].
         """
         if image_features is None:
             if pixel_values is None:
@@ -299,7 +300,7 @@ class ReadModel(PreTrainedModel):
             max_new_tokens: where an answer is cut off.
 
         Raises:
-            ReadsegError: a question that does not fit the model's context.
+            ReadsegError: a question that does not fit the model's context, or a cache of another prefix.
         """
         if cache.get_seq_length() != len(prefix_ids):
             raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")

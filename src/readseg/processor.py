@@ -72,12 +72,16 @@ class ReadProcessor:
         return self._ids(conversation.prefix(self.config.conversation))
 
     def query_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """The ids that follow the prefix, up to where the answer to the last question begins."""
+        """The ids that follow the prefix, up to where the answer to the last question begins.
+
+        Raises:
+            ReadsegError: an empty question, or an earlier turn without an answer (`conversation.dialogue`).
+        """
         *history, last = turns
         return self._ids(conversation.dialogue([*history, Turn(last.question)]))
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Prefix and query: what the answer to the last question is generated from."""
+        """Prefix and query: what the answer to the last question is generated from. Raises what `query_ids` does."""
         return self.prefix_ids() + self.query_ids(turns)
 
     def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
@@ -85,6 +89,9 @@ class ReadProcessor:
 
         Returns:
             input_ids, and labels: the same ids in answers (with their end token), -100 elsewhere.
+
+        Raises:
+            ReadsegError: what `conversation.dialogue` raises.
         """
         pieces = conversation.prefix(self.config.conversation) + conversation.dialogue(turns)
         ids: list[int] = []

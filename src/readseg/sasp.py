@@ -155,7 +155,7 @@ def select_cells(
         Flat cell indices, labels (1, 0, -1) and which of them are real, packed to the left.
 
     Raises:
-        ValueError: num_points < 1, or t_neg not below t_pos.
+        ValueError: num_points < 1, an unknown threshold, or t_neg not below t_pos (threshold "range").
     """
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
@@ -204,7 +204,8 @@ def select_points(
         box: see `full_map`. Cells whose centre lies outside the image are never selected.
 
     Raises:
-        ValueError: N is no square number, downsample outside 1 ... n, or what `full_map` raises.
+        ValueError: N is no square number, downsample outside 1 ... n, what `full_map` raises, or
+            what `select_cells` raises.
     """
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
     inside = cells_inside(axis_y, axis_x, grid.shape[-1], grid.device)
@@ -228,7 +229,16 @@ def select_extremes(
     This is the choice for points that are the only prompt of an original SAM (the paper's appendix). Where
     the image holds fewer than 2 * count cells, half of the cells are positive and half negative.
 
-    Args and raises: as `select_points`.
+    Args:
+        scores: similarity of each [SEG] to the image tokens, any dtype.
+        image_hw: (H, W) in pixels.
+        count: points of each sign.
+        downsample: how many token cells make one cell, per side.
+        alignment: see `full_map`.
+        box: see `full_map`.
+
+    Raises:
+        ValueError: count < 1, or what `select_points` raises about scores, image and grid.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

@@ -4,6 +4,8 @@
 
 A_sasp: of each kind of map, downsampling and cropping the smallest case; of the maps the smallest of
 each variant; of the similarities the first 64 patches, of which the others are independent.
+B_prompt: the weights of the prompt encoder and the mask decoder, all sparse prompts of few points, the logits
+that are not too many, the coordinates and the smaller cases of post-processing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parent
 PATCHES = 64
+MOST_TOKENS = 40
+MOST_PIXELS = 15_000
+MOST_LOGITS = 50_000
+KEPT_WEIGHTS = ("model.visual_model.prompt_encoder.", "model.visual_model.mask_decoder.")
 Case = dict[str, Any]
 
 
@@ -78,7 +84,38 @@ def cut_sasp(reference: Path) -> None:
     (target / equivalence.name).write_text(equivalence.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def cut_prompts(reference: Path) -> None:
+    """Part B."""
+    source, target = reference / "B_prompt", GOLDEN / "B_prompt"
+    target.mkdir(exist_ok=True)
+    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    tensors = load_file(source / "vectors.safetensors")
+
+    def kept(name: str) -> bool:
+        group, _, rest = name.partition(".")
+        if group == "post":
+            return tensors[f"post.{rest.split('.')[0]}.out"][:, 0].numel() <= MOST_PIXELS
+        if rest.startswith("low_res") and tensors[name].numel() > MOST_LOGITS:
+            return False
+        if rest.startswith(("low_res", "iou")) or rest in ("sparse", "points", "labels", "text", "boxes"):
+            prompts = tensors.get(f"{group}.sparse")
+            return prompts is None or prompts.shape[1] <= MOST_TOKENS
+        return group in ("apply_coords", "image_embeddings") or name.startswith("dense_pe")
+
+    # A case that is an error needs its input; one whose prompts are left out is no case.
+    index["cases"] = [case for case in index["cases"] if case["status"] != "ok" or kept(f"{case['key']}.sparse")]
+    index["postprocess"] = [case for case in index["postprocess"] if "i" in case and kept(f"post.{case['i']}.out")]
+    save_file({name: value for name, value in tensors.items() if kept(name)}, target / "vectors.safetensors")
+    (target / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+    weights = Path(index["weights"].split(",")[0])
+    (GOLDEN / weights).parent.mkdir(parents=True, exist_ok=True)
+    state = load_file(reference / weights)
+    save_file({name: value for name, value in state.items() if name.startswith(KEPT_WEIGHTS)}, GOLDEN / weights)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(f"usage: python {sys.argv[0]} REFERENCE (the folder with reference values)")
     cut_sasp(Path(sys.argv[1]))
+    cut_prompts(Path(sys.argv[1]))

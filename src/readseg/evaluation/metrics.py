@@ -75,7 +75,9 @@ def mask_ious(intersections: Numbers, unions: Numbers) -> Floats:
 
 
 def giou(intersections: Numbers, unions: Numbers) -> float:
-    """gIoU: the mean over masks of `mask_ious` (each image counts alike). NaN without masks.
+    """gIoU: the mean over masks of `mask_ious` (each mask counts alike). NaN without masks.
+
+    Arguments and errors as `mask_ious`.
 
     >>> round(giou([50, 0], [100, 0]), 3)
     0.75
@@ -85,6 +87,8 @@ def giou(intersections: Numbers, unions: Numbers) -> float:
 
 def ciou(intersections: Numbers, unions: Numbers) -> float:
     """cIoU: sum of I over sum of U (large objects count more). NaN without masks, 0 where every union is empty.
+
+    Arguments and errors as `mask_ious`.
 
     >>> ciou([50, 0], [100, 100])
     0.25
@@ -128,19 +132,28 @@ def see_accuracy(said: Decisions, true: Decisions) -> float:
 
 
 def refusal_recall(said: Decisions, true: Decisions) -> float:
-    """Share of false premises that were refused (gRefCOCO's N-acc). Arguments as `see_accuracy`. NaN without any."""
+    """Share of false premises that were refused (gRefCOCO's N-acc). NaN without any.
+
+    Arguments and errors as `see_accuracy`.
+    """
     s, t = _decisions(said, true)
     return _mean((~s[~t]).astype(np.float64))
 
 
 def answered_rate(said: Decisions, true: Decisions) -> float:
-    """Share of true premises that were answered with a mask (gRefCOCO's T-acc). NaN without any."""
+    """Share of true premises that were answered with a mask (gRefCOCO's T-acc). NaN without any.
+
+    Arguments and errors as `see_accuracy`.
+    """
     s, t = _decisions(said, true)
     return _mean(s[t].astype(np.float64))
 
 
 def balanced_see_accuracy(said: Decisions, true: Decisions) -> float:
-    """Mean of `refusal_recall` and `answered_rate`: 0.5 for whoever always or never refuses."""
+    """Mean of `refusal_recall` and `answered_rate`: 0.5 for whoever always or never refuses.
+
+    Arguments and errors as `see_accuracy`.
+    """
     return (refusal_recall(said, true) + answered_rate(said, true)) / 2
 
 

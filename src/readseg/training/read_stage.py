@@ -168,7 +168,7 @@ class ReadStage(nn.Module):
         return ids[start:], labels[start:]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The loss of `ReadModel.forward` and its parts; `hit`, how often the map's peak lies on the target. Scalars."""
+        """Scalars: the loss of `ReadModel.forward`, its parts, and how often the map's peak lies on the target."""
         projector = self.model.lmm.model.multi_modal_projector
         with_masks = batch["with_masks"]
         output = self.model(
