@@ -404,8 +404,16 @@ class Chat:
         Without [SEG] `present` is None, unless the text asks for a mask in so many words (`requests_mask`) or
         `asks` says so: then it is False. A question that fails leaves the conversation as it was.
 
+        Args:
+            text: what to say.
+            asks: whether it asks for an object.
+            prompt: as in `Segmenter.segment`.
+            points: as in `Segmenter.segment`.
+            max_new_tokens: where the answer is cut off.
+
         Raises:
             QueryError: the text is empty, or the conversation has outgrown the model's context.
+            ReadsegError: an option has no such value, or does not fit the model.
         """
         _check_query(text)
         wanted = requests_mask(text) if asks is None else asks

@@ -1,6 +1,6 @@
 """How the command line ends: one line on stderr and a meaningful exit code, never a traceback for bad input.
 
-0: done. 1: a bar was missed or the output's reader went away. 2: the input is bad. 130: interrupted.
+0: done. 1: the output's reader went away. 2: the input is bad. 130: interrupted.
 """
 
 from __future__ import annotations
