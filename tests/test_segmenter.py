@@ -346,7 +346,7 @@ def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: py
     assert "dtype must be" in error(folder, dtype="int8")
 
 
-def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path) -> None:
+def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path, capfd: Any) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(ReadsegError, match="cannot load a model"):
@@ -361,6 +361,14 @@ def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ReadsegError, match=r"missing: .*layers\.2"):
         Segmenter.from_pretrained(tmp_path)
+    config["lmm_config"]["text_config"] |= {"num_hidden_layers": 2, "vocab_size": 500}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReadsegError, match=r"wrong shape: .*lm_head\.weight.*500"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ReadsegError, match=r"no tokenizer: expected tokenizer\.json"):
+        Segmenter.from_pretrained(tmp_path)
+    assert capfd.readouterr() == ("", ""), "libraries must not write before the error"
 
 
 def test_the_embedded_model_needs_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -458,6 +458,8 @@ class ReadModel(PreTrainedModel):
         Raises:
             ReadsegError: names the keys. Silent random weights are no model.
         """
+        # transformers' own error of this kind names no key: let it pass, and name them here.
+        kwargs["ignore_mismatched_sizes"] = True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         problems = [
             f"{what}: {', '.join(sorted(map(str, info[key])))}"

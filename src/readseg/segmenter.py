@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, get_args, overload
 
@@ -154,13 +155,16 @@ class Segmenter:
         where, precision = _device_and_dtype(device, dtype)
         source = _source(name)
         try:
-            kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
-            if kind != "readseg":
-                raise ReadsegError(
-                    f"{source} is a model of type {kind!r}: expected one of type 'readseg', as this package saves it"
-                )
-            processor = ReadProcessor.from_pretrained(source)
-            with _no_progress_bar(when=name is None or not sys.stderr.isatty()):
+            with _quiet_libraries(bar=name is not None and sys.stderr.isatty()):
+                kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+                if kind != "readseg":
+                    raise ReadsegError(
+                        f"{source} is a model of type {kind!r}: expected type 'readseg', as this package saves it"
+                    )
+                folder = Path(source)
+                if folder.is_dir() and not any((folder / f"tokenizer.{end}").is_file() for end in ("json", "model")):
+                    raise ReadsegError(f"{source} holds no tokenizer: expected tokenizer.json or tokenizer.model in it")
+                processor = ReadProcessor.from_pretrained(source)
                 model = ReadModel.from_pretrained(source, dtype=precision)
         except ReadsegError:
             raise
@@ -450,15 +454,24 @@ def _device_and_dtype(
 
 
 @contextmanager
-def _no_progress_bar(*, when: bool) -> Iterator[None]:
-    """The library's bar is for people who wait: not for the embedded model, nor where nobody watches."""
-    silence = when and logging.is_progress_bar_enabled()
-    if silence:
+def _quiet_libraries(*, bar: bool) -> Iterator[None]:
+    """What libraries log while they load would stand before the one line that says what is wrong.
+
+    Their progress bar is for people who wait: not for the embedded model, nor where nobody watches.
+    """
+    loggers = [getLogger("transformers"), getLogger("huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    had_bar = logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(CRITICAL)
+    if not bar:
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        if silence:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if had_bar:
             logging.enable_progress_bar()
 
 
