@@ -175,6 +175,13 @@ def test_array_values_are_checked() -> None:
     assert "dtype" in error_line(np.array([[1j]]))
 
 
+def test_a_closed_file_is_an_error() -> None:
+    stream = io.BytesIO(b"any")
+    stream.close()
+    with pytest.raises(ImageError, match="cannot be read"):
+        load_image(stream)
+
+
 def test_bad_files(tmp_path: Path) -> None:
     empty, text, folder = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "folder.png"
     empty.touch()

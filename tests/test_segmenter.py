@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from readseg import segmenter as module
 from readseg.config import ConversationConfig, PointConfig
@@ -346,6 +348,18 @@ def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: py
     assert "dtype must be" in error(folder, dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_devices_that_hold_no_values(folder: Path, device: str) -> None:
+    with pytest.raises(ReadsegError, match="cannot be used here"):
+        Segmenter.from_pretrained(folder, device=device)
+
+
+def test_half_a_character_in_a_query(shared: Segmenter, tmp_path: Path) -> None:
+    result = shared.segment(picture(), " the cat\udcff")
+    assert result.query == " the cat?"
+    assert Segmentation.from_json((result.save(tmp_path / "o") / "result.json").read_text()).query == result.query
+
+
 def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path, capfd: Any) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -364,6 +378,12 @@ def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path, capfd: Any)
     config["lmm_config"]["text_config"] |= {"num_hidden_layers": 2, "vocab_size": 500}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ReadsegError, match=r"wrong shape: .*lm_head\.weight.*500"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["map_bias"] = tensors["map_bias"] * torch.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ReadsegError, match=r"no numbers: map_bias"):
         Segmenter.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ReadsegError, match=r"no tokenizer: expected tokenizer\.json"):

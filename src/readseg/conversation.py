@@ -107,4 +107,9 @@ def inference_question(conversation: ConversationConfig, query: str, *, sentence
 
 def plain(text: str) -> str:
     """Text without space around it, and without what UTF-8 cannot hold (lone surrogates become "?")."""
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
+    return writable(text).strip()
+
+
+def writable(text: str) -> str:
+    """Text without what UTF-8 cannot hold: lone surrogates, as a shell passes bytes that are no text, become "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")

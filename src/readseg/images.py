@@ -68,7 +68,10 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_bytes(bytes(source), "the image bytes", max_pixels)
     if hasattr(source, "read"):
-        content = source.read()
+        try:
+            content = source.read()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise ImageError(f"the image file cannot be read: {_first_line(error)}") from error
         if not isinstance(content, bytes):
             raise ImageError('the image file was opened as text: open it with mode "rb"')
         return _from_bytes(content, str(getattr(source, "name", "the image file")), max_pixels)

@@ -453,7 +453,7 @@ class ReadModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As transformers' own, but weights that are missing, unexpected or of a wrong shape are an error.
+        """As transformers' own, but weights that are missing, unexpected, of a wrong shape or not finite are an error.
 
         Raises:
             ReadsegError: names the keys. Silent random weights are no model.
@@ -475,6 +475,9 @@ class ReadModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: these weights are not those of the model that its config "
                 f"describes; {'; '.join(problems)}."
             )
+        broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise ReadsegError(f"{pretrained_model_name_or_path}: weights that are no numbers: {', '.join(broken)}.")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -26,7 +26,7 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.utils import logging
 
 from readseg.config import PointConfig, Prompt
-from readseg.conversation import Turn, inference_question
+from readseg.conversation import Turn, inference_question, writable
 from readseg.errors import ReadsegError
 from readseg.geometry import Frame
 from readseg.images import load_image
@@ -342,7 +342,7 @@ class Segmenter:
             found = own.stop > own.start
             results.append(
                 Segmentation(
-                    query=query,
+                    query=writable(query),
                     answer=self.processor.decode(answer.ids),
                     present=True if found else False if wanted else None,
                     image_size=encoded.frame.hw,
@@ -442,7 +442,7 @@ def _device_and_dtype(
     gpu = torch.cuda.is_available()
     try:
         where = torch.device(device or ("cuda" if gpu else "cpu"))
-        torch.empty(0, device=where)
+        torch.empty(0, device=where).tolist()  # "meta" makes tensors, but without values
     except (RuntimeError, AssertionError) as error:
         raise ReadsegError(f'device {str(device)!r} cannot be used here: try "cpu" or, with a GPU, "cuda"') from error
     if dtype is None:

@@ -122,6 +122,14 @@ def test_bad_queries(console: Console, model: Path, desk: Path, query: str) -> N
     assert not list(Path("o").glob("*"))
 
 
+def test_bytes_that_are_no_text(console: Console, model: Path, desk: Path) -> None:
+    query, folder = os.fsdecode(b"the cat\xff"), os.fsdecode(b"o\xff")  # as a shell passes them
+    code, out, err = console("segment", desk, query, "--model", model, "--out", folder)
+    assert code == 0, err
+    assert "the cat?" in out
+    assert json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))["query"] == "the cat?"
+
+
 def test_bad_models(console: Console, desk: Path) -> None:
     assert "there is no model" in one_error(console("segment", desk, "cat", "--model", "nowhere"))
     assert "holds no model" in one_error(console("segment", desk, "cat", "--model", desk.parent))

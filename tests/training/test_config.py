@@ -25,6 +25,7 @@ def test_every_preset_is_valid(name: str) -> None:
         ("stages: [" + STAGE % ", size: 3" + "]", "size: Extra inputs"),
         ("stages: [" + STAGE % ", precision: int8" + "]", "precision"),
         ("stages: [{kind: dance, name: v}]", "stages.0"),
+        ("stages: [" + STAGE.replace("name: v", "name: ../v") % "" + "]", "name: String should match"),
         ("stages: []", "stages"),
         ("seed: -1\nstages: [" + STAGE % "" + "]", "seed"),
         ("stages: [" + STAGE % ", first_seed: 7" + "]", "first_seed"),
@@ -44,3 +45,10 @@ def test_unknown_presets_and_files_are_named(tmp_path: Path) -> None:
         load_recipe("huge")
     with pytest.raises(ReadsegError, match="no recipe at"):
         load_recipe(str(tmp_path / "absent.yaml"))
+
+
+def test_a_recipe_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ReadsegError, match="not UTF-8"):
+        load_recipe(str(path))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import NoReturn
@@ -27,6 +28,8 @@ def run(app: typer.Typer) -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"readseg\b")
         warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name, or a question, that the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except ReadsegError as error:

@@ -29,7 +29,7 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[\w-]+$")
     steps: int = Field(gt=0)
     images_per_step: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
@@ -118,7 +118,10 @@ def load_recipe(name_or_path: str) -> TrainConfig:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ReadsegError(f"no recipe at {path}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ReadsegError(f"{name_or_path} is not UTF-8 text: expected a recipe in YAML") from error
     elif (presets / f"{name_or_path}.yaml").is_file():
         text = (presets / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
