@@ -18,10 +18,12 @@ from readseg.grids import Alignment
 from readseg.sasp import Threshold
 
 Prompt = Literal["both", "seg", "points"]
+Projector = Literal["mlp", "linear"]
 
 _CHOICES = {
     "prompt": get_args(Prompt),
     "view": get_args(View),
+    "projector": get_args(Projector),
     "alignment": get_args(Alignment),
     "threshold": get_args(Threshold),
 }
@@ -90,14 +92,23 @@ class ConversationConfig:
     image_text: text of the first turn before the question; "<image>" stands for the image's tokens.
     name_question: what to ask for the name of an object ("{name}").
     sentence_question: what to ask for a whole sentence ("{sentence}").
+    names_question: what to ask for several objects at once ("{names}"); empty where the weights were not trained so.
+    forced_answer: the answer of teacher forcing, where an evaluation gives the model its answer.
+    answer_tokens: what is a token where it stands in an answer; anywhere else it is text.
     """
 
     system: str = ""
     image_text: str = "<im_start><image><im_end>\n"
     name_question: str = "{name}"
     sentence_question: str = "{sentence}"
+    names_question: str = ""
+    forced_answer: str = "[SEG]."
+    answer_tokens: tuple[str, ...] = ("[SEG]",)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "answer_tokens", tuple(self.answer_tokens))
+        if self.names_question and self.names_question.count("{names}") != 1:
+            raise ValueError(f"names_question must be empty or contain '{{names}}' once; got {self.names_question!r}.")
         for field, part in (
             ("image_text", "<image>"),
             ("name_question", "{name}"),
@@ -108,7 +119,7 @@ class ConversationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The values as plain data; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "answer_tokens": list(self.answer_tokens)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ConversationConfig:
@@ -131,9 +142,12 @@ class ReadConfig(PreTrainedConfig):
     points: how points are made (`PointConfig`).
     conversation: the words around a question (`ConversationConfig`).
     family: the family that the weights belong to; a name, nothing depends on it.
+    projector: what takes image features to the language model: "mlp" (two layers, LLaVA-1.5) or "linear" (LLaVA-1).
     prompt: what prompts the mask decoder: the points and the projected [SEG] ("both", the paper), "seg" or "points".
     view: how the language model sees an image: "crop" (shortest side, centre), "letterbox" or "stretch".
     seg_token_id: the id of [SEG] in this model's tokenizer.
+    rej_token_id: the id of [REJ], with which a family says of one of several objects that it is not there; or None.
+    released: the config.json of the released weights that the model was loaded from, for the way back; or None.
     text_loss_weight, bce_loss_weight, dice_loss_weight: of loss = text * CE + bce * BCE + dice * DICE.
     map_loss_weight: of the auxiliary loss on the similarity map; 0 is the paper.
 
@@ -151,7 +165,10 @@ class ReadConfig(PreTrainedConfig):
     family: str = "read"
     prompt: Prompt = "both"
     view: View = "crop"
+    projector: Projector = "mlp"
     seg_token_id: int = 32000
+    rej_token_id: int | None = None
+    released: Any = None
     text_loss_weight: float = 1.0
     bce_loss_weight: float = 2.0
     dice_loss_weight: float = 0.5
@@ -163,6 +180,7 @@ class ReadConfig(PreTrainedConfig):
         self.conversation = _as(ConversationConfig, self.conversation)
         check_choice("prompt", self.prompt)
         check_choice("view", self.view)
+        check_choice("projector", self.projector)
         for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
             weight = getattr(self, name)
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:

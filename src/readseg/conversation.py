@@ -9,18 +9,18 @@ No token ids here: `processor.py` knows those.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from readseg.config import ConversationConfig
 from readseg.errors import ReadsegError
-from readseg.families import BOS, EOS, IM_END, IM_START, IMAGE, SEG
+from readseg.families import BOS, EOS, IM_END, IM_START, IMAGE, PHRASE, PHRASE_END, REJ, SEG
 
 USER, ASSISTANT = "USER: ", " ASSISTANT:"
 
 
 class Turn(NamedTuple):
-    """A question, and its answer where there is one yet. In an answer "[SEG]" is the token."""
+    """A question, and its answer where there is one yet. In an answer "[SEG]" and its like are tokens."""
 
     question: str
     answer: str | None = None
@@ -49,8 +49,12 @@ def prefix(conversation: ConversationConfig) -> list[Piece]:
     ]
 
 
-def dialogue(turns: Sequence[Turn]) -> list[Piece]:
+def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Piece]:
     """What follows the prefix: questions and answers. A last turn without an answer ends where the answer begins.
+
+    Args:
+        turns: the conversation.
+        tokens: what is a token in an answer (`ConversationConfig.answer_tokens`).
 
     Raises:
         ReadsegError: an empty question, no turn at all, or a turn without an answer before the last one.
@@ -64,26 +68,81 @@ def dialogue(turns: Sequence[Turn]) -> list[Piece]:
             raise ReadsegError("the question is empty; say what to look for.")
         pieces += [Piece(USER)] * (place > 0) + [Piece(question), Piece(ASSISTANT)]
         if turn.answer is not None:
-            pieces += answer(turn.answer)
+            pieces += answer(turn.answer, tokens)
         elif place < len(turns) - 1:
             raise ReadsegError(f"turn {place + 1} of {len(turns)} has no answer; only the last may lack one.")
     return pieces
 
 
-def answer(text: str) -> list[Piece]:
+def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
     """An answer, with the space before it and the end token after it.
 
-    The space before a [SEG] belongs to the token: it is left out here and put back when ids are decoded.
+    The space before a token such as [SEG] belongs to the token: it is left out here and put back when ids are decoded.
 
     >>> [piece.text for piece in answer("it is the cow [SEG].")]
     [' it is the cow', '[SEG]', '.', '</s>']
     """
-    *before, last = f" {plain(text)}".split(SEG)
-    pieces = []
-    for part in before:
-        pieces += [Piece(part.rstrip(" "), learned=True), Piece(SEG, special=True, learned=True)]
-    pieces += [Piece(last, learned=True), Piece(EOS, special=True, learned=True)]
+    parts = re.split(f"({'|'.join(map(re.escape, tokens))})", f" {plain(text)}")
+    # What the pattern found stands at the odd places.
+    pieces = [
+        Piece(part, special=True, learned=True) if place % 2 else Piece(part.rstrip(" "), learned=True)
+        for place, part in enumerate(parts[:-1])
+    ]
+    pieces += [Piece(parts[-1], learned=True), Piece(EOS, special=True, learned=True)]
     return [piece for piece in pieces if piece.text]
+
+
+def targets(answer: str, conversation: ConversationConfig) -> list[tuple[str, str]]:
+    """The objects that an answer speaks of, in reading order: the token, [SEG] or [REJ], and the words it belongs to.
+
+    The words stand between <p> and </p> where the family writes so, else, where it names several objects ("a:[SEG],
+    b:[REJ]"), between the comma before and the token; other families do not say.
+
+    >>> targets("Sure,a fox:[SEG], a heron:[REJ].", ConversationConfig(names_question="{names}?"))
+    [('[SEG]', 'a fox'), ('[REJ]', 'a heron')]
+    """
+    found = []
+    start = 0
+    for match in re.finditer(f"{re.escape(SEG)}|{re.escape(REJ)}", answer):
+        before = answer[start : match.start()]
+        start = match.end()
+        if PHRASE in conversation.answer_tokens:
+            phrases = re.findall(f"{PHRASE}(.*?){PHRASE_END}", before, re.DOTALL)
+            words = phrases[-1] if phrases else ""
+        else:
+            words = re.split(r"[,.;]", before)[-1].strip().rstrip(":") if conversation.names_question else ""
+        found.append((match[0], words.strip()))
+    return found
+
+
+def names_question(conversation: ConversationConfig, names: Sequence[str]) -> str:
+    """What a model is asked when a user wants several objects segmented with one question.
+
+    Raises:
+        ReadsegError: the weights were not trained to be asked so, or there is no name, or an empty one.
+
+    >>> names_question(ConversationConfig(names_question="Where are {names}?"), ["a cup", "a hat"])
+    'Where are a cup, a hat?'
+    """
+    if not conversation.names_question:
+        raise ReadsegError("this model was not trained to find several objects with one question: ask for each.")
+    cleaned = _bare(names)
+    if not cleaned or not all(cleaned):
+        raise ReadsegError("a name is empty; say what to look for.")
+    return conversation.names_question.replace("{names}", ", ".join(cleaned))
+
+
+def names_answer(names: Sequence[str]) -> str:
+    """The answer of teacher forcing to `names_question`, in which every object is there.
+
+    >>> names_answer(["a cup", "a hat"])
+    'Sure,a cup:[SEG], a hat:[SEG].'
+    """
+    return f"Sure,{', '.join(f'{name}:{SEG}' for name in _bare(names))}."
+
+
+def _bare(names: Sequence[str]) -> list[str]:
+    return [plain(name).rstrip(".") for name in names]
 
 
 def inference_question(conversation: ConversationConfig, query: str, *, sentence: bool | None = None) -> str:

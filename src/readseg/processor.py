@@ -7,6 +7,7 @@ conversation `conversation.py`'s; normalisation and ids are here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from readseg.conversation import Piece, Turn
 from readseg.errors import ReadsegError
 from readseg.families import BOS, EOS, IMAGE, PAD, SEG, TINY
 from readseg.geometry import Frame
+from readseg.tokenizer import MODEL_FILE, LegacyTokenizer
 
 # CLIP's and SAM's statistics of RGB values, for values in 0..1 and in 0..255.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+_CLOSING = frozenset(".,;:!?)'")  # no space stands before these
 
 
 class ReadProcessor:
@@ -40,11 +44,12 @@ class ReadProcessor:
         ReadsegError: the tokenizer and the config disagree about [SEG].
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ReadConfig) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | LegacyTokenizer, config: ReadConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
         if (seg := self._special(SEG)) != config.seg_token_id:
             raise ReadsegError(f"the tokenizer's {SEG} is {seg}, the config's {config.seg_token_id}.")
+        self._answer_ids = {self._special(token): token for token in config.conversation.answer_tokens}
 
     # -- images ------------------------------------------------------------------------------------------------
 
@@ -69,7 +74,12 @@ class ReadProcessor:
 
     def prefix_ids(self) -> list[int]:
         """The ids before the first question, with N image tokens: the same for every question on an image."""
-        return self._ids(conversation.prefix(self.config.conversation))
+        pieces = conversation.prefix(self.config.conversation)
+        if isinstance(self.tokenizer, LegacyTokenizer):
+            # Text between the image and the question is encoded as one with the question.
+            while not pieces[-1].special:
+                pieces.pop()
+        return [token for token, _ in self._tokens(pieces)]
 
     def query_ids(self, turns: Sequence[Turn]) -> list[int]:
         """The ids that follow the prefix, up to where the answer to the last question begins.
@@ -77,12 +87,20 @@ class ReadProcessor:
         Raises:
             ReadsegError: an empty question, or an earlier turn without an answer (`conversation.dialogue`).
         """
-        *history, last = turns
-        return self._ids(conversation.dialogue([*history, Turn(last.question)]))
+        return self.prompt_ids(turns)[len(self.prefix_ids()) :]
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
         """Prefix and query: what the answer to the last question is generated from. Raises what `query_ids` does."""
-        return self.prefix_ids() + self.query_ids(turns)
+        *history, last = turns
+        return [token for token, _ in self._tokens(self._pieces([*history, Turn(last.question)]))]
+
+    def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """The ids of the last turn's answer, as they follow `prompt_ids`, without the end token.
+
+        Raises:
+            ReadsegError: what `conversation.dialogue` raises.
+        """
+        return self.encode(turns)[0][len(self.prompt_ids(turns)) : -1]
 
     def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """A whole conversation for training or teacher forcing.
@@ -93,39 +111,73 @@ class ReadProcessor:
         Raises:
             ReadsegError: what `conversation.dialogue` raises.
         """
-        pieces = conversation.prefix(self.config.conversation) + conversation.dialogue(turns)
-        ids: list[int] = []
-        labels: list[int] = []
-        for piece in pieces:
-            new = self._ids([piece])
-            ids += new
-            labels += new if piece.learned else [-100] * len(new)
-        return ids, labels
+        tokens = self._tokens(self._pieces(turns))
+        return [token for token, _ in tokens], [token if learned else -100 for token, learned in tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer's ids: " [SEG]" for each [SEG], no other special token."""
-        parts: list[list[int]] = [[]]
-        for token in ids:
-            if token == self.config.seg_token_id:
-                parts.append([])
-            else:
-                parts[-1].append(token)
-        texts = [
-            self.tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False) for part in parts
-        ]
-        return f" {SEG}".join(texts).strip()
+        """Text of an answer's ids: " [SEG]" for each [SEG] (and its like in other families), no other special token."""
+        legacy = isinstance(self.tokenizer, LegacyTokenizer)
+        text = ""
+        for is_token, group in groupby(ids, key=lambda token: token in self._answer_ids):
+            if is_token:
+                text += "".join(f" {self._answer_ids[token]}" for token in group)
+                continue
+            part = self.tokenizer.decode(list(group), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # The legacy tokenizer drops the space behind a token: it is put back before words.
+            text += f" {part}" if legacy and part and part[0] not in _CLOSING else part
+        return text.strip()
 
-    def _ids(self, pieces: Iterable[Piece]) -> list[int]:
-        ids: list[int] = []
+    def _pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        words = self.config.conversation
+        return conversation.prefix(words) + conversation.dialogue(turns, words.answer_tokens)
+
+    def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, bool]]:
+        """Each id of a conversation, and whether the model learns to say it."""
+        tokens: list[tuple[int, bool]] = []
+        for run in self._runs(pieces):
+            first = run[0]
+            if first.special:
+                image = first.text == IMAGE
+                ids = (
+                    [self.config.image_token_id] * self.config.num_image_tokens
+                    if image
+                    else [self._special(first.text)]
+                )
+                tokens += [(token, first.learned) for token in ids]
+                continue
+            ids = self._encoded("".join(piece.text for piece in run))
+            # A run is prompt, then answer; a space divides them, so the prompt alone gives the same first ids.
+            asked = len(self._encoded("".join(piece.text for piece in run if not piece.learned)))
+            tokens += [(token, place >= asked) for place, token in enumerate(ids)]
+        return tokens
+
+    def _runs(self, pieces: Sequence[Piece]) -> list[list[Piece]]:
+        """What is encoded together: a special token by itself, and text as the tokenizer was used in training.
+
+        In the legacy tokenizer's way all text between two tokens is one run, and an added token takes the space
+        around it away.
+        """
+        if not isinstance(self.tokenizer, LegacyTokenizer):
+            return [[piece] for piece in pieces]
+        runs: list[list[Piece]] = []
         for piece in pieces:
-            if piece.text == IMAGE and piece.special:
-                ids += [self.config.image_token_id] * self.config.num_image_tokens
-            elif piece.special:
-                ids.append(self._special(piece.text))
+            if runs and not piece.special and not runs[-1][0].special:
+                runs[-1].append(piece)
             else:
-                # Without the option, a user who writes "</s>" or "[SEG]" would write the token.
-                ids += self.tokenizer.encode(piece.text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+                runs.append([piece])
+        added = self.tokenizer.added
+        for place, run in enumerate(runs):
+            if run[0].special:
+                continue
+            if place and runs[place - 1][0].text in added:
+                run[0] = run[0]._replace(text=run[0].text.lstrip())
+            if place + 1 < len(runs) and runs[place + 1][0].text in added:
+                run[-1] = run[-1]._replace(text=run[-1].text.rstrip())
+        return runs
+
+    def _encoded(self, text: str) -> list[int]:
+        # Without the option, a user who writes "</s>" or "[SEG]" would write the token.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.convert_tokens_to_ids(token)
@@ -143,8 +195,11 @@ class ReadProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ReadProcessor:
-        """From a folder or a hub id that holds a tokenizer and a `config.json`."""
+        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only."""
         config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / MODEL_FILE).is_file():
+            return cls(LegacyTokenizer.from_folder(folder), config)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **kwargs)
         return cls(tokenizer, config)
 
