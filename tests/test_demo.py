@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from readseg import segmenter as module
+from readseg import loading
 from readseg.masks import save_png
 from small import picture
 from tiny_segmenter import build, load
@@ -32,7 +32,7 @@ def demo() -> ModuleType:
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two questions whose truth is what the model answers."""
     model = build(tmp_path / "model")
-    monkeypatch.setattr(module, "EMBEDDED", model)
+    monkeypatch.setattr(loading, "EMBEDDED", model)
     picture().save(tmp_path / "scene.png")
     save_png(tmp_path / "truth.png", load(model).segment(picture(), "the cat").mask)
     entries = [

@@ -170,8 +170,9 @@ def test_every_option_is_explained(path: tuple[str, ...]) -> None:
     usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
     heading = f"### `readseg {' '.join(path)}`\n"
     assert heading in usage
-    section = re.split(r"^##", usage.split(heading)[1], flags=re.MULTILINE)[0]
-    missing = {option for option in options(LEAVES[path]) - {"--help"} if f"`{option}`" not in section}
+    shared = "### Options of model and points\n"
+    sections = [re.split(r"^##", usage.split(start)[1], flags=re.MULTILINE)[0] for start in (heading, shared)]
+    missing = {option for option in options(LEAVES[path]) - {"--help"} if f"`{option}`" not in "".join(sections)}
     assert not missing, f"docs/usage.md does not explain {missing} of {' '.join(path)}"
 
 

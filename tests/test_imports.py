@@ -19,7 +19,8 @@ PACKAGE = Path(readseg.__file__).parent
 # use what the lines above it define; a name that stands in no list is no one's to import.
 PIXELS = "errors files images geometry masks"
 CORE = f"{PIXELS} grids sasp losses config"
-MODEL = f"{CORE} families conversation prompting sam_keys model processor checkpoints"
+FILES = "lora weight_files layouts checkpoints loading base_models"
+MODEL = f"{CORE} families conversation tokenizer prompting sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation segmenter"
 WORK = f"{USER} data training evaluation analysis"
@@ -36,11 +37,17 @@ MAY_IMPORT = {
     "config": "errors grids sasp geometry masks losses",
     "families": CORE,
     "conversation": f"{CORE} families",
+    "tokenizer": "errors files",
     "prompting": CORE,
     "sam_keys": CORE,
+    "lora": "errors",
+    "weight_files": "errors files",
+    "layouts": f"{CORE} families sam_keys",
     "model": f"{CORE} families conversation prompting sam_keys",
-    "processor": f"{CORE} families conversation prompting sam_keys model",
-    "checkpoints": f"{CORE} families conversation prompting sam_keys model processor",
+    "processor": f"{CORE} families conversation tokenizer prompting sam_keys model",
+    "checkpoints": f"{CORE} families tokenizer lora weight_files sam_keys layouts model processor",
+    "loading": f"{CORE} families model processor checkpoints",
+    "base_models": f"{CORE} families tokenizer lora weight_files sam_keys layouts checkpoints",
     "draw": PIXELS,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",

@@ -35,16 +35,27 @@ IGNORED_LABEL = -100
 
 
 class Answer(NamedTuple):
-    """One generated answer.
+    """One answer, generated or given.
 
     ids: its token ids, without the end token.
     states: (len(ids), D), `states[i]` is the hidden state that predicted `ids[i]`.
     finished: False where `max_new_tokens` cut the answer off.
+    said: of a given answer, what the model itself would have said at each place; of a generated one `ids`.
     """
 
     ids: list[int]
     states: Float[Tensor, "T D"]
     finished: bool
+    said: list[int]
+
+
+class _Batch(NamedTuple):
+    """Q texts behind one prefix: ids (Q, L) left padded, attention mask (Q, prefix + L), positions (Q, L), cache."""
+
+    ids: Int[Tensor, "Q L"]
+    mask: Int[Tensor, "Q K"]
+    positions: Int[Tensor, "Q L"]
+    cache: Cache
 
 
 @dataclass
@@ -95,7 +106,7 @@ class ReadModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "CLIPEncoderLayer", "SamVisionLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "CLIPVisionModel", "SamModel"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     # SAM's random Fourier features turn a rounded value into another place in the image.
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["positional_embedding"]
@@ -111,6 +122,9 @@ class ReadModel(PreTrainedModel):
         self.lmm = LlavaForConditionalGeneration(config.lmm_config)
         self.sam = SamModel(config.mask_config)
         width = config.lmm_config.text_config.hidden_size
+        if config.projector == "linear":
+            seen = config.lmm_config.vision_config.hidden_size
+            self.lmm.model.multi_modal_projector = nn.Linear(seen, width)
         self.seg_projection = nn.Sequential(
             nn.Linear(width, width),
             nn.ReLU(),
@@ -123,7 +137,7 @@ class ReadModel(PreTrainedModel):
 
     def encode_image(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N D"]:
         """Image tokens for the language model: pixels (I, 3, s, s) -> projected features (I, N, D)."""
-        output = self.lmm.get_image_features(pixel_values.to(self.lmm.dtype), return_dict=True)
+        output = self.lmm.get_image_features(pixel_values.to(self.lmm.model.vision_tower.dtype), return_dict=True)
         return torch.stack(list(output.pooler_output))
 
     def embed_masks_image(self, mask_pixel_values: Float[Tensor, "I 3 S S"]) -> Float[Tensor, "I C h w"]:
@@ -168,7 +182,8 @@ class ReadModel(PreTrainedModel):
             frames: the I images' frames; needed for masks.
             row_images: (R,) the image of each row. Default: one row for each image.
             labels: (R, L), the ids to learn, -100 elsewhere (not shifted).
-            masks: S targets, each (H, W) in the size of its image: 1, 0, or 255 for pixels that do not count.
+            masks: S targets, each (H, W) in the size of its image: 1, 0, or 255 for pixels that do not count. A family
+                with [REJ] has a target for each of those too, in reading order; its logits are 0 there, as trained.
             coverage: (S, N) in [0, 1], the share of each image token's cell that the target covers.
             points: settings that replace the configured ones.
             prompt: replaces the configured one.
@@ -207,7 +222,7 @@ class ReadModel(PreTrainedModel):
         if labels is not None:
             output.text_loss = self._text_loss(hidden, labels)
         if masks is not None:
-            output.bce_loss, output.dice_loss = self._mask_losses(output, frames, masks)
+            output.bce_loss, output.dice_loss = self._mask_losses(output, input_ids, row_images, frames, masks)
         if coverage is not None:
             with full_precision(self.device):
                 output.map_loss = losses.map_loss(scores, coverage, self.map_bias, width=h_seg.shape[-1])
@@ -253,6 +268,8 @@ class ReadModel(PreTrainedModel):
         check_choice("prompt", prompt)
         self.config.check_points(points)
         images = seg_images.tolist()
+        # The parts of a model that is spread over devices meet where the mask model is.
+        h_seg, scores = h_seg.to(mask_embeddings.device), scores.to(mask_embeddings.device)
         if prompt == "seg":
             found = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
         else:
@@ -302,47 +319,82 @@ class ReadModel(PreTrainedModel):
         Raises:
             ReadsegError: a question that does not fit the model's context, or a cache of another prefix.
         """
-        if cache.get_seq_length() != len(prefix_ids):
-            raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")
         if not queries:
             return []
-        text = self.config.lmm_config.text_config
-        longest = max(len(query) for query in queries)
-        room = text.max_position_embeddings - len(prefix_ids) - max_new_tokens
-        if longest > room:
-            raise ReadsegError(f"the question has {longest} tokens, at most {room} fit; ask in fewer words.")
-
-        ids = torch.zeros(len(queries), longest, dtype=torch.long)
-        mask = torch.ones(len(queries), len(prefix_ids) + longest, dtype=torch.long)
-        for row, query in enumerate(queries):
-            ids[row, longest - len(query) :] = torch.tensor(list(query))
-            mask[row, len(prefix_ids) : len(prefix_ids) + longest - len(query)] = 0
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1)[:, len(prefix_ids) :].clamp(min=0)
-        batch_cache = Cache(
-            layers=[_RoomyLayer(layer, len(queries), longest + max_new_tokens) for layer in cache.layers]
-        )
+        batch = self._behind(prefix_ids, cache, queries, max_new_tokens)
         open_rows = torch.ones(len(queries), dtype=torch.bool, device=self.device)
-        end = torch.tensor(text.eos_token_id, device=self.device)
+        end = torch.tensor(self.config.lmm_config.text_config.eos_token_id, device=self.device)
 
         new_ids, states = [], []
         for _ in range(max_new_tokens):
-            hidden = self.lmm.model.language_model(
-                inputs_embeds=self.lmm.get_input_embeddings()(ids),
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=batch_cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            ids = self.lmm.lm_head(hidden).argmax(-1, keepdim=True)
+            hidden = self._continued(batch)[:, -1]
+            ids = self.lmm.lm_head(hidden).argmax(-1, keepdim=True).to(self.device)
             new_ids.append(ids)
             states.append(hidden)
             open_rows &= ~torch.isin(ids[:, 0], end)
             if not open_rows.any():
                 break
-            mask = F.pad(mask, (0, 1), value=1)
-            positions = positions[:, -1:] + 1
+            batch = _Batch(ids, F.pad(batch.mask, (0, 1), value=1), batch.positions[:, -1:] + 1, batch.cache)
         return self._answers(torch.cat(new_ids, 1), torch.stack(states, 1), end)
+
+    @torch.no_grad()
+    def force_answers(
+        self,
+        prefix_ids: Sequence[int],
+        cache: DynamicCache,
+        queries: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> list[Answer]:
+        """Teacher forcing behind one prefix: the states of given answers, and what the model itself would have said.
+
+        Args:
+            prefix_ids: what `cache` was filled with.
+            cache: keys and values from `prefill`; left as it was.
+            queries: the ids that follow the prefix, for each question at least one.
+            answers: the ids of the answer to each.
+
+        Raises:
+            ReadsegError: a text that does not fit the model's context, or a cache of another prefix.
+        """
+        if not queries:
+            return []
+        batch = self._behind(prefix_ids, cache, [[*q, *a] for q, a in zip(queries, answers, strict=True)], 0)
+        hidden = self._continued(batch)
+        given = []
+        for row, answer in enumerate(answers):
+            states = hidden[row, hidden.shape[1] - len(answer) - 1 : -1]
+            given.append(Answer(list(answer), states, True, self.lmm.lm_head(states).argmax(-1).tolist()))
+        return given
+
+    def _behind(
+        self, prefix_ids: Sequence[int], cache: DynamicCache, texts: Sequence[Sequence[int]], room: int
+    ) -> _Batch:
+        """Texts as one batch behind a prefix, left padded, with room for more tokens."""
+        if cache.get_seq_length() != len(prefix_ids):
+            raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")
+        longest = max(len(text) for text in texts)
+        most = self.config.lmm_config.text_config.max_position_embeddings - len(prefix_ids) - room
+        if longest > most:
+            raise ReadsegError(f"the question has {longest} tokens, at most {most} fit; ask in fewer words.")
+        ids = torch.zeros(len(texts), longest, dtype=torch.long)
+        mask = torch.ones(len(texts), len(prefix_ids) + longest, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, longest - len(text) :] = torch.tensor(list(text))
+            mask[row, len(prefix_ids) : len(prefix_ids) + longest - len(text)] = 0
+        positions = (mask.cumsum(-1) - 1)[:, len(prefix_ids) :].clamp(min=0)
+        layers = [_RoomyLayer(layer, len(texts), longest + room) for layer in cache.layers]
+        device = self.device
+        return _Batch(ids.to(device), mask.to(device), positions.to(device), Cache(layers=layers))
+
+    def _continued(self, batch: _Batch) -> Float[Tensor, "Q L D"]:
+        """Last hidden states of a batch; its cache grows."""
+        return self.lmm.model.language_model(
+            inputs_embeds=self.lmm.get_input_embeddings()(batch.ids),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=batch.cache,
+            use_cache=True,
+        ).last_hidden_state
 
     @staticmethod
     def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Answer]:
@@ -351,7 +403,7 @@ class ReadModel(PreTrainedModel):
         lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1]).tolist()
         finished = ended.any(1).tolist()
         return [
-            Answer(row[:length].tolist(), state[:length], done)
+            Answer(row[:length].tolist(), state[:length], done, row[:length].tolist())
             for row, state, length, done in zip(ids, states, lengths, finished, strict=True)
         ]
 
@@ -409,16 +461,30 @@ class ReadModel(PreTrainedModel):
         return total / learned.sum().clamp(min=1)
 
     def _mask_losses(
-        self, output: ReadOutput, frames: Sequence[Frame] | None, masks: Sequence[Tensor]
+        self,
+        output: ReadOutput,
+        input_ids: Int[Tensor, "R L"],
+        row_images: Int[Tensor, " R"],
+        frames: Sequence[Frame] | None,
+        masks: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        low_res, seg_images = output.low_res_logits, output.seg_images
-        if low_res is None or frames is None or seg_images is None:
+        low_res = output.low_res_logits
+        if low_res is None or frames is None:
             raise ReadsegError("mask losses need mask_pixel_values or mask_embeddings, and frames.")
-        if len(masks) != len(low_res):
-            raise ReadsegError(f"{len(masks)} masks for {len(low_res)} [SEG] tokens; give one for each.")
+        rejections = -1 if self.config.rej_token_id is None else self.config.rej_token_id
+        rows, columns = ((input_ids == self.config.seg_token_id) | (input_ids == rejections))[:, 1:].nonzero(
+            as_tuple=True
+        )
+        targets = input_ids[rows, columns + 1].tolist()
+        if len(masks) != len(targets):
+            raise ReadsegError(f"{len(masks)} masks for {len(targets)} [SEG] (or [REJ]) tokens; give one for each.")
         with full_precision(self.device):
+            found = iter(low_res)
             logits = [
-                frames[image].masks_to_image(low_res[row : row + 1])[0] for row, image in enumerate(seg_images.tolist())
+                low_res.new_zeros(frames[image].hw)
+                if token == rejections
+                else frames[image].masks_to_image(next(found)[None])[0]
+                for token, image in zip(targets, row_images[rows].tolist(), strict=True)
             ]
             bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks])
             zero = self._mask_branch_zero()
@@ -460,6 +526,7 @@ class ReadModel(PreTrainedModel):
         """
         # transformers' own error of this kind names no key: let it pass, and name them here.
         kwargs["ignore_mismatched_sizes"] = True
+        where = pretrained_model_name_or_path or "state_dict"
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         problems = [
             f"{what}: {', '.join(sorted(map(str, info[key])))}"
@@ -472,12 +539,11 @@ class ReadModel(PreTrainedModel):
         ]
         if problems:
             raise ReadsegError(
-                f"{pretrained_model_name_or_path}: these weights are not those of the model that its config "
-                f"describes; {'; '.join(problems)}."
+                f"{where}: these weights are not those of the model that its config describes; {'; '.join(problems)}."
             )
         broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
-            raise ReadsegError(f"{pretrained_model_name_or_path}: weights that are no numbers: {', '.join(broken)}.")
+            raise ReadsegError(f"{where}: weights that are no numbers: {', '.join(broken)}.")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

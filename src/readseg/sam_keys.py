@@ -1,6 +1,6 @@
 """Names of SAM's weights: the original repository's, which released checkpoints use, and those of the stock class.
 
-The tensors are the same; only names differ. `#` stands for a number.
+The tensors are the same; only names differ. `#` stands for a number. The shapes say which SAM it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
-from transformers import SamModel
+from transformers import SamConfig, SamModel
 
 from readseg.errors import ReadsegError
 
@@ -85,6 +85,16 @@ def to_stock(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stock
 
 
+def with_both_names(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """A state dict of `SamModel` with the Fourier features under both of their names; files may hold one only.
+
+    `prefix` stands before all names of SAM in `state`.
+    """
+    names = [prefix + name for name in _FOURIER_STOCK]
+    found = [state[name] for name in names if name in state]
+    return {**dict.fromkeys(names, found[0]), **state} if found else dict(state)
+
+
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """From the names of transformers' `SamModel` to the original's; the inverse of `to_stock`.
 
@@ -111,6 +121,73 @@ def load_original(sam: SamModel, state: Mapping[str, Tensor]) -> None:
         listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ReadsegError(f"these weights do not fit the mask model; {listed}.")
     sam.load_state_dict(stock)
+
+
+def config_of(state: Mapping[str, Tensor]) -> SamConfig:
+    """The configuration of a SAM with these weights (under the original's names), read off their shapes.
+
+    Heads of the mask decoder leave no trace in a shape: there are 8, as in every SAM.
+
+    Raises:
+        ReadsegError: a weight that tells a size is missing, or its shape is none of SAM's.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise ReadsegError(f"the weights of SAM lack {name}.")
+        return tuple(state[name].shape)
+
+    def count(name: str) -> int:
+        pattern = _pattern(name)
+        return len({match[1] for key in state if (match := pattern.match(key))})
+
+    try:
+        _, rows, columns, width = shape("image_encoder.pos_embed")
+        patch = shape("image_encoder.patch_embed.proj.weight")[-1]
+        depth = count("image_encoder.blocks.#.")
+        reaches = [shape(f"image_encoder.blocks.{layer}.attn.rel_pos_h") for layer in range(depth)]
+        if rows != columns or not depth:
+            raise ValueError
+        # A table of relative positions has 2 n - 1 rows: n is the window, or the whole side for global attention.
+        sides = [(rows_of_table + 1) // 2 for rows_of_table, _ in reaches]
+        windows = {side for side in sides if side != rows}
+        channels = shape("image_encoder.neck.0.weight")[0]
+        half, iou_hidden = shape(_FOURIER)[1], shape("mask_decoder.iou_prediction_head.layers.0.weight")[0]
+        attention = shape("mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
+        if len(windows) > 1 or 2 * half != channels or channels % attention:
+            raise ValueError
+        return SamConfig(
+            vision_config={
+                "image_size": rows * patch,
+                "patch_size": patch,
+                "hidden_size": width,
+                "output_channels": channels,
+                "num_hidden_layers": depth,
+                "num_attention_heads": width // reaches[0][1],
+                "mlp_dim": shape("image_encoder.blocks.0.mlp.lin1.weight")[0],
+                "global_attn_indexes": [layer for layer, side in enumerate(sides) if side == rows],
+                "window_size": min(windows, default=0),
+                "num_pos_feats": half,
+            },
+            prompt_encoder_config={
+                "hidden_size": channels,
+                "image_size": rows * patch,
+                "patch_size": patch,
+                "mask_input_channels": shape("prompt_encoder.mask_downscaling.3.weight")[0],
+            },
+            mask_decoder_config={
+                "hidden_size": channels,
+                "mlp_dim": shape("mask_decoder.transformer.layers.0.mlp.lin1.weight")[0],
+                "num_hidden_layers": count("mask_decoder.transformer.layers.#."),
+                "num_attention_heads": 8,
+                "attention_downsample_rate": channels // attention,
+                "num_multimask_outputs": shape("mask_decoder.mask_tokens.weight")[0] - 1,
+                "iou_head_depth": count("mask_decoder.iou_prediction_head.layers.#."),
+                "iou_head_hidden_dim": iou_hidden,
+            },
+        )
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ReadsegError("the shapes of the image encoder or mask decoder are not those of a SAM.") from error
 
 
 def _translated(keys: Iterable[str], table: list[tuple[re.Pattern[str], str]], of: str) -> dict[str, str]:

@@ -42,6 +42,10 @@ class Segmentation:
         alignment: how the token grid lies on the image, "exact" or "reference" (`sasp.full_map`).
         box: (x0, y0, x1, y1), the image's rectangle under the grid, for "exact".
         finished: False where the answer was cut off at the limit of its length.
+        phrases: for each [SEG] the words of the answer that it belongs to, "" where the family's answers do not say.
+        rejected: what the answer says is not there, of several objects asked for at once ([REJ]).
+        said: for each [SEG] of a given answer (teacher forcing) whether the model itself would have said it there;
+            None for a generated answer.
         image: what was asked about, RGB; None after `from_json`.
 
     Raises:
@@ -59,6 +63,9 @@ class Segmentation:
     alignment: str = "exact"
     box: tuple[float, float, float, float] | None = None
     finished: bool = True
+    phrases: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    said: tuple[bool, ...] | None = None
     image: Image.Image | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +84,10 @@ class Segmentation:
                 f"{count} masks, but {len(self.points_xy)} sets of points, {len(self.point_labels)} of labels and "
                 f"{len(self.scores)} rows of scores"
             )
+        if not self.phrases:
+            object.__setattr__(self, "phrases", ("",) * count)
+        if len(self.phrases) != count or (self.said is not None and len(self.said) != count):
+            raise ValueError(f"{count} masks, but {len(self.phrases)} phrases, and said is {self.said}")
         for xy, labels in zip(self.points_xy, self.point_labels, strict=True):
             if xy.shape != (len(labels), 2) or not np.isin(labels, (1, 0, -1)).all():
                 raise ValueError(f"points must be (P, 2) with P labels 1, 0 or -1; got {xy.shape}, {labels!r}")
@@ -154,6 +165,9 @@ class Segmentation:
             "answer": self.answer,
             "present": self.present,
             "finished": self.finished,
+            "phrases": list(self.phrases),
+            "rejected": list(self.rejected),
+            "said": None if self.said is None else list(self.said),
             "image_size": list(self.image_size),
             "masks": [encode_rle(mask) for mask in self.masks],
             "points": [
@@ -189,6 +203,9 @@ class Segmentation:
                 answer=values["answer"],
                 present=values["present"],
                 finished=values["finished"],
+                phrases=tuple(values.get("phrases", ())),
+                rejected=tuple(values.get("rejected", ())),
+                said=None if values.get("said") is None else tuple(values["said"]),
                 image_size=(height, width),
                 masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
                 points_xy=tuple(np.array(p["xy"], np.float32).reshape(-1, 2) for p in points),

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, get_args, overload
 
@@ -22,22 +19,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
-from transformers.utils import logging
+from transformers import DynamicCache
 
 from readseg.config import PointConfig, Prompt
-from readseg.conversation import Turn, inference_question, writable
+from readseg.conversation import Turn, inference_question, names_answer, names_question, targets, writable
 from readseg.errors import ReadsegError
+from readseg.families import REJ, SEG
 from readseg.geometry import Frame
 from readseg.images import load_image
+from readseg.loading import load_model
 from readseg.model import Answer, ReadModel
 from readseg.processor import ReadProcessor
 from readseg.segmentation import Segmentation
 
 __all__ = ["Chat", "QueryError", "Segmentation", "Segmenter", "asks_for_mask", "requests_mask"]
-
-EMBEDDED = Path(__file__).parent / "weights" / "tiny"
-"""The folder of the model that comes with the package."""
 
 _TOGETHER = 16  # questions decoded as one batch: bounds the memory of keys and values
 _WORTH_A_WARNING = 0.2  # of the image's area, hidden from the language model
@@ -104,6 +99,7 @@ class _Options:
     prompt: Prompt | None
     points: PointConfig | None
     max_new_tokens: int
+    force: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompt not in get_args(Prompt):
@@ -123,13 +119,17 @@ class Segmenter:
         model: put into evaluation mode.
         processor: of that model.
         cached_images: how many images' features and prefix are kept, the latest used; at least 1.
+        notes: what a user should know of the model's files.
     """
 
-    def __init__(self, model: ReadModel, processor: ReadProcessor, *, cached_images: int = 4) -> None:
+    def __init__(
+        self, model: ReadModel, processor: ReadProcessor, *, cached_images: int = 4, notes: Sequence[str] = ()
+    ) -> None:
         if cached_images < 1:
             raise ReadsegError(f"cached_images must be at least 1; got {cached_images}")
         self.model = model.eval()
         self.processor = processor
+        self.notes = tuple(notes)
         self._cached_images = cached_images
         self._encoded: OrderedDict[tuple[int, int, bytes], _Encoded] = OrderedDict()
 
@@ -140,38 +140,44 @@ class Segmenter:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        bits: int | None = None,
+        family: str | None = None,
+        vision_tower: str | Path | None = None,
+        system: str | None = None,
+        lora_alpha: float | None = None,
     ) -> Segmenter:
         """Load a model: the embedded one without a name, else that of a folder or a hub id.
 
         Args:
-            name: a folder that `save_pretrained` wrote, or a hub id "owner/model".
+            name: a folder or a hub id "owner/model", in this package's layout or as READ, SESAME, LISA, GSVA and GLaMM
+                were released.
             device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
-            dtype: such as "float32" or "bfloat16"; by default bfloat16 on a GPU and float32 on a CPU.
+            dtype: such as "float32" or "bfloat16"; by default bfloat16 on a GPU; on a CPU float32, for models of more
+                than a billion weights the stored type.
+            device_map: "auto" spreads a large model over several devices, as accelerate does.
+            bits: 8 or 4 loads the language model quantised (needs bitsandbytes); the mask model stays in float32.
+            family: which family released weights are of, where their files do not tell.
+            vision_tower: folder or hub id of the CLIP tower, if not where config.json says.
+            system: the system prompt of released weights, "llava_v1" (default) or "vicuna_v1".
+            lora_alpha: alpha of LoRA weights that are not merged yet.
 
         Raises:
-            ReadsegError: there is no such model, it is of another kind, its weights are incomplete, or the device
-                or dtype is unknown.
+            ReadsegError: there is no such model, it is of another kind, its files are incomplete or damaged, or an
+                option is unknown; the message names the file, the key or the option.
         """
-        where, precision = _device_and_dtype(device, dtype)
-        source = _source(name)
-        try:
-            with _quiet_libraries(bar=name is not None and sys.stderr.isatty()):
-                kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
-                if kind != "readseg":
-                    raise ReadsegError(
-                        f"{source} is a model of type {kind!r}: expected type 'readseg', as this package saves it"
-                    )
-                folder = Path(source)
-                if folder.is_dir() and not any((folder / f"tokenizer.{end}").is_file() for end in ("json", "model")):
-                    raise ReadsegError(f"{source} holds no tokenizer: expected tokenizer.json or tokenizer.model in it")
-                processor = ReadProcessor.from_pretrained(source)
-                model = ReadModel.from_pretrained(source, dtype=precision)
-        except ReadsegError:
-            raise
-        except Exception as error:  # hub, file, JSON and safetensors errors share no base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ReadsegError(f"cannot load a model from {source}: {reason}") from error
-        return cls(model.to(where), processor)
+        model, processor, notes = load_model(
+            name,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+            bits=bits,
+            family=family,
+            vision_tower=vision_tower,
+            system=system,
+            lora_alpha=lora_alpha,
+        )
+        return cls(model, processor, notes=notes)
 
     @overload
     def segment(
@@ -183,6 +189,7 @@ class Segmenter:
         prompt: Prompt | None = ...,
         points: PointConfig | None = ...,
         max_new_tokens: int = ...,
+        force: bool | str = ...,
     ) -> Segmentation: ...
 
     @overload
@@ -195,6 +202,7 @@ class Segmenter:
         prompt: Prompt | None = ...,
         points: PointConfig | None = ...,
         max_new_tokens: int = ...,
+        force: bool | str = ...,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -206,6 +214,7 @@ class Segmenter:
         prompt: Prompt | None = None,
         points: PointConfig | None = None,
         max_new_tokens: int = 64,
+        force: bool | str = False,
     ) -> Segmentation | list[Segmentation]:
         """Answer one question about an image, or many; many are decoded together and give what single calls give.
 
@@ -219,6 +228,8 @@ class Segmenter:
             prompt: what prompts the mask decoder: "both" points and [SEG], "seg" or "points"; default: the model's.
             points: how points are chosen; default: the model's.
             max_new_tokens: where an answer is cut off.
+            force: teacher forcing: True gives the model its answer, in the words of its family's evaluation, a text
+                this answer; the masks of its [SEG] come out. By default the model answers by itself.
 
         Raises:
             ImageError: the image cannot be used.
@@ -228,7 +239,8 @@ class Segmenter:
         Warns:
             UserWarning: the model's centre crop hides more than a fifth of the image.
         """
-        options = _Options(prompt, points, max_new_tokens)
+        given = self.processor.config.conversation.forced_answer if force is True else force or None
+        options = _Options(prompt, points, max_new_tokens, given)
         queries = [query] if isinstance(query, str) else list(query)
         for text in queries:
             _check_query(text)
@@ -240,6 +252,41 @@ class Segmenter:
             part = slice(start, start + _TOGETHER)
             results += self._answer(encoded, queries[part], turns[part], asked[part], options)
         return results[0] if isinstance(query, str) else results
+
+    def segment_together(
+        self,
+        image: Any,
+        names: Sequence[str],
+        *,
+        prompt: Prompt | None = None,
+        points: PointConfig | None = None,
+        max_new_tokens: int = 256,
+        force: bool | str = False,
+    ) -> Segmentation:
+        """Several objects with one question, as GSVA was trained: one answer with a [SEG] or a [REJ] for each.
+
+        Args:
+            image: as in `segment`.
+            names: of the objects.
+            prompt: as in `segment`.
+            points: as in `segment`.
+            max_new_tokens: where the answer is cut off.
+            force: as in `segment`; True gives the answer in which every object is there, so that `said` tells for
+                each whether the model agrees: the family's evaluation.
+
+        Returns:
+            One result: `phrases` tells whose each mask is, `rejected` what is not there.
+
+        Raises:
+            ReadsegError: as in `segment`; or the model's family was not trained so.
+        """
+        for name in names:
+            _check_query(name)
+        question = names_question(self.processor.config.conversation, names)
+        given = names_answer(names) if force is True else force or None
+        options = _Options(prompt, points, max_new_tokens, given)
+        encoded = self._encode(load_image(image))
+        return self._answer(encoded, [", ".join(names)], [[Turn(question)]], [True], options)[0]
 
     def segment_batch(
         self,
@@ -330,9 +377,7 @@ class Segmenter:
                     f"{room} fit beside image and answer into the model's {limit} positions"
                 )
         with torch.inference_mode():
-            answers = self.model.generate_answers(
-                encoded.prefix_ids, encoded.cache, ids, max_new_tokens=options.max_new_tokens
-            )
+            answers = self._said(encoded, conversations, ids, options)
             masks, points, scores = self._masks(encoded, answers, options)
         results = []
         first = 0
@@ -340,10 +385,18 @@ class Segmenter:
             own = slice(first, first + answer.ids.count(self.model.config.seg_token_id))
             first = own.stop
             found = own.stop > own.start
+            text = self.processor.decode(answer.ids)
+            named = targets(text, self.processor.config.conversation)
+            seg = self.model.config.seg_token_id
             results.append(
                 Segmentation(
                     query=writable(query),
-                    answer=self.processor.decode(answer.ids),
+                    answer=text,
+                    phrases=tuple(words for token, words in named if token == SEG),
+                    rejected=tuple(words for token, words in named if token == REJ),
+                    said=None
+                    if options.force is None
+                    else tuple(own == seg for given, own in zip(answer.ids, answer.said, strict=True) if given == seg),
                     present=True if found else False if wanted else None,
                     image_size=encoded.frame.hw,
                     masks=masks[own],
@@ -357,6 +410,23 @@ class Segmenter:
                 )
             )
         return results
+
+    def _said(
+        self,
+        encoded: _Encoded,
+        conversations: Sequence[Sequence[Turn]],
+        ids: Sequence[Sequence[int]],
+        options: _Options,
+    ) -> list[Answer]:
+        """The answers: the model's own, or the one that it is given."""
+        if options.force is None:
+            return self.model.generate_answers(
+                encoded.prefix_ids, encoded.cache, ids, max_new_tokens=options.max_new_tokens
+            )
+        answers = [
+            self.processor.answer_ids([*turns[:-1], Turn(turns[-1].question, options.force)]) for turns in conversations
+        ]
+        return self.model.force_answers(encoded.prefix_ids, encoded.cache, ids, answers)
 
     def _masks(
         self, encoded: _Encoded, answers: Sequence[Answer], options: _Options
@@ -434,62 +504,3 @@ def _check_query(query: Any) -> None:
         raise QueryError(f"a query is text, got {type(query).__name__}: say what to look for")
     if not query.strip():
         raise QueryError("the query is empty: say what to look for")
-
-
-def _device_and_dtype(
-    device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    gpu = torch.cuda.is_available()
-    try:
-        where = torch.device(device or ("cuda" if gpu else "cpu"))
-        torch.empty(0, device=where).tolist()  # "meta" makes tensors, but without values
-    except (RuntimeError, AssertionError) as error:
-        raise ReadsegError(f'device {str(device)!r} cannot be used here: try "cpu" or, with a GPU, "cuda"') from error
-    if dtype is None:
-        return where, torch.bfloat16 if where.type == "cuda" else torch.float32
-    precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if precision not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
-    return where, precision
-
-
-@contextmanager
-def _quiet_libraries(*, bar: bool) -> Iterator[None]:
-    """What libraries log while they load would stand before the one line that says what is wrong.
-
-    Their progress bar is for people who wait: not for the embedded model, nor where nobody watches.
-    """
-    loggers = [getLogger("transformers"), getLogger("huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    had_bar = logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(CRITICAL)
-    if not bar:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if had_bar:
-            logging.enable_progress_bar()
-
-
-def _source(name: str | Path | None) -> str:
-    """A folder with a model in it, or a hub id; transformers' own words for what is wrong are many."""
-    if name is None:
-        if not (EMBEDDED / "config.json").is_file():
-            raise ReadsegError(
-                f"the embedded model is missing ({EMBEDDED}): reinstall readseg, or name a model's folder or hub id"
-            )
-        return str(EMBEDDED)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ReadsegError(f"{path} holds no model: expected config.json, weights and tokenizer in it")
-        return str(path)
-    if path.exists():
-        raise ReadsegError(f"{path} is a file: name the folder of a model")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ReadsegError(f"there is no model {str(name)!r}: expected a folder or a hub id such as owner/model")
-    return str(name)

@@ -94,8 +94,8 @@ def test_options_of_prompts_and_points(console: Console, model: Path, desk: Path
         return len(json.loads(out)["points"][0]["labels"])
 
     assert points("--num-points", 2) == 2
-    assert points("--prompt", "seg") == 0
-    assert points("--prompt", "points") == 5
+    assert points("--points", "off") == 0
+    assert points("--points", "only") == 5
     assert "thresholds" in one_error(console("segment", desk, "cat", "--model", model, "--t-pos", 0.1, "--t-neg", 0.5))
 
 
@@ -131,7 +131,7 @@ def test_bytes_that_are_no_text(console: Console, model: Path, desk: Path) -> No
 
 
 def test_bad_models(console: Console, desk: Path) -> None:
-    assert "there is no model" in one_error(console("segment", desk, "cat", "--model", "nowhere"))
+    assert "no such folder" in one_error(console("segment", desk, "cat", "--model", "nowhere"))
     assert "holds no model" in one_error(console("segment", desk, "cat", "--model", desk.parent))
     assert "device" in one_error(console("segment", desk, "cat", "--model", desk.parent, "--device", "abacus"))
 
@@ -143,7 +143,7 @@ def test_an_output_folder_that_cannot_be(console: Console, desk: Path) -> None:
 
 
 def test_usage_errors_are_one_line(console: Console, desk: Path) -> None:
-    for words in (["segment"], ["segment", desk], ["segment", desk, "cat", "--prompt", "all"], ["nonsense"]):
+    for words in (["segment"], ["segment", desk], ["segment", desk, "cat", "--points", "all"], ["nonsense"]):
         error = one_error(console(*words))
         assert "--help" in error
     code, out, err = console("data")  # a group without a command says what it has

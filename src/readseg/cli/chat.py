@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.segment import DEVICE_HELP, MODEL_HELP, check_writable, show
+from readseg.cli import options
+from readseg.cli.segment import check_writable, show
 from readseg.errors import ReadsegError
 
 END_WORDS = frozenset({"exit", "quit", "/exit", "/quit"})
@@ -17,12 +18,20 @@ END_WORDS = frozenset({"exit", "quit", "/exit", "/quit"})
 
 def chat(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for pictures and JSON of each turn, in turn_K; by default none are written."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    bits: options.Bits = None,
+    device_map: options.DeviceMap = None,
+    family: options.FamilyName = None,
+    vision_tower: options.VisionTower = None,
+    system: options.System = None,
+    lora_alpha: options.LoraAlpha = None,
+    points: options.PointsSwitch = None,
 ) -> None:
     """Talk about an image over several turns; "exit", or the end of the input, ends it.
 
@@ -34,13 +43,23 @@ def chat(
     if out is not None:
         check_writable(out)
 
-    from readseg.segmenter import Segmenter  # brings torch along
-
-    conversation = Segmenter.from_pretrained(model, device=device).chat(picture)
+    segmenter = options.load_segmenter(
+        model,
+        device=device,
+        dtype=dtype,
+        bits=bits,
+        device_map=device_map,
+        family=family,
+        vision_tower=vision_tower,
+        system=system,
+        lora_alpha=lora_alpha,
+    )
+    prompt, _ = options.point_options(segmenter, points)
+    conversation = segmenter.chat(picture)
     interactive = sys.stdin.isatty()
     for text in _questions(interactive):
         try:
-            result = conversation.ask(text)
+            result = conversation.ask(text, prompt=prompt)
         except ReadsegError as error:
             if not interactive:
                 raise

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.segment import DEVICE_HELP, MODEL_HELP, check_writable
+from readseg.cli import options
+from readseg.cli.segment import check_writable
 
 app = typer.Typer(help="Score a model on a benchmark.", no_args_is_help=True)
 
@@ -19,13 +20,14 @@ def evaluate() -> None:
 
 @app.command()
 def scenes(
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keeps predictions and report; an interrupted run goes on from there.")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes of the fixed set.")] = 600,
     variants: Annotated[bool, typer.Option(help="Also with points only and with the SEG embedding only.")] = False,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    model: options.Model = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
 ) -> None:
     """Score generated answers on the fixed test set of drawn scenes, beside blind baselines."""
     import json
@@ -35,12 +37,11 @@ def scenes(
     from readseg.evaluation import report
     from readseg.evaluation.benchmarks import PROMPTS, SceneSet, evaluate_scenes
     from readseg.files import whole
-    from readseg.segmenter import Segmenter
     from readseg.training.cache import digest
 
     if out is not None:
         check_writable(out)
-    segmenter = Segmenter.from_pretrained(model, device=device)
+    segmenter = options.load_segmenter(model, device=device, dtype=dtype)
     # The weights too: a model that was trained on must not go on with the predictions of its former self.
     settings = {"model": model or "embedded", "weights": digest([segmenter.model])}
     systems = evaluate_scenes(

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from readseg.cli import options
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from readseg.config import PointConfig
     from readseg.segmentation import Segmentation
-    from readseg.segmenter import Segmenter
-
-MODEL_HELP = "Folder or hub id of a model; by default the embedded one."
-DEVICE_HELP = 'Where to compute, such as "cpu" or "cuda:0"; by default a GPU if there is one.'
 
 
 def segment(
@@ -26,19 +21,33 @@ def segment(
     queries: Annotated[
         list[str], typer.Argument(metavar="QUERY", help="What to look for, or questions.", show_default=False)
     ],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for pictures and JSON; by default outputs/NAME_OF_IMAGE.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON a query instead of words.")] = False,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
-    prompt: Annotated[
-        Literal["both", "seg", "points"] | None, typer.Option(help="What prompts the mask decoder.")
-    ] = None,
-    num_points: Annotated[int | None, typer.Option(min=1, help="The most points for a [SEG].")] = None,
-    t_pos: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity of positive points, from.")] = None,
-    t_neg: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity of negative points, up to.")] = None,
+    together: Annotated[
+        bool, typer.Option(help="Ask for all queries with one question, as names of objects (GSVA).")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option(help="Teacher forcing: give the model its family's answer, get the masks of its SEG.")
+    ] = False,
+    model: options.Model = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    bits: options.Bits = None,
+    device_map: options.DeviceMap = None,
+    family: options.FamilyName = None,
+    vision_tower: options.VisionTower = None,
+    system: options.System = None,
+    lora_alpha: options.LoraAlpha = None,
+    points: options.PointsSwitch = None,
+    num_points: options.NumPoints = None,
+    t_pos: options.TPos = None,
+    t_neg: options.TNeg = None,
+    downsample: options.Downsample = None,
+    alignment: options.AlignmentName = None,
+    threshold: options.ThresholdRule = None,
 ) -> None:
     """Answer questions about an image: what is asked for, where it is, and the points that found it.
 
@@ -51,11 +60,31 @@ def segment(
     folder = out if out is not None else Path("outputs") / (image.stem or "image")
     check_writable(folder)
 
-    from readseg.segmenter import Segmenter  # brings torch along
-
-    segmenter = Segmenter.from_pretrained(model, device=device)
-    points = _points(segmenter, num_points, t_pos, t_neg)
-    results = segmenter.segment(picture, queries, prompt=prompt, points=points)
+    segmenter = options.load_segmenter(
+        model,
+        device=device,
+        dtype=dtype,
+        bits=bits,
+        device_map=device_map,
+        family=family,
+        vision_tower=vision_tower,
+        system=system,
+        lora_alpha=lora_alpha,
+    )
+    prompt, settings = options.point_options(
+        segmenter,
+        points,
+        num_points=num_points,
+        t_pos=t_pos,
+        t_neg=t_neg,
+        downsample=downsample,
+        alignment=alignment,
+        threshold=threshold,
+    )
+    if together:
+        results = [segmenter.segment_together(picture, queries, prompt=prompt, points=settings, force=force)]
+    else:
+        results = segmenter.segment(picture, queries, prompt=prompt, points=settings, force=force)
     for index, result in enumerate(results):
         place = folder if len(results) == 1 else folder / f"query_{index + 1}"
         result.save(place)
@@ -104,18 +133,9 @@ def _details(text: Text, result: Segmentation) -> None:
         text.append("  not found: the model gave no mask\n", style="yellow")
     for index, mask in enumerate(result.masks):
         count = len(result.point_labels[index])
-        text.append(f"  mask {index + 1}: {mask.mean():.1%} of the image, {count} points\n", style="dim")
-
-
-def _points(
-    segmenter: Segmenter, num_points: int | None, t_pos: float | None, t_neg: float | None
-) -> PointConfig | None:
-    """The model's settings of points with what was given on the command line; None where nothing was."""
-    given = {"num_points": num_points, "t_pos": t_pos, "t_neg": t_neg}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if not changes:
-        return None
-    try:
-        return dataclasses.replace(segmenter.model.config.points, **changes)
-    except ValueError as error:
-        raise ReadsegError(str(error)) from error
+        phrase = f" ({result.phrases[index]})" if result.phrases[index] else ""
+        text.append(f"  mask {index + 1}{phrase}: {mask.mean():.1%} of the image, {count} points\n", style="dim")
+        if result.said is not None and not result.said[index]:
+            text.append("    given: the model by itself would not have segmented here\n", style="yellow")
+    for phrase in result.rejected:
+        text.append(f"  not found: {phrase}\n", style="yellow")

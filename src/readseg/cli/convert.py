@@ -1,0 +1,56 @@
+"""`readseg convert`: a model's files in another layout, or base models joined to start training from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from readseg.cli import options
+from readseg.errors import ReadsegError
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or hub id of the weights to read.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.", show_default=False)],
+    layout: Annotated[
+        Literal["readseg", "released"],
+        typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
+    ] = "readseg",
+    sam: Annotated[
+        str | None,
+        typer.Option(help="Start from base models: MODEL is LLaVA-1.5, this a SAM (folder, hub id or .pth file)."),
+    ] = None,
+    family: options.FamilyName = None,
+    vision_tower: options.VisionTower = None,
+    lora_alpha: options.LoraAlpha = None,
+    seed: Annotated[int, typer.Option(help="Of the fresh projection, with --sam.")] = 0,
+) -> None:
+    """Read weights in any layout this package knows and write them in another; LoRA weights are merged.
+
+    With --sam: LLaVA-1.5 and a SAM become an untrained model of the family (default read), with its tokens added.
+    """
+    if sam is not None and lora_alpha is not None:
+        raise ReadsegError("--lora-alpha is for trained weights, --sam for base models: give one of them.")
+    if out.exists():
+        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
+
+    from rich.console import Console
+
+    from readseg.checkpoints import read_checkpoint, save_checkpoint
+
+    if sam is None:
+        checkpoint = read_checkpoint(model, family=family, vision_tower=vision_tower, lora_alpha=lora_alpha)
+    else:
+        from readseg.base_models import start_from
+
+        checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed)
+    for note in checkpoint.notes:
+        typer.echo(f"readseg: {note}", err=True)
+    size = sum(weight.nbytes for weight in checkpoint.weights.values())
+    with Console(stderr=True).status(f"writing {size / 1e9:.1f} GB to {out}"):
+        save_checkpoint(checkpoint, out, layout=layout)
+    typer.echo(f"{checkpoint.config.family}, {len(checkpoint.weights)} weights: {out}")

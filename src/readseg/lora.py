@@ -1,0 +1,79 @@
+"""LoRA weights of a training run, merged into the weights that they change.
+
+    W' = W + (alpha / r) B A
+
+Speaks names and tensors of a state dict, before any model is made. Source: LoRA (arXiv 2106.09685), equation 3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from readseg.errors import ReadsegError
+
+DEFAULT_ALPHA = 16.0
+"""alpha of all published recipes of this family."""
+
+_WRAPPERS = ("module.", "base_model.model.")
+_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+_REPLACED = re.compile(r"(.+)\.modules_to_save\.\w+\.(.+)")
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that DistributedDataParallel, DeepSpeed and peft put before every name."""
+    plain = dict(state)
+    for prefix in (*_WRAPPERS, *_WRAPPERS):
+        if plain and all(name.startswith(prefix) for name in plain):
+            plain = {name.removeprefix(prefix): value for name, value in plain.items()}
+    return plain
+
+
+def has_lora(state: Mapping[str, Tensor]) -> bool:
+    """Whether some weights are not merged yet."""
+    return any(_LORA.fullmatch(name) for name in state)
+
+
+def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dict[str, Tensor]:
+    """The state dict of the merged model, under the names that it has without peft; other tensors are not copied.
+
+    A merged weight keeps its dtype; the sum is formed in float32.
+
+    Args:
+        state: with `X.weight` (or `X.base_layer.weight`), `X.lora_A.NAME.weight` (r, in), `X.lora_B.NAME.weight` (out,
+            r), and `X.modules_to_save.NAME.weight` for modules that were trained whole.
+        alpha: of the training run; r is in the shapes.
+
+    Raises:
+        ReadsegError: a half of a pair is missing, has no weight to change, or does not fit it.
+    """
+    pairs: dict[str, dict[str, Tensor]] = {}
+    merged: dict[str, Tensor] = {}
+    replaced: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if match := _LORA.fullmatch(name):
+            pairs.setdefault(match[1], {})[match[2]] = value
+        elif match := _REPLACED.fullmatch(name):
+            replaced[f"{match[1]}.{match[2]}"] = value
+        else:
+            merged[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = value
+    merged |= replaced
+    for module, pair in pairs.items():
+        name = f"{module}.weight"
+        if pair.keys() != {"A", "B"}:
+            raise ReadsegError(f"{module} has lora_{''.join(pair)} alone; lora_A and lora_B belong together.")
+        if name not in merged:
+            raise ReadsegError(f"{module} has LoRA weights, but there is no {name} that they change.")
+        weight, a, b = merged[name], pair["A"], pair["B"]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != weight.shape:
+            raise ReadsegError(
+                f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit {tuple(weight.shape)}."
+            )
+        change = (b.float() @ a.float()) * (alpha / a.shape[0])
+        merged[name] = (weight.float() + change).to(weight.dtype)
+        if not torch.isfinite(merged[name]).all():
+            raise ReadsegError(f"{module}: merged weights that are no numbers.")
+    return merged
