@@ -22,12 +22,13 @@ from readseg.families import FAMILIES, RELEASED, SEG, Family
 from readseg.tokenizer import LegacyTokenizer
 from readseg.weight_files import fetch, read_weights
 
-# (transformers' names of LLaVA, ours): the first four as older versions save it.
+# (transformers' names of LLaVA, ours): it has saved them in several ways.
 _LLAVA_HF = (
     ("language_model.lm_head.", "lmm.lm_head."),
     ("language_model.model.", "lmm.model.language_model."),
     ("multi_modal_projector.", "lmm.model.multi_modal_projector."),
     ("vision_tower.vision_model.", layouts.TOWER),
+    ("vision_tower.", layouts.TOWER),
     ("lm_head.", "lmm.lm_head."),
     ("model.language_model.", "lmm.model.language_model."),
     ("model.multi_modal_projector.", "lmm.model.multi_modal_projector."),

@@ -276,6 +276,8 @@ def read_tower(
     beside = folder.parent / said
     try:
         place = fetch(beside if given is None and beside.is_dir() else said)
+        if (kind := read_settings(place).get("model_type")) not in ("clip", "clip_vision_model"):
+            raise ReadsegError(f"{place} is a model of type {kind!r} and no CLIP.")
         tower = CLIPVisionConfig.from_pretrained(place)
         state = read_weights(place) if with_weights else {}
     except (ReadsegError, OSError, ValueError) as error:

@@ -55,6 +55,7 @@ def chat(
         lora_alpha=lora_alpha,
     )
     prompt, _ = options.point_options(segmenter, points)
+    options.tell(segmenter)
     conversation = segmenter.chat(picture)
     interactive = sys.stdin.isatty()
     for text in _questions(interactive):

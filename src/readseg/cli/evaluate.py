@@ -42,6 +42,7 @@ def scenes(
     if out is not None:
         check_writable(out)
     segmenter = options.load_segmenter(model, device=device, dtype=dtype)
+    options.tell(segmenter)
     # The weights too: a model that was trained on must not go on with the predictions of its former self.
     settings = {"model": model or "embedded", "weights": digest([segmenter.model])}
     systems = evaluate_scenes(

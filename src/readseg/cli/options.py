@@ -91,13 +91,16 @@ _PROMPTS: dict[str | None, Prompt | None] = {None: None, "on": "both", "off": "s
 
 
 def load_segmenter(name: str | None, **options: Any) -> Segmenter:
-    """The model of the options above; what its files tell is said on stderr."""
+    """The model of the options above."""
     from readseg.segmenter import Segmenter  # brings torch along
 
-    segmenter = Segmenter.from_pretrained(name, **options)
+    return Segmenter.from_pretrained(name, **options)
+
+
+def tell(segmenter: Segmenter) -> None:
+    """Say on stderr what a model's files were taken for; nothing of the embedded one."""
     for note in segmenter.notes:
         typer.echo(f"readseg: {note}", err=True)
-    return segmenter
 
 
 def point_options(

@@ -85,6 +85,7 @@ def segment(
         results = [segmenter.segment_together(picture, queries, prompt=prompt, points=settings, force=force)]
     else:
         results = segmenter.segment(picture, queries, prompt=prompt, points=settings, force=force)
+    options.tell(segmenter)
     for index, result in enumerate(results):
         place = folder if len(results) == 1 else folder / f"query_{index + 1}"
         result.save(place)

@@ -1,0 +1,129 @@
+"""Released weights at the command line: converted, and asked with points on, off and alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from readseg.cli import main
+from released import ADDED, our_state, weights_of, write_released
+from small import picture
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Console:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = self.capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    def error(self, *words: object) -> str:
+        code, out, err = self(*words)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        return err
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Console:
+    return Console(monkeypatch, capsys)
+
+
+def test_there_and_back(console: Console, tmp_path: Path) -> None:
+    given = write_released(tmp_path / "released", "gsva")
+    code, out, err = console("convert", "released", "ours")
+    assert code == 0, err
+    assert "gsva" in out
+    held = load_file("ours/model.safetensors")
+    assert all(torch.equal(held[name], value) for name, value in our_state(given).items())
+    code, out, err = console("convert", "ours", "back", "--layout", "released")
+    assert code == 0, err
+    again = torch.load("back/pytorch_model.bin", weights_only=True)
+    assert again.keys() == given.keys()
+    assert all(torch.equal(again[name], value) for name, value in given.items())
+    assert json.loads(Path("back/config.json").read_text()) == json.loads(Path("released/config.json").read_text())
+
+
+def test_base_models(console: Console, tmp_path: Path) -> None:
+    state = weights_of("read")
+    sam = {n.removeprefix("model.visual_model."): v for n, v in state.items() if n.startswith("model.visual_model.")}
+    torch.save(sam, "sam.pth")
+    others = ("model.visual_model.", "model.text_hidden_fcs.")
+    write_released(
+        tmp_path / "llava", "read", form="bin", change=lambda s: [s.pop(n) for n in list(s) if n.startswith(others)]
+    )
+    Path("llava/added_tokens.json").unlink()
+    code, out, err = console("convert", "llava", "start", "--sam", "sam.pth", "--seed", 3)
+    assert code == 0, err
+    assert json.loads(Path("start/config.json").read_text())["family"] == "read"
+    assert "--lora-alpha" in console.error("convert", "llava", "other", "--sam", "sam.pth", "--lora-alpha", 4)
+
+
+def test_bad_input(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "released", "read")
+    Path("there").mkdir()
+    assert "is there already" in console.error("convert", "released", "there")
+    assert "no such folder" in console.error("convert", "nowhere", "out")
+    Path("released/pytorch_model-00001-of-00003.bin").unlink()
+    assert "pytorch_model-00001-of-00003.bin" in console.error("convert", "released", "out")
+    assert not Path("out").exists()
+    tiny = Path(__file__).parents[2] / "src" / "readseg" / "weights" / "tiny"
+    assert "no released layout" in console.error("convert", tiny, "out", "--layout", "released")
+    assert "family" in console.error("convert", tiny, "out", "--family", "read")
+
+
+@pytest.mark.parametrize("family", ADDED)
+def test_points_are_one_switch_for_every_family(console: Console, tmp_path: Path, family: str) -> None:
+    write_released(tmp_path / "released", family)
+    picture(64, 64).save("square.png")
+
+    def points(*options: object) -> int:
+        code, out, err = console(
+            "segment", "square.png", "the cup", "--model", "released", "--force", "--json", *options
+        )
+        assert code == 0, err
+        assert f"family {family}" in err
+        return len(json.loads(out)["points"][0]["labels"])
+
+    assert points() == (4 if family == "read" else 0)  # its 2 x 2 cells, each of them a point
+    assert points("--points", "on", "--downsample", 1) == 16
+    assert points("--points", "on", "--num-points", 3, "--alignment", "exact", "--threshold", "std") == 3
+    assert points("--points", "off") == 0
+    assert points("--points", "only", "--num-points", 2) == 2
+
+
+def test_settings_of_points_that_nothing_would_use(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "released", "lisa")
+    picture(64, 64).save("square.png")
+    error = console.error("segment", "square.png", "the cup", "--model", "released", "--num-points", 3)
+    assert "--num-points" in error
+    assert "add --points on" in error
+
+
+def test_several_objects_with_one_question(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "released", "gsva")
+    picture(64, 64).save("square.png")
+    words = ("segment", "square.png", "the cup", "the dog", "--model", "released", "--together", "--force")
+    code, out, err = console(*words, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["phrases"] == ["the cup", "the dog"]
+    assert len(result["said"]) == 2
+    code, out, err = console(*words)
+    assert code == 0, err
+    assert "mask 1 (the cup)" in out
+    write_released(tmp_path / "other", "lisa")
+    assert "not trained" in console.error("segment", "square.png", "the cup", "--model", "other", "--together")
