@@ -174,8 +174,11 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
             weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(layouts.TOWER)}
             mask_model = FAMILIES[checkpoint.config.family].mask_model
             write_weights(layouts.to_released(weights, mask_model), place, safe=False)
-            text = json.dumps(checkpoint.config.released, indent=2)
-            (place / "config.json").write_text(f"{text}\n", encoding="utf-8")
+            for name, content in (
+                ("config.json", checkpoint.config.released),
+                ("tokenizer_config.json", layouts.TOKENIZER_SETTINGS),
+            ):
+                (place / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         else:
             write_weights(checkpoint.weights, place, safe=True)
             checkpoint.config.save_pretrained(place)

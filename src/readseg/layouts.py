@@ -35,6 +35,19 @@ _PREFIXES = (
 # Computed, not learned: some versions of the libraries saved them.
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _PROJECTOR_TYPES = {"linear": "linear", "mlp": "mlp2x_gelu"}
+# What the authors' own libraries need beside tokenizer.model and added_tokens.json.
+TOKENIZER_SETTINGS = {
+    "tokenizer_class": "LlamaTokenizer",
+    "legacy": True,
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<unk>",
+    "padding_side": "right",
+    "clean_up_tokenization_spaces": False,
+}
 # Ours alone; weights that were trained without the auxiliary loss have it at 0.
 OWN = ("map_bias",)
 

@@ -341,6 +341,7 @@ def _write_file(state: Mapping[str, Tensor], keys: list[str], path: Path) -> Non
     with whole(path) as place:
         if path.suffix == _SAFE:
             save_file(tensors, place, metadata={"format": "pt"})
+            place.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets the owner alone read what it wrote
         else:
             # To an open file: given a name, torch writes it, temporary as it is, into the file.
             with place.open("wb") as file:
