@@ -103,3 +103,55 @@ def test_the_tiny_model_is_tiny_and_of_its_family() -> None:
 
 def test_families_are_known_by_their_name() -> None:
     assert all(name == family.name for name, family in FAMILIES.items())
+
+
+def test_what_released_weights_add_survives_a_file(tmp_path: Path) -> None:
+    values = {
+        "projector": "linear",
+        "rej_token_id": 7,
+        "released": {"architectures": ["LisaGSVAForCausalLM"], "rope_scaling": None, "mm_vision_select_layer": -2},
+        "family": "gsva",
+    }
+    conversation = ConversationConfig(
+        names_question="What are {names}in this image?", forced_answer="[SEG]", answer_tokens=("[SEG]", "[REJ]")
+    )
+    small_config(**values, conversation=conversation).save_pretrained(tmp_path)
+    loaded = ReadConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in values} == values
+    assert loaded.conversation == conversation
+    assert isinstance(loaded.conversation.answer_tokens, tuple)
+
+
+def test_released_weights_add_nothing_to_other_models() -> None:
+    config = small_config()
+    assert (config.projector, config.rej_token_id, config.released) == ("mlp", None, None)
+    assert config.conversation.answer_tokens == ("[SEG]",)
+    assert config.conversation.names_question == ""
+
+
+@pytest.mark.parametrize("projector", ["linear ", "mlp2x_gelu", None, 2])
+def test_a_projector_of_another_kind_is_an_error(projector: object) -> None:
+    with pytest.raises(ValueError, match="projector must be one of mlp, linear"):
+        small_config(projector=projector)
+
+
+@pytest.mark.parametrize("question", ["what are they?", "{name}", "{names} and {names}"])
+def test_a_question_for_several_names_keeps_its_placeholder(question: str) -> None:
+    with pytest.raises(ValueError, match="names_question"):
+        ConversationConfig(names_question=question)
+
+
+@pytest.mark.parametrize(("downsample", "fits"), [(4, True), (5, False)])
+def test_a_map_cannot_be_reduced_below_one_point(downsample: int, fits: bool) -> None:
+    points = PointConfig(downsample=downsample, alignment="exact")
+    if fits:
+        assert small_config(points=points).points == points  # 4 x 4 image tokens
+    else:
+        with pytest.raises(ValueError, match="downsample must not exceed the side of the grid of 16 image tokens"):
+            small_config(points=points)
+
+
+def test_a_linear_projector_is_one_layer() -> None:
+    model = ReadModel(small_config(projector="linear"))
+    shapes = {n: tuple(w.shape) for n, w in model.lmm.model.multi_modal_projector.named_parameters()}
+    assert shapes == {"weight": (16, 16), "bias": (16,)}

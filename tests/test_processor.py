@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor, CLIPImageProcessor
 
+from readseg.checkpoints import read_checkpoint
 from readseg.config import ConversationConfig
 from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.families import TINY
 from readseg.processor import SAM_MEAN, SAM_STD, ReadProcessor, build_tiny_tokenizer
+from readseg.tokenizer import LegacyTokenizer
+from released import added_ids, pieces, write_released
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
 SPECIAL = set(range(len(TINY.added_tokens)))
@@ -142,3 +145,52 @@ def test_files_give_the_same_processor(tmp_path: Path) -> None:
 def test_another_models_tokenizer_is_an_error() -> None:
     with pytest.raises(ReadsegError, match=r"\[SEG\] is"):
         ReadProcessor(small_tokenizer(), small_config(seg_token_id=9))
+
+
+# -- the legacy tokenizer ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> ReadProcessor:
+    """The processor of GSVA's weights: an answer can have [SEG] and [REJ]."""
+    folder = tmp_path_factory.mktemp("released") / "weights"
+    write_released(folder, "gsva", form="safetensors")
+    return read_checkpoint(folder).processor()
+
+
+def test_legacy_answers_know_the_tokens_of_their_family(legacy: ReadProcessor) -> None:
+    ids = added_ids("gsva")
+    answer = "Sure, the cup:[SEG], a dog:[REJ]."
+    found = legacy.answer_ids([Turn("What are the cup, a dog in this image?", answer)])
+    assert [token for token in found if token in ids.values()] == [ids["[SEG]"], ids["[REJ]"]]
+    assert legacy.decode(found) == "Sure, the cup: [SEG], a dog: [REJ]."
+    question = legacy.query_ids([Turn("is [SEG] or [REJ] here?")])
+    assert not set(question) & set(ids.values())
+
+
+def test_legacy_text_behind_the_image_is_encoded_with_the_question(legacy: ReadProcessor) -> None:
+    """One dummy space stands before it all: the line's end and the space behind it are gone, as in training."""
+    prefix, query = legacy.prefix_ids(), legacy.query_ids([Turn("is it here?")])
+    assert prefix[-1] == added_ids("gsva")["<im_end>"]
+    assert query == pieces().EncodeAsIds("is it here? ASSISTANT:")
+    assert legacy.prompt_ids([Turn("is it here?")]) == prefix + query
+
+
+def test_legacy_files_give_the_same_processor(legacy: ReadProcessor, tmp_path: Path) -> None:
+    legacy.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.model", "added_tokens.json", "config.json"}
+    turns = [Turn("where is </s> it?", "here [SEG]."), Turn("and?", "no [REJ].")]
+    for loaded in (ReadProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ReadProcessor)
+        assert isinstance(loaded.tokenizer, LegacyTokenizer)
+        assert loaded.encode(turns) == legacy.encode(turns)
+
+
+def test_a_legacy_tokenizer_of_another_model_is_an_error(legacy: ReadProcessor) -> None:
+    assert isinstance(legacy.tokenizer, LegacyTokenizer)
+    with pytest.raises(ReadsegError, match=r"\[SEG\] is"):
+        ReadProcessor(legacy.tokenizer.with_added(("[REJ]", "[SEG]")), legacy.config)
+    with pytest.raises(ReadsegError, match=r"\[REJ\]"):
+        ReadProcessor(legacy.tokenizer.with_added(("[SEG]",)), legacy.config)
+    with pytest.raises(ReadsegError, match=r"\[SEG\]"):
+        ReadProcessor(legacy.tokenizer.with_added(()), legacy.config)

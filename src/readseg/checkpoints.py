@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, CLIPVisionConfig
+from transformers import BitsAndBytesConfig, CLIPVisionConfig, CLIPVisionModel
 
 from readseg import layouts, lora, sam_keys
 from readseg.config import ReadConfig
 from readseg.errors import ReadsegError
 from readseg.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
 from readseg.files import whole
+from readseg.layouts import TOWER_RELEASED
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
 from readseg.tokenizer import MODEL_FILE, LegacyTokenizer
-from readseg.weight_files import fetch, read_weights, write_weights
+from readseg.weight_files import fetch, let_go, read_weights, write_weights
 
+# The tables of embeddings: released names, ours.
+_TABLES = {
+    "model.embed_tokens.weight": "lmm.model.language_model.embed_tokens.weight",
+    "lm_head.weight": "lmm.lm_head.weight",
+}
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
 
 
@@ -92,13 +100,13 @@ def read_checkpoint(
         given = {"family": family, "vision_tower": vision_tower, "lora_alpha": lora_alpha}
         if names := [name for name, value in given.items() if value is not None]:
             raise ReadsegError(f"{', '.join(names)}: for released weights only; {folder} is in this package's layout.")
-        return _ours(folder, system)
+        return _whole(_ours(folder, system))
     if kind not in ("llava", "llava_llama") or "text_config" in settings:
         raise ReadsegError(
             f"{folder / 'config.json'} is of a model of type {kind!r}, without a mask model: expected weights that "
             f"this package saved, or released ones of {', '.join(RELEASED)}."
         )
-    return _released(folder, settings, str(name), family, vision_tower, system, lora_alpha)
+    return _whole(_released(folder, settings, str(name), family, vision_tower, system, lora_alpha))
 
 
 def build(
@@ -109,7 +117,9 @@ def build(
     device_map: str | Mapping[str, Any] | None = None,
     bits: int | None = None,
 ) -> tuple[ReadModel, ReadProcessor]:
-    """The model and its processor.
+    """The model and its processor. On a CPU, weights in the type that they are stored in stay memory-mapped.
+
+    Those weights are shared with `checkpoint`: training the model changes it too (and never the files).
 
     Args:
         checkpoint: what `read_checkpoint` gave.
@@ -121,10 +131,12 @@ def build(
         bits: 8 or 4 for a quantised language model (needs bitsandbytes); SAM and the vision tower are left as they are.
 
     Raises:
-        ReadsegError: an option that does not exist or a library that is missing.
+        ReadsegError: an option that does not exist, a library that is missing, or weights that are no numbers.
     """
     device = device or torch.device("cpu")
     dtype = dtype or default_dtype(checkpoint, device)
+    if not dtype.is_floating_point:
+        raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype}.")
     options: dict[str, Any] = {"dtype": dtype}
     if bits is not None:
         options["quantization_config"] = _quantisation(bits, dtype)
@@ -135,10 +147,23 @@ def build(
     config = copy.deepcopy(checkpoint.config)
     for part in (config.lmm_config, config.lmm_config.vision_config, config.lmm_config.text_config, config.mask_config):
         part.dtype = None  # what a part was saved in must not decide what it is loaded in
-    model = ReadModel.from_pretrained(None, config=config, state_dict=dict(checkpoint.weights), **options)
+    on_cpu = "device_map" not in options
+    weights = {n: _converted(w, dtype) if on_cpu else w for n, w in checkpoint.weights.items()}
+    try:
+        model = ReadModel.from_pretrained(None, config=config, state_dict=weights, **options)
+    except ReadsegError as error:
+        raise ReadsegError(f"{checkpoint.folder}: {error}") from error
     if bits is not None:
         model.sam.float()
     return model, checkpoint.processor()
+
+
+def _converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another type, and the pages of its file given back: never two copies of more than one weight in memory."""
+    converted = weight.to(dtype)
+    if converted is not weight:
+        let_go(weight)
+    return converted
 
 
 def default_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -163,11 +188,14 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
     """
     if layout not in ("readseg", "released"):
         raise ReadsegError(f'layout must be "readseg" or "released"; got {layout!r}.')
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
     if layout == "released" and (checkpoint.config.released is None or checkpoint.config.family not in RELEASED):
         raise ReadsegError(f"weights of the family {checkpoint.config.family!r} have no released layout.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReadsegError(f"{out.parent} cannot be made: {error.strerror or error}.") from error
     with whole(out) as place:
         place.mkdir()
         if layout == "released":
@@ -192,16 +220,16 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
 
 
 def _ours(folder: Path, system: str | None) -> Checkpoint:
-    try:
+    with _blaming(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ReadsegError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from error
     legacy = not (folder / "tokenizer.json").is_file()
     if legacy and not (folder / MODEL_FILE).is_file():
         raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
     tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
     weights = sam_keys.with_both_names(read_weights(folder), "sam.")
     check_names(weights, config, folder)
+    if tokenizer is not None:
+        _check_rows(folder, tokenizer, {key: weights[own] for key, own in _TABLES.items()})
     return Checkpoint(_worded(config, system), tokenizer, weights, folder)
 
 
@@ -229,26 +257,32 @@ def _released(
             f"{folder} holds no weights of SAM: a base model? Then start from it: readseg convert --sam."
         )
     linear = "model.mm_projector.weight" in state
-    family = (
-        FAMILIES[family_name]
-        if family_name is not None
-        else family_of(settings, mask_model, tokenizer.added, linear=linear, name=name)
-    )
+    family = family_of(settings, mask_model, tokenizer.added, linear=linear, name=name, chosen=family_name)
     if unused := sorted(key for key in state if family.unused and key.startswith(family.unused)):
         notes.append(f"{len(unused)} weights are not used ({', '.join(family.unused)}*)")
         state = {key: value for key, value in state.items() if key not in set(unused)}
     vision, tower = read_tower(settings, folder, vision_tower, with_weights=not layouts.holds_tower(state))
-    config = layouts.read_config(settings, family, tokenizer.added, vision, state)
     _check_tokens(folder, settings, tokenizer, state)
-    empty = {
-        key: value
-        for key, value in layouts.to_released(_empty_model(config), family.mask_model).items()
-        if layouts.holds_tower(state) or not key.startswith(layouts.TOWER_RELEASED)
-    }
-    _check(state, empty, folder)
+    with _blaming(folder / "config.json"):
+        config = layouts.read_config(settings, family, tokenizer.added, vision, state)
+    empty = layouts.to_released(_empty_model(config, folder), family.mask_model)
+    outside = {} if layouts.holds_tower(state) else {k: v for k, v in empty.items() if k.startswith(TOWER_RELEASED)}
+    _check(state, {key: value for key, value in empty.items() if key not in outside}, folder)
+    if outside:
+        found = {TOWER_RELEASED + key.removeprefix(layouts.TOWER): value for key, value in tower.items()}
+        _check(found, outside, folder, f"the weights of the vision tower {settings.get('mm_vision_tower')}")
     weights, _ = layouts.to_ours(state, family.mask_model)
     weights |= tower | {own: torch.zeros(()) for own in layouts.OWN}
     return Checkpoint(_worded(config, system), tokenizer, weights, folder, tuple(notes))
+
+
+def _whole(checkpoint: Checkpoint) -> Checkpoint:
+    """Raises ReadsegError where a tokenizer lacks what conversations need."""
+    try:
+        checkpoint.processor().prefix_ids()
+    except ReadsegError as error:
+        raise ReadsegError(f"{checkpoint.folder}: {error}") from error
+    return checkpoint
 
 
 def _worded(config: ReadConfig, system: str | None) -> ReadConfig:
@@ -279,15 +313,17 @@ def read_tower(
     beside = folder.parent / said
     try:
         place = fetch(beside if given is None and beside.is_dir() else said)
-        if (kind := read_settings(place).get("model_type")) not in ("clip", "clip_vision_model"):
-            raise ReadsegError(f"{place} is a model of type {kind!r} and no CLIP.")
-        tower = CLIPVisionConfig.from_pretrained(place)
+        with _blaming(place / "config.json"):
+            if (kind := read_settings(place).get("model_type")) not in ("clip", "clip_vision_model"):
+                raise ReadsegError(f"{place} is a model of type {kind!r} and no CLIP.")
+            tower = CLIPVisionConfig.from_pretrained(place)
+            with torch.device("meta"):
+                CLIPVisionModel(tower)
+            if tower.image_size // tower.patch_size < 1:
+                raise ReadsegError(f"image_size {tower.image_size} holds no patch of {tower.patch_size} pixels.")
         state = read_weights(place) if with_weights else {}
-    except (ReadsegError, OSError, ValueError) as error:
-        raise ReadsegError(
-            f"the vision tower {said} cannot be loaded: {str(error).splitlines()[0]} Name its folder or hub id: "
-            "--vision-tower."
-        ) from error
+    except ReadsegError as error:
+        raise ReadsegError(f"the vision tower {said} cannot be loaded: {error} Name one: --vision-tower.") from error
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
     # A whole CLIP has a text side too; a tower saved alone has only what begins like this.
     own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
@@ -302,7 +338,10 @@ def read_tower(
 def _alpha(folder: Path) -> float:
     """Alpha of a training run: peft writes it beside its weights."""
     place = folder / "adapter_config.json"
-    alpha = _json(place).get("lora_alpha") if place.is_file() else lora.DEFAULT_ALPHA
+    settings = _json(place) if place.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
+    if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:
+        raise ReadsegError(f"{place}: {', '.join(others)} is not supported here: merge these weights with peft.")
+    alpha = settings.get("lora_alpha")
     if not isinstance(alpha, (int, float)) or not alpha > 0:
         raise ReadsegError(f"{place}: lora_alpha must be a number above 0; got {alpha!r}.")
     return float(alpha)
@@ -311,50 +350,74 @@ def _alpha(folder: Path) -> float:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _empty_model(config: ReadConfig) -> dict[str, Tensor]:
+def _empty_model(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
     """Names and shapes of the weights that a model of this config has; no memory is taken."""
-    with torch.device("meta"):
+    with _blaming(folder / "config.json"), torch.device("meta"):
         return ReadModel(config).state_dict()
+
+
+@contextmanager
+def _blaming(place: Path) -> Iterator[None]:
+    """Whatever the libraries say of a configuration that makes no sense, as an error that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # as of a layer without any weight
+            yield
+    except Exception as error:  # they share no base class
+        reason = (str(error).splitlines() or [""])[0].removeprefix("config.json: ")
+        raise ReadsegError(f"{place}: {reason or type(error).__name__}") from error
 
 
 def check_names(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
     """Raises ReadsegError, naming all of them, where weights are not those of a model of this config."""
-    _check(weights, _empty_model(config), folder)
+    _check(weights, _empty_model(config, folder), folder)
 
 
-def _check(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
-    """Raises ReadsegError, naming all of them, where weights are missing, unexpected or of a wrong shape."""
+def _check(
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
+) -> None:
+    """Raises ReadsegError, naming all of them, where weights are missing, unexpected or of a wrong shape or type."""
     wrong = [
         f"{name} is {tuple(given[name].shape)} and not {tuple(expected[name].shape)}"
         for name in sorted(given.keys() & expected.keys())
         if given[name].shape != expected[name].shape
     ]
+    whole = [
+        f"{name} is {str(value.dtype).removeprefix('torch.')}"
+        for name, value in sorted(given.items())
+        if not value.is_floating_point()
+    ]
     problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (
+        f"{kind}: {', '.join(names)}"
+        for kind, names in (
             ("missing", sorted(expected.keys() - given.keys())),
             ("unexpected", sorted(given.keys() - expected.keys())),
             ("of a wrong shape", wrong),
+            ("no floating point numbers", whole),
         )
         if names
     ]
     if problems:
-        raise ReadsegError(
-            f"{folder}: the weights are not those that its config.json describes; {'; '.join(problems)}."
-        )
+        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {'; '.join(problems)}.")
+
+
+def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor]) -> None:
+    """Raises ReadsegError where an added token has no row in a table of embeddings."""
+    for key, table in tables.items():
+        rows = len(table) if table.ndim else 0
+        for token, index in tokenizer.added.items():
+            if index >= rows:
+                raise ReadsegError(
+                    f"{folder}: {token} has the id {index}, but {key} has only {rows} rows: added_tokens.json is of "
+                    "other weights."
+                )
 
 
 def _check_tokens(
     folder: Path, settings: Mapping[str, Any], tokenizer: LegacyTokenizer, state: Mapping[str, Tensor]
 ) -> None:
     """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
-    for key in ("model.embed_tokens.weight", "lm_head.weight"):
-        if key in state and state[key].ndim == 2 and len(state[key]) < len(tokenizer):
-            first = next(token for token, index in tokenizer.added.items() if index >= len(state[key]))
-            raise ReadsegError(
-                f"{folder}: {first} has the id {tokenizer.added[first]}, but {key} has only {len(state[key])} rows: "
-                "added_tokens.json is of other weights."
-            )
+    _check_rows(folder, tokenizer, {key: state[key] for key in _TABLES if key in state})
     rows = settings.get("vocab_size")
     table = state.get("model.embed_tokens.weight")
     if table is not None and len(table) != rows:
@@ -396,7 +459,7 @@ def _json(place: Path) -> dict[str, Any]:
         raise ReadsegError(f"{place.parent} holds no model: expected {place.name}, weights and a tokenizer in it.")
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReadsegError(f"{place} is no JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ReadsegError(f"{place} must hold settings by name; got {type(content).__name__}.")

@@ -162,7 +162,13 @@ RELEASED = tuple(name for name, family in FAMILIES.items() if family.architectur
 
 
 def family_of(
-    settings: Mapping[str, Any], mask_model: str | None, added: Collection[str], *, linear: bool, name: str
+    settings: Mapping[str, Any],
+    mask_model: str | None,
+    added: Collection[str],
+    *,
+    linear: bool,
+    name: str,
+    chosen: str | None = None,
 ) -> Family:
     """The family of released weights: what their names leave open, the repository's name or config.json decides.
 
@@ -174,9 +180,10 @@ def family_of(
         added: the tokenizer's added tokens.
         linear: whether the projector is one layer.
         name: folder or hub id.
+        chosen: the family that a user says it is.
 
     Raises:
-        ReadsegError: config.json names another family than the weights, or nothing tells the family.
+        ReadsegError: config.json or `chosen` names another family than the weights, or nothing tells the family.
     """
     possible = [
         family
@@ -188,21 +195,27 @@ def family_of(
     ]
     if not possible:
         raise ReadsegError(f"{name}: these weights are of none of the families {', '.join(RELEASED)}.")
+    told = " or ".join(family.name for family in possible)
+    if chosen is not None:
+        if FAMILIES[chosen] not in possible:
+            raise ReadsegError(f"{name}: family {chosen!r} was asked for, but these weights are of {told}.")
+        return FAMILIES[chosen]
     own_name = name.rstrip("/").rpartition("/")[2]
     if by_name := [f for f in possible if any(own_name == known.rpartition("/")[2] for known in f.repositories)]:
         return by_name[0]
-    said = settings.get("architectures") or []
+    named = settings.get("architectures")
+    said = [word for word in named if isinstance(word, str)] if isinstance(named, list) else []
     by_config = [family for family in FAMILIES.values() if set(family.architectures) & set(said)]
     if by_config:
         if by_config[0] in possible:
             return by_config[0]
         raise ReadsegError(
             f"{name}: config.json is of the family {by_config[0].name} ({', '.join(said)}), the weights are of "
-            f"{' or '.join(family.name for family in possible)}; if config.json is wrong, name the family (--family)."
+            f"{told}; if config.json is wrong, name the family (--family)."
         )
     if len(possible) == 1:
         return possible[0]
     raise ReadsegError(
-        f"{name}: config.json (architectures: {', '.join(map(str, said)) or 'none'}) does not tell the family; name "
-        f"it: --family {' or '.join(family.name for family in possible)}."
+        f"{name}: config.json (architectures: {', '.join(said) or 'none'}) does not tell the family; name it: --family "
+        f"{told}."
     )

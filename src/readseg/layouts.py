@@ -5,11 +5,14 @@ Speaks names, shapes and plain settings; the tensors themselves are passed on as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from readseg import sam_keys
 from readseg.config import ReadConfig
@@ -32,6 +35,7 @@ _PREFIXES = (
     ("model.text_hidden_fcs.0.", "seg_projection."),
     (TOWER_RELEASED, TOWER),
 )
+_ROPES = tuple(ROPE_INIT_FUNCTIONS)
 # Computed, not learned: some versions of the libraries saved them.
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _PROJECTOR_TYPES = {"linear": "linear", "mlp": "mlp2x_gelu"}
@@ -122,12 +126,28 @@ def language_config(settings: Mapping[str, Any]) -> LlamaConfig:
         ReadsegError: a setting is missing or none that LLaMA can have.
     """
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if missing := [name for name in needed if not isinstance(settings.get(name), int)]:
-        raise ReadsegError(f"config.json must give whole numbers for {', '.join(missing)}.")
+    if missing := [name for name in needed if not _is_size(settings.get(name))]:
+        raise ReadsegError(f"config.json must give whole numbers, 1 or more, for {', '.join(missing)}.")
+    width, heads = settings["hidden_size"], settings["num_attention_heads"]
+    groups = heads if settings.get("num_key_value_heads") is None else settings["num_key_value_heads"]
+    if width % (2 * heads) or not _is_size(groups) or heads % groups:
+        raise ReadsegError(
+            f"config.json: hidden_size {width} must be a multiple of twice num_attention_heads {heads}, and that of "
+            f"num_key_value_heads {groups!r}."
+        )
+    for name in ("rms_norm_eps", "rope_theta"):
+        value = settings.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ReadsegError(f"config.json: {name} must be a number above 0; got {value!r}.")
+    if not isinstance(act := settings.get("hidden_act", "silu"), str) or act not in ACT2FN:
+        raise ReadsegError(f"config.json: hidden_act {act!r} is no activation function.")
+    scaling = settings.get("rope_scaling")
+    if scaling and (not isinstance(scaling, dict) or scaling.get("type", scaling.get("rope_type")) not in _ROPES):
+        raise ReadsegError(f"config.json: rope_scaling {scaling!r} is of none of the kinds {', '.join(_ROPES)}.")
     optional = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act", "rope_theta")
     given = {name: settings[name] for name in (*needed, *optional) if settings.get(name) is not None}
-    if settings.get("rope_scaling"):
-        given["rope_scaling"] = settings["rope_scaling"]
+    if scaling:
+        given["rope_scaling"] = scaling
     return LlamaConfig(
         **given,
         bos_token_id=settings.get("bos_token_id", 1),
@@ -147,13 +167,18 @@ def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig) -> LlavaCo
     if feature != "patch":
         raise ReadsegError(f"config.json: mm_vision_select_feature must be 'patch'; got {feature!r}.")
     text = language_config(settings)
+    layer, depth = settings.get("mm_vision_select_layer", -2), vision.num_hidden_layers
+    if type(layer) is not int or not 0 < abs(layer) <= depth:
+        raise ReadsegError(
+            f"config.json: mm_vision_select_layer must be one of the tower's {depth} layers, such as -2; got {layer!r}."
+        )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         # No token of the tokenizer stands for the image: one past the last row of the embeddings marks its places.
         image_token_index=text.vocab_size,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=settings.get("mm_vision_select_layer", -2),
+        vision_feature_layer=layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
@@ -226,6 +251,10 @@ def released_settings(config: ReadConfig, family: Family, tower: str) -> dict[st
         "train_mask_decoder": True,
         "use_mm_proj": True,
     }
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
 
 
 def _projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:

@@ -7,6 +7,7 @@ Speaks names and tensors of a state dict, before any model is made. Source: LoRA
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -19,7 +20,7 @@ DEFAULT_ALPHA = 16.0
 """alpha of all published recipes of this family."""
 
 _WRAPPERS = ("module.", "base_model.model.")
-_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+_LORA = re.compile(r"(.+)\.lora_([AB])(?:\.(\w+))?\.weight")
 _REPLACED = re.compile(r"(.+)\.modules_to_save\.\w+\.(.+)")
 
 
@@ -48,14 +49,20 @@ def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dic
         alpha: of the training run; r is in the shapes.
 
     Raises:
-        ReadsegError: a half of a pair is missing, has no weight to change, or does not fit it.
+        ReadsegError: `alpha` is not above 0; a half of a pair is missing, is no matrix of floating point numbers, has
+            no weight to change, or does not fit it; or one weight has two adapters.
     """
+    if not 0 < alpha < math.inf:
+        raise ReadsegError(f"lora_alpha must be a number above 0; got {alpha}.")
     pairs: dict[str, dict[str, Tensor]] = {}
     merged: dict[str, Tensor] = {}
     replaced: dict[str, Tensor] = {}
     for name, value in state.items():
         if match := _LORA.fullmatch(name):
-            pairs.setdefault(match[1], {})[match[2]] = value
+            pair = pairs.setdefault(match[1], {})
+            if match[2] in pair:
+                raise ReadsegError(f"{match[1]} has several LoRA adapters; keep one, or merge them with peft.")
+            pair[match[2]] = value
         elif match := _REPLACED.fullmatch(name):
             replaced[f"{match[1]}.{match[2]}"] = value
         else:
@@ -68,7 +75,10 @@ def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dic
         if name not in merged:
             raise ReadsegError(f"{module} has LoRA weights, but there is no {name} that they change.")
         weight, a, b = merged[name], pair["A"], pair["B"]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != weight.shape:
+        for half, value in pair.items():
+            if not value.is_floating_point() or value.ndim != 2 or not value.numel():
+                raise ReadsegError(f"{module}: lora_{half} must be a matrix of floating point numbers.")
+        if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != weight.shape:
             raise ReadsegError(
                 f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit {tuple(weight.shape)}."
             )

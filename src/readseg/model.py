@@ -190,8 +190,8 @@ class ReadModel(PreTrainedModel):
             return_logits: text logits at all positions; they are else computed only where there is a label.
 
         Raises:
-            ReadsegError: neither `pixel_values` nor `image_features`, masks without `frames`, a row without N image
-                tokens, or another number of masks than of [SEG].
+            ReadsegError: neither `pixel_values` nor `image_features`, a row without an image of its own or without N
+                image tokens, masks without `frames`, or another number of masks than of [SEG].
         """
         if image_features is None:
             if pixel_values is None:
@@ -199,6 +199,11 @@ class ReadModel(PreTrainedModel):
             image_features = self.encode_image(pixel_values)
         if row_images is None:
             row_images = torch.arange(len(input_ids), device=input_ids.device)
+        if len(row_images) != len(input_ids) or not all(0 <= i < len(image_features) for i in row_images.tolist()):
+            raise ReadsegError(
+                f"row_images must give one of {len(image_features)} images for each of {len(input_ids)} rows; "
+                f"got {row_images.tolist()}."
+            )
 
         hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images])
         h_img = hidden[self._image_places(input_ids)].unflatten(0, (len(input_ids), -1))

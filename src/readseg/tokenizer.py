@@ -16,6 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from readseg.errors import ReadsegError
 from readseg.files import whole
 
+_MOST_IDS = 1 << 31
 MODEL_FILE, ADDED_FILE = "tokenizer.model", "added_tokens.json"
 
 
@@ -39,13 +40,12 @@ class LegacyTokenizer:
         except RuntimeError as error:
             raise ReadsegError(f"{MODEL_FILE} is no SentencePiece model: fetch it again.") from error
         self._model = model
-        self.added = dict(sorted(added.items(), key=lambda item: item[1]))
-        ids = list(self.added.values())
+        ids = list(added.values())
         base = self._pieces.vocab_size()
-        if any(not isinstance(i, int) or i < base for i in ids) or len(set(ids)) != len(ids):
-            raise ReadsegError(
-                f"{ADDED_FILE}: each added token needs an id of its own, {base} or more; got {self.added}."
-            )
+        good = all(type(i) is int and base <= i < _MOST_IDS for i in ids) and len(set(ids)) == len(ids)
+        if not good:
+            raise ReadsegError(f"{ADDED_FILE}: each added token needs an id of its own, {base} or more; got {added}.")
+        self.added = dict(sorted(added.items(), key=lambda item: item[1]))
 
     def __len__(self) -> int:
         """The least number of rows that the table of embeddings must have."""
@@ -90,7 +90,7 @@ class LegacyTokenizer:
             raise ReadsegError(f"{folder} holds no tokenizer: expected {MODEL_FILE} in it.")
         try:
             tokens = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReadsegError(f"{added} is no JSON: {error}.") from error
         if not isinstance(tokens, dict):
             raise ReadsegError(f"{added} must map tokens to ids; got {type(tokens).__name__}.")

@@ -6,10 +6,13 @@ and safetensors, each one file or several with an index. No file is trusted: wha
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import pickle
 import queue
 import re
+import sys
 import threading
 import warnings
 import zipfile
@@ -48,6 +51,7 @@ _DTYPES = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # What lies beside weights under a weights file's ending.
 _NO_WEIGHTS = ("optimizer", "scheduler", "training_args", "global_step")
+_PAGEOUT = 21  # MADV_PAGEOUT of Linux, which Python's mmap does not name
 _PATIENCE_S = 4.0
 
 
@@ -74,6 +78,19 @@ def read_weights(place: Path) -> dict[str, Tensor]:
         return _indexed(path) if path.name.endswith(_INDEX) else _single(path)
     except OSError as error:
         raise ReadsegError(f"{error.filename or place} cannot be read: {error.strerror or error}.") from error
+
+
+def let_go(tensor: Tensor) -> None:
+    """Tells the system that a memory-mapped tensor's pages are not needed soon: they are read again if they are.
+
+    Does nothing where the system has no such call. Values never change.
+    """
+    if sys.platform != "linux" or tensor.device.type != "cpu":
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _PAGEOUT)
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shard_bytes: int = 5_000_000_000) -> None:

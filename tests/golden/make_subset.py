@@ -6,12 +6,18 @@ A_sasp: of each kind of map, downsampling and cropping the smallest case; of the
 each variant; of the similarities the first 64 patches, of which the others are independent.
 B_prompt: the weights of the prompt encoder and the mask decoder, all sparse prompts of few points, the logits
 that are not too many, the coordinates and the smaller cases of post-processing.
+C_read: the two smallest images and what the models see of them (what is whole is kept as a slice), the LoRA weights
+before and after their merge, and the tokenizer.
+D_data: the conversations and their ids. E_other: the prompts and their ids, and the added tokens.
+
+No whole model is kept: the smallest one takes 8 MB.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +31,8 @@ MOST_TOKENS = 40
 MOST_PIXELS = 15_000
 MOST_LOGITS = 50_000
 KEPT_WEIGHTS = ("model.visual_model.prompt_encoder.", "model.visual_model.mask_decoder.")
+IMAGES = 2
+EVERY = 4
 Case = dict[str, Any]
 
 
@@ -114,8 +122,60 @@ def cut_prompts(reference: Path) -> None:
     save_file({name: value for name, value in state.items() if name.startswith(KEPT_WEIGHTS)}, GOLDEN / weights)
 
 
+def write_index(target: Path, index: Case) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def cut_read(reference: Path) -> None:
+    """Part C: images, LoRA weights and the tokenizer; the index tells of images alone."""
+    source, target = reference / "C_read", GOLDEN / "C_read"
+    sizes = json.loads((source / "index.json").read_text(encoding="utf-8"))["images"]
+    names = sorted(sizes["sizes"], key=lambda name: math.prod(sizes["sizes"][name]["original_hw"]))[:IMAGES]
+    write_index(target, {"images": {**sizes, "sizes": {name: sizes["sizes"][name] for name in sorted(names)}}})
+    kept = {}
+    for key, value in load_file(source / "images.safetensors").items():
+        name, _, what = key.partition(".")
+        if name not in names:
+            continue
+        if what == "sam_resized_rgb_u8":
+            kept[f"{key}_sub[::{EVERY}, ::{EVERY}]"] = value[::EVERY, ::EVERY].contiguous()
+        else:
+            kept[key] = value
+    save_file(kept, target / "images.safetensors")
+    shutil.copyfile(source / "lora_merge.safetensors", target / "lora_merge.safetensors")
+    (target / "ckpt").mkdir(exist_ok=True)
+    for name in ("tokenizer.model", "added_tokens.json"):
+        shutil.copyfile(source / "ckpt" / name, target / "ckpt" / name)
+
+
+def cut_data(reference: Path) -> None:
+    """Part D: the conversations."""
+    source, target = reference / "D_data", GOLDEN / "D_data"
+    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    write_index(target, {"conversations": index["conversations"]})
+    tensors = load_file(source / "data.safetensors")
+    save_file({key: value for key, value in tensors.items() if key.startswith("conv.")}, target / "data.safetensors")
+
+
+def cut_families(reference: Path) -> None:
+    """Part E: the prompts of each family; their tokenizer.model is part C's."""
+    for source in sorted(place for place in (reference / "E_other").iterdir() if place.is_dir()):
+        target = GOLDEN / "E_other" / source.name
+        index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+        write_index(target, {key: index[key] for key in ("prompts", "added_tokens", "seg_token_idx", "image_tokens")})
+        tensors = load_file(source / "vectors.safetensors")
+        kept = {key: tensors[key] for key in ("input_ids", "attention_masks")}
+        save_file(kept, target / "vectors.safetensors")
+        (target / "ckpt").mkdir(exist_ok=True)
+        shutil.copyfile(source / "ckpt" / "added_tokens.json", target / "ckpt" / "added_tokens.json")
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(f"usage: python {sys.argv[0]} REFERENCE (the folder with reference values)")
     cut_sasp(Path(sys.argv[1]))
     cut_prompts(Path(sys.argv[1]))
+    cut_read(Path(sys.argv[1]))
+    cut_data(Path(sys.argv[1]))
+    cut_families(Path(sys.argv[1]))

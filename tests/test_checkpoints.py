@@ -1,0 +1,1195 @@
+"""Released checkpoints of every family, and ours: loaded to the same numbers, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+import readseg
+import released
+from readseg.checkpoints import Checkpoint, build, default_dtype, read_checkpoint, save_checkpoint
+from readseg.conversation import Turn
+from readseg.errors import ReadsegError
+from readseg.families import FAMILIES, LLAVA_V1, VICUNA_V1
+from readseg.model import ReadModel, ReadOutput
+from readseg.processor import ReadProcessor
+from readseg.segmenter import Segmenter
+from released import (
+    ADDED,
+    FORMS,
+    LINEAR,
+    TOWER,
+    Form,
+    added_ids,
+    change_settings,
+    listing,
+    our_state,
+    settings_of,
+    tower_weights,
+    write_json,
+    write_released,
+    write_state,
+    write_tower,
+)
+from small import picture, small_model, small_processor
+
+EMBEDDED = Path(readseg.__file__).parent / "weights" / "tiny"
+State = dict[str, Tensor]
+Change = Callable[[State], Any]
+
+every_family = pytest.mark.parametrize("family", ADDED)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars() -> None:
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+def expected(state: State, tower: int = 0) -> State:
+    """Released weights and the tower's, under our names."""
+    seen = {f"lmm.model.vision_tower.{n.removeprefix('vision_model.')}": v for n, v in tower_weights(tower).items()}
+    return seen | our_state(state)
+
+
+def check_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys() | {"map_bias"}
+    different = [name for name, value in wanted.items() if not torch.equal(found[name], value)]
+    assert not different
+    assert found["map_bias"] == 0
+
+
+def forced(model: ReadModel, processor: ReadProcessor, image: Image.Image | None = None) -> ReadOutput:
+    """A teacher-forced answer with two [SEG]."""
+    image = picture(48, 48) if image is None else image
+    ids, labels = processor.encode([Turn("where is the red cup?", "it is [SEG] and [SEG].")])
+    with torch.no_grad():
+        return model(
+            torch.tensor([ids]),
+            pixel_values=processor.lmm_pixels(image)[None],
+            mask_pixel_values=processor.mask_pixels(image)[None],
+            frames=[processor.frame(image)],
+            labels=torch.tensor([labels]),
+            return_logits=True,
+        )
+
+
+def refused(folder: Path, pattern: str, watched: Path | None = None, **options: Any) -> str:
+    """The message of the one-line error that loading ends with; nothing was written."""
+    watched = watched or folder.parent
+    before = listing(watched)
+    with pytest.raises(ReadsegError, match=pattern) as caught:
+        build(read_checkpoint(folder, **options))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert "None:" not in message, message  # a file or folder that is not known by its name
+    assert listing(watched) == before
+    return message
+
+
+# -- all families, all forms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@every_family
+def test_every_family_loads_in_every_form(folder: Path, family: str, form: Form) -> None:
+    state = write_released(folder, family, form=form)
+    assert (folder / "pytorch_model.bin.index.json").exists() == (form == "bin-sharded")
+    before = listing(folder.parent)
+    checkpoint = read_checkpoint(folder)
+    check_same(checkpoint.weights, expected(state))
+    assert all(checkpoint.weights[name].dtype == torch.bfloat16 for name in expected(state))
+    assert checkpoint.dtype == torch.bfloat16
+    assert listing(folder.parent) == before
+
+
+@every_family
+def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family: str) -> None:
+    write_released(folder, family)
+    checkpoint = read_checkpoint(folder)
+    config, ids = checkpoint.config, added_ids(family)
+    assert config.family == family
+    assert config.prompt == ("both" if family == "read" else "seg")
+    assert config.view == "crop"
+    assert config.projector == ("linear" if family in LINEAR else "mlp")
+    assert (config.seg_token_id, config.rej_token_id) == (ids["[SEG]"], ids.get("[REJ]"))
+    assert config.image_token_id not in {*ids.values(), *range(released.pieces().vocab_size())}
+    assert config.conversation == FAMILIES[family].conversation
+    assert config.conversation.system == LLAVA_V1
+    points = config.points
+    assert (points.num_points, points.t_pos, points.t_neg) == (30, 0.8, 0.2)
+    # READ's own rounding for READ; where points are added, this small grid is not reduced.
+    assert (points.alignment, points.downsample) == (("reference", 2) if family == "read" else ("exact", 1))
+    assert (config.num_image_tokens, config.lmm_size, config.mask_size) == (16, 32, 64)
+    assert config.released == settings_of(family)
+    text = config.lmm_config.text_config
+    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (16, 24, 2)
+    assert (text.num_attention_heads, text.rms_norm_eps, text.max_position_embeddings) == (2, 1e-5, 1024)
+    assert config.lmm_config.vision_feature_layer == -2
+    assert checkpoint.folder == folder.resolve()
+    assert bool(checkpoint.notes) == (family == "glamm")
+    assert all("region_encoder" in note for note in checkpoint.notes)
+
+
+@every_family
+def test_a_family_answers_and_makes_masks(folder: Path, family: str) -> None:
+    state = write_released(folder, family)
+    model, processor = build(read_checkpoint(folder))
+    assert not model.training
+    check_same(model.state_dict(), {name: value.float() for name, value in expected(state).items()})
+    answer = Segmenter(model, processor).segment(picture(48, 48), "the red cup", max_new_tokens=4)
+    assert isinstance(answer.answer, str)
+    assert answer.masks.shape[1:] == (48, 48)
+    output = forced(model, processor)
+    assert output.low_res_logits is not None and output.points is not None and output.logits is not None
+    assert output.low_res_logits.shape == (2, 16, 16)
+    assert output.low_res_logits.isfinite().all()
+    assert not torch.equal(*output.low_res_logits)
+    assert [len(points.labels) > 0 for points in output.points] == [family == "read"] * 2
+    assert torch.isfinite(output.logits).all()
+
+
+@pytest.mark.parametrize("family", ["read", "lisa"])
+def test_the_language_model_computes_what_stock_classes_compute(folder: Path, family: str) -> None:
+    """LLaMA and CLIP take released names as they are: loaded by themselves, they are the truth."""
+    state = write_released(folder, family)
+    model, processor = build(read_checkpoint(folder))
+    settings = settings_of(family)
+    kept = {name: settings[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    stock = LlamaForCausalLM(LlamaConfig(**kept, num_attention_heads=2, rms_norm_eps=1e-5)).eval()
+    names = stock.state_dict().keys()
+    stock.load_state_dict({name: state[name].float() for name in names})
+    tower = CLIPVisionModel.from_pretrained(folder.parent / "clip", dtype=torch.float32).eval()
+    image = picture(48, 48)
+    ids, _ = processor.encode([Turn("where is the red cup?", "it is [SEG] and [SEG].")])
+    at_image = torch.tensor(ids) == processor.config.image_token_id
+    weights = {name: value.float() for name, value in state.items()}
+
+    def linear(value: Tensor, name: str) -> Tensor:
+        return value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    with torch.no_grad():
+        seen = tower(processor.lmm_pixels(image)[None], output_hidden_states=True).hidden_states[-2][0, 1:]
+        if family in LINEAR:
+            seen = linear(seen, "model.mm_projector")
+        else:
+            middle = torch.nn.functional.gelu(linear(seen, "model.mm_projector.0"))
+            seen = linear(middle, "model.mm_projector.2")
+        embeddings = weights["model.embed_tokens.weight"][torch.tensor(ids).masked_fill(at_image, 0)]
+        embeddings[at_image] = seen
+        wanted = stock(inputs_embeds=embeddings[None]).logits
+    torch.testing.assert_close(forced(model, processor, image).logits, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "form"), [("read", "bin-sharded"), ("gsva", "safetensors"), ("glamm", "bin")])
+def test_weights_of_a_training_run_are_merged(folder: Path, family: str, form: Form) -> None:
+    merged = write_released(folder, family, form=form, unmerged=True)
+    checkpoint = read_checkpoint(folder)
+    assert any("LoRA" in note and "16" in note for note in checkpoint.notes)
+    found = checkpoint.weights
+    assert found.keys() == expected(merged).keys() | {"map_bias"}
+    for name, value in expected(merged).items():
+        torch.testing.assert_close(found[name], value, rtol=2**-7, atol=1e-6)
+    changed = our_state(released.weights_of(family))["lmm.model.language_model.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(found["lmm.model.language_model.layers.0.self_attn.q_proj.weight"], changed)
+    build(checkpoint)
+
+
+def test_alpha_comes_from_the_run_or_the_caller(folder: Path) -> None:
+    raw, wanted = released.with_lora(released.weights_of("read"), alpha=64.0)
+    write_released(folder, "read")
+    write_state(folder, raw)
+    name = "lmm.model.language_model.layers.1.self_attn.v_proj.weight"
+
+    def loaded(**options: Any) -> Tensor:
+        return read_checkpoint(folder, **options).weights[name]
+
+    by_caller = loaded(lora_alpha=64.0)
+    torch.testing.assert_close(by_caller, our_state(wanted)[name], rtol=2**-7, atol=1e-6)
+    assert not torch.equal(loaded(), by_caller)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 64, "r": 2})
+    assert torch.equal(loaded(), by_caller)
+    assert any("64" in note for note in read_checkpoint(folder).notes)
+    assert torch.equal(loaded(lora_alpha=16.0), our_state(released.with_lora(released.weights_of("read"))[1])[name])
+    for bad in ("x", 0, -16, None):
+        write_json(folder / "adapter_config.json", {"lora_alpha": bad})
+        refused(folder, r"adapter_config.json: lora_alpha")
+
+
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}, {"use_dora": True}])
+def test_another_scale_than_alpha_by_r_is_not_merged_as_it(folder: Path, settings: dict[str, Any]) -> None:
+    """peft's variants scale the change by other factors: merged by alpha / r, the weights would be silently wrong."""
+    write_released(folder, "read", unmerged=True)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 16, "r": 2, "use_rslora": False, "alpha_pattern": {}})
+    read_checkpoint(folder)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 16, "r": 2} | settings)
+    refused(folder, f"adapter_config.json.*{next(iter(settings))}")
+
+
+@pytest.mark.parametrize("alpha", [0.0, -16.0, float("nan"), float("inf")])
+def test_an_alpha_that_makes_no_sense_is_an_error(folder: Path, alpha: float) -> None:
+    write_released(folder, "read", unmerged=True)
+    refused(folder, "alpha|no numbers", lora_alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix", "unmerged"), [(True, "", False), (False, "module.", True), (True, "module.", True)]
+)
+def test_what_trainers_put_around_weights_is_taken_off(
+    folder: Path, wrapped: bool, prefix: str, unmerged: bool
+) -> None:
+    write_released(folder, "read", form="bin", unmerged=unmerged)
+    plain = read_checkpoint(folder).weights
+    write_released(folder, "read", form="bin", unmerged=unmerged, wrapped=wrapped, prefix=prefix)
+    found = read_checkpoint(folder).weights
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert found.keys() == plain.keys()
+
+
+# -- the vision tower --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tower_in_the_checkpoint_is_the_one(folder: Path, form: Form) -> None:
+    state = write_released(folder, "read", form=form, with_tower=True)
+    assert not torch.equal(
+        state[f"{TOWER}vision_model.pre_layrnorm.bias"], tower_weights(0)["vision_model.pre_layrnorm.bias"]
+    )
+    check_same(read_checkpoint(folder).weights, expected(state, tower=1))
+
+
+def test_a_tower_in_the_checkpoint_needs_no_weights_beside(folder: Path) -> None:
+    state = write_released(folder, "read", with_tower=True)
+    (folder.parent / "clip" / "pytorch_model.bin").unlink()
+    check_same(read_checkpoint(folder).weights, expected(state, tower=1))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_tower_can_be_named(folder: Path, as_text: bool) -> None:
+    state = write_released(folder, "read")
+    other = folder.parent / "elsewhere" / "tower"
+    write_tower(other, seed=3)
+    checkpoint = read_checkpoint(folder, vision_tower=str(other) if as_text else other)
+    check_same(checkpoint.weights, expected(state, tower=3))
+
+
+def test_the_tower_of_config_json_may_be_an_absolute_path(folder: Path) -> None:
+    state = write_released(folder, "read")
+    other = folder.parent / "elsewhere" / "tower"
+    write_tower(other, seed=3)
+    change_settings(folder, mm_vision_tower=str(other))
+    check_same(read_checkpoint(folder).weights, expected(state, tower=3))
+
+
+def test_vision_tower_is_the_second_name_of_the_tower(folder: Path) -> None:
+    state = write_released(folder, "read")
+    change_settings(folder, mm_vision_tower=...)
+    check_same(read_checkpoint(folder).weights, expected(state))
+
+
+def test_of_a_whole_clip_only_the_vision_side_is_used(folder: Path) -> None:
+    state = write_released(folder, "read")
+    shutil.rmtree(folder.parent / "clip")
+    write_tower(folder.parent / "clip", whole=True)
+    checkpoint = read_checkpoint(folder)
+    check_same(checkpoint.weights, expected(state))
+    assert checkpoint.config.lmm_size == 32
+    build(checkpoint)
+
+
+def test_a_tower_saved_without_its_prefix_loads(folder: Path) -> None:
+    state = write_released(folder, "read")
+    plain = {name.removeprefix("vision_model."): value for name, value in tower_weights().items()}
+    write_state(folder.parent / "clip", plain, "safetensors")
+    check_same(read_checkpoint(folder).weights, expected(state))
+
+
+def test_without_its_tower_a_checkpoint_is_refused(folder: Path) -> None:
+    write_released(folder, "read")
+    shutil.rmtree(folder.parent / "clip")
+    refused(folder, r"vision tower clip cannot be loaded: .*--vision-tower")
+    change_settings(folder, mm_vision_tower=None, vision_tower=...)
+    refused(folder, r"config.json names no mm_vision_tower.*--vision-tower")
+    refused(folder, r"/nowhere/clip.*--vision-tower", vision_tower="/nowhere/clip")
+    refused(folder, r"missing/tower.*--vision-tower", vision_tower=Path("missing/tower"))
+
+
+@pytest.mark.parametrize("name", [5, ["clip"], True, {}, "", "../../etc", "clip\0"])
+def test_a_tower_by_a_name_that_is_none_is_refused(folder: Path, name: Any) -> None:
+    write_released(folder, "read")
+    change_settings(folder, mm_vision_tower=name, vision_tower=...)
+    refused(folder, r"--vision-tower|vision_tower")
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"hidden_size": 32}, r"mm_projector|vision_tower|vision tower"),
+        ({"image_size": 64}, r"position_embedding"),
+        ({"patch_size": 4}, r"patch_embedding|position_embedding"),
+        ({"num_hidden_layers": 2}, r"layers.2"),
+        ({"num_hidden_layers": 4}, r"layers.3"),
+        ({"num_attention_heads": 5}, r"num_attention_heads|clip"),
+        ({"num_attention_heads": 0}, r"num_attention_heads|clip"),
+        ({"image_size": "large"}, r"image_size|clip"),
+        ({"image_size": 0}, r"image_size|clip"),
+        ({"patch_size": 0}, r"patch_size|clip"),
+        ({"patch_size": 64}, r"patch_size|clip"),
+        ({"hidden_size": -24}, r"hidden_size|clip"),
+        ({"hidden_act": "none such"}, r"hidden_act|none such|clip"),
+    ],
+)
+def test_a_tower_of_another_size_is_refused(folder: Path, changes: dict[str, Any], pattern: str) -> None:
+    write_released(folder, "read")
+    write_tower(folder.parent / "clip", **changes)
+    refused(folder, pattern)
+
+
+@pytest.mark.parametrize("with_tower", [False, True])
+@pytest.mark.parametrize("content", ["[]", "{", "", '"clip"', '{"model_type": "clip", "vision_config": 5}'])
+def test_a_tower_without_settings_is_refused(folder: Path, content: str, with_tower: bool) -> None:
+    write_released(folder, "read", with_tower=with_tower)
+    (folder.parent / "clip" / "config.json").write_text(content)
+    refused(folder, "clip|vision tower")
+
+
+def test_a_tower_that_lacks_weights_is_refused(folder: Path) -> None:
+    write_released(folder, "read")
+    tower = dict(tower_weights())
+    del tower["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    write_state(folder.parent / "clip", tower)
+    refused(folder, r"clip.*layers.1.mlp.fc1.bias")
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_of_the_type_that_was_asked_for(folder: Path, dtype: torch.dtype) -> None:
+    state = write_released(folder, "read")
+    model, processor = build(read_checkpoint(folder), dtype=dtype)
+    for name, value in model.state_dict().items():
+        # SAM's Fourier features stay exact.
+        wanted = torch.float32 if name.endswith("positional_embedding") else dtype
+        assert value.dtype == wanted, name
+        if name != "map_bias":
+            assert torch.equal(value, expected(state)[name].to(wanted)), name
+    assert forced(model, processor).low_res_logits is not None
+
+
+def test_a_small_model_computes_in_float32_and_a_large_one_as_stored(folder: Path) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    assert default_dtype(checkpoint, torch.device("cpu")) == torch.float32
+    assert default_dtype(checkpoint, torch.device("cuda", 0)) == torch.bfloat16
+
+    def of(numbers: int, dtype: torch.dtype) -> Checkpoint:
+        return replace(checkpoint, weights={"lmm.lm_head.weight": torch.empty(numbers, dtype=dtype, device="meta")})
+
+    billion = 2**30  # 4 GiB in float32
+    assert default_dtype(of(billion, torch.bfloat16), torch.device("cpu")) == torch.float32
+    assert default_dtype(of(billion + 1, torch.bfloat16), torch.device("cpu")) == torch.bfloat16
+    assert default_dtype(of(billion + 1, torch.float16), torch.device("cpu")) == torch.float16
+
+
+_MEASURE = """
+import os, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import readseg
+import released
+from readseg.checkpoints import build, read_checkpoint
+from transformers.utils import logging
+logging.disable_progress_bar()
+place = Path(sys.argv[1])
+
+def in_a_child(work):
+    sys.stdout.flush()
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        return
+    try:
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+def write():
+    size = released.Size(width=512, layers=15, inner=1536)
+    released.write_released(place / "weights", "read", size=size)
+    released.write_released(place / "small", "read")
+
+def load(folder, dtype):
+    def work():
+        build(read_checkpoint(place / "small"), dtype=dtype)  # what libraries make at their first use
+        before, peak = anonymous(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        model, _ = build(read_checkpoint(place / "weights"), dtype=dtype)
+        after = anonymous()
+        result = sum(weight.nbytes for weight in model.parameters())
+        print(dtype, result, after - before, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - peak)
+    return work
+
+in_a_child(write)
+for dtype in (torch.bfloat16, torch.float32, torch.float16):
+    in_a_child(load("weights", dtype))
+"""
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """Of a model from 100 MB of bfloat16, by dtype: its bytes, growth of anonymous memory, growth of the peak."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc")
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", _MEASURE, str(tmp_path_factory.mktemp("large"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return {line.split()[0]: [int(number) for number in line.split()[1:]] for line in done.stdout.splitlines()}
+
+
+def test_in_the_stored_type_the_files_are_the_model(memory: dict[str, list[int]]) -> None:
+    stored, grown, _ = memory["torch.bfloat16"]
+    assert stored > 95e6
+    assert grown < 0.2 * stored, memory
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
+def test_converted_weights_take_no_more_memory_than_the_model(memory: dict[str, list[int]], dtype: str) -> None:
+    result, grown, _ = memory[dtype]
+    assert 0.9 * result < grown <= 1.2 * result, memory
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
+def test_while_weights_are_converted_their_files_take_little_memory(memory: dict[str, list[int]], dtype: str) -> None:
+    """There are three shards: the mapped pages of one that is done need not stay."""
+    result, _, peak = memory[dtype]
+    assert 0.9 * result < peak <= 1.2 * result, memory
+
+
+# -- damaged: weights --------------------------------------------------------------------------------------------------
+
+KEY = "model.layers.1.mlp.up_proj.weight"
+
+
+def damaged_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    place = folder / "pytorch_model.bin.index.json"
+    index = json.loads(place.read_text())
+    change(index["weight_map"])
+    write_json(place, index)
+
+
+@every_family
+def test_a_missing_shard_is_named(folder: Path, family: str) -> None:
+    write_released(folder, family)
+    lost = sorted(folder.glob("*-of-*"))[1]
+    lost.unlink()
+    refused(folder, lost.name)
+
+
+def test_a_truncated_shard_is_named(folder: Path) -> None:
+    write_released(folder, "read")
+    cut = sorted(folder.glob("*-of-*"))[0]
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    refused(folder, cut.name)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(folder: Path) -> None:
+    write_released(folder, "read")
+    shard = sorted(folder.glob("*-of-*"))[0]
+    shutil.copy(shard, folder.parent / "outside.bin")
+    damaged_index(folder, lambda weight_map: weight_map.update({KEY: "../outside.bin"}))
+    refused(folder, r"index.json: .*\.\./outside.bin")
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path) -> None:
+    write_released(folder, "read", form="bin")
+    marker = folder.parent / "marker"
+    torch.save({KEY: _Bomb(marker)}, folder / "pytorch_model.bin")
+    refused(folder, r"pytorch_model.bin.*mkdir")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("family", ["gsva", "glamm"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        KEY,
+        "model.text_hidden_fcs.0.2.bias",
+        "model.{sam}.image_encoder.blocks.1.norm2.bias",
+        "model.{sam}.image_encoder.pos_embed",
+        "model.{sam}.mask_decoder.iou_token.weight",
+        "model.{sam}.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "model.{projector}.bias",
+    ],
+)
+def test_a_missing_weight_is_named(folder: Path, family: str, key: str) -> None:
+    name = key.format(
+        sam="grounding_encoder" if family == "glamm" else "visual_model",
+        projector="mm_projector" if family in LINEAR else "mm_projector.2",
+    )
+    write_released(folder, family, form="bin", change=lambda state: state.pop(name))
+    refused(folder, name.partition("encoder.")[2] if "pos_embed" in name or "pe_layer" in name else name)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        *((name, "base_model.model.") for name in ("model.new_part.weight", "model.layers.2.mlp.up_proj.weight")),
+        ("model.layers.2.mlp.up_proj.weight", ""),
+        ("model.visual_model.image_encoder.blocks.7.norm1.bias", ""),
+        ("model.visual_model.extra.weight", ""),
+        ("model.text_hidden_fcs.1.0.weight", ""),
+        ("model.mm_projector.4.weight", ""),
+        ("model.new_part.weight", ""),
+        ("something_else", ""),
+        ("module.lm_head.weight", ""),
+        (f"{TOWER}vision_model.more.weight", ""),
+    ],
+)
+def test_an_unexpected_weight_is_named(folder: Path, name: str, prefix: str) -> None:
+    write_released(
+        folder,
+        "read",
+        form="safetensors",
+        unmerged=bool(prefix),
+        change=lambda state: state.update({prefix + name: torch.ones(2, dtype=torch.bfloat16)}),
+    )
+    refused(folder, "image_encoder.blocks" if "blocks" in name else name.removeprefix("model.visual_model."))
+
+
+MISSHAPEN = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.1.self_attn.k_proj.weight",
+    KEY,
+    "model.mm_projector.0.weight",
+    "model.mm_projector.2.bias",
+    "model.norm.weight",
+    "model.text_hidden_fcs.0.0.weight",
+    "model.text_hidden_fcs.0.2.weight",
+    "model.visual_model.image_encoder.blocks.0.attn.rel_pos_w",
+    "model.visual_model.image_encoder.blocks.1.mlp.lin1.weight",
+    "model.visual_model.image_encoder.blocks.1.attn.qkv.bias",
+    "model.visual_model.image_encoder.neck.2.weight",
+    "model.visual_model.image_encoder.patch_embed.proj.weight",
+    "model.visual_model.mask_decoder.iou_prediction_head.layers.2.bias",
+    "model.visual_model.mask_decoder.output_hypernetworks_mlps.3.layers.1.weight",
+    "model.visual_model.mask_decoder.output_upscaling.0.weight",
+    "model.visual_model.mask_decoder.transformer.layers.1.cross_attn_token_to_image.out_proj.weight",
+    "model.visual_model.prompt_encoder.mask_downscaling.6.weight",
+    "model.visual_model.prompt_encoder.point_embeddings.3.weight",
+)
+
+
+def test_weights_of_a_wrong_shape_are_named(folder: Path) -> None:
+    def grown(state: State) -> None:
+        for name in MISSHAPEN:
+            state[name] = torch.cat([state[name], state[name][:1]])
+
+    write_released(folder, "read", form="bin", change=lambda state: grown(state))
+    tables = {"lm_head.weight", "model.embed_tokens.weight"}
+    refused(folder, "vocab_size")
+    change_settings(folder, vocab_size=settings_of("read")["vocab_size"] + 1)
+    message = refused(folder, "wrong shape")
+    assert all((f"{name} is (" in message) != (name in tables) for name in MISSHAPEN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_encoder.pos_embed",
+        "image_encoder.blocks.1.attn.rel_pos_h",
+        "image_encoder.neck.0.weight",
+        "mask_decoder.mask_tokens.weight",
+        "mask_decoder.iou_prediction_head.layers.0.weight",
+        "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ],
+)
+def test_shapes_that_are_none_of_sam_are_refused(folder: Path, name: str) -> None:
+    """The size of SAM is read off these: others do not fit them then."""
+    full = f"model.visual_model.{name}"
+
+    def grown(state: State) -> None:
+        state[full] = torch.cat([state[full], state[full][:1]])
+
+    write_released(folder, "read", form="safetensors", change=grown)
+    refused(folder, "SAM|model.visual_model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lm_head.weight", float("nan")),
+        (KEY, float("inf")),
+        ("model.visual_model.image_encoder.neck.1.bias", -float("inf")),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(folder: Path, name: str, value: float) -> None:
+    write_released(folder, "read", form="bin", change=lambda state: state[name].view(-1)[:1].fill_(value))
+    refused(folder, our_name(name))
+
+
+def test_fourier_features_that_are_no_numbers_are_named(folder: Path) -> None:
+    name = "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    write_released(folder, "read", form="bin", change=lambda state: state[name].view(-1)[:1].fill_(float("nan")))
+    refused(folder, "positional_embedding|positional_encoding")
+
+
+def our_name(name: str) -> str:
+    return next(iter(our_state({name: torch.zeros(1)})))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(KEY, torch.int8), ("lm_head.weight", torch.uint8), ("model.norm.weight", torch.bool)]
+)
+def test_whole_numbers_are_no_weights(folder: Path, name: str, dtype: torch.dtype) -> None:
+    write_released(folder, "read", form="bin", change=lambda state: state.update({name: state[name].to(dtype)}))
+    refused(folder, f"{name}|{our_name(name)}")
+
+
+def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.bin").write_bytes(b"x")
+    refused(tmp_path / "empty", "config.json", tmp_path)
+    refused(tmp_path / "file.bin", "file.bin", tmp_path)
+    refused(tmp_path / "nothing", "nothing", tmp_path)
+
+
+def test_a_checkpoint_without_sam_is_a_base_model(folder: Path) -> None:
+    def without(state: State) -> None:
+        for name in [name for name in state if "visual_model" in name]:
+            del state[name]
+
+    write_released(folder, "read", change=without)
+    refused(folder, r"no weights of SAM")
+
+
+# -- damaged: config.json ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        *[({name: value}, rf"{name}|unexpected: model.layers.0") for name in ("hidden_size", "intermediate_size",
+            "num_hidden_layers", "num_attention_heads", "vocab_size") for value in (..., "16", 16.0, 0, -2)],
+        ({"hidden_size": 18}, "hidden_size|embed_tokens"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"num_hidden_layers": 3}, r"missing: .*model.layers.2"),
+        ({"num_hidden_layers": 1}, r"unexpected: .*model.layers.1"),
+        ({"num_attention_heads": 3}, "num_attention_heads"),
+        ({"num_attention_heads": 32}, "num_attention_heads"),
+        *[({"num_key_value_heads": value}, "num_key_value_heads|k_proj") for value in (1, 0, -1, 3, "2")],
+        ({"vocab_size": 999}, "vocab_size 999"),
+        ({"vocab_size": 342}, "vocab_size 342"),
+        *[({"rms_norm_eps": value}, "rms_norm_eps") for value in ("small", [1])],
+        *[({"max_position_embeddings": value}, "max_position_embeddings") for value in ("2048", 1.5)],
+        *[({"rope_theta": value}, "rope_theta") for value in ("x", [1])],
+        *[({"rope_scaling": value}, "rope") for value in ("x", [1], {"type": "none such", "factor": 2.0})],
+        *[({"hidden_act": value}, "hidden_act") for value in ("none such", 5, ["silu"])],
+        *[({"eos_token_id": value}, "eos_token_id") for value in ("x", 1.5)],
+        ({"bos_token_id": "x"}, "bos_token_id"),
+        *[({"mm_vision_select_layer": value}, "mm_vision_select_layer") for value in ("x", 99, -9, 0, None)],
+        *[({"mm_vision_select_feature": value}, "mm_vision_select_feature") for value in ("cls_patch", 5, None)],
+        *[({"mm_projector_type": value}, "mm_projector_type") for value in ("linear", "mlp3x_gelu", 5, ["linear"])],
+        ({"model_type": "bert"}, "'bert'"),
+        ({"model_type": ...}, "None"),
+        ({"model_type": ["llava"]}, "llava"),
+        ({"model_type": {"a": 1}}, "a"),
+        ({"text_config": {"model_type": "llama"}}, "'llava'"),
+        *[({"architectures": value}, "--family|architectures") for value in
+            (..., None, [], ["LlavaForCausalLM"], "READForCausalLM", 5, [5], [["x"]], [None])],
+    ],
+)  # fmt: skip
+def test_a_config_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, Any], pattern: str) -> None:
+    write_released(folder, "read", form="safetensors")
+    change_settings(folder, **changes)
+    message = refused(folder, pattern)
+    assert "config.json" in message or str(folder) in message
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '"llava"', "null", "", "{", "{'model_type': 'llava'}", "[" * 100_000])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_config_that_is_no_settings_is_refused(folder: Path, content: str, ours: bool) -> None:
+    if ours:
+        small_model().save_pretrained(folder)
+    else:
+        write_released(folder, "read", form="safetensors")
+    (folder / "config.json").write_text(content)
+    refused(folder, r"config.json")
+
+
+def test_a_config_in_another_encoding_is_refused(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    (folder / "config.json").write_bytes(json.dumps(settings_of("read")).encode("utf-16"))
+    refused(folder, "config.json")
+    (folder / "config.json").unlink()
+    refused(folder, r"expected config.json")
+
+
+# Weights of the one family that a config.json of the other describes as truly: the tensors are the same.
+SAME_TENSORS = {("read", "sesame"), ("sesame", "read")}
+
+
+@every_family
+@pytest.mark.parametrize("other", ADDED)
+def test_the_config_of_another_family_is_refused_or_true(folder: Path, family: str, other: str) -> None:
+    write_released(folder, family, form="safetensors")
+    write_json(folder / "config.json", settings_of(other))
+    if family == other or (family, other) in SAME_TENSORS:
+        config = read_checkpoint(folder).config
+        assert config.family == other
+        assert (config.points, config.prompt) == (FAMILIES[other].points_for(16, 16), FAMILIES[other].prompt)
+        return
+    # LISA's tokenizer has one token more than READ's and SESAME's; all else tells families apart by the weights.
+    shares_names = family in ("read", "sesame") and other == "lisa"
+    refused(folder, "vocab_size" if shares_names else "--family")
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("read", "sesame"), ("read", "lisa"), ("sesame", "read"), ("gsva", "gsva")]
+)
+def test_a_family_that_is_named_replaces_what_config_json_says(folder: Path, family: str, said: str) -> None:
+    write_released(folder, family, form="safetensors")
+    checkpoint = read_checkpoint(folder, family=said)
+    assert (checkpoint.config.family, checkpoint.config.prompt) == (said, FAMILIES[said].prompt)
+    build(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("read", "glamm"), ("glamm", "read"), ("read", "gsva"), ("lisa", "glamm"), ("glamm", "gsva")]
+)
+def test_a_family_that_the_weights_cannot_be_of_is_refused(folder: Path, family: str, said: str) -> None:
+    """SAM lies under another name, or the tokenizer has no [REJ]."""
+    write_released(folder, family, form="safetensors")
+    refused(folder, rf"family|{said}|\[REJ\]", family=said)
+
+
+def test_lisa_with_the_names_of_13b_loads(folder: Path) -> None:
+    """Three added tokens, [SEG] first; its table of embeddings is a row shorter."""
+
+    def shorter(state: State) -> None:
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            state[name] = state[name][:-1]
+
+    write_released(folder, "lisa", form="bin", change=shorter)
+    write_json(folder / "added_tokens.json", added_ids("read"))
+    change_settings(folder, vocab_size=settings_of("read")["vocab_size"])
+    config = read_checkpoint(folder).config
+    assert (config.family, config.seg_token_id) == ("lisa", added_ids("read")["[SEG]"])
+
+
+def test_the_name_of_a_known_repository_tells_the_family(folder: Path) -> None:
+    write_released(folder.parent / "SESAME", "read", form="bin")
+    assert read_checkpoint(folder.parent / "SESAME").config.family == "sesame"
+    assert read_checkpoint(folder.parent / "SESAME", family="read").config.family == "read"
+
+
+def test_a_table_may_have_rows_that_no_token_uses(folder: Path) -> None:
+    write_released(folder, "read", size=released.Size(spare=5))
+    model, processor = build(read_checkpoint(folder))
+    assert model.config.image_token_id == added_ids("read")["<im_end>"] + 6
+    assert forced(model, processor).logits.shape[-1] == added_ids("read")["<im_end>"] + 6
+
+
+# -- damaged: the tokenizer --------------------------------------------------------------------------------------------
+
+
+BASE = released.pieces().vocab_size()
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (None, r"\[SEG\].*added_tokens.json"),
+        ({}, r"\[SEG\].*added_tokens.json"),
+        ({"<im_start>": BASE, "<im_end>": BASE + 1}, r"\[SEG\].*added_tokens.json"),
+        ({"[seg]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"\[SEG\].*added_tokens.json"),
+        ({"[SEG]": BASE, "<im_start>": BASE + 1}, "<im_end>"),
+        ({"[SEG]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 3}, r"<im_end>.*has only"),
+        ({"[SEG]": 10**30, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"id of its own.*\[SEG\]"),
+        ({"[SEG]": BASE, "<im_start>": BASE, "<im_end>": BASE + 1}, "added_tokens.json"),
+        ({"[SEG]": BASE - 1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": -1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": str(BASE), "<im_start>": str(BASE + 1), "<im_end>": str(BASE + 2)}, "added_tokens.json"),
+        ({"[SEG]": str(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": None, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": [BASE], "<im_start>": [BASE + 1], "<im_end>": {}}, "added_tokens.json"),
+        ({"[SEG]": float(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": True, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        (["[SEG]"], "added_tokens.json"),
+        ("{", "added_tokens.json"),
+        ("", "added_tokens.json"),
+        ("[" * 100_000, "added_tokens.json"),
+        (b"\xff\xfe", "added_tokens.json"),
+        (f'{{"[SEG]": {BASE}, "<im_start>": {BASE + 1}, "<im_end>": {BASE + 2}, "[SEG]": {BASE + 1}}}', "added_tokens"),
+    ],
+)
+def test_added_tokens_that_do_not_fit_are_refused(folder: Path, content: Any, pattern: str) -> None:
+    write_released(folder, "read", form="safetensors")
+    place = folder / "added_tokens.json"
+    if content is None:
+        place.unlink()
+    elif isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        place.write_text(content if isinstance(content, str) else json.dumps(content))
+    refused(folder, pattern)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage", b"\0" * 100, b"\x0a\x00", "cut", "changed", b"version https://git-lfs"]
+)
+def test_a_tokenizer_that_is_none_is_refused(folder: Path, content: bytes | str | None) -> None:
+    write_released(folder, "read", form="safetensors")
+    place = folder / "tokenizer.model"
+    whole = place.read_bytes()
+    if content is None:
+        place.unlink()
+    elif isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        place.write_bytes(whole[: len(whole) // 2] if content == "cut" else b"\xff" * 8 + whole)
+    refused(folder, "tokenizer.model")
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_do_not_exist_are_refused(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    refused(folder, r"family must be one of read, .*'tiny'", family="tiny")
+    refused(folder, r"family must be one of read, .*''", family="")
+    refused(folder, r"system must be one of llava_v1, vicuna_v1; got 'v2'", system="v2")
+    checkpoint = read_checkpoint(folder)
+    for bits in (0, 3, 16, -4):
+        with pytest.raises(ReadsegError, match="bits must be 8 or 4"):
+            build(checkpoint, bits=bits)
+    with pytest.raises(ReadsegError, match=r'layout must be "readseg" or "released"; got "?\'?hf'):
+        save_checkpoint(checkpoint, folder.parent / "out", layout="hf")
+    assert not (folder.parent / "out").exists()
+
+
+def test_quantised_weights_need_a_library(folder: Path) -> None:
+    if find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    write_released(folder, "read", form="safetensors")
+    with pytest.raises(ReadsegError, match="pip install bitsandbytes"):
+        build(read_checkpoint(folder), bits=4)
+
+
+def test_the_system_prompt_can_be_chosen(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    config = read_checkpoint(folder, system="vicuna_v1").config
+    assert config.conversation == replace(FAMILIES["read"].conversation, system=VICUNA_V1)
+    assert "user" in VICUNA_V1 and "human" not in VICUNA_V1
+    assert read_checkpoint(folder, system="llava_v1").config.conversation.system == LLAVA_V1
+
+
+def test_a_checkpoint_can_be_built_twice(folder: Path) -> None:
+    state = write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    low, _ = build(checkpoint, dtype=torch.bfloat16)
+    with torch.no_grad():
+        forced(*build(checkpoint))
+    high, _ = build(checkpoint, dtype=torch.float32)
+    assert low.lmm.dtype == torch.bfloat16 and high.lmm.dtype == torch.float32
+    check_same(high.state_dict(), {name: value.float() for name, value in expected(state).items()})
+    check_same(checkpoint.weights, expected(state))
+
+
+# -- there and back ----------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_released_to_ours_to_released(folder: Path, family: str) -> None:
+    state = write_released(folder, family)
+    first = read_checkpoint(folder)
+    ours, back = folder.parent / "ours", folder.parent / "back"
+    save_checkpoint(first, ours)
+    second = read_checkpoint(ours)
+    check_same(second.weights, expected(state))
+    assert (ours / "model.safetensors").is_file()
+    values, saved = second.config.to_dict(), first.config.to_dict()
+    of_the_file = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+    assert {key for key in values.keys() | saved.keys() if values.get(key) != saved.get(key)} <= of_the_file
+    assert second.config.released == settings_of(family)
+    save_checkpoint(second, back, layout="released")
+    for name in ("tokenizer.model", "added_tokens.json"):
+        for place in (ours, back):
+            if name.endswith(".json"):
+                assert json.loads((place / name).read_text()) == json.loads((folder / name).read_text())
+            else:
+                assert (place / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((back / "config.json").read_text()) == settings_of(family)
+    files = sorted(back.glob("*.bin"))
+    assert files and not list(back.glob("*.safetensors"))
+    found: State = {}
+    for file in files:
+        found |= torch.load(file, weights_only=True)
+    wanted = {name: value for name, value in state.items() if "region_encoder" not in name}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in wanted.items())
+    check_same(read_checkpoint(back).weights, expected(state))
+    assert {path.name for path in folder.parent.iterdir()} == {"weights", "clip", "ours", "back"}
+
+
+@pytest.mark.parametrize("family", ["read", "gsva", "glamm"])
+def test_ours_gives_the_same_outputs(folder: Path, family: str) -> None:
+    write_released(folder, family, unmerged=True, with_tower=True)
+    first = read_checkpoint(folder)
+    ours = folder.parent / "ours"
+    save_checkpoint(first, ours)
+    shutil.rmtree(folder.parent / "clip")  # ours has the tower
+    wanted = forced(*build(first))
+    for model, processor in (
+        build(read_checkpoint(ours)),
+        (ReadModel.from_pretrained(ours, dtype=torch.float32), ReadProcessor.from_pretrained(ours)),
+    ):
+        found = forced(model, processor)
+        assert torch.equal(found.logits, wanted.logits)
+        assert torch.equal(found.low_res_logits, wanted.low_res_logits)
+        assert torch.equal(found.scores, wanted.scores)
+
+
+def test_ours_can_be_asked_with_another_system_prompt(folder: Path) -> None:
+    write_released(folder, "read")
+    ours = folder.parent / "ours"
+    save_checkpoint(read_checkpoint(folder, system="vicuna_v1"), ours)
+    assert read_checkpoint(ours).config.conversation.system == VICUNA_V1
+    assert read_checkpoint(ours, system="llava_v1").config.conversation.system == LLAVA_V1
+
+
+@pytest.mark.parametrize(("layout", "what"), [("readseg", "folder"), ("released", "empty folder"), ("readseg", "file")])
+def test_nothing_that_is_there_is_replaced(folder: Path, layout: str, what: str) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    out = folder.parent / "out"
+    if what == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        if what == "folder":
+            (out / "notes.txt").write_text("mine")
+    before = listing(folder.parent)
+    with pytest.raises(ReadsegError, match=r"out is there already"):
+        save_checkpoint(checkpoint, out, layout=layout)
+    assert listing(folder.parent) == before
+
+
+def test_a_dangling_link_is_not_replaced(folder: Path) -> None:
+    write_released(folder, "read")
+    out = folder.parent / "out"
+    out.symlink_to(folder.parent / "another disk")
+    with pytest.raises(ReadsegError, match=r"out"):
+        save_checkpoint(read_checkpoint(folder), out)
+    assert out.is_symlink()
+
+
+@pytest.mark.parametrize("layout", ["readseg", "released"])
+def test_a_save_that_fails_leaves_nothing_behind(folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    before = {path.name for path in folder.parent.rglob("*")}
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(ReadsegError, match=r"lm_head"):
+        save_checkpoint(
+            replace(checkpoint, weights=checkpoint.weights | {"lmm.lm_head.weight": sparse}),
+            folder.parent / "out",
+            layout=layout,
+        )
+    assert {path.name for path in folder.parent.rglob("*")} == before
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    # The last file that is written.
+    monkeypatch.setattr(type(checkpoint.tokenizer), "save_pretrained", full)
+    with pytest.raises((ReadsegError, OSError), match="space"):
+        save_checkpoint(checkpoint, folder.parent / "out", layout=layout)
+    assert {path.name for path in folder.parent.rglob("*")} == before
+
+
+def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    (folder.parent / "file").write_text("x")
+    with pytest.raises(ReadsegError, match="file"):
+        save_checkpoint(checkpoint, folder.parent / "file" / "out")
+
+
+def test_the_embedded_model_is_a_checkpoint() -> None:
+    checkpoint = read_checkpoint(EMBEDDED)
+    stored = load_file(EMBEDDED / "model.safetensors")
+    assert checkpoint.tokenizer is None and checkpoint.config.family == "tiny"
+    assert all(torch.equal(checkpoint.weights[name], value) for name, value in stored.items())
+    model, processor = build(checkpoint)
+    loaded = Segmenter.from_pretrained(device="cpu")
+    image = picture(64, 64)
+    wanted = forced(loaded.model, loaded.processor, image)
+    assert torch.equal(forced(model, processor, image).low_res_logits, wanted.low_res_logits)
+
+
+def test_our_own_model_has_no_released_layout(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "small")
+    small_processor().save_pretrained(tmp_path / "small")
+    for place in (tmp_path / "small", EMBEDDED):
+        before = listing(tmp_path)
+        with pytest.raises(ReadsegError, match=r"'tiny' have no released layout"):
+            save_checkpoint(read_checkpoint(place), tmp_path / "out", layout="released")
+        assert listing(tmp_path) == before
+
+
+def test_our_own_model_comes_back(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "small")
+    small_processor().save_pretrained(tmp_path / "small")
+    save_checkpoint(read_checkpoint(tmp_path / "small"), tmp_path / "again")
+    checkpoint = read_checkpoint(tmp_path / "again")
+    again, processor = build(checkpoint)
+    state = model.state_dict()
+    assert state.keys() == checkpoint.weights.keys() == again.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    assert torch.equal(forced(again, processor).logits, forced(model, small_processor()).logits)
+
+
+# -- ours, damaged -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Released weights of GSVA as this package saves them."""
+    place = tmp_path_factory.mktemp("saved")
+    write_released(place / "weights", "gsva")
+    save_checkpoint(read_checkpoint(place / "weights"), place / "ours")
+    return place / "ours"
+
+
+@pytest.fixture
+def ours(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda state: state.pop("lmm.lm_head.weight"), r"missing: lmm.lm_head.weight"),
+        (lambda state: state.pop("map_bias"), r"missing: map_bias"),
+        (lambda state: state.pop("lmm.model.vision_tower.pre_layrnorm.bias"), r"missing: .*pre_layrnorm.bias"),
+        (lambda state: state.update(extra=torch.ones(1)), r"unexpected: extra"),
+        (lambda state: state.update(map_bias=torch.ones(2)), r"wrong shape: map_bias is \(2,\) and not \(\)"),
+        (lambda state: state["lmm.lm_head.weight"].fill_(float("nan")), r"lmm.lm_head.weight"),
+        (lambda state: state.update({"lmm.lm_head.weight": state["lmm.lm_head.weight"].to(torch.int8)}), r"lm_head"),
+    ],
+)
+def test_our_weights_damaged_are_named(ours: Path, change: Change, pattern: str) -> None:
+    state = load_file(ours / "model.safetensors")
+    change(state)
+    write_state(ours, state, "safetensors")
+    refused(ours, pattern)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"prompt": "box"}, "prompt"),
+        ({"view": 5}, "view"),
+        ({"projector": "mlp"}, "multi_modal_projector|projector"),
+        ({"points": {"k": 1}}, "k"),
+        ({"points": "many"}, "points|config.json"),
+        ({"points": {"num_points": "many"}}, "num_points|config.json"),
+        ({"conversation": {"answer_tokens": 5}}, "answer_tokens|config.json"),
+        ({"seg_token_id": "x"}, r"\[SEG\]|seg_token_id"),
+        ({"seg_token_id": 5}, r"\[SEG\]"),
+        ({"seg_token_id": None}, r"\[SEG\]|seg_token_id"),
+        ({"bce_loss_weight": "x"}, "bce_loss_weight"),
+        ({"lmm_config": "x"}, "lmm_config|config.json"),
+        ({"lmm_config": {"model_type": "bert"}}, "lmm_config|config.json|weights"),
+        ({"lmm_config": None}, "lmm_config|weights"),
+        ({"mask_config": []}, "mask_config|config.json|weights"),
+        ({"mask_config": 5}, "mask_config|config.json"),
+    ],
+)
+def test_our_config_damaged_is_refused(ours: Path, changes: dict[str, Any], pattern: str) -> None:
+    change_settings(ours, **changes)
+    refused(ours, pattern)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_config", {"hidden_size": -16}),
+        ("text_config", {"hidden_size": "x"}),
+        ("text_config", {"num_attention_heads": 0}),
+        ("text_config", {"num_attention_heads": 3}),
+        ("text_config", {"vocab_size": 0}),
+        ("text_config", {"hidden_act": "none such"}),
+        ("vision_config", {"image_size": 0}),
+        ("vision_config", {"patch_size": 0}),
+        ("vision_config", {"hidden_size": -1}),
+    ],
+)
+def test_our_config_with_impossible_sizes_is_refused(ours: Path, part: str, changes: dict[str, Any]) -> None:
+    lmm = json.loads((ours / "config.json").read_text())["lmm_config"]
+    lmm[part] |= changes
+    change_settings(ours, lmm_config=lmm)
+    refused(ours, "config.json|ours|" + next(iter(changes)))
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"[REJ]": BASE, "[SEG]": BASE + 1, "<im_start>": BASE + 2, "<im_end>": BASE + 3},
+        {"[SEG]": BASE, "<im_start>": BASE + 2, "<im_end>": BASE + 3},
+        {"[SEG]": BASE, "[REJ]": BASE + 1, "<im_start>": BASE + 2, "<im_end>": BASE + 90},
+        {"[SEG]": BASE, "[REJ]": BASE + 1},
+        {},
+    ],
+)
+def test_our_tokenizer_of_other_weights_is_refused(ours: Path, added: dict[str, int]) -> None:
+    write_json(ours / "added_tokens.json", added)
+    refused(ours, r"\[SEG\]|\[REJ\]|<im_")
+
+
+def test_our_folder_without_a_tokenizer_is_refused(ours: Path) -> None:
+    (ours / "tokenizer.model").unlink()
+    refused(ours, "tokenizer.model")
