@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -907,14 +906,6 @@ def test_arguments_that_do_not_exist_are_refused(folder: Path) -> None:
     with pytest.raises(ReadsegError, match=r'layout must be "readseg" or "released"; got "?\'?hf'):
         save_checkpoint(checkpoint, folder.parent / "out", layout="hf")
     assert not (folder.parent / "out").exists()
-
-
-def test_quantised_weights_need_a_library(folder: Path) -> None:
-    if find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is installed")
-    write_released(folder, "read", form="safetensors")
-    with pytest.raises(ReadsegError, match="pip install bitsandbytes"):
-        build(read_checkpoint(folder), bits=4)
 
 
 def test_the_system_prompt_can_be_chosen(folder: Path) -> None:

@@ -81,9 +81,9 @@ def read_weights(place: Path) -> dict[str, Tensor]:
 
 
 def let_go(tensor: Tensor) -> None:
-    """Tells the system that a memory-mapped tensor's pages are not needed soon: they are read again if they are.
+    """Tells the system that the pages of a memory-mapped tensor, of any shape, are not needed soon.
 
-    Does nothing where the system has no such call. Values never change.
+    They are read again if they are. Does nothing where the system has no such call. Values never change.
     """
     if sys.platform != "linux" or tensor.device.type != "cpu":
         return
