@@ -1,8 +1,8 @@
 """Tiny random checkpoints in the released layout: its names, shapes and files, written down by hand.
 
-Nothing of the package's own code makes these names. The language model is 16 channels wide, the vision tower 24 (it
-sees 4 x 4 patches of a 32 px image), SAM's image encoder 20 and its decoder 32 (4 x 4 embeddings of a 64 px image), so
-that no two parts can be mistaken for each other.
+Nothing of the package's own code makes these names; `refused` alone loads what was written. The language model is 16
+channels wide, the vision tower 24 (it sees 4 x 4 patches of a 32 px image), SAM's image encoder 20 and its decoder 32
+(4 x 4 embeddings of a 64 px image), so that no two parts can be mistaken for each other.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from readseg.checkpoints import build, read_checkpoint
+from readseg.errors import ReadsegError
 
 Form = Literal["bin-sharded", "bin", "safetensors"]
 FORMS: tuple[Form, ...] = ("bin-sharded", "bin", "safetensors")
@@ -435,6 +439,19 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
     }
+
+
+def refused(folder: Path, pattern: str, watched: Path | None = None, **options: Any) -> str:
+    """The message of the one-line error that loading ends with; nothing was written."""
+    watched = watched or folder.parent
+    before = listing(watched)
+    with pytest.raises(ReadsegError, match=pattern) as caught:
+        build(read_checkpoint(folder, **options))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    assert "None:" not in message, message  # a file or folder that is not known by its name
+    assert listing(watched) == before
+    return message
 
 
 def _rows(family: str, size: Size) -> int:

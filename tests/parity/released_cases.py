@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ PAD = 0
 LOGITS = 1e-3
 POINTS = 2e-3
 LOSSES = 1e-4
+TEACHER_FORCED = ("C1_", "C2_")
 PLAIN_IMAGE = "<im_start><image><im_end>\n"
 
 
@@ -220,6 +221,116 @@ def processor_alone(folder: Path, family: str, lmm_size: int = 56, mask_size: in
         seg_token_id=tokenizer.added[SEG],
     )
     return ReadProcessor(tokenizer, config)
+
+
+# -- teacher-forced cases ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """A teacher-forced case, what the reference gave (`own`), what is right where that is wrong (`fixed`), and ours.
+
+    tensors: the inputs, `own`'s or `fixed`'s.
+    """
+
+    name: str
+    record: dict[str, Any]
+    fixed_record: dict[str, Any]
+    own: dict[str, Tensor] | None
+    fixed: dict[str, Tensor] | None
+    read: Released
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = self.own if self.own is not None else self.fixed
+        assert tensors is not None
+        return tensors
+
+    @property
+    def images(self) -> list[str]:
+        record = self.fixed_record if "images" in self.fixed_record else self.record
+        return record["images"] if "images" in record else [record["image"]]
+
+    @property
+    def conversations(self) -> list[str]:
+        record = self.fixed_record if "conversations" in self.fixed_record else self.record
+        return record["conversations"]
+
+    @cached_property
+    def frames(self) -> list[Frame]:
+        return [self.read.view(name).frame for name in self.images]
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        return self.read.rows(self.tensors)
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """Ground truth of each [SEG]. An image without one has none, whatever its size is said to be."""
+        found = [self.tensors[f"masks.{place}"] for place in range(len(self.images))]
+        return [mask for masks in found for mask in masks]
+
+    @cached_property
+    def ran(self) -> tuple[ReadOutput, Tensor]:
+        """Our output and last hidden states."""
+        arguments = self.rows | self.read.seen(self.images)
+        if f"masks.{len(self.images) - 1}" in self.tensors:
+            arguments["masks"] = self.targets
+        with torch.no_grad(), recorded_hidden(self.read.model) as hidden:
+            output = self.read.model(**arguments)
+        return output, hidden[0]
+
+    @property
+    def output(self) -> ReadOutput:
+        return self.ran[0]
+
+    @cached_property
+    def wrong(self) -> set[int]:
+        """The [SEG] whose points the reference made with another image's size."""
+        sizes = self.record.get("sim_shape") or []
+        images = self.output.seg_images.tolist()
+        return {k for k, size in enumerate(sizes) if tuple(size) != self.frames[images[k]].hw}
+
+    @property
+    def wrong_images(self) -> set[int]:
+        return {self.output.seg_images[k].item() for k in self.wrong}
+
+
+@cache
+def teacher_forced(folder: Path) -> list[Case]:
+    """All teacher-forced cases of part C that have values, each of which runs once for all tests."""
+    index = read_json(folder / "index.json")
+    read = released(folder / "ckpt", folder / "images.safetensors")
+    place = folder / "corrected.json"
+    corrected = read_json(place) if place.is_file() else {}
+    names = [name for name in {**index, **corrected} if name.startswith(TEACHER_FORCED)]
+    found = []
+    for name in names:
+        own, fixed = (folder / f"{name}{kind}.safetensors" for kind in ("", ".corrected"))
+        if own.is_file() or fixed.is_file():
+            found.append(
+                Case(
+                    name,
+                    index.get(name, {}),
+                    corrected.get(name, {}),
+                    load_file(own) if own.is_file() else None,
+                    load_file(fixed) if fixed.is_file() else None,
+                    read,
+                )
+            )
+    assert found, f"{folder} holds no teacher-forced case"
+    files = {path.name.split(".safetensors")[0] for path in folder.glob("C[12]_*.safetensors")}
+    assert files == {f"{case.name}" for case in found if case.own is not None} | {
+        f"{case.name}.corrected" for case in found if case.fixed is not None
+    }, "a file belongs to no case"
+    return found
+
+
+def values(case: Case, name: str) -> Iterator[tuple[Tensor, tuple[Any, ...], str]]:
+    """What is stored under a name, in the case's own file and in the corrected one."""
+    for tensors, kind in ((case.own, ""), (case.fixed, ".corrected")):
+        if tensors is not None and (found := stored(tensors, name)) is not None:
+            yield *found, f"{case.name}{kind} {name}"
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
