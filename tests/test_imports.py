@@ -22,7 +22,7 @@ CORE = f"{PIXELS} grids sasp losses config"
 FILES = "lora weight_files layouts checkpoints loading base_models"
 MODEL = f"{CORE} families conversation tokenizer prompting sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
-USER = f"{MODEL} draw segmentation segmenter"
+USER = f"{MODEL} draw segmentation queries segmenter"
 WORK = f"{USER} data training evaluation analysis"
 
 MAY_IMPORT = {
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "draw": PIXELS,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",
-    "segmenter": f"{MODEL} draw segmentation",
+    "queries": "errors",
+    "segmenter": f"{MODEL} draw segmentation queries",
     "training": f"{USER} data",
     "evaluation": f"{USER} data training",
     "analysis": f"{USER} data training evaluation",

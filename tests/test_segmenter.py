@@ -319,10 +319,30 @@ def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
         name_question="What is {name} in this image? Please output segmentation mask.",
         sentence_question="{sentence} Please output segmentation mask.",
     )
-    assert segmenter._worded("the cat", True) == "What is the cat in this image? Please output segmentation mask."
-    assert segmenter._worded("Where could I sit", True) == "Where could I sit Please output segmentation mask."
-    assert segmenter._worded("Segment the cat", True) == "Segment the cat"
-    assert segmenter._worded("how many cats?", False) == "how many cats?"
+    asked: list[str] = []
+
+    def answer(encoded: Any, queries: Any, conversations: Any, *rest: Any) -> list[str]:
+        asked.extend(turns[0].question for turns in conversations)
+        return list(queries)
+
+    segmenter._answer = answer  # type: ignore[method-assign, assignment]
+    plain, segment = "Is there something to sit on?", "the middle segment of the orange"
+    segmenter.segment(picture(), ["the cat", "Where could I sit", "Segment the cat", "how many cats?", plain, segment])
+    assert asked == [
+        "What is the cat in this image? Please output segmentation mask.",
+        "Where could I sit Please output segmentation mask.",
+        "Segment the cat",
+        "how many cats?",
+        plain,
+        segment,
+    ]
+    asked.clear()
+    segmenter.segment(picture(), [plain, segment], force=True)
+    segmenter.segment(picture(), [plain, segment], sentence=True)
+    segmenter.segment(picture(), [segment], sentence=False)
+    named = f"What is {segment} in this image? Please output segmentation mask."
+    long = [f"{query} Please output segmentation mask." for query in (plain, segment)]
+    assert asked == [long[0], named, *long, named]
 
 
 def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from readseg.config import ConversationConfig
 from readseg.errors import ReadsegError
-from readseg.families import BOS, EOS, IM_END, IM_START, IMAGE, PHRASE, PHRASE_END, REJ, SEG
+from readseg.families import BOS, EOS, IM_END, IM_START, IMAGE, SEG
 
 USER, ASSISTANT = "USER: ", " ASSISTANT:"
 
@@ -92,34 +92,12 @@ def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
     return [piece for piece in pieces if piece.text]
 
 
-def targets(answer: str, conversation: ConversationConfig) -> list[tuple[str, str]]:
-    """The objects that an answer speaks of, in reading order: the token, [SEG] or [REJ], and the words it belongs to.
-
-    The words stand between <p> and </p> where the family writes so, else, where it names several objects ("a:[SEG],
-    b:[REJ]"), between the comma before and the token; other families do not say.
-
-    >>> targets("Sure,a fox:[SEG], a heron:[REJ].", ConversationConfig(names_question="{names}?"))
-    [('[SEG]', 'a fox'), ('[REJ]', 'a heron')]
-    """
-    found = []
-    start = 0
-    for match in re.finditer(f"{re.escape(SEG)}|{re.escape(REJ)}", answer):
-        before = answer[start : match.start()]
-        start = match.end()
-        if PHRASE in conversation.answer_tokens:
-            phrases = re.findall(f"{PHRASE}(.*?){PHRASE_END}", before, re.DOTALL)
-            words = phrases[-1] if phrases else ""
-        else:
-            words = re.split(r"[,.;]", before)[-1].strip().rstrip(":") if conversation.names_question else ""
-        found.append((match[0], words.strip()))
-    return found
-
-
 def names_question(conversation: ConversationConfig, names: Sequence[str]) -> str:
     """What a model is asked when a user wants several objects segmented with one question.
 
     Raises:
-        ReadsegError: the weights were not trained to be asked so, or there is no name, or an empty one.
+        ReadsegError: the weights were not trained to be asked so; there is no name, an empty one, or one that holds a
+            token of answers.
 
     >>> names_question(ConversationConfig(names_question="Where are {names}?"), ["a cup", "a hat"])
     'Where are a cup, a hat?'
@@ -129,6 +107,8 @@ def names_question(conversation: ConversationConfig, names: Sequence[str]) -> st
     cleaned = _bare(names)
     if not cleaned or not all(cleaned):
         raise ReadsegError("a name is empty; say what to look for.")
+    if held := [token for token in conversation.answer_tokens if any(token in name for name in cleaned)]:
+        raise ReadsegError(f"a name holds {held[0]}, which stands for an object in answers: say it in other words.")
     return conversation.names_question.replace("{names}", ", ".join(cleaned))
 
 

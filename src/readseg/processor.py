@@ -6,6 +6,7 @@ conversation `conversation.py`'s; normalisation and ids are here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from readseg import conversation
 from readseg.config import ReadConfig
 from readseg.conversation import Piece, Turn
 from readseg.errors import ReadsegError
-from readseg.families import BOS, EOS, IMAGE, PAD, SEG, TINY
+from readseg.families import BOS, EOS, IMAGE, PAD, PHRASE, PHRASE_END, REJ, SEG, TINY
 from readseg.geometry import Frame
 from readseg.tokenizer import MODEL_FILE, LegacyTokenizer
 
@@ -127,6 +128,31 @@ class ReadProcessor:
             text += f" {part}" if legacy and part and part[0] not in _CLOSING else part
         return text.strip()
 
+    def targets(self, ids: Sequence[int]) -> list[tuple[str, str]]:
+        """The objects that an answer speaks of, in reading order: the token, [SEG] or [REJ], and the words it belongs to.
+
+        The words stand between <p> and </p> where the family writes so, else, where it names several objects ("Sure,a
+        fox:[SEG], a heron:[REJ]."), between two tokens; other families do not say: "".
+        """
+        found = []
+        start = 0
+        for place, token in enumerate(ids):
+            if (name := self._answer_ids.get(token)) in (SEG, REJ):
+                found.append((str(name), self._phrase(ids[start:place])))
+                start = place + 1
+        return found
+
+    def _phrase(self, ids: Sequence[int]) -> str:
+        words = self.config.conversation
+        if PHRASE in words.answer_tokens:
+            marks = [(place, name) for place, token in enumerate(ids) if (name := self._answer_ids.get(token))]
+            ends = [place for place, name in marks if name == PHRASE_END]
+            starts = [place for place, name in marks if name == PHRASE and ends and place < ends[-1]]
+            return self.decode(ids[starts[-1] + 1 : ends[-1]]) if starts else ""
+        if not words.names_question:
+            return ""
+        return re.sub(r"^(Sure)?[\s,]*|[\s:]*$", "", self.decode(ids))
+
     def _pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         words = self.config.conversation
         return conversation.prefix(words) + conversation.dialogue(turns, words.answer_tokens)
@@ -198,7 +224,7 @@ class ReadProcessor:
         """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only."""
         config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path)
-        if (folder / MODEL_FILE).is_file():
+        if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
             return cls(LegacyTokenizer.from_folder(folder), config)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **kwargs)
         return cls(tokenizer, config)

@@ -7,7 +7,6 @@ answer. Everything that does not depend on the question is computed once for an 
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from readseg.config import PointConfig, Prompt
-from readseg.conversation import Turn, inference_question, names_answer, names_question, targets, writable
+from readseg.conversation import Turn, inference_question, names_answer, names_question, writable
 from readseg.errors import ReadsegError
 from readseg.families import REJ, SEG
 from readseg.geometry import Frame
@@ -30,54 +29,13 @@ from readseg.images import load_image
 from readseg.loading import load_model
 from readseg.model import Answer, ReadModel
 from readseg.processor import ReadProcessor
+from readseg.queries import QueryError, asks_for_mask, check_query, is_command, needs_words, requests_mask
 from readseg.segmentation import Segmentation
 
 __all__ = ["Chat", "QueryError", "Segmentation", "Segmenter", "asks_for_mask", "requests_mask"]
 
 _TOGETHER = 16  # questions decoded as one batch: bounds the memory of keys and values
 _WORTH_A_WARNING = 0.2  # of the image's area, hidden from the language model
-
-_REQUEST = re.compile(
-    r"\b(segment\w*|segmentation|outline|highlight|locate|find|mark|show me|point (?:to|out|at))\b"
-    r"|\b(?:output|give|draw|make|produce)\b.*\bmasks?\b",
-    re.IGNORECASE,
-)
-_PLAIN_QUESTION = re.compile(
-    r"^(?:how\b|count\b|why\b|when\b|describe\b|what colou?rs?\b|which colou?rs?\b"
-    r"|what (?:do|can) you see|what does (?:this|the) (?:image|picture|photo|scene)"
-    r"|what(?:'s| is| are) (?:there |shown |visible )?(?:in|on) (?:this|the) (?:image|picture|photo|scene)"
-    r"|(?:is|are|was|were) there\b|(?:is|are|was|were|does|do|did|has|have)\b.*\?$)",
-    re.IGNORECASE,
-)
-_COMMAND = re.compile(r"^(?:segment|please|can|could|would|find|locate|show|mark|point|highlight|outline|where"
-                      r"|what|which|who|if|identify)\b", re.IGNORECASE)  # fmt: skip
-
-
-class QueryError(ReadsegError):
-    """A question cannot be asked: it is empty, no text, or longer than the model's context."""
-
-
-def requests_mask(text: str) -> bool:
-    """Whether a text asks for a mask in so many words: "segment", "find", "outline", "show me", "output a mask".
-
-    >>> requests_mask("Can you segment the dog?"), requests_mask("Is there a dog?")
-    (True, False)
-    """
-    return _REQUEST.search(text) is not None
-
-
-def asks_for_mask(query: str) -> bool:
-    """Whether a query given to `Segmenter.segment` asks for an object, so that no [SEG] means it is not there.
-
-    The rule: everything does, but a question that is answered in words and does not ask for a mask besides
-    (`requests_mask`). Such questions are told by their form: "how ...", "count ...", "why ...", "when ...",
-    "describe ...", "what colour ...", "is/are there ...", a question mark after "is/are/was/were/does/do/did/
-    has/have ...", and what the whole image shows ("what is in the picture"). Where the rule errs, `asks=` decides.
-
-    >>> [asks_for_mask(q) for q in ("something to cut paper with", "where could I sit?", "how many dogs are there?")]
-    [True, True, False]
-    """
-    return requests_mask(query) or _PLAIN_QUESTION.search(query.strip()) is None
 
 
 @dataclass(frozen=True)
@@ -190,6 +148,7 @@ class Segmenter:
         points: PointConfig | None = ...,
         max_new_tokens: int = ...,
         force: bool | str = ...,
+        sentence: bool | None = ...,
     ) -> Segmentation: ...
 
     @overload
@@ -203,6 +162,7 @@ class Segmenter:
         points: PointConfig | None = ...,
         max_new_tokens: int = ...,
         force: bool | str = ...,
+        sentence: bool | None = ...,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -215,6 +175,7 @@ class Segmenter:
         points: PointConfig | None = None,
         max_new_tokens: int = 64,
         force: bool | str = False,
+        sentence: bool | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Answer one question about an image, or many; many are decoded together and give what single calls give.
 
@@ -228,8 +189,10 @@ class Segmenter:
             prompt: what prompts the mask decoder: "both" points and [SEG], "seg" or "points"; default: the model's.
             points: how points are chosen; default: the model's.
             max_new_tokens: where an answer is cut off.
-            force: teacher forcing: True gives the model its answer, in the words of its family's evaluation, a text
-                this answer; the masks of its [SEG] come out. By default the model answers by itself.
+            force: teacher forcing: True asks and answers in the words of the family's evaluation, a text gives the
+                model this answer; the masks of its [SEG] come out. By default the model answers by itself.
+            sentence: whether a query is a whole sentence, not the name of a thing: which of the family's two questions
+                is asked, in any case. By default its form tells.
 
         Raises:
             ImageError: the image cannot be used.
@@ -239,14 +202,18 @@ class Segmenter:
         Warns:
             UserWarning: the model's centre crop hides more than a fifth of the image.
         """
-        given = self.processor.config.conversation.forced_answer if force is True else force or None
+        given = self._forced(force, self.processor.config.conversation.forced_answer)
         options = _Options(prompt, points, max_new_tokens, given)
         queries = [query] if isinstance(query, str) else list(query)
         for text in queries:
-            _check_query(text)
+            check_query(text)
         encoded = self._encode(load_image(image))
         asked = [asks_for_mask(text) if asks is None else asks for text in queries]
-        turns = [[Turn(self._worded(text, wanted))] for text, wanted in zip(queries, asked, strict=True)]
+        as_it_stands = force is not True and sentence is None
+        turns = [
+            [Turn(text if as_it_stands and not needs_words(text, wanted) else self._worded(text, sentence))]
+            for text, wanted in zip(queries, asked, strict=True)
+        ]
         results: list[Segmentation] = []
         for start in range(0, len(queries), _TOGETHER):
             part = slice(start, start + _TOGETHER)
@@ -280,13 +247,25 @@ class Segmenter:
         Raises:
             ReadsegError: as in `segment`; or the model's family was not trained so.
         """
+        if isinstance(names, str):
+            raise QueryError("names must be a list of names; for one object there is segment()")
         for name in names:
-            _check_query(name)
+            check_query(name)
         question = names_question(self.processor.config.conversation, names)
-        given = names_answer(names) if force is True else force or None
-        options = _Options(prompt, points, max_new_tokens, given)
+        options = _Options(prompt, points, max_new_tokens, self._forced(force, names_answer(names)))
         encoded = self._encode(load_image(image))
-        return self._answer(encoded, [", ".join(names)], [[Turn(question)]], [True], options)[0]
+        return self._answer(encoded, [", ".join(names)], [[Turn(question)]], [True], options, names)[0]
+
+    @staticmethod
+    def _forced(force: bool | str, answer: str) -> str | None:
+        """The answer to give to the model; None where it answers by itself."""
+        if force is False:
+            return None
+        if force is True:
+            return answer
+        if not force.strip():
+            raise ReadsegError("the answer to force is empty: expected a text, with [SEG] where a mask should be")
+        return force
 
     def segment_batch(
         self,
@@ -321,11 +300,10 @@ class Segmenter:
         """
         return Chat(self, load_image(image))
 
-    def _worded(self, query: str, asks: bool) -> str:
-        """The query in the family's words, unless it is a plain question or asks for a segmentation itself."""
-        if not asks or "segment" in query.lower():
-            return query
-        sentence = True if _COMMAND.match(query.strip()) else None
+    def _worded(self, query: str, sentence: bool | None) -> str:
+        """The query in the family's words."""
+        if sentence is None and is_command(query):
+            sentence = True
         return inference_question(self.processor.config.conversation, query, sentence=sentence)
 
     def _encode(self, image: Image.Image) -> _Encoded:
@@ -360,8 +338,12 @@ class Segmenter:
         conversations: Sequence[Sequence[Turn]],
         asked: Sequence[bool],
         options: _Options,
+        names: Sequence[str] = (),
     ) -> list[Segmentation]:
-        """Generate the answers to conversations that end in a question, and decode the masks of all their [SEG]."""
+        """Answers to conversations that end in a question, with the masks of all their [SEG].
+
+        `names` are the objects that one question asked for; an answer that speaks of as many speaks of them.
+        """
         settings = options.points or self.model.config.points
         try:
             self.model.config.check_points(settings)
@@ -385,18 +367,16 @@ class Segmenter:
             own = slice(first, first + answer.ids.count(self.model.config.seg_token_id))
             first = own.stop
             found = own.stop > own.start
-            text = self.processor.decode(answer.ids)
-            named = targets(text, self.processor.config.conversation)
-            seg = self.model.config.seg_token_id
+            named = self.processor.targets(answer.ids)
+            if len(named) == len(names):
+                named = [(token, name) for (token, _), name in zip(named, names, strict=True)]
             results.append(
                 Segmentation(
                     query=writable(query),
-                    answer=text,
+                    answer=self.processor.decode(answer.ids),
                     phrases=tuple(words for token, words in named if token == SEG),
                     rejected=tuple(words for token, words in named if token == REJ),
-                    said=None
-                    if options.force is None
-                    else tuple(own == seg for given, own in zip(answer.ids, answer.said, strict=True) if given == seg),
+                    said=None if options.force is None else self._agreed(answer),
                     present=True if found else False if wanted else None,
                     image_size=encoded.frame.hw,
                     masks=masks[own],
@@ -410,6 +390,12 @@ class Segmenter:
                 )
             )
         return results
+
+    def _agreed(self, answer: Answer) -> tuple[bool, ...]:
+        """For each [SEG] of a given answer, whether the model itself would have said it."""
+        seg = self.model.config.seg_token_id
+        pairs = zip(answer.ids, answer.said, strict=True)
+        return tuple(said == seg for given, said in pairs if given == seg)
 
     def _said(
         self,
@@ -489,7 +475,7 @@ class Chat:
             QueryError: the text is empty, or the conversation has outgrown the model's context.
             ReadsegError: an option has no such value, or does not fit the model.
         """
-        _check_query(text)
+        check_query(text)
         wanted = requests_mask(text) if asks is None else asks
         options = _Options(prompt, points, max_new_tokens)
         encoded = self._segmenter._encode(self._image)
@@ -497,10 +483,3 @@ class Chat:
         result = self._segmenter._answer(encoded, [text], [turns], [wanted], options)[0]
         self.turns.append(Turn(text, result.answer))
         return result
-
-
-def _check_query(query: Any) -> None:
-    if not isinstance(query, str):
-        raise QueryError(f"a query is text, got {type(query).__name__}: say what to look for")
-    if not query.strip():
-        raise QueryError("the query is empty: say what to look for")

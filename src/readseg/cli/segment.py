@@ -32,6 +32,12 @@ def segment(
     force: Annotated[
         bool, typer.Option(help="Teacher forcing: give the model its family's answer, get the masks of its SEG.")
     ] = False,
+    sentence: Annotated[
+        bool | None,
+        typer.Option(
+            "--sentence/--name", help="Queries are whole sentences, or names of things; by default their form tells."
+        ),
+    ] = None,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -81,11 +87,11 @@ def segment(
         alignment=alignment,
         threshold=threshold,
     )
+    options.tell(segmenter)
     if together:
         results = [segmenter.segment_together(picture, queries, prompt=prompt, points=settings, force=force)]
     else:
-        results = segmenter.segment(picture, queries, prompt=prompt, points=settings, force=force)
-    options.tell(segmenter)
+        results = segmenter.segment(picture, queries, prompt=prompt, points=settings, force=force, sentence=sentence)
     for index, result in enumerate(results):
         place = folder if len(results) == 1 else folder / f"query_{index + 1}"
         result.save(place)
