@@ -16,6 +16,7 @@ from readseg.checkpoints import build, read_checkpoint, save_checkpoint
 from readseg.errors import ReadsegError
 from readseg.segmenter import Segmenter
 from released import (
+    change_settings,
     pieces,
     settings_of,
     stock_sam_name,
@@ -231,3 +232,22 @@ def test_damaged_base_models_are_errors(llava: Path, sam: Path, tmp_path: Path) 
     write_json(llava / "config.json", {key: value for key, value in settings.items() if key != "hidden_size"})
     (llava / "added_tokens.json").unlink()
     assert "hidden_size" in error(llava, sam)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "recorded"),
+    [
+        ({"mm_vision_tower": None, "vision_tower": "clip"}, None, "clip"),
+        ({"mm_vision_tower": "/home/author/clip"}, None, "/home/author/clip"),
+        ({"mm_vision_tower": "/home/author/lost"}, "clip", "clip"),
+    ],
+)
+def test_the_tower_is_recorded_as_it_was_found(
+    llava: Path, sam: Path, tmp_path: Path, changes: dict[str, Any], given: str | None, recorded: str
+) -> None:
+    change_settings(llava, **changes)
+    tower = None if given is None else tmp_path / given
+    start = start_from(llava, sam, vision_tower=tower)
+    assert start.config.released["mm_vision_tower"] == (recorded if tower is None else str(tower))
+    save_checkpoint(start, tmp_path / "out", layout="released")
+    assert read_checkpoint(tmp_path / "out").weights.keys() == start.weights.keys()

@@ -134,8 +134,11 @@ def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family
     assert (text.num_attention_heads, text.rms_norm_eps, text.max_position_embeddings) == (2, 1e-5, 1024)
     assert config.lmm_config.vision_feature_layer == -2
     assert checkpoint.folder == folder.resolve()
-    assert bool(checkpoint.notes) == (family == "glamm")
-    assert all("region_encoder" in note for note in checkpoint.notes)
+    assert (f"family {family} (by config.json)" in checkpoint.notes[0], len(checkpoint.notes) > 1) == (
+        True,
+        family == "glamm",
+    )
+    assert all("region_encoder" in note for note in checkpoint.notes[1:])
 
 
 @every_family
@@ -497,9 +500,8 @@ def test_released_to_ours_to_released(folder: Path, family: str) -> None:
     found: State = {}
     for file in files:
         found |= torch.load(file, weights_only=True)
-    wanted = {name: value for name, value in state.items() if "region_encoder" not in name}
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in wanted.items())
+    assert found.keys() == state.keys()  # GLaMM's region encoder too, which is not used here
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in state.items())
     check_same(read_checkpoint(back).weights, expected(state))
     assert {path.name for path in folder.parent.iterdir()} == {"weights", "clip", "ours", "back"}
 
@@ -621,3 +623,23 @@ def test_our_own_model_comes_back(tmp_path: Path) -> None:
     assert state.keys() == checkpoint.weights.keys() == again.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     assert torch.equal(forced(again, processor).logits, forced(model, small_processor()).logits)
+
+
+def test_where_config_is_silent_the_tokenizer_says_where_text_ends(folder: Path) -> None:
+    write_released(folder, "lisa")
+    change_settings(folder, eos_token_id=None, pad_token_id=-1)
+    text = read_checkpoint(folder).config.lmm_config.text_config
+    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (1, 2, 0)
+
+
+def test_images_without_tokens_around_them(folder: Path) -> None:
+    write_released(folder, "glamm")
+    change_settings(folder, mm_use_im_start_end=False)
+    words = read_checkpoint(folder).config.conversation
+    assert words.image_text == "The <image> provides an overview of the picture.\n"
+
+
+def test_another_tower_than_the_familys_is_told(folder: Path) -> None:
+    write_released(folder, "read")
+    notes = read_checkpoint(folder, vision_tower=folder.parent / "clip").notes
+    assert "16 image tokens, the family's have 576" in notes[-1]

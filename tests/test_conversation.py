@@ -5,9 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from readseg.config import ConversationConfig
-from readseg.conversation import Piece, Turn, answer, dialogue, inference_question, plain, prefix
+from readseg.conversation import (
+    Piece,
+    Turn,
+    answer,
+    dialogue,
+    inference_question,
+    names_answer,
+    names_question,
+    plain,
+    prefix,
+)
 from readseg.errors import ReadsegError
-from readseg.families import READ
+from readseg.families import FAMILIES, READ
 
 
 def written(pieces: list[Piece]) -> str:
@@ -71,3 +81,24 @@ def test_plain_text_can_be_written(text: str) -> None:
 
 def test_half_a_character_becomes_a_question_mark() -> None:
     assert plain("a\ud800 ") == "a?"
+
+
+def test_several_objects_are_asked_for_in_the_familys_words() -> None:
+    asked = names_question(FAMILIES["gsva"].conversation, [" the fox.", "a heron "])
+    assert asked == "What are the fox, a heronin this image? Please output segmentation masks."
+    assert names_answer(["the fox.", "a heron"]) == "Sure,the fox:[SEG], a heron:[SEG]."
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "said"),
+    [
+        ("read", ["the fox"], "not trained"),
+        ("gsva", [], "a name is empty"),
+        ("gsva", ["the fox", " ."], "a name is empty"),
+        ("gsva", ["the [SEG] fox"], r"a name holds \[SEG\]"),
+        ("gsva", ["the fox", "a [REJ]"], r"a name holds \[REJ\]"),
+    ],
+)
+def test_names_that_cannot_be_asked_for_are_an_error(family: str, names: list[str], said: str) -> None:
+    with pytest.raises(ReadsegError, match=said):
+        names_question(FAMILIES[family].conversation, names)

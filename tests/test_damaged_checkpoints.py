@@ -351,8 +351,8 @@ def test_a_checkpoint_without_sam_is_a_base_model(folder: Path) -> None:
             "num_hidden_layers", "num_attention_heads", "vocab_size") for value in (..., "16", 16.0, 0, -2)],
         ({"hidden_size": 18}, "hidden_size|embed_tokens"),
         ({"hidden_size": 10**30}, "hidden_size"),
-        ({"num_hidden_layers": 3}, r"missing: .*model.layers.2"),
-        ({"num_hidden_layers": 1}, r"unexpected: .*model.layers.1"),
+        ({"num_hidden_layers": 3}, r"num_hidden_layers 3, the weights have 2"),
+        ({"num_hidden_layers": 1}, r"num_hidden_layers 1, the weights have 2"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
         ({"num_attention_heads": 32}, "num_attention_heads"),
         *[({"num_key_value_heads": value}, "num_key_value_heads|k_proj") for value in (1, 0, -1, 3, "2")],
@@ -607,3 +607,10 @@ def test_our_tokenizer_of_other_weights_is_refused(ours: Path, added: dict[str, 
 def test_our_folder_without_a_tokenizer_is_refused(ours: Path) -> None:
     (ours / "tokenizer.model").unlink()
     refused(ours, "tokenizer.model")
+
+
+@pytest.mark.parametrize("eos", [1, -1, 99999, [2], "2"])
+def test_an_end_that_contradicts_the_tokenizer_is_refused(folder: Path, eos: Any) -> None:
+    write_released(folder, "read")
+    change_settings(folder, eos_token_id=eos)
+    refused(folder, "eos_token_id.*the tokenizer says 2")

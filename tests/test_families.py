@@ -21,7 +21,7 @@ def told(family: str, said: str | None = None, *, name: str = "somewhere/weights
         ADDED[family],
         linear=family in LINEAR,
         name=name,
-    ).name
+    )[0].name
 
 
 def test_the_released_families_are_these_five() -> None:
@@ -79,6 +79,18 @@ def test_a_name_cannot_make_weights_what_they_are_not() -> None:
     assert told("gsva", name="READ-LLaVA-v1.5-7B-for-fprefcoco") == "gsva"
     with pytest.raises(ReadsegError, match="--family"):
         told("lisa", "sesame", name="tsunghanwu/SESAME")
+
+
+def test_how_a_family_was_told() -> None:
+    def how(said: str, name: str, chosen: str | None = None) -> str:
+        return family_of(settings_of(said), "visual_model", ADDED["read"], linear=False, name=name, chosen=chosen)[1]
+
+    assert how("read", "x") == "by config.json"
+    assert how("sesame", "/hub/models--tsunghanwu--SESAME/snapshots/0a1b2c") == "by its name"
+    assert how("read", "weights/SESAME-LLaVA-v1.5-7B") == "by its name; config.json says read"
+    assert how("read", "SESAME", "lisa") == "as asked"
+    with pytest.raises(ReadsegError, match="family 'gsva' was asked for, but these weights are of read or sesame"):
+        how("read", "x", "gsva")
 
 
 @pytest.mark.parametrize("name", ["SESAME-mine", "mySESAME", "SESAME/final", "sesame", "LISA-7B-v1.bak"])

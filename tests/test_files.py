@@ -56,3 +56,41 @@ def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path) -> None:
     with whole(tmp_path / "a") as place:
         place.write_text("x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "empty folder", "link"])
+def test_new_places_replace_nothing(tmp_path: Path, kind: str) -> None:
+    """Also not what came while the block ran."""
+    path = tmp_path / "out"
+
+    def write() -> None:
+        with whole(path, new=True) as place:
+            place.mkdir()
+            if kind == "file":
+                path.write_text("mine")
+            elif kind == "link":
+                path.symlink_to(tmp_path / "nowhere")
+            else:
+                path.mkdir()
+                if kind == "folder":
+                    (path / "mine").write_text("mine")
+
+    with pytest.raises(FileExistsError):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    if kind == "folder":
+        assert (path / "mine").read_text() == "mine"
+
+
+def test_dots_name_no_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("precious")
+
+    def write() -> None:
+        with whole(Path("new/.."), new=True) as place:
+            Path("new").mkdir()
+            place.mkdir()
+
+    with pytest.raises(FileExistsError):
+        write()
+    assert (tmp_path / "thesis.txt").read_text() == "precious"

@@ -19,7 +19,7 @@ PACKAGE = Path(readseg.__file__).parent
 # use what the lines above it define; a name that stands in no list is no one's to import.
 PIXELS = "errors files images geometry masks"
 CORE = f"{PIXELS} grids sasp losses config"
-FILES = "lora weight_files layouts checkpoints loading base_models"
+FILES = "lora weight_files descriptions layouts towers checkpoints loading base_models"
 MODEL = f"{CORE} families conversation tokenizer prompting sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation queries segmenter"
@@ -42,12 +42,14 @@ MAY_IMPORT = {
     "sam_keys": CORE,
     "lora": "errors",
     "weight_files": "errors files",
-    "layouts": f"{CORE} families sam_keys",
+    "descriptions": "errors",
+    "layouts": f"{CORE} families tokenizer sam_keys",
+    "towers": "errors weight_files descriptions layouts",
     "model": f"{CORE} families conversation prompting sam_keys",
     "processor": f"{CORE} families conversation tokenizer prompting sam_keys model",
-    "checkpoints": f"{CORE} families tokenizer lora weight_files sam_keys layouts model processor",
+    "checkpoints": f"{CORE} families tokenizer lora weight_files sam_keys descriptions layouts towers model processor",
     "loading": f"{CORE} families model processor checkpoints",
-    "base_models": f"{CORE} families tokenizer lora weight_files sam_keys layouts checkpoints",
+    "base_models": f"{CORE} families tokenizer lora weight_files sam_keys descriptions layouts towers checkpoints",
     "draw": PIXELS,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",

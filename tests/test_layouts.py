@@ -13,7 +13,8 @@ import released
 from readseg import layouts
 from readseg.errors import ReadsegError
 from readseg.families import FAMILIES
-from released import ADDED, LINEAR, added_ids, our_state, settings_of, weights_of
+from readseg.tokenizer import LegacyTokenizer
+from released import ADDED, LINEAR, added_ids, our_state, settings_of, tokenizer_model, weights_of
 
 VISION = CLIPVisionConfig(image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=2)
 every_family = pytest.mark.parametrize("family", ADDED)
@@ -136,7 +137,7 @@ def test_computed_buffers_are_left_out() -> None:
 
 def config_for(family: str, **changes: Any) -> Any:
     settings = settings_of(family) | changes
-    return layouts.read_config(settings, FAMILIES[family], added_ids(family), VISION, weights_of(family))
+    return layouts.read_config(settings, FAMILIES[family], tokenizer(family), VISION, weights_of(family))
 
 
 @every_family
@@ -165,23 +166,28 @@ def test_read_13b_has_points_of_its_own() -> None:
         assert FAMILIES[name].points_for(256, 4096).downsample == 1
 
 
+def tokenizer(family: str = "read") -> LegacyTokenizer:
+    return LegacyTokenizer(tokenizer_model(), added_ids(family))
+
+
 def test_settings_that_are_left_out_have_llamas_values() -> None:
     settings = settings_of("read")
     for name in ("num_key_value_heads", "rope_scaling", "bos_token_id", "eos_token_id"):
         del settings[name]
-    config = layouts.language_config(settings)
+    config = layouts.language_config(settings, tokenizer())
     assert (config.num_key_value_heads, config.bos_token_id, config.eos_token_id) == (2, 1, 2)
     assert not config.tie_word_embeddings
 
 
 def test_rope_scaling_and_grouped_keys_are_kept() -> None:
     scaled = layouts.language_config(
-        settings_of("read") | {"num_key_value_heads": 1, "rope_scaling": {"type": "linear", "factor": 2.0}}
+        settings_of("read") | {"num_key_value_heads": 1, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        tokenizer(),
     )
     assert scaled.num_key_value_heads == 1
     assert scaled.rope_parameters["rope_type"] == "linear"
     assert scaled.rope_parameters["factor"] == 2.0
-    assert layouts.language_config(settings_of("read")).rope_parameters["rope_type"] == "default"
+    assert layouts.language_config(settings_of("read"), tokenizer()).rope_parameters["rope_type"] == "default"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_rope_scaling_and_grouped_keys_are_kept() -> None:
 @pytest.mark.parametrize("value", [None, "16", 1.5])
 def test_a_needed_setting_is_named(name: str, value: Any) -> None:
     with pytest.raises(ReadsegError, match=f"config.json must give whole numbers, 1 or more, for {name}"):
-        layouts.language_config(settings_of("read") | {name: value})
+        layouts.language_config(settings_of("read") | {name: value}, tokenizer())
 
 
 def test_a_projector_that_is_not_there_is_named() -> None:
@@ -206,7 +212,7 @@ def test_a_projector_that_is_not_there_is_named() -> None:
 def test_settings_that_are_made_describe_the_same_model(family: str) -> None:
     first = config_for(family)
     settings = layouts.released_settings(first, FAMILIES[family], "clip")
-    again = layouts.read_config(settings, FAMILIES[family], added_ids(family), VISION, weights_of(family))
+    again = layouts.read_config(settings, FAMILIES[family], tokenizer(family), VISION, weights_of(family))
     values, made = first.to_dict(), again.to_dict()
     assert {key for key in values if values[key] != made[key]} == {"released"}
     real = settings_of(family)

@@ -24,12 +24,13 @@ def read(tmp_path: Path) -> Path:
 
 
 def test_notes_tell_what_released_weights_were_taken_for(read: Path, tmp_path: Path) -> None:
-    assert load_model(read)[2] == ("released weights of the family read",)
+    assert load_model(read)[2] == ("released weights of the family read (by config.json)",)
     assert load_model()[2] == ()
     write_released(tmp_path / "glamm", "glamm", unmerged=True)
     _, lora, unused = load_model(tmp_path / "glamm")[2]
     assert "alpha 16" in lora
     assert "model.region_encoder." in unused
+    assert load_model(tmp_path / "glamm", family="glamm")[2][0].endswith("(as asked)")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float16])
@@ -63,6 +64,20 @@ def test_quantised_language_models(read: Path, bits: int) -> None:
     assert small.segment(picture(64, 64), "the cup", force=True).masks.shape == (1, 64, 64)
 
 
+def test_the_mask_model_stays_as_it_was_stored(tmp_path: Path) -> None:
+    """Also where it was stored in float32, and the rest is loaded in a lower type."""
+    given = write_released(
+        tmp_path / "read",
+        "read",
+        form="bin",
+        size=WIDE,
+        change=lambda s: s.update({n: v.float() * 1.1 for n, v in s.items()}),
+    )
+    model, _, _ = load_model(tmp_path / "read", dtype="bfloat16", bits=8)
+    name = "mask_decoder.iou_token.weight"
+    assert torch.equal(model.sam.get_parameter(name), given[f"model.visual_model.{name}"].float() * 1.1)
+
+
 def test_a_map_of_devices(read: Path) -> None:
     plain = Segmenter.from_pretrained(read, device="cpu", dtype="float32")
     spread = Segmenter.from_pretrained(
@@ -80,6 +95,8 @@ def test_wrong_options_are_errors(read: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"device": "abacus"}, "device 'abacus'"),
         ({"family": "lemur"}, "family must be one of"),
         ({"system": "none"}, "system must be one of"),
+        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ({"lora_alpha": 8}, "no LoRA weights"),
     ):
         with pytest.raises(ReadsegError, match=said):
             load_model(read, **options)

@@ -194,3 +194,37 @@ def test_a_legacy_tokenizer_of_another_model_is_an_error(legacy: ReadProcessor) 
         ReadProcessor(legacy.tokenizer.with_added(("[SEG]",)), legacy.config)
     with pytest.raises(ReadsegError, match=r"\[SEG\]"):
         ReadProcessor(legacy.tokenizer.with_added(()), legacy.config)
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "found"),
+    [
+        ("gsva", "Sure,a fox:[SEG], a heron:[REJ].", [("[SEG]", "a fox"), ("[REJ]", "a heron")]),
+        ("gsva", "[SEG]", [("[SEG]", "")]),
+        ("gsva", "a St. Bernard: [SEG]", [("[SEG]", "a St. Bernard")]),
+        ("glamm", "<p> a fox </p> [SEG] beside <p> a ladder </p> [SEG] .", [("[SEG]", "a fox"), ("[SEG]", "a ladder")]),
+        ("glamm", "It is [SEG]. </p> a <p> [SEG]", [("[SEG]", ""), ("[SEG]", "")]),
+        ("read", "Sure, the segmentation result is [SEG].", [("[SEG]", "")]),
+        ("read", "nothing", []),
+    ],
+)
+def test_answers_tell_whose_each_token_is(
+    tmp_path: Path, family: str, answer: str, found: list[tuple[str, str]]
+) -> None:
+    write_released(tmp_path / "released", family)
+    processor = read_checkpoint(tmp_path / "released").processor()
+    ids = processor.answer_ids([Turn("what?", answer)])
+    assert processor.targets(ids) == found
+    # Letters are no token.
+    assert processor.targets(processor.tokenizer.encode("[SEG] and [REJ]")) == []
+
+
+def test_what_a_model_said_goes_back_to_the_id() -> None:
+    """Text does not always give the same ids again."""
+    processor = small_processor()
+    said = (SEG_ID := processor.config.seg_token_id, *processor.tokenizer.encode(" [SEG] "), SEG_ID)
+    turns = [Turn("where?", processor.decode(said), said), Turn("and then?")]
+    prompt = processor.prompt_ids(turns)
+    start = prompt.index(SEG_ID)
+    assert tuple(prompt[start : start + len(said)]) == said
+    assert prompt[start + len(said)] == processor.tokenizer.eos_token_id

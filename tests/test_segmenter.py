@@ -241,7 +241,10 @@ def test_conversations_keep_what_was_said(segmenter: Segmenter, monkeypatch: pyt
     second = chat.ask("the unicorn")
     history = [Turn("the cat", first.answer), Turn("the unicorn")]
     assert seen == [[segmenter.processor.query_ids(history)]]
-    assert chat.turns == [Turn("the cat", first.answer), Turn("the unicorn", second.answer)]
+    assert chat.turns == [
+        Turn("the cat", first.answer, first.answer_ids),
+        Turn("the unicorn", second.answer, second.answer_ids),
+    ]
 
 
 def test_a_failed_turn_leaves_the_conversation_as_it_was(shared: Segmenter) -> None:

@@ -64,7 +64,7 @@ def by_hand(family: str, turns: list[Turn]) -> list[int]:
     behind = " provides an overview of the picture.\n" if family == "glamm" else "\n"
     parts += [f"{SYSTEM} USER: " + ("The " if family == "glamm" else ""), added["<im_start>"]]
     parts += [image] * 16 + [added["<im_end>"], behind]
-    for place, (question, answer) in enumerate(turns):
+    for place, (question, answer, _) in enumerate(turns):
         if place:
             parts += ["USER: "]
         parts += [f"{question.strip()} ASSISTANT:"]

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
 
 from readseg import layouts, lora, sam_keys
-from readseg.checkpoints import Checkpoint, check_names, read_settings, read_tower
+from readseg.checkpoints import Checkpoint, check_names
 from readseg.config import ReadConfig
+from readseg.descriptions import read_settings
 from readseg.errors import ReadsegError
 from readseg.families import FAMILIES, RELEASED, SEG, Family
 from readseg.tokenizer import LegacyTokenizer
-from readseg.weight_files import fetch, read_weights
+from readseg.towers import read_tower
+from readseg.weight_files import differences, fetch, read_weights
 
 # (transformers' names of LLaVA, ours): it has saved them in several ways.
 _LLAVA_HF = (
@@ -35,7 +37,6 @@ _LLAVA_HF = (
     ("model.vision_tower.vision_model.", layouts.TOWER),
     ("model.vision_tower.", layouts.TOWER),
 )
-_TABLES = ("lmm.model.language_model.embed_tokens.weight", "lmm.lm_head.weight")
 _OPENAI_TOWER = "openai/clip-vit-large-patch14-336"
 """The tower of LLaVA-1.5, for weights whose config does not name it."""
 
@@ -77,9 +78,9 @@ def start_from(
     tokenizer = base.with_added(chosen.added_tokens)
     state = layouts.without_computed(lora.unwrapped(read_weights(folder)))
     read = _llava_hf if "text_config" in settings else _llava
-    lmm, weights, tower = read(folder, settings, state, vision_tower)
+    lmm, weights, tower = read(folder, settings, state, vision_tower, base)
     rows, old_rows = len(tokenizer), len(tokenizer) - len(chosen.added_tokens)
-    for name in _TABLES:
+    for name in layouts.TABLES.values():
         weights[name] = _with_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
     lmm.text_config.vocab_size = lmm.image_token_index = rows
     mask, mask_weights = _sam(sam)
@@ -111,22 +112,28 @@ def _config(
 
 
 def _llava(
-    folder: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor], given: str | Path | None
+    folder: Path,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    given: str | Path | None,
+    tokenizer: LegacyTokenizer,
 ) -> tuple[LlavaConfig, dict[str, Tensor], str]:
     """The authors' layout: configuration, weights under our names, and where the tower came from."""
     if layouts.mask_model_of(state) is not None:
         raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
-    held = layouts.holds_tower(state)
-    vision, tower = read_tower(settings, folder, given, with_weights=not held)
+    tower = read_tower(settings, folder, given, with_weights=not layouts.holds_tower(state))
     weights, unknown = layouts.to_ours(state, mask_model="visual_model")
     if unknown:
         raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
-    lmm = layouts.lmm_config(settings, vision)
-    return lmm, weights | tower, str(settings.get("mm_vision_tower") or given)
+    return layouts.lmm_config(settings, tower.config, tokenizer), weights | tower.weights, tower.name
 
 
 def _llava_hf(
-    folder: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor], given: str | Path | None
+    folder: Path,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    given: str | Path | None,
+    tokenizer: LegacyTokenizer,
 ) -> tuple[LlavaConfig, dict[str, Tensor], str]:
     """Transformers' layout, which holds the tower."""
     if given is not None:
@@ -134,6 +141,7 @@ def _llava_hf(
     lmm = LlavaConfig.from_pretrained(folder)
     if not isinstance(lmm.vision_config, CLIPVisionConfig) or lmm.text_config.model_type != "llama":
         raise ReadsegError(f"{folder}: expected a LLaVA of a CLIP tower and a LLaMA, as LLaVA-1.5 is.")
+    lmm.text_config.pad_token_id = tokenizer.unk_token_id
     lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
     weights = {}
     unknown = []
@@ -176,11 +184,6 @@ def _sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
         config, weights = SamConfig.from_pretrained(place), sam_keys.with_both_names(state)
     with torch.device("meta"):
         expected = SamModel(config).state_dict()
-    wrong = sorted(
-        name
-        for name in expected.keys() | weights.keys()
-        if name not in expected or name not in weights or expected[name].shape != weights[name].shape
-    )
-    if wrong:
-        raise ReadsegError(f"{place}: weights that a SAM has not, or lacks, or of a wrong shape: {', '.join(wrong)}.")
+    if problems := differences(weights, expected):
+        raise ReadsegError(f"{place}: the weights are not those of a SAM; {problems}.")
     return config, weights

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers import BitsAndBytesConfig
 
 from readseg import layouts, lora, sam_keys
 from readseg.config import ReadConfig
+from readseg.descriptions import blaming, read_json, read_settings
 from readseg.errors import ReadsegError
 from readseg.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
 from readseg.files import whole
@@ -28,13 +27,10 @@ from readseg.layouts import TOWER_RELEASED
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
 from readseg.tokenizer import MODEL_FILE, LegacyTokenizer
-from readseg.weight_files import fetch, let_go, read_weights, write_weights
+from readseg.towers import read_tower
+from readseg.weight_files import differences, fetch, let_go, read_weights, write_weights
 
-# The tables of embeddings: released names, ours.
-_TABLES = {
-    "model.embed_tokens.weight": "lmm.model.language_model.embed_tokens.weight",
-    "lm_head.weight": "lmm.lm_head.weight",
-}
+_UNUSED = "unused"  # a folder beside our weights, for what others' code needs
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
 
 
@@ -46,7 +42,8 @@ class Checkpoint:
     tokenizer: of the released weights; None where `folder` holds one of another kind.
     weights: under the names of `ReadModel`, memory-mapped where nothing had to be computed.
     folder: where it was read from.
-    notes: what a user should know: weights that are not used, for instance.
+    notes: what a user should know: how the family was told, weights that are not used.
+    unused: weights that are not used, under released names: they are kept for the way back.
     """
 
     config: ReadConfig
@@ -54,6 +51,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     folder: Path
     notes: tuple[str, ...] = ()
+    unused: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,13 +98,13 @@ def read_checkpoint(
         given = {"family": family, "vision_tower": vision_tower, "lora_alpha": lora_alpha}
         if names := [name for name, value in given.items() if value is not None]:
             raise ReadsegError(f"{', '.join(names)}: for released weights only; {folder} is in this package's layout.")
-        return _whole(_ours(folder, system))
+        return _complete(_ours(folder, system))
     if kind not in ("llava", "llava_llama") or "text_config" in settings:
         raise ReadsegError(
             f"{folder / 'config.json'} is of a model of type {kind!r}, without a mask model: expected weights that "
             f"this package saved, or released ones of {', '.join(RELEASED)}."
         )
-    return _whole(_released(folder, settings, str(name), family, vision_tower, system, lora_alpha))
+    return _complete(_released(folder, settings, family, vision_tower, system, lora_alpha))
 
 
 def build(
@@ -133,13 +131,16 @@ def build(
     Raises:
         ReadsegError: an option that does not exist, a library that is missing, or weights that are no numbers.
     """
-    device = device or torch.device("cpu")
+    if device is not None and device_map is not None:
+        raise ReadsegError("device and device_map: give one of them.")
+    spread = device_map is not None and torch.cuda.is_available()
+    device = device or torch.device("cuda" if spread else "cpu")
     dtype = dtype or default_dtype(checkpoint, device)
     if not dtype.is_floating_point:
         raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype}.")
     options: dict[str, Any] = {"dtype": dtype}
     if bits is not None:
-        options["quantization_config"] = _quantisation(bits, dtype)
+        options["quantization_config"] = _quantisation(bits, dtype, checkpoint.config)
     if device_map is not None:
         options["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
     elif device.type != "cpu":
@@ -154,7 +155,9 @@ def build(
     except ReadsegError as error:
         raise ReadsegError(f"{checkpoint.folder}: {error}") from error
     if bits is not None:
-        model.sam.float()
+        # From the files once more: what passed through a lower type has lost digits.
+        sam = {n.removeprefix("sam."): w.float() for n, w in checkpoint.weights.items() if n.startswith("sam.")}
+        model.sam.float().load_state_dict(sam)
     return model, checkpoint.processor()
 
 
@@ -188,7 +191,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
     """
     if layout not in ("readseg", "released"):
         raise ReadsegError(f'layout must be "readseg" or "released"; got {layout!r}.')
-    if out.exists() or out.is_symlink():
+    if out.is_symlink() or (out := out.resolve()).exists():
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
     if layout == "released" and (checkpoint.config.released is None or checkpoint.config.family not in RELEASED):
         raise ReadsegError(f"weights of the family {checkpoint.config.family!r} have no released layout.")
@@ -196,12 +199,17 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReadsegError(f"{out.parent} cannot be made: {error.strerror or error}.") from error
-    with whole(out) as place:
+    for name, weight in checkpoint.weights.items():
+        if weight.layout == torch.strided:
+            if not torch.isfinite(weight).all():
+                raise ReadsegError(f"{checkpoint.folder}: {name} holds values that are no numbers: nothing is written.")
+            let_go(weight)
+    with whole(out, new=True) as place:
         place.mkdir()
         if layout == "released":
             weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(layouts.TOWER)}
             mask_model = FAMILIES[checkpoint.config.family].mask_model
-            write_weights(layouts.to_released(weights, mask_model), place, safe=False)
+            write_weights(layouts.to_released(weights, mask_model) | checkpoint.unused, place, safe=False)
             for name, content in (
                 ("config.json", checkpoint.config.released),
                 ("tokenizer_config.json", layouts.TOKENIZER_SETTINGS),
@@ -209,6 +217,9 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
                 (place / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         else:
             write_weights(checkpoint.weights, place, safe=True)
+            if checkpoint.unused:
+                (place / _UNUSED).mkdir()
+                write_weights(checkpoint.unused, place / _UNUSED, safe=True)
             checkpoint.config.save_pretrained(place)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(place)
@@ -220,7 +231,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
 
 
 def _ours(folder: Path, system: str | None) -> Checkpoint:
-    with _blaming(folder / "config.json"):
+    with blaming(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
     legacy = not (folder / "tokenizer.json").is_file()
     if legacy and not (folder / MODEL_FILE).is_file():
@@ -229,14 +240,14 @@ def _ours(folder: Path, system: str | None) -> Checkpoint:
     weights = sam_keys.with_both_names(read_weights(folder), "sam.")
     check_names(weights, config, folder)
     if tokenizer is not None:
-        _check_rows(folder, tokenizer, {key: weights[own] for key, own in _TABLES.items()})
-    return Checkpoint(_worded(config, system), tokenizer, weights, folder)
+        _check_rows(folder, tokenizer, {key: weights[own] for key, own in layouts.TABLES.items()})
+    unused = read_weights(folder / _UNUSED) if (folder / _UNUSED).is_dir() else {}
+    return Checkpoint(_worded(config, system), tokenizer, weights, folder, _told(unused), unused)
 
 
 def _released(
     folder: Path,
     settings: dict[str, Any],
-    name: str,
     family_name: str | None,
     vision_tower: str | Path | None,
     system: str | None,
@@ -251,32 +262,47 @@ def _released(
         alpha = _alpha(folder) if lora_alpha is None else lora_alpha
         state = lora.merge_lora(state, alpha)
         notes.append(f"LoRA weights were merged with alpha {alpha:g}")
+    elif lora_alpha is not None:
+        raise ReadsegError(f"lora_alpha was given, but {folder} holds no LoRA weights to merge.")
     mask_model = layouts.mask_model_of(state)
     if mask_model is None:
         raise ReadsegError(
             f"{folder} holds no weights of SAM: a base model? Then start from it: readseg convert --sam."
         )
     linear = "model.mm_projector.weight" in state
-    family = family_of(settings, mask_model, tokenizer.added, linear=linear, name=name, chosen=family_name)
-    if unused := sorted(key for key in state if family.unused and key.startswith(family.unused)):
-        notes.append(f"{len(unused)} weights are not used ({', '.join(family.unused)}*)")
-        state = {key: value for key, value in state.items() if key not in set(unused)}
-    vision, tower = read_tower(settings, folder, vision_tower, with_weights=not layouts.holds_tower(state))
+    family, how = family_of(
+        settings, mask_model, tokenizer.added, linear=linear, name=str(folder.absolute()), chosen=family_name
+    )
+    unused = {key: value for key, value in state.items() if family.unused and key.startswith(family.unused)}
+    state = {key: value for key, value in state.items() if key not in unused}
+    tower = read_tower(settings, folder, vision_tower, with_weights=not layouts.holds_tower(state))
+    notes = [f"released weights of the family {family.name} ({how})", *notes, *_told(unused)]
+    if vision_tower is not None:
+        settings = settings | {"mm_vision_tower": tower.name, "vision_tower": tower.name}
+        if tower.image_tokens != family.image_tokens:
+            notes.append(f"{tower.name}: {tower.image_tokens} image tokens, the family's have {family.image_tokens}")
     _check_tokens(folder, settings, tokenizer, state)
-    with _blaming(folder / "config.json"):
-        config = layouts.read_config(settings, family, tokenizer.added, vision, state)
+    with blaming(folder / "config.json"):
+        config = layouts.read_config(settings, family, tokenizer, tower.config, state)
+    held = sum(key.startswith("model.layers.") and key.endswith(".input_layernorm.weight") for key in state)
+    if (said := config.lmm_config.text_config.num_hidden_layers) != held:
+        raise ReadsegError(f"{folder}: config.json says num_hidden_layers {said}, the weights have {held} layers.")
     empty = layouts.to_released(_empty_model(config, folder), family.mask_model)
     outside = {} if layouts.holds_tower(state) else {k: v for k, v in empty.items() if k.startswith(TOWER_RELEASED)}
     _check(state, {key: value for key, value in empty.items() if key not in outside}, folder)
     if outside:
-        found = {TOWER_RELEASED + key.removeprefix(layouts.TOWER): value for key, value in tower.items()}
-        _check(found, outside, folder, f"the weights of the vision tower {settings.get('mm_vision_tower')}")
+        found = {TOWER_RELEASED + key.removeprefix(layouts.TOWER): value for key, value in tower.weights.items()}
+        _check(found, outside, folder, f"the weights of the vision tower {tower.name}")
     weights, _ = layouts.to_ours(state, family.mask_model)
-    weights |= tower | {own: torch.zeros(()) for own in layouts.OWN}
-    return Checkpoint(_worded(config, system), tokenizer, weights, folder, tuple(notes))
+    weights |= tower.weights | {own: torch.zeros(()) for own in layouts.OWN}
+    return Checkpoint(_worded(config, system), tokenizer, weights, folder, tuple(notes), unused)
 
 
-def _whole(checkpoint: Checkpoint) -> Checkpoint:
+def _told(unused: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return (f"{len(unused)} weights are not used ({min(unused)}, ...)",) if unused else ()
+
+
+def _complete(checkpoint: Checkpoint) -> Checkpoint:
     """Raises ReadsegError where a tokenizer lacks what conversations need."""
     try:
         checkpoint.processor().prefix_ids()
@@ -293,52 +319,10 @@ def _worded(config: ReadConfig, system: str | None) -> ReadConfig:
     return config
 
 
-def read_tower(
-    settings: Mapping[str, Any], folder: Path, given: str | Path | None, *, with_weights: bool
-) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
-    """The CLIP tower of released weights: its configuration, and its weights under our names if they are asked for.
-
-    Args:
-        settings: config.json of the weights.
-        folder: where they lie; a tower of the name that config.json gives may lie beside it.
-        given: folder or hub id that replaces what config.json says.
-        with_weights: whether to read them too.
-
-    Raises:
-        ReadsegError: no tower is named, or it cannot be loaded.
-    """
-    said = given or settings.get("mm_vision_tower") or settings.get("vision_tower")
-    if not isinstance(said, (str, Path)):
-        raise ReadsegError(f"{folder / 'config.json'} names no mm_vision_tower; name one: --vision-tower.")
-    beside = folder.parent / said
-    try:
-        place = fetch(beside if given is None and beside.is_dir() else said)
-        with _blaming(place / "config.json"):
-            if (kind := read_settings(place).get("model_type")) not in ("clip", "clip_vision_model"):
-                raise ReadsegError(f"{place} is a model of type {kind!r} and no CLIP.")
-            tower = CLIPVisionConfig.from_pretrained(place)
-            with torch.device("meta"):
-                CLIPVisionModel(tower)
-            if tower.image_size // tower.patch_size < 1:
-                raise ReadsegError(f"image_size {tower.image_size} holds no patch of {tower.patch_size} pixels.")
-        state = read_weights(place) if with_weights else {}
-    except ReadsegError as error:
-        raise ReadsegError(f"the vision tower {said} cannot be loaded: {error} Name one: --vision-tower.") from error
-    prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
-    # A whole CLIP has a text side too; a tower saved alone has only what begins like this.
-    own = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
-    weights = {
-        layouts.TOWER + key.removeprefix(prefix): value
-        for key, value in layouts.without_computed(state).items()
-        if key.startswith(tuple(prefix + part for part in own))
-    }
-    return tower, weights
-
-
 def _alpha(folder: Path) -> float:
     """Alpha of a training run: peft writes it beside its weights."""
     place = folder / "adapter_config.json"
-    settings = _json(place) if place.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
+    settings = read_json(place) if place.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
     if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:
         raise ReadsegError(f"{place}: {', '.join(others)} is not supported here: merge these weights with peft.")
     alpha = settings.get("lora_alpha")
@@ -352,20 +336,8 @@ def _alpha(folder: Path) -> float:
 
 def _empty_model(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
     """Names and shapes of the weights that a model of this config has; no memory is taken."""
-    with _blaming(folder / "config.json"), torch.device("meta"):
+    with blaming(folder / "config.json"), torch.device("meta"):
         return ReadModel(config).state_dict()
-
-
-@contextmanager
-def _blaming(place: Path) -> Iterator[None]:
-    """Whatever the libraries say of a configuration that makes no sense, as an error that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # as of a layer without any weight
-            yield
-    except Exception as error:  # they share no base class
-        reason = (str(error).splitlines() or [""])[0].removeprefix("config.json: ")
-        raise ReadsegError(f"{place}: {reason or type(error).__name__}") from error
 
 
 def check_names(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
@@ -377,28 +349,8 @@ def _check(
     given: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
 ) -> None:
     """Raises ReadsegError, naming all of them, where weights are missing, unexpected or of a wrong shape or type."""
-    wrong = [
-        f"{name} is {tuple(given[name].shape)} and not {tuple(expected[name].shape)}"
-        for name in sorted(given.keys() & expected.keys())
-        if given[name].shape != expected[name].shape
-    ]
-    whole = [
-        f"{name} is {str(value.dtype).removeprefix('torch.')}"
-        for name, value in sorted(given.items())
-        if not value.is_floating_point()
-    ]
-    problems = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in (
-            ("missing", sorted(expected.keys() - given.keys())),
-            ("unexpected", sorted(given.keys() - expected.keys())),
-            ("of a wrong shape", wrong),
-            ("no floating point numbers", whole),
-        )
-        if names
-    ]
-    if problems:
-        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {'; '.join(problems)}.")
+    if problems := differences(given, expected):
+        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
 
 
 def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor]) -> None:
@@ -417,7 +369,7 @@ def _check_tokens(
     folder: Path, settings: Mapping[str, Any], tokenizer: LegacyTokenizer, state: Mapping[str, Tensor]
 ) -> None:
     """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
-    _check_rows(folder, tokenizer, {key: state[key] for key in _TABLES if key in state})
+    _check_rows(folder, tokenizer, {key: state[key] for key in layouts.TABLES if key in state})
     rows = settings.get("vocab_size")
     table = state.get("model.embed_tokens.weight")
     if table is not None and len(table) != rows:
@@ -426,13 +378,19 @@ def _check_tokens(
         )
 
 
-def _quantisation(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndBytesConfig:
     if bits not in (4, 8):
         raise ReadsegError(f"bits must be 8 or 4; got {bits}.")
     try:
         import bitsandbytes  # noqa: F401 - transformers reports its absence at length
     except ImportError as error:
         raise ReadsegError("8 and 4 bit need bitsandbytes: pip install bitsandbytes") from error
+    text = config.lmm_config.text_config
+    if bits == 4 and (text.hidden_size % 64 or text.intermediate_size % 64):
+        raise ReadsegError(
+            f"4 bit needs layers of sizes that are multiples of 64; this model's are {text.hidden_size} and "
+            f"{text.intermediate_size}: choose 8 bit, or none."
+        )
     return BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,
@@ -443,24 +401,3 @@ def _quantisation(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
             *("lmm.model.vision_tower", "lmm.model.multi_modal_projector"),
         ],
     )
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """config.json of a folder.
-
-    Raises:
-        ReadsegError: it is not there, no JSON, or no settings by name.
-    """
-    return _json(folder / "config.json")
-
-
-def _json(place: Path) -> dict[str, Any]:
-    if not place.is_file():
-        raise ReadsegError(f"{place.parent} holds no model: expected {place.name}, weights and a tokenizer in it.")
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ReadsegError(f"{place} is no JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ReadsegError(f"{place} must hold settings by name; got {type(content).__name__}.")
-    return content

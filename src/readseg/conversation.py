@@ -20,18 +20,26 @@ USER, ASSISTANT = "USER: ", " ASSISTANT:"
 
 
 class Turn(NamedTuple):
-    """A question, and its answer where there is one yet. In an answer "[SEG]" and its like are tokens."""
+    """A question, and its answer where there is one yet. In an answer "[SEG]" and its like are tokens.
+
+    ids: of an answer that a model gave, what it said to the id; text alone does not always give these ids again.
+    """
 
     question: str
     answer: str | None = None
+    ids: tuple[int, ...] | None = None
 
 
 class Piece(NamedTuple):
-    """A stretch of plain text, or one special token; `learned` in the parts that the model has to say itself."""
+    """A stretch of plain text, or one special token; `learned` in the parts that the model has to say itself.
+
+    ids: where it is known already, what stands for it.
+    """
 
     text: str
     special: bool = False
     learned: bool = False
+    ids: tuple[int, ...] | None = None
 
 
 def prefix(conversation: ConversationConfig) -> list[Piece]:
@@ -67,7 +75,10 @@ def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Pi
         if not question:
             raise ReadsegError("the question is empty; say what to look for.")
         pieces += [Piece(USER)] * (place > 0) + [Piece(question), Piece(ASSISTANT)]
-        if turn.answer is not None:
+        if turn.ids is not None:
+            said = Piece(turn.answer or "", special=True, learned=True, ids=turn.ids)
+            pieces += [said, Piece(EOS, special=True, learned=True)]
+        elif turn.answer is not None:
             pieces += answer(turn.answer, tokens)
         elif place < len(turns) - 1:
             raise ReadsegError(f"turn {place + 1} of {len(turns)} has no answer; only the last may lack one.")

@@ -5,6 +5,7 @@ A family is data. What a saved model needs of it stands in its `ReadConfig`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from readseg.geometry import View
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SEG, REJ, IMAGE, IM_START, IM_END = "[SEG]", "[REJ]", "<image>", "<im_start>", "<im_end>"
-IM_PATCH, PHRASE, PHRASE_END = "<im_patch>", "<p>", "</p>"
+PHRASE, PHRASE_END = "<p>", "</p>"
 
 # The system prompt of training (the released demos of some families say "user" instead of "human").
 LLAVA_V1 = (
@@ -40,6 +41,8 @@ class Family:
     view: how the language model sees an image.
     architectures: what "architectures" in a released config.json says.
     repositories: released weights, as hub ids; their names tell the family where config.json errs.
+    image_tokens: N with the vision tower that the weights were trained with.
+    linear: whether the projector may be one layer.
     mask_model: the name that released weights hold SAM under.
     rejection: the token that says of one of several objects that it is not there; "" where there is none.
     unused: weights under these names are known and not used.
@@ -54,6 +57,8 @@ class Family:
     view: View = "crop"
     architectures: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
+    image_tokens: int = 24 * 24
+    linear: bool = False
     mask_model: str = "visual_model"
     rejection: str = ""
     unused: tuple[str, ...] = ()
@@ -63,12 +68,11 @@ class Family:
         if self.points_13b is not None and width >= _WIDTH_13B:
             return self.points_13b
         # A grid of CLIP-L/14 at 224 px, added points: it is small enough as it is.
-        small = self.prompt == "seg" and image_tokens < _GRID_336
+        small = self.prompt == "seg" and image_tokens < READ.image_tokens
         return replace(self.points, downsample=1) if small else self.points
 
 
 _WIDTH_13B = 5120
-_GRID_336 = 24 * 24
 
 _REFERRING = ConversationConfig(
     system=LLAVA_V1,
@@ -111,7 +115,8 @@ SESAME = Family(
     points=_ADDED_POINTS,
     prompt="seg",
     architectures=("SESAMEForCausalLM",),
-    repositories=("tsunghanwu/SESAME",),
+    # The second is the folder that READ's training starts from, where its users change what config.json says.
+    repositories=("tsunghanwu/SESAME", "tsunghanwu/SESAME-LLaVA-v1.5-7B"),
 )
 
 LISA = Family(
@@ -122,6 +127,8 @@ LISA = Family(
     prompt="seg",
     architectures=("LISAForCausalLM", "LisaForCausalLM"),
     repositories=("xinlai/LISA-7B-v1", "xinlai/LISA-13B-llama2-v1"),
+    image_tokens=16 * 16,
+    linear=True,
 )
 
 GSVA = Family(
@@ -137,6 +144,8 @@ GSVA = Family(
     points=_ADDED_POINTS,
     prompt="seg",
     architectures=("LisaGSVAForCausalLM",),
+    image_tokens=16 * 16,
+    linear=True,
     rejection=REJ,
 )
 
@@ -169,8 +178,10 @@ def family_of(
     linear: bool,
     name: str,
     chosen: str | None = None,
-) -> Family:
-    """The family of released weights: what their names leave open, the repository's name or config.json decides.
+) -> tuple[Family, str]:
+    """The family of released weights, and how it was told.
+
+    What the names of weights leave open, the repository's name or config.json decides.
 
     READ, SESAME and LISA on LLaVA-1.5 have the same tensors under the same names, and prompt SAM differently.
 
@@ -179,7 +190,7 @@ def family_of(
         mask_model: the name under which the weights hold SAM.
         added: the tokenizer's added tokens.
         linear: whether the projector is one layer.
-        name: folder or hub id.
+        name: the folder, as the hub's cache names it where it came from there.
         chosen: the family that a user says it is.
 
     Raises:
@@ -191,7 +202,7 @@ def family_of(
         if family.architectures
         and family.mask_model == mask_model
         and bool(family.rejection) == (REJ in added)
-        and (not linear or family in (LISA, GSVA))
+        and (not linear or family.linear)
     ]
     if not possible:
         raise ReadsegError(f"{name}: these weights are of none of the families {', '.join(RELEASED)}.")
@@ -199,22 +210,26 @@ def family_of(
     if chosen is not None:
         if FAMILIES[chosen] not in possible:
             raise ReadsegError(f"{name}: family {chosen!r} was asked for, but these weights are of {told}.")
-        return FAMILIES[chosen]
-    own_name = name.rstrip("/").rpartition("/")[2]
-    if by_name := [f for f in possible if any(own_name == known.rpartition("/")[2] for known in f.repositories)]:
-        return by_name[0]
+        return FAMILIES[chosen], "as asked"
     named = settings.get("architectures")
     said = [word for word in named if isinstance(word, str)] if isinstance(named, list) else []
     by_config = [family for family in FAMILIES.values() if set(family.architectures) & set(said)]
+    # A hub's cache names folders so: .../models--owner--name/snapshots/...
+    cached = re.search(r"models--[^/]*--([^/]+)/snapshots/[^/]+$", name)
+    own_name = cached[1] if cached else name.rstrip("/").rpartition("/")[2]
+    by_name = [f for f in possible if any(known.rpartition("/")[2] == own_name for known in f.repositories)]
+    if by_name:
+        other = by_config and by_config[0] is not by_name[0]
+        return by_name[0], f"by its name; config.json says {by_config[0].name}" if other else "by its name"
     if by_config:
         if by_config[0] in possible:
-            return by_config[0]
+            return by_config[0], "by config.json"
         raise ReadsegError(
             f"{name}: config.json is of the family {by_config[0].name} ({', '.join(said)}), the weights are of "
             f"{told}; if config.json is wrong, name the family (--family)."
         )
     if len(possible) == 1:
-        return possible[0]
+        return possible[0], "by its weights"
     raise ReadsegError(
         f"{name}: config.json (architectures: {', '.join(said) or 'none'}) does not tell the family; name it: --family "
         f"{told}."

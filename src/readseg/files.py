@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,20 +11,25 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A hidden place beside `path` to write a file or a folder to; it takes the place of `path` at the end.
 
     A file is replaced in one step; an old folder is removed just before. If the block fails, `path` stays as it was and
-    what was written is removed.
+    what was written is removed. With `new` nothing is ever replaced: where something is at `path` by then, that is a
+    FileExistsError.
 
     >>> with whole(Path("answer.txt")) as place:  # doctest: +SKIP
     ...     place.write_text("42")
     """
+    if path.name in ("", ".."):
+        path = path.resolve()  # "new/.." must not become another folder once "new" is there
     place = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(place)
     try:
         yield place
-        if place.is_dir():
+        if new and (path.exists() or path.is_symlink()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        if place.is_dir() and not new:
             _remove(path)
         place.replace(path)
     finally:

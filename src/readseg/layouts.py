@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from readseg import sam_keys
 from readseg.config import ReadConfig
 from readseg.errors import ReadsegError
-from readseg.families import IM_START, SEG, Family
+from readseg.families import BOS, EOS, FAMILIES, IM_END, IM_START, SEG, Family
+from readseg.tokenizer import LegacyTokenizer
 
 _LANGUAGE = "lmm.model.language_model."
 PROJECTOR = "lmm.model.multi_modal_projector."
@@ -54,11 +56,16 @@ TOKENIZER_SETTINGS = {
 }
 # Ours alone; weights that were trained without the auxiliary loss have it at 0.
 OWN = ("map_bias",)
+# The tables of embeddings: released names, ours.
+TABLES = {
+    "model.embed_tokens.weight": f"{_LANGUAGE}embed_tokens.weight",
+    "lm_head.weight": "lmm.lm_head.weight",
+}
 
 
 def mask_model_of(names: Mapping[str, Any]) -> str | None:
     """The name under which released weights hold SAM, without dots around it; None where they hold none."""
-    for name in ("visual_model", "grounding_encoder"):
+    for name in sorted({family.mask_model for family in FAMILIES.values()}):
         if any(key.startswith(f"model.{name}.") for key in names):
             return name
     return None
@@ -119,12 +126,16 @@ def to_released(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tenso
     return released | {f"model.{mask_model}.{name}": value for name, value in sam_keys.to_original(sam).items()}
 
 
-def language_config(settings: Mapping[str, Any]) -> LlamaConfig:
-    """The language model that a released config.json describes.
+def language_config(settings: Mapping[str, Any], tokenizer: LegacyTokenizer) -> LlamaConfig:
+    """The language model that a released config.json describes; where text begins and ends, its tokenizer says.
 
     Raises:
-        ReadsegError: a setting is missing or none that LLaMA can have.
+        ReadsegError: a setting is missing, none that LLaMA can have, or contradicts the tokenizer.
     """
+    ends = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in (("bos", BOS), ("eos", EOS))}
+    for name, index in ends.items():
+        if settings.get(name, index) not in (index, None):
+            raise ReadsegError(f"config.json: {name} is {settings[name]!r}, but the tokenizer says {index}.")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if missing := [name for name in needed if not _is_size(settings.get(name))]:
         raise ReadsegError(f"config.json must give whole numbers, 1 or more, for {', '.join(missing)}.")
@@ -137,27 +148,28 @@ def language_config(settings: Mapping[str, Any]) -> LlamaConfig:
         )
     for name in ("rms_norm_eps", "rope_theta"):
         value = settings.get(name, 1.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if not 0 < _number(value) < math.inf:
             raise ReadsegError(f"config.json: {name} must be a number above 0; got {value!r}.")
     if not isinstance(act := settings.get("hidden_act", "silu"), str) or act not in ACT2FN:
         raise ReadsegError(f"config.json: hidden_act {act!r} is no activation function.")
     scaling = settings.get("rope_scaling")
     if scaling and (not isinstance(scaling, dict) or scaling.get("type", scaling.get("rope_type")) not in _ROPES):
         raise ReadsegError(f"config.json: rope_scaling {scaling!r} is of none of the kinds {', '.join(_ROPES)}.")
+    if scaling and not 0 < _number(scaling.get("factor", 1.0)) < math.inf:
+        raise ReadsegError(f"config.json: the factor of rope_scaling must be a number above 0; got {scaling!r}.")
     optional = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act", "rope_theta")
     given = {name: settings[name] for name in (*needed, *optional) if settings.get(name) is not None}
     if scaling:
         given["rope_scaling"] = scaling
     return LlamaConfig(
         **given,
-        bos_token_id=settings.get("bos_token_id", 1),
-        eos_token_id=settings.get("eos_token_id", 2),
-        pad_token_id=settings.get("pad_token_id") or 0,
+        **ends,
+        pad_token_id=tokenizer.unk_token_id,  # as all of these families pad
         tie_word_embeddings=False,
     )
 
 
-def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig) -> LlavaConfig:
+def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig, tokenizer: LegacyTokenizer) -> LlavaConfig:
     """The language and vision model of a released config.json and its tower.
 
     Raises:
@@ -166,7 +178,7 @@ def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig) -> LlavaCo
     feature = settings.get("mm_vision_select_feature", "patch")
     if feature != "patch":
         raise ReadsegError(f"config.json: mm_vision_select_feature must be 'patch'; got {feature!r}.")
-    text = language_config(settings)
+    text = language_config(settings, tokenizer)
     layer, depth = settings.get("mm_vision_select_layer", -2), vision.num_hidden_layers
     if type(layer) is not int or not 0 < abs(layer) <= depth:
         raise ReadsegError(
@@ -187,7 +199,7 @@ def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig) -> LlavaCo
 def read_config(
     settings: Mapping[str, Any],
     family: Family,
-    added: Mapping[str, int],
+    tokenizer: LegacyTokenizer,
     vision: CLIPVisionConfig,
     weights: Mapping[str, Tensor],
 ) -> ReadConfig:
@@ -196,7 +208,7 @@ def read_config(
     Args:
         settings: config.json.
         family: which family the weights are of.
-        added: the tokenizer's added tokens and their ids.
+        tokenizer: of the weights.
         vision: the configuration of the CLIP tower.
         weights: under released names; SAM is read off their shapes.
 
@@ -205,18 +217,21 @@ def read_config(
     """
     prefix = f"model.{family.mask_model}."
     mask = sam_keys.config_of({n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)})
-    lmm = lmm_config(settings, vision)
+    lmm = lmm_config(settings, vision, tokenizer)
+    words = family.conversation
+    if settings.get("mm_use_im_start_end", True) is False:
+        words = replace(words, image_text=words.image_text.replace(IM_START, "").replace(IM_END, ""))
     return ReadConfig(
         lmm_config=lmm,
         mask_config=mask,
         points=family.points_for(lmm.image_seq_length, lmm.text_config.hidden_size),
-        conversation=family.conversation,
+        conversation=words,
         family=family.name,
         prompt=family.prompt,
         view=family.view,
         projector=_projector(settings, weights),
-        seg_token_id=added[SEG],
-        rej_token_id=added.get(family.rejection) if family.rejection else None,
+        seg_token_id=tokenizer.added[SEG],
+        rej_token_id=tokenizer.added.get(family.rejection) if family.rejection else None,
         released=dict(settings),
     )
 
@@ -251,6 +266,11 @@ def released_settings(config: ReadConfig, family: Family, tower: str) -> dict[st
         "train_mask_decoder": True,
         "use_mm_proj": True,
     }
+
+
+def _number(value: Any) -> float:
+    """Value as a number, NaN where it is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _is_size(value: Any) -> bool:

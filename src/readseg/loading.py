@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from readseg.checkpoints import Checkpoint, build, read_checkpoint
+from readseg.checkpoints import build, read_checkpoint
 from readseg.errors import ReadsegError
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
@@ -44,7 +44,9 @@ def load_model(
     Raises:
         ReadsegError: there is no such model, it is of another kind, its files are damaged, or an option is unknown.
     """
-    where, precision = chosen_device(device), _precision(dtype)
+    # A map says where by itself; without either, a GPU if there is one.
+    where = None if device_map is not None and device is None else chosen_device(device)
+    precision = _precision(dtype)
     if name is None and not (EMBEDDED / "config.json").is_file():
         raise ReadsegError(
             f"the embedded model is missing ({EMBEDDED}): reinstall readseg, or name a model's folder or hub id"
@@ -59,7 +61,7 @@ def load_model(
     except Exception as error:  # the libraries' own share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReadsegError(f"cannot load a model from {source}: {reason}") from error
-    return model, processor, _told(checkpoint)
+    return model, processor, checkpoint.notes
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
@@ -83,13 +85,6 @@ def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if precision not in (torch.float32, torch.bfloat16, torch.float16):
         raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
     return precision
-
-
-def _told(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Notes for a user: the family that released weights were taken for, and what was done to them."""
-    if checkpoint.config.released is None:
-        return checkpoint.notes
-    return (f"released weights of the family {checkpoint.config.family}", *checkpoint.notes)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class ReadProcessor:
         return text.strip()
 
     def targets(self, ids: Sequence[int]) -> list[tuple[str, str]]:
-        """The objects that an answer speaks of, in reading order: the token, [SEG] or [REJ], and the words it belongs to.
+        """The objects that an answer speaks of, in reading order: its token, [SEG] or [REJ], and its words.
 
         The words stand between <p> and </p> where the family writes so, else, where it names several objects ("Sure,a
         fox:[SEG], a heron:[REJ]."), between two tokens; other families do not say: "".
@@ -162,6 +162,9 @@ class ReadProcessor:
         tokens: list[tuple[int, bool]] = []
         for run in self._runs(pieces):
             first = run[0]
+            if first.ids is not None:
+                tokens += [(token, first.learned) for token in first.ids]
+                continue
             if first.special:
                 image = first.text == IMAGE
                 ids = (

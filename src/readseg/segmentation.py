@@ -46,6 +46,7 @@ class Segmentation:
         rejected: what the answer says is not there, of several objects asked for at once ([REJ]).
         said: for each [SEG] of a given answer (teacher forcing) whether the model itself would have said it there;
             None for a generated answer.
+        answer_ids: the answer as the model's tokens; () after `from_json`.
         image: what was asked about, RGB; None after `from_json`.
 
     Raises:
@@ -66,6 +67,7 @@ class Segmentation:
     phrases: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     said: tuple[bool, ...] | None = None
+    answer_ids: tuple[int, ...] = field(default=(), repr=False)
     image: Image.Image | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

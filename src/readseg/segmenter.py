@@ -259,11 +259,9 @@ class Segmenter:
     @staticmethod
     def _forced(force: bool | str, answer: str) -> str | None:
         """The answer to give to the model; None where it answers by itself."""
-        if force is False:
-            return None
-        if force is True:
-            return answer
-        if not force.strip():
+        if isinstance(force, bool):
+            return answer if force else None
+        if not isinstance(force, str) or not force.strip():
             raise ReadsegError("the answer to force is empty: expected a text, with [SEG] where a mask should be")
         return force
 
@@ -374,6 +372,7 @@ class Segmenter:
                 Segmentation(
                     query=writable(query),
                     answer=self.processor.decode(answer.ids),
+                    answer_ids=tuple(answer.ids),
                     phrases=tuple(words for token, words in named if token == SEG),
                     rejected=tuple(words for token, words in named if token == REJ),
                     said=None if options.force is None else self._agreed(answer),
@@ -481,5 +480,5 @@ class Chat:
         encoded = self._segmenter._encode(self._image)
         turns = [*self.turns, Turn(text)]
         result = self._segmenter._answer(encoded, [text], [turns], [wanted], options)[0]
-        self.turns.append(Turn(text, result.answer))
+        self.turns.append(Turn(text, result.answer, result.answer_ids))
         return result

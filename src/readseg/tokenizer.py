@@ -40,6 +40,8 @@ class LegacyTokenizer:
         except RuntimeError as error:
             raise ReadsegError(f"{MODEL_FILE} is no SentencePiece model: fetch it again.") from error
         self._model = model
+        # Some versions of the libraries list the model's own tokens too.
+        added = {token: index for token, index in added.items() if index != self._own_id(token)}
         ids = list(added.values())
         base = self._pieces.vocab_size()
         good = all(type(i) is int and base <= i < _MOST_IDS for i in ids) and len(set(ids)) == len(ids)
@@ -63,6 +65,10 @@ class LegacyTokenizer:
     def convert_tokens_to_ids(self, token: str) -> int:
         """The id of one token, `unk_token_id` where there is none of this name."""
         return self.added.get(token, self._pieces.PieceToId(token))
+
+    def _own_id(self, token: str) -> int | None:
+        index = self._pieces.PieceToId(token)
+        return index if self._pieces.IdToPiece(index) == token else None
 
     def with_added(self, tokens: Sequence[str]) -> LegacyTokenizer:
         """The same tokenizer with these added tokens and no others, their ids counted on from the model's last."""

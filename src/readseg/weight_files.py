@@ -16,7 +16,8 @@ import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.types import Storage
@@ -78,6 +80,30 @@ def read_weights(place: Path) -> dict[str, Tensor]:
         return _indexed(path) if path.name.endswith(_INDEX) else _single(path)
     except OSError as error:
         raise ReadsegError(f"{error.filename or place} cannot be read: {error.strerror or error}.") from error
+
+
+def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What keeps tensors from being those that a model expects, all names told; "" where nothing does.
+
+    Args:
+        given: by name, of any shape.
+        expected: by name; only shapes count.
+    """
+    kinds = {
+        "missing": expected.keys() - given.keys(),
+        "unexpected": given.keys() - expected.keys(),
+        "of a wrong shape": {
+            f"{name} is {tuple(given[name].shape)} and not {tuple(expected[name].shape)}"
+            for name in given.keys() & expected.keys()
+            if given[name].shape != expected[name].shape
+        },
+        "no floating point numbers": {
+            f"{name} is {str(value.dtype).removeprefix('torch.')}"
+            for name, value in given.items()
+            if not value.is_floating_point()
+        },
+    }
+    return "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names)
 
 
 def let_go(tensor: Tensor) -> None:
@@ -355,7 +381,7 @@ def _write_file(state: Mapping[str, Tensor], keys: list[str], path: Path) -> Non
             tensor = tensor.clone()
         taken.add(tensor.untyped_storage().data_ptr())
         tensors[key] = tensor
-    with whole(path) as place:
+    with whole(path) as place, _telling(path):
         if path.suffix == _SAFE:
             save_file(tensors, place, metadata={"format": "pt"})
             place.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets the owner alone read what it wrote
@@ -363,6 +389,17 @@ def _write_file(state: Mapping[str, Tensor], keys: list[str], path: Path) -> Non
             # To an open file: given a name, torch writes it, temporary as it is, into the file.
             with place.open("wb") as file:
                 torch.save(tensors, file)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """What the writers raise of a full disk, or of a file that was shortened while it was read, as one line."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # torch's own clean-up fails after it, and hides it
+        raise ReadsegError(f"{path} cannot be written: {_first_line(error)}.") from error
 
 
 def _hub_files(repository: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -126,4 +127,36 @@ def test_several_objects_with_one_question(console: Console, tmp_path: Path) -> 
     assert code == 0, err
     assert "mask 1 (the cup)" in out
     write_released(tmp_path / "other", "lisa")
-    assert "not trained" in console.error("segment", "square.png", "the cup", "--model", "other", "--together")
+    code, out, err = console("segment", "square.png", "the cup", "--model", "other", "--together")
+    assert (code, out) == (2, "")
+    assert "not trained" in err.splitlines()[-1]
+
+
+def test_options_that_nothing_would_use(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "released", "read")
+    picture(64, 64).save("square.png")
+    assert "needs --sam" in console.error("convert", "released", "out", "--seed", 4)
+    assert "--system" in console.error("convert", "released", "out", "--layout", "released", "--system", "vicuna_v1")
+    assert "no LoRA weights" in console.error("convert", "released", "out", "--lora-alpha", 4)
+    words = ("segment", "square.png", "cup", "--model", "released")
+    assert "--t-pos" in console.error(*words, "--threshold", "std", "--t-pos", 0.9)
+    assert "device_map" in console.error(*words, "--device", "cpu", "--device-map", "auto")
+
+
+def test_nothing_of_the_users_is_lost(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "weights" / "released", "read")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("precious")
+    os.chdir(tmp_path / "work")
+    assert "is there already" in console.error("convert", tmp_path / "weights" / "released", "new/..")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.txt"]
+
+
+def test_control_characters_do_not_reach_the_terminal(console: Console, tmp_path: Path) -> None:
+    write_released(tmp_path / "released", "read")
+    picture(64, 64).save("square.png")
+    code, out, err = console("segment", "square.png", "a \x1b[2J\x07 cup", "--model", "released", "--force")
+    assert code == 0, err
+    assert "\x1b" not in out + err
+    assert "\\x1b[2J" in out
+    assert "\x1b" not in console.error("segment", "square.png", "cup", "--model", "no\x1bwhere")

@@ -57,7 +57,7 @@ def chat(
     prompt, _ = options.point_options(segmenter, points)
     options.tell(segmenter)
     conversation = segmenter.chat(picture)
-    interactive = sys.stdin.isatty()
+    interactive = sys.stdin is not None and sys.stdin.isatty()
     for text in _questions(interactive):
         try:
             result = conversation.ask(text, prompt=prompt)
@@ -76,7 +76,7 @@ def _questions(interactive: bool) -> Iterator[str]:
     """Lines of text until the end, blank ones left out."""
     if interactive:
         import readline  # noqa: F401 - arrow keys and history for input()
-    while True:
+    while sys.stdin is not None:
         try:
             line = input("> " if interactive else "").strip()
         except EOFError:

@@ -27,15 +27,26 @@ def convert(
     family: options.FamilyName = None,
     vision_tower: options.VisionTower = None,
     lora_alpha: options.LoraAlpha = None,
-    seed: Annotated[int, typer.Option(help="Of the fresh projection, with --sam.")] = 0,
+    system: options.System = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=1 << 62, help="Of the fresh projection, with --sam; 0 by default.")
+    ] = None,
 ) -> None:
     """Read weights in any layout this package knows and write them in another; LoRA weights are merged.
 
     With --sam: LLaVA-1.5 and a SAM become an untrained model of the family (default read), with its tokens added.
     """
-    if sam is not None and lora_alpha is not None:
-        raise ReadsegError("--lora-alpha is for trained weights, --sam for base models: give one of them.")
-    if out.exists():
+    if sam is not None and (lora_alpha is not None or system is not None):
+        raise ReadsegError(
+            "--lora-alpha and --system are for trained weights, --sam for base models: give one of them."
+        )
+    if sam is None and seed is not None:
+        raise ReadsegError("--seed is of the fresh projection of a start: it needs --sam.")
+    if system is not None and layout == "released":
+        raise ReadsegError(
+            "--system: the released layout has no place for it; leave it out, or choose --layout readseg."
+        )
+    if out.is_symlink() or out.resolve().exists():
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
 
     from rich.console import Console
@@ -43,11 +54,13 @@ def convert(
     from readseg.checkpoints import read_checkpoint, save_checkpoint
 
     if sam is None:
-        checkpoint = read_checkpoint(model, family=family, vision_tower=vision_tower, lora_alpha=lora_alpha)
+        checkpoint = read_checkpoint(
+            model, family=family, vision_tower=vision_tower, system=system, lora_alpha=lora_alpha
+        )
     else:
         from readseg.base_models import start_from
 
-        checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed)
+        checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed or 0)
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)
     size = sum(weight.nbytes for weight in checkpoint.weights.values())

@@ -1,13 +1,15 @@
 """How the command line ends: one line on stderr and a meaningful exit code, never a traceback for bad input.
 
-0: done. 1: the output's reader went away. 2: the input is bad. 130: interrupted.
+0: done. 1: the output's reader went away. 2: the input is bad. 130: interrupted. 143: told to end.
 """
 
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -30,6 +32,7 @@ def run(app: typer.Typer) -> None:
         warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name, or a question, that the terminal cannot show
         sys.stdout.reconfigure(errors="replace")
+    signal.signal(signal.SIGTERM, _told_to_end)
     try:
         code = app(standalone_mode=False)
     except ReadsegError as error:
@@ -44,6 +47,16 @@ def run(app: typer.Typer) -> None:
     sys.exit(code)
 
 
+def _told_to_end(number: int, _: FrameType | None) -> NoReturn:
+    """As an exception, so that half-written files are removed on the way out."""
+    sys.exit(128 + number)
+
+
+def printable(text: str) -> str:
+    """Text without what would steer a terminal: control characters as Python writes them."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def _end_usage(error: typer.TyperException) -> NoReturn:
     """What is wrong with a command line, and which help to ask for; help that is already printed needs no words."""
     message = error.format_message()
@@ -55,9 +68,9 @@ def _end_usage(error: typer.TyperException) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"readseg: {' '.join(message.split())}", file=sys.stderr)
+    print(f"readseg: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"readseg: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"readseg: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)

@@ -114,6 +114,8 @@ def point_options(
     changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     prompt = _PROMPTS[switch]
     config = segmenter.model.config
+    if settings.get("threshold") == "std" and {"t_pos", "t_neg"} & changes.keys():
+        raise ReadsegError("--t-pos, --t-neg: the rule std takes its thresholds from the map; leave them out.")
     if changes and (prompt or config.prompt) == "seg":
         names = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
         raise ReadsegError(f"{names}: this model is prompted without points; add --points on.")

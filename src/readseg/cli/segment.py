@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from readseg.cli import options
+from readseg.cli.errors import printable
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def show(result: Segmentation, place: Path | None, *, question: bool = True) -> 
 
     text = Text()
     if question:
-        text.append(f"{result.query.strip()[:200]}\n", style="bold")
-    text.append(f"  {result.answer or '(no words)'}\n", style="green" if result.present else "yellow")
+        text.append(f"{printable(result.query.strip()[:200])}\n", style="bold")
+    text.append(f"  {printable(result.answer) or '(no words)'}\n", style="green" if result.present else "yellow")
     _details(text, result)
     if place is not None:
         text.append(f"  pictures and JSON: {place}\n", style="dim")
@@ -140,9 +141,9 @@ def _details(text: Text, result: Segmentation) -> None:
         text.append("  not found: the model gave no mask\n", style="yellow")
     for index, mask in enumerate(result.masks):
         count = len(result.point_labels[index])
-        phrase = f" ({result.phrases[index]})" if result.phrases[index] else ""
+        phrase = f" ({printable(result.phrases[index])})" if result.phrases[index] else ""
         text.append(f"  mask {index + 1}{phrase}: {mask.mean():.1%} of the image, {count} points\n", style="dim")
         if result.said is not None and not result.said[index]:
             text.append("    given: the model by itself would not have segmented here\n", style="yellow")
     for phrase in result.rejected:
-        text.append(f"  not found: {phrase}\n", style="yellow")
+        text.append(f"  not found: {printable(phrase)}\n", style="yellow")
