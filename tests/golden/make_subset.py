@@ -8,7 +8,8 @@ B_prompt: the weights of the prompt encoder and the mask decoder, all sparse pro
 that are not too many, the coordinates and the smaller cases of post-processing.
 C_read: the two smallest images and what the models see of them (what is whole is kept as a slice), the LoRA weights
 before and after their merge, and the tokenizer.
-D_data: the conversations and their ids. E_other: the prompts and their ids, and the added tokens.
+D_data: the conversations and their ids, masks and scores, and some pixels of two images. E_other: the prompts and
+their ids, and the added tokens.
 
 No whole model is kept: the smallest one takes 8 MB.
 """
@@ -33,6 +34,7 @@ MOST_LOGITS = 50_000
 KEPT_WEIGHTS = ("model.visual_model.prompt_encoder.", "model.visual_model.mask_decoder.")
 IMAGES = 2
 EVERY = 4
+PIXELS_EVERY = 6
 Case = dict[str, Any]
 
 
@@ -158,6 +160,32 @@ def cut_data(reference: Path) -> None:
     save_file({key: value for key, value in tensors.items() if key.startswith("conv.")}, target / "data.safetensors")
 
 
+def cut_data_values(reference: Path) -> None:
+    """Part D, after `cut_data`: masks with their files, scores, and two images with a few pixels that models see."""
+    source, target = reference / "D_data", GOLDEN / "D_data"
+    whole = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    index = json.loads((target / "index.json").read_text(encoding="utf-8"))
+    left_out = ("truncation", "default_conversation_at_import", "preprocess")
+    index |= {key: value for key, value in whole.items() if key not in {*left_out, *index}}
+    tensors, kept = load_file(source / "data.safetensors"), load_file(target / "data.safetensors")
+    groups = ("mask", "coco", "iou", "runeval")
+    kept |= {key: value for key, value in tensors.items() if key.split(".")[0] in groups}
+    index["preprocess"] = []
+    for fact in sorted(whole["preprocess"], key=lambda fact: math.prod(fact["hw"]))[:IMAGES]:
+        head, clip = f"prep.{fact['i']}", tensors[f"prep.{fact['i']}.clip"]
+        step = PIXELS_EVERY * (fact["clip_shape"][-1] // clip.shape[-1])
+        index["preprocess"].append({**fact, "clip_sub": f"[:, ::{step}, ::{step}]"})
+        kept[f"{head}.clip"] = clip[:, ::PIXELS_EVERY, ::PIXELS_EVERY].contiguous()
+        kept[f"{head}.rgb"] = tensors[f"{head}.rgb"]
+        pixels = tensors[f"{head}.images_sub[:, ::8, ::8]"][:, ::4, ::4].contiguous()
+        kept[f"{head}.images_sub[:, ::32, ::32]"] = pixels
+    save_file(kept, target / "data.safetensors")
+    write_index(target, index)
+    (target / "json").mkdir(exist_ok=True)
+    for path in (source / "json").iterdir():
+        shutil.copyfile(path, target / "json" / path.name)
+
+
 def cut_families(reference: Path) -> None:
     """Part E: the prompts of each family; their tokenizer.model is part C's."""
     for source in sorted(place for place in (reference / "E_other").iterdir() if place.is_dir()):
@@ -178,4 +206,5 @@ if __name__ == "__main__":
     cut_prompts(Path(sys.argv[1]))
     cut_read(Path(sys.argv[1]))
     cut_data(Path(sys.argv[1]))
+    cut_data_values(Path(sys.argv[1]))
     cut_families(Path(sys.argv[1]))
