@@ -51,3 +51,41 @@ def test_bad_input(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.M
     assert printed.err and "Traceback" not in printed.err and printed.out == ""
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_miniatures_are_written_checked_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "mini", "--out", "mini", "--images", 8) == 0
+    assert "grefcoco" in capsys.readouterr().out
+    assert run(monkeypatch, "check", "mini", "--thorough") == 0
+    told = capsys.readouterr().out
+    assert "refcocog|umd_exclude_unified|test" in told
+    assert run(monkeypatch, "show", "mini", "pascal_part", "-n", 3) == 0
+    assert Path("samples.png").is_file()
+    next(Path("mini/reason_seg/ReasonSeg/val").glob("*.json")).write_text("{")
+    capsys.readouterr()
+    assert run(monkeypatch, "check", "mini", "--thorough") == 1
+    assert "reasonseg val: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("check", "nowhere"), "no such folder"),
+        (("show", ".", "imagenet"), "no data set 'imagenet'"),
+        (("show", ".", "refcoco"), "readseg data check"),
+        (("mini", "--out", "taken"), "taken"),
+    ],
+)
+def test_bad_folders_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/mine").write_text("mine")
+    assert run(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

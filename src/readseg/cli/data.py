@@ -1,4 +1,4 @@
-"""`readseg data`: makes data to look at, to train on and to test with."""
+"""`readseg data`: makes data, says what is there, and shows it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app = typer.Typer(help="Make, check and show data sets.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Make data sets."""
+    """Make, check and show data sets."""
 
 
 @app.command()
@@ -30,3 +30,74 @@ def scenes(
     written = write_scenes(out, count, seed, size=size, questions=questions, wording=wording)
     typer.echo(f"{written.scenes} scenes, {written.questions} questions, {written.targets} with a mask: {out}")
     typer.echo(f"look at {written.contact_sheet}")
+
+
+@app.command()
+def mini(
+    out: Annotated[Path, typer.Option(help="Folder to write to: new, or empty.")],
+    images: Annotated[int, typer.Option(min=8, max=200, help="Pictures, shared by all data sets.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pictures; the same seed gives the same files.")] = 0,
+) -> None:
+    """Write miniatures of all data sets of the field, each in its true layout on disk, made from drawn scenes."""
+    import sys
+
+    from readseg.data.mini import write_miniatures
+
+    counts = write_miniatures(out, seed=seed, images=images, progress=sys.stderr.isatty())
+    typer.echo(f"{', '.join(f'{name} {count}' for name, count in counts.items())}: {out}")
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that all data sets lie in.")],
+    thorough: Annotated[bool, typer.Option(help="Read every record, image and mask, not only the first.")] = False,
+) -> None:
+    """Say which data sets are there, what is missing and where to put it, and what is broken.
+
+    Ends with 1 where something is broken; what is merely not there is no error.
+    """
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from readseg.cli.errors import printable
+    from readseg.data.catalogue import check as check_folder
+
+    # Whatever reads a pipe does not break lines.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    table = Table(title=printable(str(folder)))
+    for name in ("data set", "split", "entries", "expressions", "broken"):
+        table.add_column(name, no_wrap=name == "split")
+    notes, broken = [], 0
+    with Console(stderr=True).status("reading") as status:
+        for found in check_folder(folder, thorough=thorough):
+            status.update(f"{found.name} {found.split}")
+            counted = "" if found.expressions is None else str(found.expressions)
+            table.add_row(found.name, found.split, str(found.entries or "-"), counted, str(found.broken or ""))
+            notes += [f"{found.name} {found.split}: {problem}" for problem in found.problems]
+            broken += found.broken
+    console.print(table)
+    for note in notes:
+        console.print(printable(note), style="dim", highlight=False, markup=False)
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that all data sets lie in.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set, as data check lists it.")],
+    split: Annotated[str | None, typer.Option(help="By default the first that is there.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="Number of samples.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
+) -> None:
+    """Draw samples of a data set: pictures, one mask each, and what is said of it."""
+    from readseg.data.catalogue import show as show_samples
+    from readseg.files import whole
+
+    sheet = show_samples(folder, name, split, count=count, seed=seed)
+    with whole(out) as place:
+        sheet.save(place, format="PNG")
+    typer.echo(f"look at {out}")
