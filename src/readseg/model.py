@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -22,40 +22,16 @@ from transformers import (
     PreTrainedModel,
     SamModel,
 )
-from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import ModelOutput
 
-from readseg import losses, sasp
+from readseg import answering, losses, sasp
+from readseg.answering import Answer
 from readseg.config import PointConfig, Prompt, ReadConfig, check_choice
 from readseg.errors import ReadsegError
 from readseg.geometry import Frame
 from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
 
 IGNORED_LABEL = -100
-
-
-class Answer(NamedTuple):
-    """One answer, generated or given.
-
-    ids: its token ids, without the end token.
-    states: (len(ids), D), `states[i]` is the hidden state that predicted `ids[i]`.
-    finished: False where `max_new_tokens` cut the answer off.
-    said: of a given answer, what the model itself would have said at each place; of a generated one `ids`.
-    """
-
-    ids: list[int]
-    states: Float[Tensor, "T D"]
-    finished: bool
-    said: list[int]
-
-
-class _Batch(NamedTuple):
-    """Q texts behind one prefix: ids (Q, L) left padded, attention mask (Q, prefix + L), positions (Q, L), cache."""
-
-    ids: Int[Tensor, "Q L"]
-    mask: Int[Tensor, "Q K"]
-    positions: Int[Tensor, "Q L"]
-    cache: Cache
 
 
 @dataclass
@@ -302,7 +278,6 @@ class ReadModel(PreTrainedModel):
         hidden = self._hidden_states(ids, None, None, image_features, cache=cache)
         return cache, hidden[self._image_places(ids)]
 
-    @torch.no_grad()
     def generate_answers(
         self,
         prefix_ids: Sequence[int],
@@ -310,39 +285,9 @@ class ReadModel(PreTrainedModel):
         queries: Sequence[Sequence[int]],
         max_new_tokens: int = 64,
     ) -> list[Answer]:
-        """Greedy answers to Q questions behind one prefix, decoded as one batch.
+        """Greedy answers to Q questions behind one prefix, decoded as one batch: `answering.generate`."""
+        return answering.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
 
-        Pads stand between the prefix and the shorter questions and are masked, so that an answer does not depend
-        on its neighbours. `cache` is left as it was.
-
-        Args:
-            prefix_ids: what `cache` was filled with.
-            cache: keys and values from `prefill`.
-            queries: the ids that follow the prefix, for each question at least one.
-            max_new_tokens: where an answer is cut off.
-
-        Raises:
-            ReadsegError: a question that does not fit the model's context, or a cache of another prefix.
-        """
-        if not queries:
-            return []
-        batch = self._behind(prefix_ids, cache, queries, max_new_tokens)
-        open_rows = torch.ones(len(queries), dtype=torch.bool, device=self.device)
-        end = torch.tensor(self.config.lmm_config.text_config.eos_token_id, device=self.device)
-
-        new_ids, states = [], []
-        for _ in range(max_new_tokens):
-            hidden = self._continued(batch)[:, -1]
-            ids = self.lmm.lm_head(hidden).argmax(-1, keepdim=True).to(self.device)
-            new_ids.append(ids)
-            states.append(hidden)
-            open_rows &= ~torch.isin(ids[:, 0], end)
-            if not open_rows.any():
-                break
-            batch = _Batch(ids, F.pad(batch.mask, (0, 1), value=1), batch.positions[:, -1:] + 1, batch.cache)
-        return self._answers(torch.cat(new_ids, 1), torch.stack(states, 1), end)
-
-    @torch.no_grad()
     def force_answers(
         self,
         prefix_ids: Sequence[int],
@@ -350,67 +295,8 @@ class ReadModel(PreTrainedModel):
         queries: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
     ) -> list[Answer]:
-        """Teacher forcing behind one prefix: the states of given answers, and what the model itself would have said.
-
-        Args:
-            prefix_ids: what `cache` was filled with.
-            cache: keys and values from `prefill`; left as it was.
-            queries: the ids that follow the prefix, for each question at least one.
-            answers: the ids of the answer to each.
-
-        Raises:
-            ReadsegError: a text that does not fit the model's context, or a cache of another prefix.
-        """
-        if not queries:
-            return []
-        batch = self._behind(prefix_ids, cache, [[*q, *a] for q, a in zip(queries, answers, strict=True)], 0)
-        hidden = self._continued(batch)
-        given = []
-        for row, answer in enumerate(answers):
-            states = hidden[row, hidden.shape[1] - len(answer) - 1 : -1]
-            given.append(Answer(list(answer), states, True, self.lmm.lm_head(states).argmax(-1).tolist()))
-        return given
-
-    def _behind(
-        self, prefix_ids: Sequence[int], cache: DynamicCache, texts: Sequence[Sequence[int]], room: int
-    ) -> _Batch:
-        """Texts as one batch behind a prefix, left padded, with room for more tokens."""
-        if cache.get_seq_length() != len(prefix_ids):
-            raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")
-        longest = max(len(text) for text in texts)
-        most = self.config.lmm_config.text_config.max_position_embeddings - len(prefix_ids) - room
-        if longest > most:
-            raise ReadsegError(f"the question has {longest} tokens, at most {most} fit; ask in fewer words.")
-        ids = torch.zeros(len(texts), longest, dtype=torch.long)
-        mask = torch.ones(len(texts), len(prefix_ids) + longest, dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, longest - len(text) :] = torch.tensor(list(text))
-            mask[row, len(prefix_ids) : len(prefix_ids) + longest - len(text)] = 0
-        positions = (mask.cumsum(-1) - 1)[:, len(prefix_ids) :].clamp(min=0)
-        layers = [_RoomyLayer(layer, len(texts), longest + room) for layer in cache.layers]
-        device = self.device
-        return _Batch(ids.to(device), mask.to(device), positions.to(device), Cache(layers=layers))
-
-    def _continued(self, batch: _Batch) -> Float[Tensor, "Q L D"]:
-        """Last hidden states of a batch; its cache grows."""
-        return self.lmm.model.language_model(
-            inputs_embeds=self.lmm.get_input_embeddings()(batch.ids),
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            past_key_values=batch.cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    @staticmethod
-    def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Answer]:
-        """Cuts each row before its first end token."""
-        ended = torch.isin(ids, end)
-        lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1]).tolist()
-        finished = ended.any(1).tolist()
-        return [
-            Answer(row[:length].tolist(), state[:length], done, row[:length].tolist())
-            for row, state, length, done in zip(ids, states, lengths, finished, strict=True)
-        ]
+        """The states of given answers, and what the model itself would have said: `answering.force`."""
+        return answering.force(self.lmm, prefix_ids, cache, queries, answers)
 
     # -- pieces of forward -----------------------------------------------------------------------------------------
 
@@ -573,28 +459,6 @@ class ReadModel(PreTrainedModel):
                 tensor = getattr(module, name, None)
                 if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
                     yield module, name, tensor
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of `count` rows that begin alike, with room for more: a step writes, and copies nothing."""
-
-    def __init__(self, prefix: DynamicLayer, count: int, room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(prefix.keys, prefix.values)
-        self.length = prefix.keys.shape[-2]
-        self.all_keys, self.all_values = (
-            torch.cat([t.expand(count, -1, -1, -1), t.new_zeros(count, t.shape[1], room, t.shape[3])], dim=-2)
-            for t in (prefix.keys, prefix.values)
-        )
-        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends (count, heads, l, d) and returns everything so far."""
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.all_keys[:, :, start : self.length] = key_states
-        self.all_values[:, :, start : self.length] = value_states
-        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
-        return self.keys, self.values
 
 
 AutoModel.register(ReadConfig, ReadModel, exist_ok=True)

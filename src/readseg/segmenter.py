@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from readseg.answering import Answer
 from readseg.config import PointConfig, Prompt
 from readseg.conversation import Turn, inference_question, names_answer, names_question, writable
 from readseg.errors import ReadsegError
@@ -27,7 +28,7 @@ from readseg.families import REJ, SEG
 from readseg.geometry import Frame
 from readseg.images import load_image
 from readseg.loading import load_model
-from readseg.model import Answer, ReadModel
+from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
 from readseg.queries import QueryError, asks_for_mask, check_query, is_command, needs_words, requests_mask
 from readseg.segmentation import Segmentation
