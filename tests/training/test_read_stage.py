@@ -106,3 +106,11 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
     built(batch)["loss"].backward()
     assert all(head.weight.grad is not None for head in built.heads.values())
     assert not any(name.startswith("heads") for name in built.model.state_dict())
+
+
+def test_later_questions_are_of_other_kinds(tmp_path: Path) -> None:
+    kinds = {"kinds": {"category": 1.0}, "plain": 0.0, "late_kinds": {"count": 1.0}, "late_plain": 1.0}
+    built = stage(tmp_path, late_from=2, **kinds)
+    assert len(built.batch(1, 0, 1)["masks"]) and not len(built.batch(2, 0, 1)["masks"])
+    never = stage(tmp_path, **kinds)
+    assert len(never.batch(2, 0, 1)["masks"])

@@ -82,6 +82,8 @@ class ReadStageConfig(StageConfig):
         next_turn: probability that a question continues the conversation before it, instead of standing alone.
         new_wordings: share of the questions worded by the wide banks of `readseg.data.wide_phrases`.
         kinds: weight of each kind of question; kinds that are absent keep their default.
+        late_from: from this step on, `late_kinds` and `late_plain` replace `kinds` and `plain`; never where 0.
+        late_kinds, late_plain: see `late_from`.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
     """
 
@@ -98,6 +100,9 @@ class ReadStageConfig(StageConfig):
     next_turn: float = Field(default=0.1, ge=0, le=1)
     new_wordings: float = Field(default=0.0, ge=0, le=1)
     kinds: dict[str, float] = Field(default_factory=dict)
+    late_from: int = Field(default=0, ge=0)
+    late_kinds: dict[str, float] = Field(default_factory=dict)
+    late_plain: float = Field(default=0.15, ge=0, le=1)
     prompt: Literal["both", "seg", "points"] = "both"
 
 

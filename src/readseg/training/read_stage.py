@@ -125,7 +125,8 @@ class ReadStage(nn.Module):
         rng = np.random.default_rng([self.seed, place, 6])
         scenes = [make_scene(seed) for seed in range(first, first + per_group)]
         drawn = [render(scene) for scene in scenes]
-        samples = [self._sample(*pair, rng) for pair in zip(scenes, drawn, strict=True)]
+        late = 0 < self.options.late_from <= step
+        samples = [self._sample(*pair, rng, late) for pair in zip(scenes, drawn, strict=True)]
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
         features = cached(self.cache, f"{self.key}-{first}-{per_group}", lambda: self._encode(images))
         conversations = [self._conversations(sample, rng) for sample in samples]
@@ -152,7 +153,7 @@ class ReadStage(nn.Module):
             "sight": _sight(scenes, drawn, grid),
         }
 
-    def _sample(self, scene: Scene, drawn: Rendered, rng: np.random.Generator) -> Sample:
+    def _sample(self, scene: Scene, drawn: Rendered, rng: np.random.Generator, late: bool) -> Sample:
         options = self.options
         questions = ask(
             scene,
@@ -160,9 +161,9 @@ class ReadStage(nn.Module):
             drawn.boxes,
             rng,
             count=options.questions_per_image,
-            kinds=options.kinds or None,
+            kinds=(options.late_kinds if late else options.kinds) or None,
             false_premise=options.false_premise,
-            plain=options.plain,
+            plain=options.late_plain if late else options.plain,
             new_wordings=options.new_wordings,
         )
         return from_scene(f"scene-{scene.seed}", drawn, questions)
