@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from readseg.conversation import Turn
-from readseg.training.packing import pack
+from readseg.training.packing import STEP, Layout, pack, packed
 from small import picture, small_model, small_processor
 
 QUESTIONS = [
@@ -31,35 +33,39 @@ def test_packed_equals_single_rows() -> None:
     rows = [segments(processor, turns) for turns in QUESTIONS]
     pad = model.config.lmm_config.text_config.pad_token_id
 
-    def run(questions: list, row_images: list[int]) -> tuple[object, dict[str, torch.Tensor]]:
+    def run(questions: list, row_images: list[int], in_slots: bool) -> tuple[object, dict[str, torch.Tensor]]:
         model.zero_grad()
-        packed = pack(processor.prefix_ids(), questions, pad)
-        output = model(
-            **packed._asdict(), pixel_values=pixels, mask_pixel_values=mask_pixels, frames=frames,
-            row_images=torch.tensor(row_images), masks=masks, coverage=coverage,
-        )  # fmt: skip
+        rows = pack(processor.prefix_ids(), questions, pad)
+        # A row of one question needs no slots: what follows it is padding, which no earlier token sees.
+        inside = packed(model.lmm.model.language_model, rows.layout) if in_slots else nullcontext()
+        with inside:
+            output = model(
+                input_ids=rows.input_ids, labels=rows.labels, position_ids=rows.position_ids, pixel_values=pixels,
+                mask_pixel_values=mask_pixels, frames=frames, row_images=torch.tensor(row_images), masks=masks,
+                coverage=coverage,
+            )  # fmt: skip
         output.loss.backward()
         return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    packed, packed_grads = run(rows, [0, 1])
-    single, single_grads = run([[question] for row in rows for question in row], [0, 0, 0, 1])
-    torch.testing.assert_close(packed.h_seg, single.h_seg, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(packed.low_res_logits, single.low_res_logits, atol=1e-4, rtol=1e-4)
+    before = model.lmm.model.language_model.config._attn_implementation
+    in_slots, packed_grads = run(rows, [0, 1], True)
+    assert model.lmm.model.language_model.config._attn_implementation == before
+    single, single_grads = run([[question] for row in rows for question in row], [0, 0, 0, 1], False)
+    torch.testing.assert_close(in_slots.h_seg, single.h_seg, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_slots.low_res_logits, single.low_res_logits, atol=1e-4, rtol=1e-4)
     for name in ("loss", "text_loss", "bce_loss", "dice_loss", "map_loss"):
-        assert getattr(packed, name).item() == pytest.approx(getattr(single, name).item(), rel=1e-5), name
+        assert getattr(in_slots, name).item() == pytest.approx(getattr(single, name).item(), rel=1e-5), name
     assert packed_grads.keys() == single_grads.keys()
     for name, gradient in packed_grads.items():
         torch.testing.assert_close(gradient, single_grads[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_layout() -> None:
-    packed = pack([7, 8], [[([1, 2], [-100, 2]), ([3], [3])], [([4], [4])]], pad_token_id=0)
-    assert packed.input_ids.tolist() == [[7, 8, 1, 2, 3], [7, 8, 4, 0, 0]]
-    assert packed.labels.tolist() == [[-100, -100, -100, 2, 3], [-100, -100, 4, -100, -100]]
-    assert packed.position_ids[0].tolist() == [0, 1, 2, 3, 2]
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-    assert packed.attention_mask[0, 0].int().tolist() == expected
-    assert packed.attention_mask[1, 0, 3:].int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    found = pack([7, 8], [[([1, 2, 5, 5, 5], [-100, 2, 5, 5, 5]), ([3], [3])], [([4], [4])]], pad_token_id=0)
+    assert found.layout == Layout(2, (8, 4)) and STEP == 4
+    assert found.input_ids.tolist() == [[7, 8, 1, 2, 5, 5, 5, 0, 0, 0, 3, 0, 0, 0], [7, 8, 4] + [0] * 11]
+    assert found.labels[0].tolist() == [-100, -100, -100, 2, 5, 5, 5, -100, -100, -100, 3, -100, -100, -100]
+    assert found.position_ids[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5]
 
 
 def test_rows_without_questions() -> None:

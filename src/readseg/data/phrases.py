@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from string import Formatter
 from types import MappingProxyType
 
@@ -45,24 +46,18 @@ class Bank:
         part = self.held_out if held_out else self.short if not self.long or rng.random() < 0.5 else self.long
         for _ in range(20):
             template = part[int(rng.integers(len(part)))]
-            if _FIELDS[template] <= words.keys():
+            if fields(template) <= words.keys():
                 return template.format_map(words)
-        fitting = [t for t in part if _FIELDS[t] <= words.keys()]
+        fitting = [t for t in part if fields(t) <= words.keys()]
         if not fitting:
             raise KeyError(f"no wording needs only {sorted(words)}; the first one is {part[0]!r}")
         return fitting[int(rng.integers(len(fitting)))].format_map(words)
 
 
-class _Fields(dict[str, frozenset[str]]):
-    """Placeholders of each template, found once."""
-
-    def __missing__(self, template: str) -> frozenset[str]:
-        fields = frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
-        self[template] = fields
-        return fields
-
-
-_FIELDS = _Fields()
+@cache
+def fields(template: str) -> frozenset[str]:
+    """The placeholders of a wording."""
+    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
 
 
 def _commands(verbs: Iterable[str], openers: Mapping[str, str], closers: Iterable[str]) -> tuple[str, ...]:

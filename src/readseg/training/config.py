@@ -73,11 +73,17 @@ class ReadStageConfig(StageConfig):
         images: distinct images whose frozen features are cached; they are seen again with new questions.
         mask_decoder_rate: factor on the learning rate of the mask decoder.
         map_loss_weight: weight of the auxiliary map loss; 0 is the paper.
+        sight_loss_weight: weight of the auxiliary loss that keeps what a cell shows readable in its image token.
         mask_warmup_steps: steps before the mask losses join (the map lights up first).
+        masks_per_step: the most [SEG] of a batch, drawn by lot, that masks are made of; 0 is all. The rest still
+            learns text and map, which is cheap.
         false_premise: share of the segmentation questions whose object is not there.
         plain: share of questions that are answered in words.
         next_turn: probability that a question continues the conversation before it, instead of standing alone.
+        new_wordings: share of the questions worded by the wide banks of `readseg.data.wide_phrases`.
         kinds: weight of each kind of question; kinds that are absent keep their default.
+        late_from: from this step on, `late_kinds` and `late_plain` replace `kinds` and `plain`; never where 0.
+        late_kinds, late_plain: see `late_from`.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
     """
 
@@ -86,11 +92,17 @@ class ReadStageConfig(StageConfig):
     images: int = Field(default=4000, gt=0)
     mask_decoder_rate: float = Field(default=0.25, ge=0)
     map_loss_weight: float = Field(default=1.0, ge=0)
+    sight_loss_weight: float = Field(default=0.0, ge=0)
     mask_warmup_steps: int = Field(default=0, ge=0)
+    masks_per_step: int = Field(default=0, ge=0)
     false_premise: float = Field(default=0.4, ge=0, le=1)
     plain: float = Field(default=0.15, ge=0, le=1)
     next_turn: float = Field(default=0.1, ge=0, le=1)
+    new_wordings: float = Field(default=0.0, ge=0, le=1)
     kinds: dict[str, float] = Field(default_factory=dict)
+    late_from: int = Field(default=0, ge=0)
+    late_kinds: dict[str, float] = Field(default_factory=dict)
+    late_plain: float = Field(default=0.15, ge=0, le=1)
     prompt: Literal["both", "seg", "points"] = "both"
 
 

@@ -1,68 +1,131 @@
 """Several questions on one image in one row: the image's tokens are computed once, and no question sees another.
 
-    row = prefix (with the image) | question 1, answer 1 | question 2, answer 2 | ... | padding
+    row = prefix (with the image) | slot 1 | slot 2 | ...        slot = question, answer, padding
 
-A token attends to what stands before it in the prefix and in its own question; positions start again behind the
-prefix. The states are those that each question would have in a row of its own.
+A token attends to what stands before it in the prefix and in its own slot; positions start again behind the prefix.
+The states are those that each question would have in a row of its own. Slots have the same width in all rows, so that
+attention is a few dense products and its cost grows with the number of questions, not with its square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import groupby, zip_longest
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
 IGNORED = -100
+ATTENTION = "readseg_packed"
+"""Name under which transformers finds :func:`packed_attention`."""
+STEP = 4
+"""Widths of slots are multiples of this: few different ones, each a product of its own."""
+
+
+class Layout(NamedTuple):
+    """Where the slots of a row lie: the prefix is ``start`` tokens long, the slots follow with these ``widths``."""
+
+    start: int
+    widths: tuple[int, ...]
 
 
 class Packed(NamedTuple):
     """R rows of L tokens.
 
     input_ids, labels, position_ids: (R, L); labels are -100 where nothing is learned.
-    attention_mask: (R, 1, L, L) bool, True where the row's token may attend to the column's.
+    layout: where the slots lie.
     """
 
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    layout: Layout
 
 
 def pack(
     prefix_ids: Sequence[int], rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int
 ) -> Packed:
-    """Pack questions behind a common prefix.
+    """Pack questions behind a common prefix. Least is padded where the rows have their questions in order of length.
 
     Args:
         prefix_ids: the ids before any question, with the image's tokens.
         rows: for each image, its questions as (ids, labels) of question and answer.
-        pad_token_id: fills the shorter rows; a pad attends only to itself and is attended by nothing else.
-
-    Returns:
-        The rows, padded on the right to the longest.
+        pad_token_id: fills the slots on the right; no other token attends to it.
     """
     start = len(prefix_ids)
-    length = start + max((sum(len(ids) for ids, _ in row) for row in rows), default=0)
+    columns = zip_longest(*rows, fillvalue=((), ()))
+    widths = tuple(-(-max(len(ids) for ids, _ in column) // STEP) * STEP for column in columns)
+    length = start + sum(widths)
     input_ids = torch.full((len(rows), length), pad_token_id)
     labels = torch.full((len(rows), length), IGNORED)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    owner = torch.full((len(rows), length), -1)
     input_ids[:, :start] = torch.tensor(list(prefix_ids))
-    positions[:, :start] = torch.arange(start)
-    owner[:, :start] = 0
+    positions = torch.cat([torch.arange(start), *(torch.arange(start, start + width) for width in widths)])
     for r, row in enumerate(rows):
         at = start
-        for number, (ids, targets) in enumerate(row, start=1):
-            end = at + len(ids)
-            input_ids[r, at:end] = torch.tensor(list(ids))
-            labels[r, at:end] = torch.tensor(list(targets))
-            positions[r, at:end] = torch.arange(start, start + len(ids))
-            owner[r, at:end] = number
-            at = end
-    column, query = owner[:, None, :], owner[:, :, None]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed = causal & ((column == 0) | (column == query)) & (query >= 0) & (column >= 0)
-    allowed |= torch.eye(length, dtype=torch.bool)
-    return Packed(input_ids, labels, positions, allowed[:, None])
+        for (ids, targets), width in zip(row, widths, strict=False):
+            input_ids[r, at : at + len(ids)] = torch.tensor(list(ids))
+            labels[r, at : at + len(ids)] = torch.tensor(list(targets))
+            at += width
+    return Packed(input_ids, labels, positions.expand(len(rows), -1), Layout(start, widths))
+
+
+_layout: ContextVar[Layout] = ContextVar("layout")
+
+
+@contextmanager
+def packed(language_model: nn.Module, layout: Layout) -> Iterator[None]:
+    """Within it, a transformers language model takes rows of this layout, without an attention mask."""
+    config: Any = language_model.config
+    before = config._attn_implementation
+    token = _layout.set(layout)
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _layout.reset(token)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "R H L d"],
+    key: Float[Tensor, "R H L d"],
+    value: Float[Tensor, "R H L d"],
+    attention_mask: None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Float[Tensor, "R L H d"], None]:
+    """Attention within the layout of :func:`packed`, as transformers calls it: softmax(scaling q k^T) v.
+
+    The tokens of a slot attend to the whole prefix and, causally, to their slot; those of the prefix causally to it.
+    """
+    start, widths = _layout.get()
+    query = query * scaling
+    prefix_key, prefix_value = key[:, :, :start], value[:, :, :start]
+    logits = query[:, :, :start] @ prefix_key.mT + _causal(start, query)
+    parts = [logits.softmax(-1).to(value.dtype) @ prefix_value]
+    at = start
+    for width, same in groupby(widths):
+        count = len(list(same))
+        q, k, v = (part[:, :, at : at + count * width] for part in (query, key, value))
+        q_slot, k_slot, v_slot = (part.unflatten(2, (count, width)) for part in (q, k, v))
+        own = q_slot @ k_slot.mT + _causal(width, query)
+        share = torch.cat([q @ prefix_key.mT, own.flatten(2, 3)], -1).softmax(-1).to(value.dtype)
+        inside = share[..., start:].unflatten(2, (count, width)) @ v_slot
+        parts.append(share[..., :start] @ prefix_value + inside.flatten(2, 3))
+        at += count * width
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+
+
+def _causal(width: int, like: Tensor) -> Tensor:
+    """(width, width), 0 where a row's token may attend to the column's, else the lowest number."""
+    lowest = torch.finfo(like.dtype).min
+    return torch.full((width, width), lowest, dtype=like.dtype, device=like.device).triu(1)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)

@@ -6,6 +6,7 @@ image are packed behind its tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,46 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from readseg import losses
 from readseg.config import ReadConfig, tiny_config
-from readseg.conversation import Turn
+from readseg.conversation import ASSISTANT, Turn
 from readseg.data.sample import Sample
-from readseg.data.scenes.compose import make_scene, render
+from readseg.data.sample import Turn as SampleTurn
+from readseg.data.scenes.classes import TINTS, TRAINED
+from readseg.data.scenes.compose import Rendered, Scene, make_scene, render
 from readseg.data.scenes.questions import ask, from_scene
 from readseg.families import BOS, EOS, IMAGE, PAD, SEG
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor, build_tiny_tokenizer
+from readseg.prompting import full_precision
 from readseg.training.cache import cached, digest
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.initialise import initialise
-from readseg.training.packing import pack
-from readseg.training.stages import cell_coverage
+from readseg.training.packing import pack, packed
+from readseg.training.stages import cell_coverage, under_cells
 
 VOCABULARY_SCENES = 150
 """Scenes whose questions and answers the tokenizer is learned from."""
+PLACE_BINS = 8
+"""Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
+SIZE_BINS = 6
+SIZE_STEP = 0.06
+"""Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
 
 
 def blank_processor(recipe: TrainConfig) -> ReadProcessor:
     """A processor whose tokenizer is learned from the training questions; a function of the recipe alone."""
     texts: list[str] = []
     rng = np.random.default_rng([recipe.seed, 11])
+    wordings = next((stage.new_wordings for stage in recipe.stages if isinstance(stage, ReadStageConfig)), 0.0)
     for seed in range(2_000_000, 2_000_000 + VOCABULARY_SCENES):
         scene = make_scene(seed)
         drawn = render(scene)
-        for question in ask(scene, drawn.areas, drawn.boxes, rng, count=16):
-            texts += [question.question, question.answer]
+        for question in ask(scene, drawn.areas, drawn.boxes, rng, count=16, new_wordings=wordings):
+            # The words before each answer are in every sequence: whole tokens make these a third shorter.
+            texts += [question.question, ASSISTANT.strip(), question.answer]
     tokenizer = build_tiny_tokenizer(texts, recipe.vocabulary)
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in (IMAGE, SEG, BOS, EOS, PAD)}
     config = tiny_config(
@@ -85,6 +98,10 @@ class ReadStage(nn.Module):
         initialise(self.model.seg_projection)
         self.model.lmm.model.vision_tower.load_state_dict(tower)
         self.model.sam.load_state_dict(sam)
+        width = config.lmm_config.text_config.hidden_size
+        sizes = {"names": 1 + len(TRAINED), "tints": 1 + len(TINTS)}
+        sizes |= {"columns": PLACE_BINS, "rows": PLACE_BINS, "sizes": SIZE_BINS}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.frozen = (self.model.lmm.model.vision_tower, self.model.sam)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -106,14 +123,23 @@ class ReadStage(nn.Module):
         group = int(np.random.default_rng([self.seed, epoch, 5]).permutation(groups)[within])
         first = self.options.first_seed + group * per_group
         rng = np.random.default_rng([self.seed, place, 6])
-        samples = [self._sample(seed, rng) for seed in range(first, first + per_group)]
+        scenes = [make_scene(seed) for seed in range(first, first + per_group)]
+        drawn = [render(scene) for scene in scenes]
+        late = 0 < self.options.late_from <= step
+        samples = [self._sample(*pair, rng, late) for pair in zip(scenes, drawn, strict=True)]
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
         features = cached(self.cache, f"{self.key}-{first}-{per_group}", lambda: self._encode(images))
-        rows = [[self._segment(turns) for turns in self._conversations(sample, rng)] for sample in samples]
-        packed = pack(self.processor.prefix_ids(), rows, self.model.config.lmm_config.text_config.pad_token_id)
-        masks = [mask for sample in samples for turn in sample.turns for mask in turn.masks]
+        conversations = [self._conversations(sample, rng) for sample in samples]
+        rows = [[self._segment(turns) for turns in row] for row in conversations]
+        # The longest first: `pack` gives the k-th questions of all rows the same room.
+        order = [np.argsort([-len(ids) for ids, _ in row], kind="stable").tolist() for row in rows]
+        rows = [[row[k] for k in ks] for row, ks in zip(rows, order, strict=True)]
+        filled = pack(self.processor.prefix_ids(), rows, self.model.config.lmm_config.text_config.pad_token_id)
+        turns = [turn for row, ks in zip(conversations, order, strict=True) for k in ks for turn in row[k]]
+        masks = [mask for turn in turns for mask in turn.masks]
+        wanted = self.options.masks_per_step or len(masks)
         grid = round(self.model.config.num_image_tokens**0.5)
-        return packed._asdict() | {
+        return filled._asdict() | {
             "features": features["features"],
             "embeddings": features["embeddings"],
             "frames": tuple(self.processor.frame(image) for image in images),
@@ -121,23 +147,26 @@ class ReadStage(nn.Module):
             "coverage": torch.from_numpy(np.stack([cell_coverage(m[None] == 1, grid)[0] for m in masks])).flatten(1)
             if masks
             else torch.zeros(0, grid * grid),
-            "with_masks": step >= self.options.mask_warmup_steps,
+            "decoded": torch.from_numpy(np.sort(rng.permutation(len(masks))[:wanted]))
+            if step >= self.options.mask_warmup_steps
+            else torch.zeros(0, dtype=torch.long),
+            "sight": _sight(scenes, drawn, grid),
         }
 
-    def _sample(self, seed: int, rng: np.random.Generator) -> Sample:
-        scene = make_scene(seed)
-        drawn = render(scene)
+    def _sample(self, scene: Scene, drawn: Rendered, rng: np.random.Generator, late: bool) -> Sample:
+        options = self.options
         questions = ask(
             scene,
             drawn.areas,
             drawn.boxes,
             rng,
-            count=self.options.questions_per_image,
-            kinds=self.options.kinds or None,
-            false_premise=self.options.false_premise,
-            plain=self.options.plain,
+            count=options.questions_per_image,
+            kinds=(options.late_kinds if late else options.kinds) or None,
+            false_premise=options.false_premise,
+            plain=options.late_plain if late else options.plain,
+            new_wordings=options.new_wordings,
         )
-        return from_scene(f"scene-{seed}", drawn, questions)
+        return from_scene(f"scene-{scene.seed}", drawn, questions)
 
     @torch.no_grad()
     def _encode(self, images: list[Image.Image]) -> dict[str, Tensor]:
@@ -151,44 +180,80 @@ class ReadStage(nn.Module):
             "embeddings": self.model.embed_masks_image(mask_pixels),
         }
 
-    def _conversations(self, sample: Sample, rng: np.random.Generator) -> list[list[Turn]]:
+    def _conversations(self, sample: Sample, rng: np.random.Generator) -> list[list[SampleTurn]]:
         """A sample's questions, most of them alone, some as the next turn of the conversation before them."""
-        conversations: list[list[Turn]] = []
+        conversations: list[list[SampleTurn]] = []
         for turn in sample.turns:
             if conversations and rng.random() < self.options.next_turn:
-                conversations[-1].append(Turn(turn.question, turn.answer))
+                conversations[-1].append(turn)
             else:
-                conversations.append([Turn(turn.question, turn.answer)])
+                conversations.append([turn])
         return conversations
 
-    def _segment(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
+    def _segment(self, turns: list[SampleTurn]) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, as they follow the prefix."""
-        ids, labels = self.processor.encode(turns)
+        ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in turns])
         start = len(self.processor.prefix_ids())
         return ids[start:], labels[start:]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Scalars: the loss of `ReadModel.forward`, its parts, and how often the map's peak lies on the target."""
-        projector = self.model.lmm.model.multi_modal_projector
-        with_masks = batch["with_masks"]
-        output = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            labels=batch["labels"],
-            image_features=projector(batch["features"].to(projector.linear_1.weight.dtype)),
-            mask_embeddings=batch["embeddings"].float() if with_masks else None,
-            frames=batch["frames"],
-            masks=batch["masks"] if with_masks else None,
-            coverage=batch["coverage"],
-        )
+        """Scalars: the loss, its parts, and how often the map's peak lies on the target.
+
+        loss = that of `ReadModel.forward` + w_sight * sum over heads of CE(head(h_img), what the token's cell shows)
+        """
+        lmm, weights = self.model.lmm.model, self.model.config
+        projector = lmm.multi_modal_projector
+        with packed(lmm.language_model, batch["layout"]):
+            output = self.model(
+                input_ids=batch["input_ids"],
+                position_ids=batch["position_ids"],
+                labels=batch["labels"],
+                image_features=projector(batch["features"].to(projector.linear_1.weight.dtype)),
+                coverage=batch["coverage"],
+            )
         peak = batch["coverage"].gather(1, output.scores.argmax(1, keepdim=True))
         values = {
-            "loss": output.loss,
             "text": output.text_loss,
             "map": output.map_loss,
             "hit": (peak > 0.3).float().mean(),
         }
-        if with_masks:
-            values |= {"bce": output.bce_loss, "dice": output.dice_loss}
-        return {name: value if name == "loss" else value.detach() for name, value in values.items()}
+        loss = output.loss
+        if len(batch["decoded"]):
+            chosen = batch["decoded"]
+            mask_losses = self._mask_losses(
+                output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen], batch
+            )
+            loss = loss + weights.bce_loss_weight * mask_losses.bce + weights.dice_loss_weight * mask_losses.dice
+            values |= mask_losses._asdict()
+        if self.options.sight_loss_weight:
+            parts = [
+                F.cross_entropy(self.heads[name](output.h_img).flatten(0, 1).float(), truth.flatten())
+                for name, truth in batch["sight"].items()
+            ]
+            values["sight"] = torch.stack(parts).mean()
+            loss = loss + self.options.sight_loss_weight * values["sight"]
+        return {"loss": loss} | {name: value.detach() for name, value in values.items()}
+
+    def _mask_losses(self, h_seg: Tensor, scores: Tensor, images: Tensor, batch: dict[str, Any]) -> losses.MaskLosses:
+        """BCE and DICE of those [SEG] of the batch that are decoded."""
+        frames, embeddings = batch["frames"], batch["embeddings"].float()
+        _, low_res = self.model.decode_masks(h_seg, scores, images, embeddings, frames)
+        with full_precision(low_res.device):
+            logits = [frames[i].masks_to_image(low[None])[0] for low, i in zip(low_res, images.tolist(), strict=True)]
+            return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
+
+
+def _sight(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
+    """What each cell shows, for the heads of `ReadStage`: (I, N) each, -100 where there is nothing to say."""
+    found: dict[str, list[np.ndarray]] = {"names": [], "tints": [], "columns": [], "rows": [], "sizes": []}
+    for scene, picture in zip(scenes, drawn, strict=True):
+        under = under_cells(scene, picture, side)
+        centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
+        places = np.minimum(centres * PLACE_BINS, PLACE_BINS - 1).astype(int)
+        sizes = np.minimum(np.sqrt(picture.areas) / SIZE_STEP, SIZE_BINS - 1).astype(int)
+        front, on = under["front"], under["tints"] >= 0
+        found["names"].append(under["names"])
+        found["tints"].append(under["tints"])
+        for name, values in (("columns", places[:, 0]), ("rows", places[:, 1]), ("sizes", sizes)):
+            found[name].append(np.where(on, values[front], -100))
+    return {name: torch.from_numpy(np.stack(values)) for name, values in found.items()}

@@ -37,6 +37,25 @@ def cell_coverage(masks: np.ndarray, side: int) -> np.ndarray:
     return cover
 
 
+def under_cells(scene: Scene, drawn: Rendered, side: int) -> dict[str, np.ndarray]:
+    """What each cell of a side x side grid shows: ``names``, ``tints``, ``front`` (N,).
+
+    Names count from 1 in the order of `TRAINED` (0: nothing there; -100: a border of things, left out), tints from 1
+    in the order of `TINTS` (0: the thing's own colours; -100: nothing there). ``front`` is the index of the thing that
+    covers the cell most.
+    """
+    cover = cell_coverage(drawn.masks, side).reshape(len(scene.things), -1)
+    front, share = cover.argmax(0), cover.max(0)
+    on, off = share >= 0.35, cover.sum(0) < 0.03
+    class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.things])
+    tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.things])
+    return {
+        "names": np.where(on, class_ids[front], np.where(off, 0, -100)),
+        "tints": np.where(on, tint_ids[front], -100),
+        "front": front,
+    }
+
+
 class VisionStage(nn.Module):
     """Stage 1. Each of the N patches says what it shows: class, tint, and the thing's box.
 
@@ -73,14 +92,10 @@ class VisionStage(nn.Module):
         for seed in range(first, first + count):
             scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
             pixels.append(self.processor.lmm_pixels(Image.fromarray(drawn.image)))
-            cover = cell_coverage(drawn.masks, self.grid).reshape(len(scene.things), -1)
-            front, share = cover.argmax(0), cover.max(0)
-            on, off = share >= 0.35, cover.sum(0) < 0.03
-            class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.things])
-            tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.things])
-            names.append(np.where(on, class_ids[front], np.where(off, 0, -100)))
-            tints.append(np.where(on, tint_ids[front], -100))
-            boxes.append(drawn.boxes[front].astype(np.float32))
+            under = under_cells(scene, drawn, self.grid)
+            names.append(under["names"])
+            tints.append(under["tints"])
+            boxes.append(drawn.boxes[under["front"]].astype(np.float32))
         return {
             "pixels": torch.stack(pixels),
             "names": torch.from_numpy(np.stack(names)),

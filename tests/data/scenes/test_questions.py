@@ -362,3 +362,14 @@ def test_from_scene_unites_the_things_of_a_target() -> None:
     assert sample.turns[0].masks[0].sum() == 16
     assert (sample.turns[0].masks[0] == (masks[0] | masks[2])).all()
     assert sample.turns[1].masks == () and sample.turns[1].present is False
+
+
+def test_new_wordings_change_words_alone() -> None:
+    plain_words, wide = ([q for _, q in asked(range(40), new_wordings=share)] for share in (0.0, 1.0))
+    for question in wide:
+        assert question.present is not None or question.kind in PLAIN
+        assert question.answer.count("[SEG]") == len(question.targets)
+    texts = {q.question.lower().rstrip(".?") for q in plain_words}
+    new = [q.question.lower().rstrip(".?") not in texts for q in wide if q.kind in SEGMENTING]
+    assert sum(new) > 0.7 * len(new)
+    assert [q for _, q in asked(range(5), new_wordings=0.0)] == [q for _, q in asked(range(5))]

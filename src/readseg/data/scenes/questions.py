@@ -18,6 +18,7 @@ from readseg.data.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TRAINED
 from readseg.data.scenes.compose import Rendered, Scene
 from readseg.data.scenes.drafts import Context, Draft, Form, Source
 from readseg.data.scenes.facts import Layout
+from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS, WIDE_THING_WORDS
 from readseg.errors import ReadsegError
 
 WEIGHTS: Mapping[str, float] = {
@@ -85,6 +86,7 @@ def ask(
     kinds: Mapping[str, float] | None = None,
     false_premise: float = 0.4,
     plain: float = 0.15,
+    new_wordings: float = 0.0,
 ) -> list[Question]:
     """Draw questions about a scene.
 
@@ -102,6 +104,7 @@ def ask(
         kinds: weight of each kind, see `WEIGHTS` (the default); kinds not named are not asked.
         false_premise: share of false premises among the questions that ask for a mask.
         plain: share of questions that are answered in words.
+        new_wordings: share of questions worded by the wide banks of ``wide_phrases``, whatever `phrasing` is.
 
     Raises:
         ReadsegError: if a kind is unknown, or areas or boxes do not fit the scene.
@@ -128,7 +131,8 @@ def ask(
             continue
         kind, draft, is_true = drawn
         used |= {(kind, draft.subject), draft.subject, draft.targets}
-        questions.append(_word(context, kind, draft, None if in_words else is_true, phrasing))
+        wide = new_wordings > 0 and rng.random() < new_wordings
+        questions.append(_word(context, kind, draft, None if in_words else is_true, phrasing, wide=wide))
     return questions
 
 
@@ -158,16 +162,23 @@ def _unused(kind: str, candidates: Iterator[Draft], used: set[object]) -> Iterat
     return (draft for draft in candidates if (kind, draft.subject) not in used)
 
 
-def _word(context: Context, kind: str, draft: Draft, present: bool | None, phrasing: Source) -> Question:
+def _word(
+    context: Context, kind: str, draft: Draft, present: bool | None, phrasing: Source, *, wide: bool = False
+) -> Question:
     """Put a draft into words and tag it."""
     rng, held_out = context.rng, phrasing == "held_out"
     words = dict(draft.words)
     if words.get("n") == "thing":
-        thing = context.pick(THING_WORDS)
+        thing = context.pick((*THING_WORDS, *WIDE_THING_WORDS) if wide else THING_WORDS)
         words |= {"n": thing, "ns": f"{thing}s", "each": thing}
-    if draft.relation:
+    if draft.relation and wide and rng.random() < 0.5:
+        words["rel"] = context.pick(WIDE_RELATIONS[draft.relation]).format_map(words)
+    elif draft.relation:
         words["rel"] = RELATIONS[draft.relation].draw(rng, words, held_out=held_out and rng.random() < 0.5)
-    phrase = EXPRESSIONS[draft.way].draw(rng, words, held_out=held_out and rng.random() < 0.5)
+    if wide and draft.way in WIDE_EXPRESSIONS and rng.random() < 0.6:
+        phrase = context.pick(WIDE_EXPRESSIONS[draft.way]).format_map(words)
+    else:
+        phrase = EXPRESSIONS[draft.way].draw(rng, words, held_out=held_out and rng.random() < 0.5)
     are = draft.is_plural and not phrase.startswith(("every", "each", "any", "the whole"))
     fill = {"x": phrase, "be": "are" if are else "is", "it": "them" if are else "it"}
     if kind in ("category", "group"):
@@ -178,7 +189,10 @@ def _word(context: Context, kind: str, draft: Draft, present: bool | None, phras
         fill |= {"ns": words["ns"], "a": article(words["each"])}
     elif draft.relation and draft.words["n"] == "thing":
         fill["rel"] = words["rel"]
-    text = _BANKS[kind].draw(rng, fill, held_out=held_out)
+    if wide and kind in WIDE_REQUESTS and rng.random() < 0.8:
+        text = WIDE_REQUESTS[kind].draw(rng, fill)
+    else:
+        text = _BANKS[kind].draw(rng, fill, held_out=held_out)
     if rng.random() < 0.2:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.15:

@@ -1,0 +1,69 @@
+"""Wide banks: large, apart from what is held out, and filled to the last placeholder."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS, fields
+from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS
+
+FILL = {"x": "the cows", "be": "are", "it": "them", "bare": "cow", "a": "a cow", "rel": "left of the car"}
+FILLERS = r"\b(please|can you|could you|would you|i want you to|now|for me|here|in (this|the) (image|picture|scene))\b"
+
+
+def plain(template: str) -> str:
+    return re.sub(r"[^a-z{}]+", " ", template.lower()).strip()
+
+
+def core(template: str) -> str:
+    return plain(re.sub(FILLERS, "", template))
+
+
+def test_there_is_one_for_each_bank() -> None:
+    assert WIDE_REQUESTS.keys() == REQUESTS.keys()
+    assert WIDE_EXPRESSIONS.keys() == EXPRESSIONS.keys() - {"description"}
+    assert WIDE_RELATIONS.keys() == RELATIONS.keys()
+
+
+@pytest.mark.parametrize("kind", WIDE_REQUESTS)
+def test_requests_are_many_and_none_is_held_out(kind: str) -> None:
+    found = {core(wording) for wording in WIDE_REQUESTS[kind].all()}
+    assert len(found) > 1000
+    assert not found & {core(wording) for wording in REQUESTS[kind].held_out}
+
+
+@pytest.mark.parametrize(("wide", "banks"), [(WIDE_EXPRESSIONS, EXPRESSIONS), (WIDE_RELATIONS, RELATIONS)])
+def test_no_expression_is_held_out_and_each_says_as_much(wide: dict, banks: dict) -> None:
+    for name, wordings in wide.items():
+        assert len(set(wordings)) == len(wordings) >= 7
+        assert not {plain(w) for w in wordings} & {plain(w) for w in banks[name].held_out}
+        for wording in wordings:
+            needed = {"n": "n", "ns": "n", "each": "n"}
+            words = {needed.get(word, word) for word in fields(wording)}
+            assert words == {needed.get(word, word) for word in fields(banks[name].short[0])}, wording
+
+
+@pytest.mark.parametrize("kind", WIDE_REQUESTS)
+def test_drawn_wordings_are_whole(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [WIDE_REQUESTS[kind].draw(rng, FILL) for _ in range(300)]
+    assert len(set(drawn)) > 150
+    for text in drawn:
+        assert not re.search(r"[{}]", text)
+        assert any(FILL[word] in text for word in ("x", "bare", "rel")), text
+
+
+def test_a_wording_that_needs_words_not_given_is_passed_over() -> None:
+    rng, words = np.random.default_rng(0), {word: FILL[word] for word in ("x", "be", "it")}
+    assert all("cows" in WIDE_REQUESTS["relation"].draw(rng, words) for _ in range(300))
+
+
+def test_one_word_in_some_wordings_is_made_up() -> None:
+    rng = np.random.default_rng(0)
+    known = {word for wording in WIDE_REQUESTS["size"].all() for word in wording.split(" ")}
+    drawn = [WIDE_REQUESTS["size"].draw(rng, {"x": "{x}", "be": "{be}", "it": "{it}"}) for _ in range(400)]
+    strange = [sum(word not in known for word in text.split(" ")) for text in drawn]
+    assert max(strange) == 1 and 0.1 < sum(strange) / len(drawn) < 0.3
