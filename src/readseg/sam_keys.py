@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
-from transformers import SamConfig, SamModel
+from transformers import SamConfig
 
 from readseg.errors import ReadsegError
 
@@ -103,24 +103,6 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     names = _translated([key for key in state if key not in _FOURIER_STOCK], _TO_ORIGINAL, "SamModel")
     return {names.get(key, _FOURIER): value for key, value in state.items()}
-
-
-def load_original(sam: SamModel, state: Mapping[str, Tensor]) -> None:
-    """Fills a stock model with weights under the original's names, all of them or an error.
-
-    Raises:
-        ReadsegError: names that are missing, unexpected or hold another shape, all of them listed.
-    """
-    stock, wanted = to_stock(state), sam.state_dict()
-    problems = {
-        "missing": wanted.keys() - stock.keys(),
-        "unexpected": stock.keys() - wanted.keys(),
-        "of a wrong shape": {key for key in wanted.keys() & stock.keys() if wanted[key].shape != stock[key].shape},
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
-        raise ReadsegError(f"these weights do not fit the mask model; {listed}.")
-    sam.load_state_dict(stock)
 
 
 def config_of(state: Mapping[str, Tensor]) -> SamConfig:
