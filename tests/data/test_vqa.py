@@ -1,4 +1,4 @@
-"""LLaVA-Instruct, in its true format and damaged; and how long JSON files are read record by record."""
+"""LLaVA-Instruct, in its true format and damaged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from readseg.data.vqa import LlavaInstruct, elements, read_between
+from readseg.data.vqa import LlavaInstruct
 from readseg.errors import ReadsegError
 
 SPLIT = "llava_instruct_150k"
@@ -162,25 +162,3 @@ def test_a_file_that_changes_or_goes_is_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ReadsegError, match="cannot be read"):
         data[0]
-
-
-@pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("ascii_only", [True, False])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_elements_are_found_again_by_their_bytes(
-    tmp_path: Path, indent: int | None, ascii_only: bool, mark: bytes
-) -> None:
-    whole: dict[str, Any] = {
-        "info": {"images": [1, 2]},
-        "images": [{"id": 1, "name": "Köln, 東京 😀"}, {"id": 2}],
-        "empty": [],
-        "annotations": [[1.5, "]"], None, "}", {}, float("inf")],
-        "years": 3,
-    }
-    path = tmp_path / "a.json"
-    path.write_bytes(mark + json.dumps(whole, indent=indent, ensure_ascii=ascii_only).encode())
-    found = list(elements(path))
-    assert [(key, value) for key, value, _, _ in found] == [
-        (key, value) for key in ("images", "annotations") for value in whole[key]
-    ]
-    assert [read_between(path, start, end) for _, _, start, end in found] == [value for _, value, _, _ in found]

@@ -7,6 +7,7 @@ annotation has no outline and its mask is empty. Frame: image pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Hashable
 from functools import partial
@@ -17,15 +18,15 @@ import numpy as np
 
 from readseg.data.entries import Entry, Expression
 from readseg.data.polygons import covers_nothing, segmentation_mask
+from readseg.data.records import elements, inside, is_there, read_between, require
 from readseg.data.semantic import require_size
-from readseg.data.vqa import elements, inside, is_there, read_between, require
 from readseg.errors import ReadsegError
 from readseg.images import MAX_PIXELS
 
 _ABSENT, _TWICE = (0, 0), (-1, -1)  # in place of where an image lies in the file
 
 
-class _Parts:
+class _Parts(ABC):
     """COCO-style annotations of parts.
 
     The file is gone through once, here, which takes twice its size in memory (1 GB and 20 s for PACO-LVIS); 16 bytes of
@@ -85,18 +86,18 @@ class _Parts:
         self._places = np.array([image_at.get(number, _ABSENT) for number in used.tolist()], np.int64)
 
     @classmethod
+    @abstractmethod
     def needs(cls, root: Path, split: str = "train") -> list[tuple[Path, str]]:
         """The files and folders that must be there, and what belongs there."""
-        raise NotImplementedError
 
     @staticmethod
-    def _file(root: Path, split: str) -> Path:
-        raise NotImplementedError
+    @abstractmethod
+    def _file(root: Path, split: str) -> Path: ...
 
     @staticmethod
+    @abstractmethod
     def _folder(root: Path) -> Path:
         """What file names are relative to."""
-        raise NotImplementedError
 
     @classmethod
     def splits(cls, root: Path) -> list[str]:

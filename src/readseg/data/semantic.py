@@ -23,7 +23,7 @@ from readseg.data.class_names import ADE20K as ADE20K_NAMES
 from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
 from readseg.data.entries import Entry, Expression
 from readseg.data.polygons import image_hw
-from readseg.data.vqa import is_there, require
+from readseg.data.records import is_there, require
 from readseg.errors import ReadsegError
 from readseg.images import MAX_PIXELS
 from readseg.masks import IGNORED
