@@ -32,6 +32,7 @@ from readseg.geometry import Frame
 from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
 
 IGNORED_LABEL = -100
+_MANY_PATCHES = 32  # a side
 
 
 @dataclass
@@ -61,9 +62,14 @@ class ReadOutput(ModelOutput):
     low_res_logits: Tensor | None = None
 
 
-def default_attention() -> str:
-    """The attention used where `attn_implementation` is not given: "eager" is the faster one without a GPU."""
-    return "sdpa" if torch.cuda.is_available() else "eager"
+def default_attention(config: ReadConfig) -> str:
+    """The attention used where `attn_implementation` is not given.
+
+    Without a GPU "eager" is the faster one for the embedded model's 20 x 20 patches; for SAM's 64 x 64 "sdpa" takes
+    half the time and a third of the memory.
+    """
+    side = config.mask_size // config.mask_config.vision_config.patch_size
+    return "sdpa" if torch.cuda.is_available() or side > _MANY_PATCHES else "eager"
 
 
 class ReadModel(PreTrainedModel):
@@ -93,7 +99,7 @@ class ReadModel(PreTrainedModel):
 
     def __init__(self, config: ReadConfig) -> None:
         if config._attn_implementation is None:
-            config._attn_implementation = default_attention()
+            config._attn_implementation = default_attention(config)
         super().__init__(config)
         self.lmm = LlavaForConditionalGeneration(config.lmm_config)
         self.sam = SamModel(config.mask_config)
