@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from readseg.cli import main
+from readseg.cli import main, options
+from readseg.families import RELEASED, SYSTEMS
 from released import ADDED, our_state, weights_of, write_released
 from small import picture
 
@@ -160,3 +162,9 @@ def test_control_characters_do_not_reach_the_terminal(console: Console, tmp_path
     assert "\x1b" not in out + err
     assert "\\x1b[2J" in out
     assert "\x1b" not in console.error("segment", "square.png", "cup", "--model", "no\x1bwhere")
+
+
+def test_the_command_line_knows_all_families_and_system_prompts() -> None:
+    for option, names in ((options.FamilyName, RELEASED), (options.System, SYSTEMS)):
+        choices = {choice for kind in get_args(get_args(option)[0]) for choice in get_args(kind)}
+        assert choices == set(names)
