@@ -148,6 +148,43 @@ def test_batches_of_images(shared: Segmenter) -> None:
         shared.segment_batch(images, "cat")
 
 
+def test_a_given_answer_gives_what_the_same_answer_gives_by_itself(shared: Segmenter) -> None:
+    for query in ("the cat", "all the birds and the tree"):
+        by_itself = shared.segment(picture(), query)
+        given = shared.segment(picture(), query, force=by_itself.answer)
+        assert given.answer == by_itself.answer
+        assert (given.masks == by_itself.masks).all()
+        assert np.allclose(given.scores, by_itself.scores, atol=1e-4)
+        assert given.said == (True,) * len(by_itself.masks)
+        assert by_itself.said is None
+
+
+def test_given_answers_are_those_of_a_plain_forward(shared: Segmenter) -> None:
+    answer = "there [SEG] and there [SEG]."
+    batch = shared.segment_batch(
+        [picture(), picture(20, 30, seed=1)], [["the cat", "what?"], ["the unicorn"]], force=answer
+    )
+    for image, queries, results in zip(
+        [picture(), picture(20, 30, seed=1)], (["the cat", "what?"], ["the unicorn"]), batch, strict=True
+    ):
+        for query, result in zip(queries, results, strict=True):
+            ids, _ = shared.processor.encode([Turn(query, answer)])
+            output = shared.model(
+                torch.tensor([ids]), pixel_values=shared.processor.lmm_pixels(image)[None], return_logits=True
+            )
+            assert np.allclose(result.scores, output.scores.detach().numpy(), atol=1e-4)
+            seg = shared.processor.config.seg_token_id
+            places = [place for place, token in enumerate(ids) if token == seg]
+            assert result.said == tuple(bool(output.logits[0, place - 1].argmax() == seg) for place in places)
+            assert len(result.masks) == 2
+
+
+@pytest.mark.parametrize("force", ["", "  ", 3, None])
+def test_an_answer_that_cannot_be_given(shared: Segmenter, force: Any) -> None:
+    with pytest.raises(ReadsegError, match="answer to force is empty"):
+        shared.segment(picture(), "the cat", force=force)
+
+
 def test_every_kind_of_image(shared: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture().save(path)

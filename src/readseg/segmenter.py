@@ -275,6 +275,8 @@ class Segmenter:
         prompt: Prompt | None = None,
         points: PointConfig | None = None,
         max_new_tokens: int = 64,
+        force: bool | str = False,
+        sentence: bool | None = None,
     ) -> list[Any]:
         """`segment` for many images: one query, or one list of queries, for each.
 
@@ -287,7 +289,16 @@ class Segmenter:
         if isinstance(queries, str) or len(images) != len(queries):
             raise QueryError(f"give one query, or one list of queries, for each of the {len(images)} images")
         return [
-            self.segment(image, query, asks=asks, prompt=prompt, points=points, max_new_tokens=max_new_tokens)
+            self.segment(
+                image,
+                query,
+                asks=asks,
+                prompt=prompt,
+                points=points,
+                max_new_tokens=max_new_tokens,
+                force=force,
+                sentence=sentence,
+            )
             for image, query in zip(images, queries, strict=True)
         ]
 
