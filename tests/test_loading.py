@@ -64,6 +64,20 @@ def test_quantised_language_models(read: Path, bits: int) -> None:
     assert small.segment(picture(64, 64), "the cup", force=True).masks.shape == (1, 64, 64)
 
 
+def test_fourier_features_keep_their_digits(tmp_path: Path) -> None:
+    """What bfloat16 rounds here is another place in the image."""
+    name = "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state[name] = state[name].float() + 1e-4
+
+    given = write_released(tmp_path / "read", "read", form="bin", change=change)[name].float() + 1e-4
+    assert not torch.equal(given, given.bfloat16().float())
+    for dtype in ("bfloat16", "float16", "float32"):
+        model, _, _ = load_model(tmp_path / "read", dtype=dtype)
+        assert torch.equal(model.sam.shared_image_embedding.positional_embedding, given)
+
+
 def test_the_mask_model_stays_as_it_was_stored(tmp_path: Path) -> None:
     """Also where it was stored in float32, and the rest is loaded in a lower type."""
     given = write_released(

@@ -126,7 +126,7 @@ def build(
         device: where to; by default the CPU.
         device_map: spreads the layers of the language model over devices, as accelerate does: "auto", or places by
             name; replaces `device`.
-        bits: 8 or 4 for a quantised language model (needs bitsandbytes); SAM and the vision tower are left as they are.
+        bits: 8 or 4 for a quantised language model (needs bitsandbytes); SAM is kept in float32, the rest in `dtype`.
 
     Raises:
         ReadsegError: an option that does not exist, a library that is missing, or weights that are no numbers.
@@ -149,7 +149,7 @@ def build(
     for part in (config.lmm_config, config.lmm_config.vision_config, config.lmm_config.text_config, config.mask_config):
         part.dtype = None  # what a part was saved in must not decide what it is loaded in
     on_cpu = "device_map" not in options
-    weights = {n: _converted(w, dtype) if on_cpu else w for n, w in checkpoint.weights.items()}
+    weights = {n: _converted(n, w, dtype) if on_cpu else w for n, w in checkpoint.weights.items()}
     try:
         model = ReadModel.from_pretrained(None, config=config, state_dict=weights, **options)
     except ReadsegError as error:
@@ -161,8 +161,10 @@ def build(
     return model, checkpoint.processor()
 
 
-def _converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """In another type, and the pages of its file given back: never two copies of more than one weight in memory."""
+    if name.endswith(tuple(ReadModel._keep_in_fp32_modules_strict)):
+        dtype = torch.float32
     converted = weight.to(dtype)
     if converted is not weight:
         let_go(weight)
