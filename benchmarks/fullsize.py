@@ -84,8 +84,6 @@ def write_checkpoint(folder: Path) -> None:
     """The released layout, with a small tokenizer of its own: no released file is at hand here."""
     config = full_size()
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in ReadModel(config).state_dict().items()}
-    with torch.device("meta"):
         released = layouts.to_released(ReadModel(config).state_dict(), READ.mask_model)
     shapes = {n: v.shape for n, v in released.items() if not n.startswith(layouts.TOWER_RELEASED)}
     checkpoint = folder / "READ-7B"

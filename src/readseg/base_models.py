@@ -16,10 +16,10 @@ from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
 
 from readseg import layouts, lora, sam_keys
 from readseg.checkpoints import Checkpoint, check_names
-from readseg.config import ReadConfig
+from readseg.config import Projector
 from readseg.descriptions import read_settings
 from readseg.errors import ReadsegError
-from readseg.families import FAMILIES, RELEASED, SEG, Family
+from readseg.families import FAMILIES, RELEASED, SEG
 from readseg.tokenizer import LegacyTokenizer
 from readseg.towers import read_tower
 from readseg.weight_files import differences, fetch, read_weights
@@ -85,30 +85,13 @@ def start_from(
     lmm.text_config.vocab_size = lmm.image_token_index = rows
     mask, mask_weights = _sam(sam)
     weights |= {f"sam.{name}": value for name, value in mask_weights.items()}
-    config = _config(lmm, mask, chosen, tokenizer, tower, linear=f"{layouts.PROJECTOR}weight" in weights)
+    projector: Projector = "linear" if f"{layouts.PROJECTOR}weight" in weights else "mlp"
+    config = layouts.family_config(chosen, lmm, mask, tokenizer, projector)
+    config.released = layouts.released_settings(config, chosen, tower)
     weights |= _projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
     weights |= {own: torch.zeros(()) for own in layouts.OWN}
     check_names(weights, config, folder)
     return Checkpoint(config, tokenizer, weights, folder)
-
-
-def _config(
-    lmm: LlavaConfig, mask: SamConfig, family: Family, tokenizer: LegacyTokenizer, tower: str, *, linear: bool
-) -> ReadConfig:
-    config = ReadConfig(
-        lmm_config=lmm,
-        mask_config=mask,
-        points=family.points_for(lmm.image_seq_length, lmm.text_config.hidden_size),
-        conversation=family.conversation,
-        family=family.name,
-        prompt=family.prompt,
-        view=family.view,
-        projector="linear" if linear else "mlp",
-        seg_token_id=tokenizer.added[SEG],
-        rej_token_id=tokenizer.added.get(family.rejection) if family.rejection else None,
-    )
-    config.released = layouts.released_settings(config, family, tower)
-    return config
 
 
 def _llava(

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from readseg import sam_keys
-from readseg.config import ReadConfig
+from readseg.config import Projector, ReadConfig
 from readseg.errors import ReadsegError
 from readseg.families import BOS, EOS, FAMILIES, IM_END, IM_START, SEG, Family
 from readseg.tokenizer import LegacyTokenizer
@@ -40,7 +40,7 @@ _PREFIXES = (
 _ROPES = tuple(ROPE_INIT_FUNCTIONS)
 # Computed, not learned: some versions of the libraries saved them.
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-_PROJECTOR_TYPES = {"linear": "linear", "mlp": "mlp2x_gelu"}
+_PROJECTOR_TYPES: dict[Projector, str] = {"linear": "linear", "mlp": "mlp2x_gelu"}
 # What the authors' own libraries need beside tokenizer.model and added_tokens.json.
 TOKENIZER_SETTINGS = {
     "tokenizer_class": "LlamaTokenizer",
@@ -217,22 +217,39 @@ def read_config(
     """
     prefix = f"model.{family.mask_model}."
     mask = sam_keys.config_of({n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)})
-    lmm = lmm_config(settings, vision, tokenizer)
-    words = family.conversation
+    config = family_config(
+        family, lmm_config(settings, vision, tokenizer), mask, tokenizer, _projector(settings, weights)
+    )
     if settings.get("mm_use_im_start_end", True) is False:
-        words = replace(words, image_text=words.image_text.replace(IM_START, "").replace(IM_END, ""))
+        words = config.conversation
+        config.conversation = replace(words, image_text=words.image_text.replace(IM_START, "").replace(IM_END, ""))
+    config.released = dict(settings)
+    return config
+
+
+def family_config(
+    family: Family, lmm: LlavaConfig, mask: SamConfig, tokenizer: LegacyTokenizer, projector: Projector
+) -> ReadConfig:
+    """The configuration of a family's model: what the family fixes, around its two stock models.
+
+    Args:
+        family: of the model.
+        lmm: the language and vision model.
+        mask: the mask model.
+        tokenizer: with the family's tokens.
+        projector: what takes image features to the language model.
+    """
     return ReadConfig(
         lmm_config=lmm,
         mask_config=mask,
         points=family.points_for(lmm.image_seq_length, lmm.text_config.hidden_size),
-        conversation=words,
+        conversation=family.conversation,
         family=family.name,
         prompt=family.prompt,
         view=family.view,
-        projector=_projector(settings, weights),
+        projector=projector,
         seg_token_id=tokenizer.added[SEG],
         rej_token_id=tokenizer.added.get(family.rejection) if family.rejection else None,
-        released=dict(settings),
     )
 
 
@@ -277,9 +294,9 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 31
 
 
-def _projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+def _projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Projector:
     """As the names of the weights say: some released configs do not."""
-    found = "linear" if "model.mm_projector.weight" in weights else "mlp"
+    found: Projector = "linear" if "model.mm_projector.weight" in weights else "mlp"
     said = settings.get("mm_projector_type")
     if said is not None and said != _PROJECTOR_TYPES[found]:
         raise ReadsegError(
