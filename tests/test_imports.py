@@ -22,8 +22,8 @@ CORE = f"{PIXELS} grids sasp losses config"
 FILES = "lora weight_files descriptions layouts towers checkpoints loading base_models"
 MODEL = f"{CORE} families conversation tokenizer prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
-USER = f"{MODEL} draw segmentation queries segmenter"
-WORK = f"{USER} data training evaluation analysis"
+USER = f"{MODEL} draw segmentation queries segmenter processes"
+WORK = f"{USER} data evaluation training analysis"
 
 MAY_IMPORT = {
     "errors": "",
@@ -56,9 +56,10 @@ MAY_IMPORT = {
     "segmentation": f"{PICTURES} sasp",
     "queries": "errors",
     "segmenter": f"{MODEL} draw segmentation queries",
-    "training": f"{USER} data",
-    "evaluation": f"{USER} data training",
-    "analysis": f"{USER} data training evaluation",
+    "processes": "",
+    "evaluation": f"{USER} data",
+    "training": f"{USER} data evaluation",
+    "analysis": f"{USER} data evaluation training",
     "serve": WORK,
     "cli": f"{WORK} serve",
     "__main__": "cli",

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from readseg.errors import ReadsegError
 from readseg.files import whole
+from readseg.processes import processes
 from readseg.training.config import StageConfig
 
 Batch = dict[str, Any]
@@ -36,11 +37,6 @@ class Stage(Protocol):
 
     def learning_rates(self) -> dict[str, float]:
         """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
-
-
-def processes() -> PartialState:
-    """The processes that train together, one where none were launched; on CPUs too, where there is nothing faster."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def train(stage: Stage, config: StageConfig, folder: Path) -> None:

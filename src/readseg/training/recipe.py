@@ -17,9 +17,10 @@ from torch import Tensor
 from readseg.errors import ReadsegError
 from readseg.files import whole
 from readseg.model import ReadModel
+from readseg.processes import processes
 from readseg.processor import ReadProcessor
 from readseg.training.config import AnyStageConfig, MaskStageConfig, TrainConfig, VisionStageConfig
-from readseg.training.loop import processes, train
+from readseg.training.loop import train
 from readseg.training.read_stage import ReadStage, blank_processor
 from readseg.training.stages import MaskStage, VisionStage
 
