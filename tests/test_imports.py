@@ -20,7 +20,7 @@ PACKAGE = Path(readseg.__file__).parent
 PIXELS = "errors files images geometry masks"
 CORE = f"{PIXELS} grids sasp losses config"
 FILES = "lora weight_files descriptions layouts towers checkpoints loading base_models"
-MODEL = f"{CORE} families conversation tokenizer prompting answering sam_keys model processor {FILES}"
+MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation queries segmenter processes"
 WORK = f"{USER} data evaluation training analysis"
@@ -40,13 +40,14 @@ MAY_IMPORT = {
     "tokenizer": "errors files",
     "prompting": CORE,
     "answering": "errors",
+    "packing": "",
     "sam_keys": CORE,
     "lora": "errors",
     "weight_files": "errors files",
     "descriptions": "errors",
     "layouts": f"{CORE} families tokenizer sam_keys",
     "towers": "errors weight_files descriptions layouts",
-    "model": f"{CORE} families conversation prompting answering sam_keys",
+    "model": f"{CORE} families conversation packing prompting answering sam_keys",
     "processor": f"{CORE} families conversation tokenizer prompting sam_keys model",
     "checkpoints": f"{CORE} families tokenizer lora weight_files sam_keys descriptions layouts towers model processor",
     "loading": f"{CORE} families model processor checkpoints",

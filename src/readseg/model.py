@@ -29,6 +29,7 @@ from readseg.answering import Answer
 from readseg.config import PointConfig, Prompt, ReadConfig, check_choice
 from readseg.errors import ReadsegError
 from readseg.geometry import Frame
+from readseg.packing import Layout, allow_packing
 from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
 
 IGNORED_LABEL = -100
@@ -119,8 +120,18 @@ class ReadModel(PreTrainedModel):
 
     def encode_image(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N D"]:
         """Image tokens for the language model: pixels (I, 3, s, s) -> projected features (I, N, D)."""
-        output = self.lmm.get_image_features(pixel_values.to(self.lmm.model.vision_tower.dtype), return_dict=True)
-        return torch.stack(list(output.pooler_output))
+        return self.project(self.look_at(pixel_values))
+
+    def look_at(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N d"]:
+        """The vision tower's patch states, of the layer that the configuration names: (I, 3, s, s) -> (I, N, d)."""
+        tower, layer = self.lmm.model.vision_tower, self.config.lmm_config.vision_feature_layer
+        states = tower(pixel_values=pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
+        return states[layer][:, 1:]
+
+    def project(self, features: Float[Tensor, "I N d"]) -> Float[Tensor, "I N D"]:
+        """Patch states as the language model takes them: (I, N, d) -> (I, N, D)."""
+        projector = self.lmm.model.multi_modal_projector
+        return projector(features.to(next(projector.parameters()).dtype))
 
     def embed_masks_image(self, mask_pixel_values: Float[Tensor, "I 3 S S"]) -> Float[Tensor, "I C h w"]:
         """The mask model's view of images: pixels (I, 3, S, S) -> embeddings (I, C, h, w)."""
@@ -144,6 +155,7 @@ class ReadModel(PreTrainedModel):
         coverage: Float[Tensor, "segs N"] | None = None,
         points: PointConfig | None = None,
         prompt: Prompt | None = None,
+        layout: Layout | None = None,
         return_logits: bool = False,
     ) -> ReadOutput:
         """Teacher forcing: the whole text is given, the masks of all its [SEG] come out, and the losses.
@@ -152,7 +164,7 @@ class ReadModel(PreTrainedModel):
 
         Args:
             input_ids: (R, L), each row with N image tokens. A row may hold several questions packed behind one
-                image, kept apart by a 4-D `attention_mask` and `position_ids`.
+                image, kept apart by `layout` (or a 4-D `attention_mask`) and `position_ids`.
             attention_mask: (R, L), 1 where there is text, padding on either side; or (R or 1, 1, L, L), bool (True:
                 may attend) or additive. Default: no padding.
             position_ids: (R, L). Default: counted along the text, padding left out.
@@ -169,6 +181,7 @@ class ReadModel(PreTrainedModel):
             coverage: (S, N) in [0, 1], the share of each image token's cell that the target covers.
             points: settings that replace the configured ones.
             prompt: replaces the configured one.
+            layout: where the questions lie that `packing.pack` packed; `attention_mask` is then not looked at.
             return_logits: text logits at all positions; they are else computed only where there is a label.
 
         Raises:
@@ -187,7 +200,9 @@ class ReadModel(PreTrainedModel):
                 f"got {row_images.tolist()}."
             )
 
-        hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images])
+        if layout is not None:
+            allow_packing(self.lmm.model.language_model)
+        hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images], layout=layout)
         h_img = hidden[self._image_places(input_ids)].unflatten(0, (len(input_ids), -1))
         seg_rows, seg_columns = self._seg_places(input_ids)
         h_seg = hidden[seg_rows, seg_columns - 1]
@@ -313,6 +328,7 @@ class ReadModel(PreTrainedModel):
         position_ids: Int[Tensor, "_ L"] | None,
         image_features: Float[Tensor, "R N D"],
         cache: DynamicCache | None = None,
+        layout: Layout | None = None,
     ) -> Float[Tensor, "R L D"]:
         """Last hidden states, after the final norm, with the image features at the image's places."""
         places = self._image_places(input_ids)
@@ -331,6 +347,7 @@ class ReadModel(PreTrainedModel):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if layout is None else {"layout": layout}),
         ).last_hidden_state
 
     def _image_places(self, input_ids: Int[Tensor, "R L"]) -> Bool[Tensor, "R L"]:

@@ -26,12 +26,12 @@ from readseg.data.scenes.compose import Rendered, Scene, make_scene, render
 from readseg.data.scenes.questions import ask, from_scene
 from readseg.families import BOS, EOS, IMAGE, PAD, SEG
 from readseg.model import ReadModel
+from readseg.packing import pack
 from readseg.processor import ReadProcessor, build_tiny_tokenizer
 from readseg.prompting import full_precision
 from readseg.training.cache import cached, digest
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.initialise import initialise
-from readseg.training.packing import pack, packed
 from readseg.training.stages import cell_coverage, under_cells
 
 VOCABULARY_SCENES = 150
@@ -174,9 +174,8 @@ class ReadStage(nn.Module):
         device = self.model.device
         pixels = torch.stack([self.processor.lmm_pixels(image) for image in images]).to(device)
         mask_pixels = torch.stack([self.processor.mask_pixels(image) for image in images]).to(device)
-        tower = self.model.lmm.model.vision_tower
         return {
-            "features": tower(pixel_values=pixels).last_hidden_state[:, 1:],
+            "features": self.model.look_at(pixels),
             "embeddings": self.model.embed_masks_image(mask_pixels),
         }
 
@@ -201,16 +200,15 @@ class ReadStage(nn.Module):
 
         loss = that of `ReadModel.forward` + w_sight * sum over heads of CE(head(h_img), what the token's cell shows)
         """
-        lmm, weights = self.model.lmm.model, self.model.config
-        projector = lmm.multi_modal_projector
-        with packed(lmm.language_model, batch["layout"]):
-            output = self.model(
-                input_ids=batch["input_ids"],
-                position_ids=batch["position_ids"],
-                labels=batch["labels"],
-                image_features=projector(batch["features"].to(projector.linear_1.weight.dtype)),
-                coverage=batch["coverage"],
-            )
+        weights = self.model.config
+        output = self.model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            labels=batch["labels"],
+            layout=batch["layout"],
+            image_features=self.model.project(batch["features"]),
+            coverage=batch["coverage"],
+        )
         peak = batch["coverage"].gather(1, output.scores.argmax(1, keepdim=True))
         values = {
             "text": output.text_loss,

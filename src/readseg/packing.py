@@ -9,9 +9,7 @@ attention is a few dense products and its cost grows with the number of question
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 
@@ -19,10 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 
 IGNORED = -100
-ATTENTION = "readseg_packed"
-"""Name under which transformers finds :func:`packed_attention`."""
 STEP = 4
 """Widths of slots are multiples of this: few different ones, each a product of its own."""
 
@@ -74,37 +73,29 @@ def pack(
     return Packed(input_ids, labels, positions.expand(len(rows), -1), Layout(start, widths))
 
 
-_layout: ContextVar[Layout] = ContextVar("layout")
+def allow_packing(language_model: nn.Module) -> None:
+    """From now on a transformers language model also takes rows of a layout: ``language_model(..., layout=layout)``.
 
-
-@contextmanager
-def packed(language_model: nn.Module, layout: Layout) -> Iterator[None]:
-    """Within it, a transformers language model takes rows of this layout, without an attention mask."""
+    Without a layout it computes what it did before. It is a setting of the model and no context around a call, because
+    gradient checkpointing runs the layers again when the call is long over.
+    """
     config: Any = language_model.config
-    before = config._attn_implementation
-    token = _layout.set(layout)
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _layout.reset(token)
+    if config._attn_implementation not in _NAMES.values():
+        config._attn_implementation = _NAMES.get(config._attn_implementation, _NAMES["sdpa"])
 
 
 def packed_attention(
-    module: nn.Module,
     query: Float[Tensor, "R H L d"],
     key: Float[Tensor, "R H L d"],
     value: Float[Tensor, "R H L d"],
-    attention_mask: None,
+    layout: Layout,
     scaling: float,
-    **_: Any,
-) -> tuple[Float[Tensor, "R L H d"], None]:
-    """Attention within the layout of :func:`packed`, as transformers calls it: softmax(scaling q k^T) v.
+) -> Float[Tensor, "R L H d"]:
+    """Attention within a layout: softmax(scaling q k^T) v, H heads of width d.
 
     The tokens of a slot attend to the whole prefix and, causally, to their slot; those of the prefix causally to it.
     """
-    start, widths = _layout.get()
+    start, widths = layout
     query = query * scaling
     prefix_key, prefix_value = key[:, :, :start], value[:, :, :start]
     logits = query[:, :, :start] @ prefix_key.mT + _causal(start, query)
@@ -119,7 +110,7 @@ def packed_attention(
         inside = share[..., start:].unflatten(2, (count, width)) @ v_slot
         parts.append(share[..., :start] @ prefix_value + inside.flatten(2, 3))
         at += count * width
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, 2).transpose(1, 2).contiguous()
 
 
 def _causal(width: int, like: Tensor) -> Tensor:
@@ -128,4 +119,34 @@ def _causal(width: int, like: Tensor) -> Tensor:
     return torch.full((width, width), lowest, dtype=like.dtype, device=like.device).triu(1)
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
+def _with_layout(otherwise: Any) -> Any:
+    """An attention function of transformers that follows a layout where one is given."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        layout: Layout | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if layout is None:
+            return otherwise(module, query, key, value, attention_mask, scaling=scaling, **options)
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        return packed_attention(
+            query, key, value, layout, query.shape[-1] ** -0.5 if scaling is None else scaling
+        ), None
+
+    return attention
+
+
+_NAMES = {"eager": "readseg_packed_eager", "sdpa": "readseg_packed_sdpa"}
+for _name, _attention, _mask in (
+    (_NAMES["eager"], eager_attention_forward, eager_mask),
+    (_NAMES["sdpa"], sdpa_attention_forward, sdpa_mask),
+):
+    AttentionInterface.register(_name, _with_layout(_attention))
+    AttentionMaskInterface.register(_name, _mask)
