@@ -57,6 +57,7 @@ class Entry:
         image: the file; nothing says that it is there until it is read.
         expressions: what may be asked for.
         dialogue: questions and answers in words, for data sets of conversations.
+        absent: names of the data set's classes that are surely not in the image, where it knows.
 
     Raises:
         ReadsegError: there is nothing to ask.
@@ -66,6 +67,7 @@ class Entry:
     image: Path
     expressions: tuple[Expression, ...] = ()
     dialogue: tuple[tuple[str, str], ...] = ()
+    absent: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.expressions and not self.dialogue:

@@ -314,41 +314,42 @@ THING_WORDS = ("thing", "object")
 """What any object is called, by turns."""
 
 CONFIRMATIONS: tuple[str, ...] = (
-    "Sure, [SEG].", "Sure, it is [SEG].", "Sure, here it is: [SEG].", "Sure, the segmentation result is [SEG].",
+    "Sure, the segmentation result is [SEG].", "Sure, [SEG].", "Sure, here is the mask: [SEG].",
     "Sure, the mask is [SEG].", "Of course, [SEG].", "Of course, here is the mask: [SEG].", "Yes, [SEG].",
-    "Yes, it is here: [SEG].", "Yes, I found it: [SEG].", "It is [SEG].", "Here it is: [SEG].",
-    "Here is the mask you asked for: [SEG].", "The mask is [SEG].", "The result is [SEG].", "I see it: [SEG].",
-    "I found it: [SEG].", "Certainly, [SEG].", "Certainly, this is it: [SEG].", "You are looking for [SEG].",
-    "What you asked for is [SEG].", "There it is: [SEG].",
+    "Yes, right here: [SEG].", "Yes, I found this: [SEG].", "Here you are: [SEG].", "Here is the result: [SEG].",
+    "Here is the mask you asked for: [SEG].", "The mask is [SEG].", "The result is [SEG].", "I see this: [SEG].",
+    "I found what you mean: [SEG].", "Certainly, [SEG].", "Certainly, the region is [SEG].",
+    "You are looking for [SEG].", "What you asked for is [SEG].", "This is where to look: [SEG].",
+    "In this image, that is [SEG].", "I have marked the pixels: [SEG].", "[SEG].",
 )  # fmt: skip
-"""Answers to a true premise, each with one [SEG]."""
+"""Answers to a true premise, each with one [SEG]; the first is the one of teacher forcing."""
 
 DENIALS: tuple[str, ...] = (
-    "No, there is no {x} here.", "No, I see no {x}.", "No, I cannot find {x} in this image.",
-    "There is no {x} in this image.",
-    "Sorry, there is no {x} here.", "Sorry, I do not see {x}.", "I cannot see {x} in the picture.",
-    "The image shows no {x}.",
-    "The image does not show {x}.", "This picture has no {x}.", "No {x} can be seen here.",
-    "I looked, but there is no {x}.",
-    "There does not seem to be {x} in this image.", "I am afraid there is no {x} here.",
-    "I do not find {x} in the picture.",
-    "{x} is not in this image.", "{x} is not to be seen here.", "As far as I see, there is no {x}.",
-    "Nothing here is {x}.",
-    "I searched for {x} and found none.", "No, {x} is not part of this picture.",
+    "No, I see no {x} here.", "No, I see no {x}.", "No, I cannot find any {x} in this image.",
+    "The image shows no {x}.", "Sorry, I do not see any {x}.", "Sorry, I find no {x} here.",
+    "I cannot see any {x} in the picture.", "The image does not show any {x}.", "This picture has no {x}.",
+    "No {x} can be seen here.", "I looked, but I see no {x}.", "This image does not seem to show any {x}.",
+    "I am afraid this picture shows no {x}.", "I do not find any {x} in the picture.",
+    "The whole image shows no {x}.", "No {x} here, as far as I can see.",
+    "As far as I can see, the image shows no {x}.",
+    "I searched the image and found no {x}.", "No, this picture does not have any {x}.",
+    "Unfortunately, I cannot see any {x}.", "I would mark it, but I see no {x}.",
+    "In this image I can find no {x}.",
 )  # fmt: skip
-"""Answers to a false premise; {x} without an article."""
+"""Answers to a false premise; {x} without an article, in the singular or plural."""
 
 CORRECTIONS: tuple[str, ...] = (
-    "No, there is no {x} here, but there is {y}.", "No, I see no {x}, but I see {y}.",
-    "There is no {x}, but there is {y}.",
-    "There is no {x} in this image; there is {y}.", "Sorry, there is no {x}, but I see {y}.",
-    "I see {y}, but no {x}.",
-    "I cannot find {x}, but I found {y}.", "The image shows {y}, but no {x}.",
-    "The image shows no {x}; it shows {y}.",
-    "No {x} can be seen here, but {y} can.", "Instead of {x} there is {y}.", "This is not {x} but {y}.",
-    "I do not see {x}. Did you mean {y}?", "There is no {x} here. Did you mean {y}?",
-    "You may mean {y}: there is no {x}.",
-    "I looked for {x} and found {y}.", "This picture has no {x}, but it has {y}.", "What I see is {y}, not {x}.",
-    "I am afraid there is no {x}, only {y}.", "There is {y} in the picture, but no {x}.", "No {x} here, only {y}.",
+    "No, I see no {x} here, but I see {y}.", "No, I see no {x}, but I do see {y}.",
+    "The image shows no {x}, but it shows {y}.", "I cannot find any {x} in this image, but I can find {y}.",
+    "Sorry, I do not see any {x}, but I see {y}.", "I see {y}, but no {x}.",
+    "I cannot find any {x}, but I found {y}.", "The image shows {y}, but no {x}.",
+    "The image shows no {x}; it shows {y}.", "No {x} can be seen here, but {y} can.",
+    "I find no {x} here. What I find is {y}.", "This picture does not show any {x}, but it does show {y}.",
+    "I do not see any {x}. Did you mean {y}?", "I see no {x} here. Did you mean {y}?",
+    "You may mean {y}: I see no {x}.", "I looked and found no {x}, only {y}.",
+    "This picture has no {x}, but it has {y}.",
+    "What I can find is {y}, but no {x}.", "I am afraid I see no {x}, only {y}.",
+    "I can see {y} in the picture, but no {x}.", "No {x} here, but you can see {y}.",
+    "Perhaps you are asking about {y}, since no {x} can be seen.",
 )  # fmt: skip
-"""Answers to a false premise that name what is there: {x} without an article, {y} with one."""
+"""Answers to a false premise that name what is there: {x} without an article, {y} with one, in any number."""

@@ -1,8 +1,8 @@
 """Data sets that give every pixel a class: ADE20K, COCO-Stuff, Mapillary Vistas.
 
-An entry asks for each class that its annotation holds. The target of a class is 1 where the pixel is of that class, 0
-where it is of another one, and 255, which does not count, where nobody labelled it: it may be anything, and none of the
-three sets scores it. Frame: pixels of the upright image.
+An entry asks for each class that its annotation holds, and names those that are surely not there. The target of a class
+is 1 where the pixel is of that class, 0 where it is of another one, and 255, which does not count, where nobody
+labelled it: it may be anything, and none of the three sets scores it. Frame: pixels of the upright image.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from readseg.data.absence import surely_absent
 from readseg.data.class_names import ADE20K as ADE20K_NAMES
 from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
 from readseg.data.entries import Entry, Expression
@@ -71,6 +72,7 @@ class _Semantic(ABC):
         self.name = f"{self._NAME}|{split}"
         self._images, self._annotations = self._folders(root, split)
         self._classes = self._read_classes(root)
+        self._names = tuple(dict.fromkeys(self._classes.names.values()))
         try:
             paths = list(self._annotations.iterdir())
         except OSError as error:
@@ -126,6 +128,7 @@ class _Semantic(ABC):
                 Expression(name, False, True, partial(_target, values, self._table(name), image, annotation))
                 for name in asked
             ),
+            absent=surely_absent(filter(self._is_asked, self._names), names),
         )
 
     def _is_asked(self, name: str) -> bool:
