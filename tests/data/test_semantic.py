@@ -352,3 +352,17 @@ def test_a_broken_configuration_is_told_at_once(tmp_path: Path, content: bytes, 
     with pytest.raises(ReadsegError, match=message) as told:
         read(tmp_path, Mapillary)
     assert str(told.value).startswith(str(path))
+
+
+def test_classes_that_are_surely_not_there_are_named(tmp_path: Path) -> None:
+    write(tmp_path, ADE20K, "a", VALUES)  # wall, sky, person
+    entry = read(tmp_path, ADE20K)[0]
+    assert {"clock", "bed", "car"} < set(entry.absent) < set(NAMES)
+    assert not {"wall", "sky", "person", "windowpane", "apparel"} & set(entry.absent)
+    # 95 building-other is there and not asked for, 0 person is.
+    write(tmp_path, COCOStuff, "1", np.array([[0, 95, 255]], np.uint8))
+    entry = read(tmp_path, COCOStuff)[0]
+    assert "zebra" in entry.absent
+    assert not {"house", "clothes", "wall-wood", "hat"} & set(entry.absent)
+    write(tmp_path, Mapillary, "a", np.array([[1, 2, 3]], np.uint8))
+    assert read(tmp_path, Mapillary)[0].absent == ("bird",)

@@ -60,7 +60,7 @@ _FAMILIES = (
         """
     ),
     _names("water, water-other, waterdrops, sea, river, lake, swimming pool, waterfall, fountain, fog, pier, sand"),
-    _names("sky, sky-other, clouds, fog, snow, mountain, hill"),
+    _names("sky, clouds, fog, snow, mountain, hill"),
     _names(
         """
         chair, armchair, swivel chair, seat, sofa, couch, stool, bench, ottoman, furniture-other, cushion,
@@ -70,7 +70,7 @@ _FAMILIES = (
     _names(
         """
         table, dining table, coffee table, desk, desk-stuff, counter, countertop, kitchen island, buffet, pool
-        table, bar, furniture-other, stand
+        table, bar, furniture-other
         """
     ),
     _names(

@@ -19,7 +19,7 @@ import numpy as np
 from readseg.data.catalogue import REFERRING, DataSet, Reader
 from readseg.data.catalogue import data_sets as all_data_sets
 from readseg.data.entries import Entry, Expression
-from readseg.data.sample import Sample, Turn
+from readseg.data.sample import IGNORE, Sample, Turn
 from readseg.data.wording import rounds, turn
 from readseg.errors import ReadsegError
 from readseg.images import load_image
@@ -140,8 +140,8 @@ class Mixture:
     ) -> None:
         _require_kinds("ratio", ratio)
         _require_kinds("data_sets", data_sets or {})
-        if not any(ratio.values()) or not all(0 <= weight <= MOST_WEIGHT for weight in ratio.values()):
-            raise ReadsegError(f"ratio: expected weights from 0 to {MOST_WEIGHT}, not all 0, got {dict(ratio)}")
+        if not any(ratio.values()) or not all(_is_weight(weight) for weight in ratio.values()):
+            raise ReadsegError(f"ratio: expected whole weights from 0 to {MOST_WEIGHT}, not all 0, got {dict(ratio)}")
         if seed < 0 or questions < 1:
             raise ReadsegError(f"expected a seed of at least 0 and 1 question or more, got {seed} and {questions}")
         if not root.is_dir():
@@ -213,9 +213,6 @@ class Skipped:
     Args:
         tell: shows a message to people.
         most: more different ones than these are an error.
-
-    Attributes:
-        count: how many there were.
     """
 
     def __init__(self, tell: Callable[[str], object], most: int = 100) -> None:
@@ -267,6 +264,10 @@ def parse_ratio(text: str) -> dict[str, int]:
 
 
 # -- data sets ---------------------------------------------------------------------------------------------------------
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WEIGHT
 
 
 def _require_kinds(argument: str, given: Iterable[str]) -> None:
@@ -376,8 +377,10 @@ def _mask(expression: Expression, image: Path, hw: tuple[int, ...]) -> np.ndarra
     mask = expression.mask()
     if mask.shape != hw:
         raise ReadsegError(
-            f"{image} is {hw[0]} x {hw[1]} (height x width), the mask of {expression.text!r} {mask.shape}"
+            f"{image} is {hw[0]} x {hw[1]} (height x width), the mask of {expression.text!r:.80} is {mask.shape}"
         )
+    if mask.dtype != np.uint8 or ((mask > 1) & (mask != IGNORE)).any():
+        raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} has values other than 0, 1 and {IGNORE}")
     if not (mask == 1).any():
         raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} covers nothing")
     return mask

@@ -1,0 +1,584 @@
+"""The mixture: exact ratios, whole passes, the same draws for everybody, true answers, and broken files passed over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from readseg.data import mixture
+from readseg.data.catalogue import data_sets
+from readseg.data.entries import Entry, Expression
+from readseg.data.mini import write_miniatures
+from readseg.data.mini.pictures import draw_pictures
+from readseg.data.mixture import DATA_SETS, KINDS, Drawn, Mixture, Skipped, parse_ratio
+from readseg.data.refcoco import RefCoco
+from readseg.errors import ReadsegError
+
+IMAGES = 8
+REFER = ("refer_seg", "correct_refer_seg", "neg_refer_seg")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "mini"
+    write_miniatures(folder, seed=3, images=IMAGES)
+    return folder
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of some of the data sets, to damage."""
+
+    def copy(*folders: str) -> Path:
+        for folder in folders:
+            shutil.copytree(root / folder, tmp_path / folder, dirs_exist_ok=True)
+        return tmp_path
+
+    return copy
+
+
+class Made:
+    """A data set made by hand: as many entries as asked for, all of one image, counted when they are read."""
+
+    def __init__(self, image: Path, size: int, make: Callable[[int], Any], name: str = "ade20k|training") -> None:
+        self.image, self.size, self.make, self.name = image, size, make, name
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Entry:
+        self.read.append(index)
+        return Entry(str(index), self.image, **self.make(index))
+
+
+@pytest.fixture
+def made(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
+    """Puts a data set made by hand into the place of one that is on disk."""
+
+    def put(size: int, make: Callable[[int], Any], place: str = "ade20k") -> Made:
+        data = Made(sorted((root / "ade20k/images/training").iterdir())[0], size, make, f"{place}|made")
+        found = [replace(d, read=lambda _: data) if d.name == place else d for d in data_sets(root)]
+        monkeypatch.setattr(mixture, "all_data_sets", lambda _: found)
+        return data
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def hw(root: Path) -> tuple[int, int]:
+    entry = next(data_set for data_set in data_sets(root) if data_set.name == "ade20k").read("training")[0]
+    assert entry.expressions[0].mask is not None
+    height, width = entry.expressions[0].mask().shape
+    return height, width
+
+
+def one(root: Path, kind: str, name: str | None = None, **more: Any) -> Mixture:
+    return Mixture(root, {kind: 1}, data_sets={kind: [name]} if name else None, **more)
+
+
+def said(drawn: Drawn) -> tuple[Any, ...]:
+    """All of a draw, to compare."""
+    turns = [
+        (turn.question, turn.answer, turn.present, turn.kind, turn.tags, [mask.tobytes() for mask in turn.masks])
+        for turn in drawn.sample.turns
+    ]
+    image = drawn.sample.image
+    assert isinstance(image, np.ndarray)
+    return drawn.kind, drawn.data_set, drawn.sample.name, drawn.dialogue, drawn.skipped, image.tobytes(), turns
+
+
+def entries(root: Path, data_set: str) -> dict[str, Entry]:
+    """Of the split that a draw names, by name."""
+    base, _, split = data_set.partition("|")
+    if base in ("ade20k", "cocostuff", "mapillary"):
+        reader: Any = next(d for d in data_sets(root) if d.name == base).read(split)
+    else:
+        reader = RefCoco(root, data_set)
+    return {entry.name: entry for entry in reader}
+
+
+# -- the sequence ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["10:1:1:1:1:10", "0:12:2:2:1:0", "1:0:0:0:0:0"])
+def test_every_block_holds_the_ratio_exactly(root: Path, text: str) -> None:
+    ratio = parse_ratio(text)
+    data = Mixture(root, ratio)
+    size = sum(ratio.values())
+    blocks = [[data._kind(block * size + place) for place in range(size)] for block in range(6)]
+    for block in blocks:
+        assert Counter(kind for kind, _ in block) == {kind: weight for kind, weight in ratio.items() if weight}
+    if len(set(blocks[0])) > 1 and size > 1:
+        assert len({tuple(kind for kind, _ in block) for block in blocks}) > 1
+    # The draws of each kind are counted without a gap.
+    for kind in data._weights:
+        assert [n for block in blocks for k, n in block if k == kind] == list(range(6 * ratio[kind]))
+    assert [data.draw(number).kind for number in range(size)] == [kind for kind, _ in blocks[0]]
+
+
+def test_a_kind_goes_round_its_data_sets(root: Path) -> None:
+    data = one(root, "sem_seg")
+    names = [data.draw(number).data_set.split("|")[0] for number in range(40)]
+    rounds = [names[start : start + 5] for start in range(0, 40, 5)]
+    assert all(sorted(names) == sorted(DATA_SETS["sem_seg"]) for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+
+
+def test_every_entry_comes_once_before_any_comes_again(root: Path) -> None:
+    data = Mixture(root, parse_ratio("3:2:1:1:1:2"), data_sets={"sem_seg": ["ade20k", "mapillary"]})
+    seen: dict[str, list[str]] = {}
+    for number in range(250):
+        drawn = data.draw(number)
+        assert not drawn.skipped
+        seen.setdefault(drawn.data_set, []).append(drawn.sample.name)
+    assert seen.keys() == {part.data_set for part in data.parts}
+    for part in data.parts:
+        names = seen[part.data_set]
+        passes = [tuple(names[start : start + part.entries]) for start in range(0, len(names), part.entries)]
+        assert len(passes) > 2
+        assert all(len(set(names)) == len(names) for names in passes)
+        assert len(set(passes)) > 1
+
+
+def test_a_draw_is_a_function_of_its_number(root: Path) -> None:
+    ratio = parse_ratio("2:1:1:1:1:2")
+    first, second, other = Mixture(root, ratio), Mixture(root, ratio), Mixture(root, ratio, seed=1)
+    told = [said(first.draw(number)) for number in range(16)]
+    assert [said(second.draw(number)) for number in reversed(range(16))] == told[::-1]
+    assert said(first.draw(5)) == told[5]
+    assert [said(other.draw(number)) for number in range(16)] != told
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda number: said(first.draw(number)), range(16))) == told
+    assert said(pickle.loads(pickle.dumps(first)).draw(7)) == told[7]
+
+
+def test_a_spawned_process_draws_the_same(root: Path) -> None:
+    data = Mixture(root, parse_ratio("2:1:1:1:1:2"))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        drawn = pool.map(data.draw, [3, 100_000, 0])
+    assert [said(one) for one in drawn] == [said(data.draw(number)) for number in (3, 100_000, 0)]
+
+
+def test_a_draw_reads_one_entry_of_many(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
+    mask = np.ones(hw, np.uint8)
+    data = made(1_000_000, lambda index: {"expressions": (Expression("cow", False, True, lambda: mask),)})
+    drawn = one(root, "sem_seg", "ade20k")
+    assert not data.read
+    names = {drawn.draw(number).sample.name for number in (0, 999_999, 123_456_789)}
+    assert len(data.read) == len(names) == 3
+
+
+def test_what_it_is_made_of_is_told(root: Path) -> None:
+    data = Mixture(root, parse_ratio("10:0:1:1:0:10"), data_sets={"sem_seg": ["mapillary"]})
+    told = [(part.kind, part.weight, part.data_set, part.entries) for part in data.parts]
+    assert told[0] == ("sem_seg", 10, "mapillary|training", IMAGES)
+    assert ("reason_seg", 10, "ReasonSeg|train", 4) in told
+    assert [kind for kind, _, _, _ in told] == ["sem_seg", *["correct_refer_seg"] * 3, "vqa", "reason_seg"]
+    assert not data.missing
+
+
+def test_only_training_splits_are_read(root: Path) -> None:
+    data = Mixture(root, dict.fromkeys(KINDS, 1))
+    splits = {part.data_set.split("|")[-1] for part in data.parts}
+    assert splits == {"training", "train2017", "train", "llava_instruct_150k"}
+    assert {part.data_set for part in data.parts if part.kind == "refer_seg"} == {
+        "refclef|unc|train",
+        "refcoco|unc_exclude_unified|train",
+        "refcoco+|unc_exclude_unified|train",
+        "refcocog|umd_exclude_unified|train",
+    }
+    public = one(root, "refer_seg", "refcoco|unc")
+    assert [part.data_set for part in public.parts] == ["refcoco|unc|train"]
+    assert one(root, "refer_seg", "grefcoco").draw(0).data_set == "grefcoco|unc|train"
+
+
+# -- what is asked and answered ----------------------------------------------------------------------------------------
+
+
+def test_images_and_masks_are_those_of_the_reader(root: Path) -> None:
+    for kind in ("sem_seg", *REFER):
+        names = ["ade20k", "cocostuff", "mapillary"] if kind == "sem_seg" else DATA_SETS[kind]
+        data = Mixture(root, {kind: 1}, data_sets={kind: names})
+        there = {part.data_set: entries(root, part.data_set) for part in data.parts}
+        for number in range(24):
+            drawn = data.draw(number)
+            entry = there[drawn.data_set][drawn.sample.name]
+            image = drawn.sample.image
+            assert isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.flags.writeable
+            assert not drawn.dialogue
+            for turn in drawn.sample.turns:
+                assert turn.present is not None
+                asked = [e for e in entry.expressions if e.text in turn.question and e.mask is not None]
+                for mask in turn.masks:
+                    assert mask.shape == image.shape[:2]
+                    assert any(np.array_equal(mask, e.mask()) for e in asked if e.mask is not None)
+
+
+def test_questions_are_few_and_different(root: Path) -> None:
+    counted: Counter[int] = Counter()
+    for kind in ("sem_seg", *REFER, "reason_seg"):
+        for questions in (1, 3):
+            data = one(root, kind, questions=questions)
+            for number in range(20):
+                turns = data.draw(number).sample.turns
+                assert 1 <= len(turns) <= questions
+                assert len({turn.question for turn in turns}) == len(turns)
+                counted[len(turns)] += questions == 3
+    assert counted[3] > 60
+
+
+def test_one_text_is_asked_once_and_true_where_it_is_true_at_all(
+    made: Callable[..., Made], root: Path, hw: tuple[int, int]
+) -> None:
+    masks = [np.ones(hw, np.uint8), np.eye(*hw, dtype=np.uint8)]
+    legs = [Expression("leg", False, True, lambda mask=mask: mask) for mask in masks]
+    data = {"expressions": (*legs, Expression("Leg ", False, False))}
+    made(4, lambda index: data, "fprefcoco")
+    drawn = one(root, "correct_refer_seg", "fprefcoco")
+    found = set()
+    for number in range(40):
+        (turn,) = drawn.draw(number).sample.turns
+        assert turn.present
+        found.add(int(turn.masks[0].sum()))
+    assert found == {int(mask.sum()) for mask in masks}
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cocostuff", "mapillary"])
+def test_false_classes_are_absent_and_corrections_name_what_is_there(root: Path, name: str) -> None:
+    data = one(root, "sem_seg", name)
+    there = entries(root, data.parts[0].data_set)
+    pictures = list(draw_pictures(3, IMAGES))
+    shown = {name: set(pictures[number].layout.names) for number, name in enumerate(there)}
+    kinds: Counter[str] = Counter()
+    for number in range(150):
+        drawn = data.draw(number)
+        entry = there[drawn.sample.name]
+        present = {expression.text for expression in entry.expressions}
+        assert not present & set(entry.absent)
+        assert not shown[drawn.sample.name] & set(entry.absent)
+        for turn in drawn.sample.turns:
+            kinds[turn.kind] += 1
+            if turn.present:
+                continue
+            (false,) = re.findall(r"\b(?:no|any) (.+?)(?= can be seen|[.,;]| here| in | but |$)", turn.answer, re.I)[:1]
+            assert false in entry.absent and false in turn.question
+            named = [text for text in present if f"the {text}" in turn.answer]
+            assert bool(named) == (turn.kind == "correction")
+    assert all(kinds[kind] > 3 for kind in ("denial", "correction", "confirmation"))
+
+
+def test_shares_of_classes_that_are_not_there(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
+    mask = np.ones(hw, np.uint8)
+    there = tuple(Expression(name, False, True, lambda: mask) for name in ("cow", "dog", "hat", "key"))
+    made(50, lambda index: {"expressions": there, "absent": ("bus", "owl", "bed", "van")})
+    data = one(root, "sem_seg", "ade20k")
+    kinds = Counter(turn.kind for number in range(1200) for turn in data.draw(number).sample.turns)
+    total = kinds.total()
+    assert total == 3600
+    for kind, share in (("confirmation", 0.85), ("denial", 0.07), ("correction", 0.08)):
+        assert abs(kinds[kind] / total - share) < 4 * (share * (1 - share) / total) ** 0.5
+
+
+def test_shares_of_false_premises_of_reasonseg(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
+    mask = np.ones(hw, np.uint8)
+    true = tuple(Expression(f"What is {n}?", True, True, lambda: mask) for n in "abc")
+    false = tuple(Expression(f"Where is {n}?", True, False, instead="a cow" * (n == "x")) for n in "xyz")
+    made(40, lambda index: {"expressions": true + (false if index % 2 else ())}, "reasonseg")
+    data = one(root, "reason_seg")
+    kinds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for number in range(800):
+        sample = data.draw(number).sample
+        kinds[int(sample.name) % 2 == 1].update(turn.kind for turn in sample.turns)
+        for turn in sample.turns:
+            assert (turn.kind == "correction") == (not turn.present and "Where is x?" in turn.question)
+            assert ("a cow" in turn.answer) == (turn.kind == "correction")
+    assert kinds[False] == {"confirmation": 1200}
+    assert abs(kinds[True]["confirmation"] / 1200 - 0.85) < 0.04
+    assert kinds[True]["denial"] > kinds[True]["correction"] > 30
+
+
+def test_a_file_of_false_premises_alone_is_asked(made: Callable[..., Made], root: Path) -> None:
+    false = (Expression("unicorn", False, False),)
+    made(3, lambda index: {"expressions": false}, "reasonseg")
+    assert [turn.kind for turn in one(root, "reason_seg").draw(0).sample.turns] == ["denial"]
+
+
+def test_parts_are_never_denied_since_nobody_knows(root: Path) -> None:
+    data = Mixture(root, {"sem_seg": 1}, data_sets={"sem_seg": ["paco_lvis", "pascal_part"]})
+    assert all(turn.present for number in range(100) for turn in data.draw(number).sample.turns)
+
+
+def test_false_expressions_come_as_the_files_have_them(root: Path) -> None:
+    for kind, expected in (("refer_seg", set()), ("correct_refer_seg", {"correction"}), ("neg_refer_seg", {"denial"})):
+        data = one(root, kind)
+        there = {part.data_set: entries(root, part.data_set) for part in data.parts}
+        drawn = [data.draw(number) for number in range(60)]
+        kinds = {turn.kind for one in drawn for turn in one.sample.turns}
+        assert kinds == {"confirmation"} | expected
+        for one_drawn in drawn:
+            entry = there[one_drawn.data_set][one_drawn.sample.name]
+            false = [e for e in entry.expressions if not e.present]
+            for turn in one_drawn.sample.turns:
+                if not turn.present:
+                    instead = [e.instead for e in false if e.text in turn.question]
+                    assert instead and any(text in turn.answer for text in instead)
+
+
+def test_conversations_are_whole_and_rounds_of_one(root: Path) -> None:
+    told = json.loads((root / "llava_dataset/llava_instruct_150k.json").read_text())
+    data = one(root, "vqa", questions=1)
+    for number in range(IMAGES):
+        drawn = data.draw(number)
+        assert drawn.dialogue
+        (record,) = [r for r in told if drawn.sample.name.startswith(f"{r['id']}#")]
+        assert len(drawn.sample.turns) == len(record["conversations"]) / 2 > 1
+        for turn, reply in zip(drawn.sample.turns, record["conversations"][1::2], strict=True):
+            assert (turn.answer, turn.masks, turn.present) == (reply["value"], (), None)
+
+
+def test_what_has_no_outline_is_never_asked(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
+    mask = np.ones(hw, np.uint8)
+    seen: list[str] = []
+
+    def make(index: int) -> dict[str, Any]:
+        empty = Expression("ghost", False, True, lambda: seen.append("ghost") or mask, tags=frozenset({"no_target"}))
+        return {"expressions": (empty, Expression("cow", False, True, lambda: mask)) if index else (empty,)}
+
+    made(4, make)
+    data = one(root, "sem_seg", "ade20k")
+    for number in range(40):
+        drawn = data.draw(number)
+        assert drawn.sample.name != "0" and not drawn.skipped
+        assert all("cow" in turn.question for turn in drawn.sample.turns)
+    assert not seen
+
+
+# -- what is broken ----------------------------------------------------------------------------------------------------
+
+
+def damage_image(root: Path) -> str:
+    path = sorted((root / "ade20k/images/training").iterdir())[2]
+    path.write_bytes(path.read_bytes()[:500])
+    return str(path)
+
+
+def delete_image(root: Path) -> str:
+    path = sorted((root / "ade20k/images/training").iterdir())[2]
+    path.unlink()
+    return str(path)
+
+
+def delete_label(root: Path) -> str:
+    path = sorted((root / "ade20k/annotations/training").iterdir())[2]
+    path.write_bytes(b"no picture")
+    return str(path)
+
+
+@pytest.mark.parametrize("damage", [damage_image, delete_image, delete_label])
+def test_a_broken_file_is_passed_over_and_told(own: Callable[..., Path], damage: Callable[[Path], str]) -> None:
+    folder = own("ade20k")
+    whole = [one(folder, "sem_seg").draw(number) for number in range(2 * IMAGES)]
+    path = damage(folder)
+    stem = Path(path).stem
+    data = one(folder, "sem_seg")
+    for number, before in enumerate(whole):
+        drawn = data.draw(number)
+        if before.sample.name == stem:
+            assert drawn.sample.name != stem
+            assert len(drawn.skipped) == 1
+            assert drawn.skipped[0].startswith("ade20k|training: ") and path in drawn.skipped[0]
+            assert said(data.draw(number)) == said(drawn)
+        else:
+            assert said(drawn) == said(before)
+
+
+def test_a_broken_annotation_leaves_the_rest_of_its_image(own: Callable[..., Path]) -> None:
+    folder = own("refer_seg/refcoco", "refer_seg/images/mscoco")
+    path = folder / "refer_seg/refcoco/instances.json"
+    content = json.loads(path.read_text())
+    damaged = content["annotations"][::3]
+    for record in damaged:
+        record["segmentation"] = [[float("nan"), 1.0, 2.0, 2.0, 3.0, 4.0]]
+    path.write_text(json.dumps(content))
+    data = one(folder, "refer_seg")
+    drawn = [data.draw(number) for number in range(30)]
+    told = [message for one_drawn in drawn for message in one_drawn.skipped]
+    assert told and all("instances.json: annotation " in message for message in told)
+    assert {int(re.findall(r"annotation (\d+)", message)[0]) for message in told} <= {r["id"] for r in damaged}
+    assert all(turn.masks[0].any() for one_drawn in drawn for turn in one_drawn.sample.turns)
+
+
+def tiny(hw: tuple[int, int]) -> np.ndarray:
+    return np.ones((2, 2), np.uint8)
+
+
+def nothing(hw: tuple[int, int]) -> np.ndarray:
+    return np.zeros(hw, np.uint8)
+
+
+def doubtful(hw: tuple[int, int]) -> np.ndarray:
+    return np.full(hw, 255, np.uint8)
+
+
+def other_values(hw: tuple[int, int]) -> np.ndarray:
+    return np.arange(hw[0] * hw[1], dtype=np.int64).astype(np.uint8).reshape(hw)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "why"),
+    [
+        ("ghost", tiny, "is .* x .*the mask of 'ghost' is .2, 2"),
+        ("ghost", nothing, "the mask of 'ghost' covers nothing"),
+        ("ghost", doubtful, "the mask of 'ghost' covers nothing"),
+        ("ghost", other_values, "values other than 0, 1 and 255"),
+        ("the [SEG] ghost", tiny, "holds .SEG."),
+    ],
+)
+def test_a_wrong_expression_gives_its_place_to_another(
+    made: Callable[..., Made], root: Path, hw: tuple[int, int], text: str, wrong: Any, why: str
+) -> None:
+    wrong_mask = np.ones(hw, np.uint8) if "[SEG]" in text else wrong(hw)
+    good = np.ones(hw, np.uint8)
+    broken = Expression(text, False, True, lambda: wrong_mask)
+    fine = tuple(Expression(name, False, True, lambda: good) for name in ("cow", "dog"))
+    data = made(2, lambda index: {"expressions": (broken, *fine)}, "refcoco")
+    told: set[str] = set()
+    for number in range(10):
+        drawn = one(root, "refer_seg", "refcoco", questions=2).draw(number)
+        assert len(drawn.sample.turns) == 2
+        assert all("ghost" not in turn.question for turn in drawn.sample.turns)
+        told |= set(drawn.skipped)
+    (message,) = told
+    assert str(data.image) in message and re.search(why, message)
+
+
+def test_a_conversation_with_the_token_in_an_answer_is_passed_over(made: Callable[..., Made], root: Path) -> None:
+    data = made(2, lambda index: {"dialogue": (("Where?", "Here [SEG]." if index else "Here."),)}, "llava_instruct")
+    drawn = [one(root, "vqa").draw(number) for number in range(4)]
+    assert {one_drawn.sample.name for one_drawn in drawn} == {"0"}
+    messages = {message for one_drawn in drawn for message in one_drawn.skipped}
+    assert len(messages) == 1 and str(data.image) in messages.pop()
+
+
+def test_too_many_in_a_row_are_an_error(own: Callable[..., Path]) -> None:
+    folder = own("ade20k")
+    images = sorted((folder / "ade20k/images/training").iterdir())
+    for path in images[1:]:
+        path.unlink()
+    data = one(folder, "sem_seg")
+    assert {data.draw(number).sample.name for number in range(10)} == {images[0].stem}
+    images[0].unlink()
+    with pytest.raises(
+        ReadsegError, match=rf"{IMAGES} records in a row cannot be used. The first: .*\.jpg.*data check"
+    ):
+        data.draw(0)
+
+
+def test_a_large_broken_data_set_is_given_up_early(made: Callable[..., Made], root: Path) -> None:
+    def broken() -> np.ndarray:
+        raise ReadsegError("a.json: broken")
+
+    data = made(100_000, lambda index: {"expressions": (Expression("cow", False, True, broken),)})
+    with pytest.raises(ReadsegError, match=r"50 records in a row.*a\.json: broken"):
+        one(root, "sem_seg", "ade20k").draw(0)
+    assert len(data.read) == mixture.MOST_IN_A_ROW
+
+
+def messages(*names: str) -> Drawn:
+    return Drawn("vqa", "a", None, True, names)  # type: ignore[arg-type]
+
+
+def test_what_was_passed_over_is_told_once_and_limited() -> None:
+    told: list[str] = []
+    skipped = Skipped(told.append, most=2)
+    for drawn in (messages(), messages("a.jpg", "b.jpg"), messages("b.jpg"), messages("a.jpg")):
+        skipped.add(drawn)
+    assert told == ["passed over: a.jpg", "passed over: b.jpg"]
+    assert skipped.count == 2
+    with pytest.raises(ReadsegError, match=r"3 records are broken, the limit is 2\. The last: c\.jpg.*--thorough"):
+        skipped.add(messages("c.jpg"))
+    strict = Skipped(told.append, most=0)
+    strict.add(messages())
+    with pytest.raises(ReadsegError, match="1 records"):
+        strict.add(messages("a.jpg"))
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_read() -> None:
+    assert parse_ratio(" 10:1:2:3:0:10 ") == dict(zip(KINDS, (10, 1, 2, 3, 0, 10), strict=True))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "1:1:1:1:1", "1:1:1:1:1:1:1", "a:1:1:1:1:1", "-1:1:1:1:1:1", "1.5:1:1:1:1:1", "0:0:0:0:0:0"]
+)
+def test_a_wrong_ratio_says_what_is_expected(text: str) -> None:
+    with pytest.raises(ReadsegError, match=r"expected 6 whole numbers.*sem_seg:refer_seg:.*10:1:1:1:1:10"):
+        parse_ratio(text)
+
+
+@pytest.mark.parametrize("text", ["²:1:1:1:1:1", "1001:1:1:1:1:1", "99999999999:1:1:1:1:1"])
+def test_weights_are_plain_and_bounded(text: str) -> None:
+    with pytest.raises(ReadsegError, match="from 0 to 1000"):
+        parse_ratio(text)
+
+
+def wrong_arguments() -> Iterator[tuple[dict[str, Any], str]]:
+    good = {"vqa": 1}
+    yield {"ratio": {}}, "not all 0"
+    yield {"ratio": {"vqa": 0}}, "not all 0"
+    yield {"ratio": {"vqa": -1}}, "whole weights from 0"
+    yield {"ratio": {"vqa": 0.5}}, "whole weights from 0"
+    yield {"ratio": {"video": 1}}, "ratio: no kind 'video'; there are sem_seg"
+    yield {"ratio": good, "data_sets": {"video": ["a"]}}, "data_sets: no kind 'video'"
+    yield {"ratio": good, "data_sets": {"vqa": ["refcoco"]}}, "vqa takes llava_instruct, got 'refcoco'"
+    yield {"ratio": good, "data_sets": {"vqa": ["llava_instruct|val"]}}, "vqa takes llava_instruct"
+    yield {"ratio": good, "data_sets": {"vqa": []}}, "different names for vqa"
+    yield {"ratio": good, "data_sets": {"vqa": "llava_instruct"}}, "different names for vqa"
+    yield {"ratio": good, "data_sets": {"vqa": ["llava_instruct"] * 2}}, "different names for vqa"
+    yield {"ratio": {"refer_seg": 1}, "data_sets": {"refer_seg": ["refcoco|unc|val"]}}, "refer_seg takes refclef"
+    yield {"ratio": {"refer_seg": 1}, "data_sets": {"refer_seg": ["refcoco|google"]}}, r"refs\(google\)"
+    yield {"ratio": good, "seed": -1}, "a seed of at least 0"
+    yield {"ratio": good, "questions": 0}, "1 question or more"
+
+
+@pytest.mark.parametrize(("arguments", "said"), list(wrong_arguments()))
+def test_wrong_arguments_are_named(root: Path, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ReadsegError, match=said):
+        Mixture(root, **arguments)
+
+
+def test_a_negative_number_is_refused(root: Path) -> None:
+    with pytest.raises(ReadsegError, match="numbered from 0, got -1"):
+        one(root, "vqa").draw(-1)
+
+
+def test_what_is_missing_is_told_with_its_place(own: Callable[..., Path]) -> None:
+    folder = own("ade20k", "cocostuff")
+    with pytest.raises(
+        ReadsegError, match=r"none of the data sets of reason_seg is there.*ReasonSeg.*train is missing"
+    ):
+        one(folder, "reason_seg")
+    with pytest.raises(ReadsegError, match=r"mapillary is to be read for sem_seg, but .*config_v2\.0\.json is missing"):
+        one(folder, "sem_seg", "mapillary")
+    data = one(folder, "sem_seg")
+    assert [part.data_set for part in data.parts] == ["ade20k|training"]
+    assert any(
+        message.startswith("cocostuff: ") and "coco/train2017 is missing: put" in message for message in data.missing
+    )
+    with pytest.raises(ReadsegError, match="no such folder"):
+        one(folder / "nowhere", "sem_seg")
