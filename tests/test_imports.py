@@ -19,7 +19,7 @@ PACKAGE = Path(readseg.__file__).parent
 # use what the lines above it define; a name that stands in no list is no one's to import.
 PIXELS = "errors files images geometry masks"
 CORE = f"{PIXELS} grids sasp losses config"
-FILES = "lora weight_files descriptions layouts towers checkpoints loading base_models"
+FILES = "lora weight_files descriptions layouts towers checkpoints base_models adapters loading"
 MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation queries segmenter processes"
@@ -50,8 +50,9 @@ MAY_IMPORT = {
     "model": f"{CORE} families conversation packing prompting answering sam_keys",
     "processor": f"{CORE} families conversation tokenizer prompting sam_keys model",
     "checkpoints": f"{CORE} families tokenizer lora weight_files sam_keys descriptions layouts towers model processor",
-    "loading": f"{CORE} families model processor checkpoints",
     "base_models": f"{CORE} families tokenizer lora weight_files sam_keys descriptions layouts towers checkpoints",
+    "adapters": f"{CORE} families tokenizer lora weight_files descriptions processor checkpoints base_models",
+    "loading": f"{CORE} families weight_files model processor checkpoints adapters",
     "draw": PIXELS,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",

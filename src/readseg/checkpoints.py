@@ -30,6 +30,8 @@ from readseg.tokenizer import MODEL_FILE, LegacyTokenizer
 from readseg.towers import read_tower
 from readseg.weight_files import differences, fetch, let_go, read_weights, write_weights
 
+EMBEDDED = Path(__file__).parent / "weights" / "tiny"
+"""The folder of the model that comes with the package."""
 _UNUSED = "unused"  # a folder beside our weights, for what others' code needs
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
 

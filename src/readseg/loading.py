@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from readseg.checkpoints import build, read_checkpoint
+from readseg.adapters import is_adapter, read_adapter
+from readseg.checkpoints import EMBEDDED, Checkpoint, build, read_checkpoint
 from readseg.errors import ReadsegError
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
-
-EMBEDDED = Path(__file__).parent / "weights" / "tiny"
-"""The folder of the model that comes with the package."""
+from readseg.weight_files import fetch
 
 
 def load_model(
@@ -53,8 +52,8 @@ def load_model(
         )
     source = EMBEDDED if name is None else name
     try:
-        with _quiet_libraries(bar=name is not None and sys.stderr.isatty()):
-            checkpoint = read_checkpoint(source, **reading)
+        with quiet_libraries(bar=name is not None and sys.stderr.isatty()):
+            checkpoint = read_model(source, **reading)
             model, processor = build(checkpoint, dtype=precision, device=where, device_map=device_map, bits=bits)
     except ReadsegError:
         raise
@@ -62,6 +61,24 @@ def load_model(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReadsegError(f"cannot load a model from {source}: {reason}") from error
     return model, processor, checkpoint.notes
+
+
+def read_model(name: str | Path, **reading: Any) -> Checkpoint:
+    """The files of a model in any layout, or of an adapter with the weights that it belongs to.
+
+    Args:
+        name: a folder or a hub id.
+        **reading: arguments of `checkpoints.read_checkpoint`.
+
+    Raises:
+        ReadsegError: as `checkpoints.read_checkpoint` and `adapters.read_adapter`.
+    """
+    folder = fetch(name)
+    if not is_adapter(folder):
+        return read_checkpoint(name, **reading)
+    if given := [option for option, value in reading.items() if value is not None]:
+        raise ReadsegError(f"{', '.join(given)}: for released weights only; {folder} is an adapter.")
+    return read_adapter(folder)
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
@@ -88,12 +105,12 @@ def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _quiet_libraries(*, bar: bool) -> Iterator[None]:
+def quiet_libraries(*, bar: bool = False) -> Iterator[None]:
     """What libraries log while they load would stand before the one line that says what is wrong.
 
     Their progress bar is for people who wait: not for the embedded model, nor where nobody watches.
     """
-    loggers = [getLogger("transformers"), getLogger("huggingface_hub")]
+    loggers = [getLogger(name) for name in ("transformers", "huggingface_hub", "bitsandbytes")]
     levels = [logger.level for logger in loggers]
     had_bar = logging.is_progress_bar_enabled()
     for logger in loggers:

@@ -51,12 +51,11 @@ def convert(
 
     from rich.console import Console
 
-    from readseg.checkpoints import read_checkpoint, save_checkpoint
+    from readseg.checkpoints import save_checkpoint
+    from readseg.loading import read_model
 
     if sam is None:
-        checkpoint = read_checkpoint(
-            model, family=family, vision_tower=vision_tower, system=system, lora_alpha=lora_alpha
-        )
+        checkpoint = read_model(model, family=family, vision_tower=vision_tower, system=system, lora_alpha=lora_alpha)
     else:
         from readseg.base_models import start_from
 

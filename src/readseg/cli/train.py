@@ -15,11 +15,40 @@ def train(
         typer.Option(help="Folder of the run, by default runs/RECIPE; the same folder again goes on."),
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The folder that all data sets lie in, for recipes that train on them.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of the weights to start from; with --sam of LLaVA-1.5. As the recipe says."
+        ),
+    ] = None,
+    sam: Annotated[
+        str | None, typer.Option(help="Of a SAM to start from, beside LLaVA-1.5: folder, hub id or .pth file.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SETTING=VALUE", help="Replaces a setting of the recipe; may be given often."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print data, model, trained weights, memory and first batch, then stop.")
+    ] = False,
 ) -> None:
-    """Train a model from a recipe; a run that was killed goes on from its last checkpoint."""
-    from readseg.training.config import load_recipe
-    from readseg.training.recipe import run_recipe
+    """Train a model from a recipe; a run that was killed goes on from its last checkpoint.
+
+    On several GPUs or machines: accelerate launch -m readseg train RECIPE ...
+    """
+    from readseg.training import recipe as recipes
+    from readseg.training.config import load_recipe, with_start
 
     folder = out if out is not None else Path("runs") / Path(recipe).stem
-    model = run_recipe(load_recipe(recipe), folder, only=stage)
-    typer.echo(f"model: {model}" if model.exists() else f"run: {folder}; the model is written by the last stage")
+    chosen = with_start(load_recipe(recipe, changes or ()), start, sam)
+    if dry_run:
+        recipes.dry_run(chosen, folder, only=stage, data=data)
+        return
+    result = recipes.run_recipe(chosen, folder, only=stage, data=data)
+    if result.name == "adapter":
+        typer.echo(f"adapter: {result}; use it as --model, or write the whole model: readseg merge {result} OUT")
+    else:
+        typer.echo(f"model: {result}" if result.exists() else f"run: {folder}; the model is written by the last stage")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from readseg.config import PointConfig
+from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
+
+Trained = Literal["lm_head", "embed_tokens", "mask_decoder", "seg_projection", "projector"]
+"""Parts that can be trained whole."""
 
 
 class StageConfig(BaseModel):
@@ -20,11 +26,16 @@ class StageConfig(BaseModel):
         name: the stage's folder and label.
         steps: optimiser steps.
         images_per_step: images in a batch, on each process.
+        accumulation: batches of a step, on each process; their gradients are averaged.
         learning_rate: peak learning rate.
         warmup_steps: steps of linear warm-up.
+        schedule: how the rate falls then, "cosine" (to 2%) or "linear" (to 0).
+        optimizer: "muon" for matrices and AdamW for the rest, or "adamw" for all.
         precision: "bf16" autocast, "fp32", or "auto": bf16 where the device multiplies it natively.
         log_every, checkpoint_every: intervals in steps.
-        first_seed: scenes are drawn from seeds first_seed, first_seed + 1, ...
+        workers: threads that make batches ahead; their number changes no batch.
+        ema_decay: of a running mean of the weights, which is then what is validated and kept; 0 for none.
+        trackers: "tensorboard" and "wandb", where installed: they get what metrics.jsonl gets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,12 +43,17 @@ class StageConfig(BaseModel):
     name: str = Field(pattern=r"^[\w-]+$")
     steps: int = Field(gt=0)
     images_per_step: int = Field(gt=0)
+    accumulation: int = Field(default=1, gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=50, ge=0)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    optimizer: Literal["muon", "adamw"] = "muon"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=100, gt=0)
-    first_seed: int = Field(default=1_000_000, ge=1_000_000)
+    workers: int = Field(default=1, gt=0, le=64)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def use_bf16(self) -> bool:
         """Whether to run under bf16 autocast on this machine."""
@@ -48,7 +64,17 @@ class StageConfig(BaseModel):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class MaskStageConfig(StageConfig):
+class SceneStageConfig(StageConfig):
+    """What the stages say that draw scenes.
+
+    Attributes:
+        first_seed: scenes are drawn from seeds first_seed, first_seed + 1, ...
+    """
+
+    first_seed: int = Field(default=1_000_000, ge=1_000_000)
+
+
+class MaskStageConfig(SceneStageConfig):
     """Stage 0: the mask model alone, prompted by points, clicks and boxes.
 
     Attributes:
@@ -59,13 +85,13 @@ class MaskStageConfig(StageConfig):
     masks_per_image: int = Field(default=6, gt=0)
 
 
-class VisionStageConfig(StageConfig):
+class VisionStageConfig(SceneStageConfig):
     """Stage 1: the vision tower alone; what lies under each patch. Its heads are dropped afterwards."""
 
     kind: Literal["vision"]
 
 
-class ReadStageConfig(StageConfig):
+class ReadStageConfig(SceneStageConfig):
     """Stage 2: the language model, the projection of [SEG] and the mask decoder, on questions.
 
     Attributes:
@@ -106,7 +132,107 @@ class ReadStageConfig(StageConfig):
     prompt: Literal["both", "seg", "points"] = "both"
 
 
-AnyStageConfig = Annotated[MaskStageConfig | VisionStageConfig | ReadStageConfig, Field(discriminator="kind")]
+class MixtureStageConfig(StageConfig):
+    """A trained or base model, trained on with LoRA, on the field's data sets.
+
+    Attributes:
+        start: folder or hub id of a model or an adapter, "embedded", or the name of an earlier stage of the recipe;
+            with `sam` the base model LLaVA-1.5.
+        sam: folder, hub id or .pth file of a SAM: joins two base models.
+        family: what released weights are taken for, and what the trained model is; by default what they say.
+        vision_tower: folder or hub id of the CLIP tower, if not where the weights' config.json says.
+        ratio: whole numbers, one for each of `data.mixture.KINDS`.
+        data_sets: by kind, the data sets to draw from; by default all that are on disk.
+        questions: the most questions asked about an image.
+        max_broken: records that cannot be read and are passed over, before the run stops.
+        max_tokens: the longest conversation, without the image's tokens; longer ones lose their last rounds.
+        lora_rank, lora_alpha, lora_dropout, lora_targets: of the language model's LoRA; rank 0 for none.
+        trained: what is trained whole.
+        points: settings of `config.PointConfig` that replace those of the weights.
+        prompt: what prompts the mask decoder ("both", "seg" or "points").
+        text_loss_weight, bce_loss_weight, dice_loss_weight, map_loss_weight: as in `config.ReadConfig`.
+        pack: questions of an image share one row, behind its tokens; else each has a row of its own.
+        gradient_checkpointing: the language model's layers are run again in the backward pass, to save memory.
+        cache: keep what the frozen encoders say of an image on disk.
+        cache_gb: the cache grows no further than this.
+        validate_on: benchmarks, such as "reasonseg/val", that are scored while training.
+        validate_every: interval in steps; 0 for never.
+        validate_images: the most images of each benchmark; 0 for all.
+        validate_protocol: "forced" or "generated"; by default as each benchmark is published.
+        best: the score that decides which weights are the best, a mean over `validate_on`.
+        patience: stop after so many validations without a better one; 0 for never.
+    """
+
+    kind: Literal["mixture"]
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    schedule: Literal["cosine", "linear"] = "linear"
+    start: str = Field(min_length=1)
+    sam: str | None = None
+    family: str | None = None
+    vision_tower: str | None = None
+    ratio: str
+    data_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    questions: int = Field(default=3, gt=0, le=64)
+    max_broken: int = Field(default=100, ge=0)
+    max_tokens: int = Field(default=512, ge=32)
+    lora_rank: int = Field(default=8, ge=0)
+    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    trained: tuple[Trained, ...] = ("lm_head", "embed_tokens", "mask_decoder", "seg_projection")
+    points: dict[str, Any] = Field(default_factory=dict)
+    prompt: Literal["both", "seg", "points"] = "both"
+    text_loss_weight: float = Field(default=1.0, ge=0)
+    bce_loss_weight: float = Field(default=2.0, ge=0)
+    dice_loss_weight: float = Field(default=0.5, ge=0)
+    map_loss_weight: float = Field(default=0.0, ge=0)
+    pack: bool = True
+    gradient_checkpointing: bool = True
+    cache: bool = False
+    cache_gb: float = Field(default=100.0, gt=0)
+    validate_on: tuple[str, ...] = ()
+    validate_every: int = Field(default=0, ge=0)
+    validate_images: int = Field(default=0, ge=0)
+    validate_protocol: Literal["forced", "generated"] | None = None
+    best: Literal["giou", "ciou"] = "giou"
+    patience: int = Field(default=0, ge=0)
+
+    @field_validator("ratio")
+    @classmethod
+    def _is_ratio(cls, value: str) -> str:
+        return _said(parse_ratio, value)
+
+    @field_validator("points")
+    @classmethod
+    def _are_points(cls, value: dict[str, Any]) -> dict[str, Any]:
+        PointConfig.from_dict(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.validate_every and not self.validate_on:
+            raise ValueError("validate_every needs validate_on, the benchmarks to score")
+        if self.patience and not self.validate_every:
+            raise ValueError("patience needs validate_every")
+        if not self.lora_rank and not self.trained:
+            raise ValueError("nothing would be trained: lora_rank is 0 and trained is empty")
+        if self.vision_tower is not None and self.start == "embedded":
+            raise ValueError("the embedded model has its own vision tower: leave out vision_tower")
+        return self
+
+
+def _said(parse: Callable[[str], Any], value: str) -> str:
+    """The text, once it is parsed; pydantic wants a ValueError where it cannot be."""
+    try:
+        parse(value)
+    except ReadsegError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+AnyStageConfig = Annotated[
+    MaskStageConfig | VisionStageConfig | ReadStageConfig | MixtureStageConfig, Field(discriminator="kind")
+]
 
 
 class TrainConfig(BaseModel):
@@ -119,8 +245,13 @@ class TrainConfig(BaseModel):
     stages: tuple[AnyStageConfig, ...] = Field(min_length=1)
 
 
-def load_recipe(name_or_path: str) -> TrainConfig:
+def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a preset by name (``tiny``) or a YAML file by path.
+
+    Args:
+        name_or_path: of the recipe.
+        changes: settings to replace, as "SETTING=VALUE" for every stage that has it, or "STAGE.SETTING=VALUE"; "seed"
+            is the recipe's. Values are written as in YAML.
 
     Raises:
         ReadsegError: no such preset or file, not YAML, or a value that is unknown, missing or out of range.
@@ -140,9 +271,59 @@ def load_recipe(name_or_path: str) -> TrainConfig:
         known = sorted(entry.name.removesuffix(".yaml") for entry in presets.iterdir() if entry.name.endswith(".yaml"))
         raise ReadsegError(f"no preset {name_or_path!r}: expected one of {', '.join(known)}, or a path to a .yaml file")
     try:
-        return TrainConfig.model_validate(yaml.safe_load(text))
+        recipe = TrainConfig.model_validate(yaml.safe_load(text))
+        for change in changes:
+            recipe = _changed(recipe, change)
     except yaml.YAMLError as error:
         raise ReadsegError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ReadsegError(f"recipe {name_or_path}: {'; '.join(lines)}") from error
+    return recipe
+
+
+def _changed(recipe: TrainConfig, change: str) -> TrainConfig:
+    """A recipe with one setting replaced, as `load_recipe` says."""
+    name, equals, text = change.partition("=")
+    stage_name, _, setting = name.strip().rpartition(".")
+    if not equals or not setting:
+        raise ReadsegError(f"{change!r}: expected SETTING=VALUE or STAGE.SETTING=VALUE, such as steps=1000")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ReadsegError(f"{change!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    plain = recipe.model_dump()
+    if not stage_name and setting in ("seed", "vocabulary"):
+        return TrainConfig.model_validate(plain | {setting: value})
+    meant = [stage for stage in plain["stages"] if stage_name in ("", stage["name"]) and setting in stage]
+    if not meant:
+        settings = sorted({own for stage in plain["stages"] for own in stage} - {"kind", "name"})
+        stages = ", ".join(stage["name"] for stage in plain["stages"])
+        raise ReadsegError(f"{change!r}: no stage has it; stages are {stages}, settings {', '.join(settings)}")
+    for stage in meant:
+        stage[setting] = value
+    return TrainConfig.model_validate(plain)
+
+
+def with_start(recipe: TrainConfig, start: str | None, sam: str | None = None) -> TrainConfig:
+    """A recipe that starts from other weights; stages that start from an earlier one stay as they are.
+
+    Args:
+        recipe: of stages of kind "mixture" among others.
+        start: replaces where it starts; None leaves that as it is.
+        sam: replaces the mask model of base models.
+
+    Raises:
+        ReadsegError: no stage starts from a model.
+    """
+    given = {name: value for name, value in (("start", start), ("sam", sam)) if value is not None}
+    if not given:
+        return recipe
+    names = {stage.name for stage in recipe.stages}
+    stages = [
+        stage.model_copy(update=given) if isinstance(stage, MixtureStageConfig) and stage.start not in names else stage
+        for stage in recipe.stages
+    ]
+    if stages == list(recipe.stages) and not any(isinstance(stage, MixtureStageConfig) for stage in stages):
+        raise ReadsegError(f"--{', --'.join(given)}: no stage of this recipe starts from trained weights")
+    return recipe.model_copy(update={"stages": tuple(stages)})

@@ -1,8 +1,9 @@
-"""The one training loop: optimisers, schedule, progress, metrics, checkpoints, resume. It knows no model and no data.
+"""The one training loop: optimisers, schedule, progress, metrics, validation, checkpoints, resume.
 
 A stage is an ``nn.Module`` whose ``forward(batch)`` returns named scalars, one of them ``loss``, and whose
-``batch(step, rank, world)`` is a pure function of its arguments. There is no data order to remember, so a run that was
-killed goes on from its last checkpoint with the very batches that it would have seen.
+``batch(number, rank, world)`` is a pure function of its arguments. There is no data order to remember, so a run that
+was killed goes on from its last checkpoint with the very batches that it would have seen. The loop knows no model and
+no data; devices, processes and precision are accelerate's.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -25,26 +30,66 @@ from readseg.errors import ReadsegError
 from readseg.files import whole
 from readseg.processes import processes
 from readseg.training.config import StageConfig
+from readseg.training.ema import Ema
 
 Batch = dict[str, Any]
+FINISHED, BEST = "adapter", "best"
+"""Folders that a stage's export goes to: at the end, and whenever a validation was the best so far."""
+_AHEAD = 2  # batches made ahead by each worker
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Stage(Protocol):
     """What the loop asks of a stage, besides being an ``nn.Module``."""
 
-    def batch(self, step: int, rank: int, world: int) -> Batch:
-        """The batch of a step on one of ``world`` processes: a pure function of the arguments."""
+    def batch(self, number: int, rank: int, world: int) -> Batch:
+        """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts steps times parts.
+
+        A step has as many parts as gradients are accumulated over.
+        """
 
     def learning_rates(self) -> dict[str, float]:
         """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
 
 
+@runtime_checkable
+class Validated(Protocol):
+    """A stage that is scored while it is trained, and whose weights are kept when the score is the best."""
+
+    def validate(self, rank: int, world: int) -> tuple[float, dict[str, float]]:
+        """The score that decides (higher is better), and others by name; equal in all ``world`` processes."""
+
+    def export(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Writes what was trained, from the module's whole state dict; called by the first process alone."""
+
+
+class _Best:
+    """The best validation so far, and how many have passed since; part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.score, self.since = -math.inf, 0
+
+    def is_better(self, score: float) -> bool:
+        better = score > self.score
+        self.score, self.since = (score, 0) if better else (self.score, self.since + 1)
+        return better
+
+    def state_dict(self) -> dict[str, float]:
+        return {"score": self.score, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.score, self.since = float(state["score"]), int(state["since"])
+
+
 def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     """Train a stage in place, from its last checkpoint in ``folder`` if there is one.
 
-    Learning rate of step t out of T with w warm-up steps: lr * min(1, (t + 1) / w) * cosine from 1 to 0.02. Gradients
-    are clipped to norm 1. Every ``log_every`` steps a line goes to ``metrics.jsonl``; every ``checkpoint_every`` steps
-    the state goes to ``checkpoint-<step>``, written beside its place and moved there, so that it is whole or absent.
+    Learning rate of step t out of T with w warm-up steps: lr * min(1, (t + 1) / w), then falling from 1 to 0.02
+    (cosine) or to 0 (linear). A step's gradient is the mean over its parts and over processes, clipped to norm 1. Every
+    ``log_every`` steps a line goes to ``metrics.jsonl``, each value a mean over the step; every ``checkpoint_every``
+    steps the state goes to ``checkpoint-<step>``, written beside its place and moved there, so that it is whole or
+    absent. A `Validated` stage is scored every ``validate_every`` steps: a line in ``validation.jsonl``, the best
+    weights in ``best``; at the end the last ones are in ``adapter``.
 
     Args:
         stage: the module to train.
@@ -52,66 +97,152 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
         folder: where metrics and checkpoints are kept; made if absent.
 
     Raises:
-        ReadsegError: the loss is not finite; names the step.
+        ReadsegError: the loss is not finite (names the step), or a tracker is not installed.
     """
+    _check_trackers(config)
     # The library keeps the precision of the first stage for the whole process; each stage has its own.
     AcceleratorState._reset_state(reset_partial_state=False)
     # A batch need not use every parameter: it may hold no [SEG], or no box among its prompts.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    precision = "bf16" if config.use_bf16() else "no"
-    accelerator = Accelerator(cpu=processes().device.type == "cpu", mixed_precision=precision, kwargs_handlers=[unused])
+    accelerator = Accelerator(
+        cpu=processes().device.type == "cpu",
+        mixed_precision="bf16" if config.use_bf16() else "no",
+        gradient_accumulation_steps=config.accumulation,
+        log_with=list(config.trackers) or None,
+        project_dir=str(folder / "trackers"),
+        kwargs_handlers=[unused],
+    )
+    if accelerator.state.deepspeed_plugin is not None:  # no loader is prepared that would tell it
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = config.images_per_step
     folder.mkdir(parents=True, exist_ok=True)
     module = cast(nn.Module, stage).train()
     optimizers = _optimizers(module, stage.learning_rates(), config)
     prepared = accelerator.prepare(module, *optimizers)
     model, optimizers = prepared[0], list(prepared[1:])
+    best = _Best()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    ema = Ema(trained, config.ema_decay) if config.ema_decay else None
+    accelerator.register_for_checkpointing(best, *([] if ema is None else [ema]))
+    _only_trained_weights(accelerator, module)
     start = _restore(accelerator, folder)
     main = accelerator.is_main_process
     if main:
-        _cut_metrics(folder / "metrics.jsonl", start)
+        _cut_lines(folder / "metrics.jsonl", start)
+        _cut_lines(folder / "validation.jsonl", start)
+    if config.trackers:
+        accelerator.init_trackers("readseg")
+    validate_every, patience = getattr(config, "validate_every", 0), getattr(config, "patience", 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not main) as progress:
+    with Progress(*columns, disable=not main) as progress, _batches(stage, config, start, accelerator) as batches:
         task = progress.add_task(config.name, total=config.steps, completed=start)
-        batches = _prefetch(stage, range(start, config.steps), accelerator)
-        for step, batch in batches:
-            factor = _schedule(step, config.steps, config.warmup_steps)
+        for step in range(start, config.steps):
+            if patience and best.since >= patience:
+                break
+            rate = config.learning_rate * _schedule(step, config)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * group["factor"] * factor
+                    group["lr"] = rate * group["factor"]
                 optimizer.zero_grad(set_to_none=True)
-            values: dict[str, Tensor] = model(_to_device(batch, accelerator.device))
-            loss = values["loss"]
-            if not torch.isfinite(loss):
-                raise ReadsegError(f"stage {config.name}: the loss is {float(loss.detach())} at step {step}")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
+            values = [
+                _accumulate(accelerator, model, optimizers, next(batches), config.name, step)
+                for _ in range(config.accumulation)
+            ]
+            if ema is not None:
+                ema.update()
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
-                numbers = {name: float(value.detach()) for name, value in values.items()}
+                numbers = _mean_over_processes(accelerator, values)
                 if main:
-                    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-                        stream.write(json.dumps({"step": done, **numbers}) + "\n")
+                    _add_line(folder / "metrics.jsonl", {"step": done, **numbers})
+                accelerator.log(numbers | {"learning_rate": rate}, step=done)
                 progress.update(task, description=f"{config.name} loss {numbers['loss']:.3f}")
             progress.update(task, completed=done)
+            if isinstance(stage, Validated) and validate_every and done % validate_every == 0:
+                with nullcontext() if ema is None else ema.applied():
+                    _validate(accelerator, model, stage, best, folder, done)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 _save(accelerator, folder, done)
+    if isinstance(stage, Validated):
+        with nullcontext() if ema is None else ema.applied():
+            _export(accelerator, model, stage, folder / FINISHED)
+    if config.trackers:
+        accelerator.end_training()
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Warm-up, then a half cosine down to 0.02."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def _accumulate(
+    accelerator: Accelerator, model: nn.Module, optimizers: list[Any], batch: Batch, stage_name: str, step: int
+) -> dict[str, Tensor]:
+    """One part of a step: forward and backward; the last part of it also moves the weights."""
+    with accelerator.accumulate(model):
+        values: dict[str, Tensor] = model(_to_device(batch, accelerator.device))
+        loss = values["loss"]
+        if not torch.isfinite(loss):
+            raise ReadsegError(f"stage {stage_name}: the loss is {float(loss.detach())} at step {step}")
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()  # does nothing before the last part
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _mean_over_processes(accelerator: Accelerator, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means of a step's values, over its parts and over processes; what not every part has, over those that have it."""
+    plain = [{name: float(value) for name, value in part.items()} for part in parts]
+    everywhere: list[dict[str, float]] = gather_object(plain)
+    names = dict.fromkeys(name for part in everywhere for name in part)
+    found = {name: [part[name] for part in everywhere if name in part] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+
+
+def _validate(
+    accelerator: Accelerator, model: nn.Module, stage: Validated, best: _Best, folder: Path, done: int
+) -> None:
+    """Score the stage as it is; the best weights so far are written before any checkpoint says so."""
+    # Where layers are gathered as they are needed, all processes have to run the same ones: each does all of the work.
+    alone = accelerator.distributed_type in _SHARDED
+    rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+    with accelerator.autocast():
+        score, numbers = stage.validate(rank, world)
+    if accelerator.is_main_process:
+        _add_line(folder / "validation.jsonl", {"step": done, "score": score, **numbers})
+    accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=done)
+    if best.is_better(score):
+        _export(accelerator, model, stage, folder / BEST)
+
+
+def _export(accelerator: Accelerator, model: nn.Module, stage: Validated, folder: Path) -> None:
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        stage.export(state, folder)
+    accelerator.wait_for_everyone()
+
+
+def _check_trackers(config: StageConfig) -> None:
+    there = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    if missing := [name for name in config.trackers if not there[name]]:
+        raise ReadsegError(f"trackers: {missing[0]} is not installed: pip install {missing[0]}, or leave it out")
+
+
+def _schedule(step: int, config: StageConfig) -> float:
+    """Warm-up, then a half cosine down to 0.02, or a line down to 0 behind the last step."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return 1 - share
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _optimizers(module: nn.Module, rates: dict[str, float], config: StageConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of linear layers, AdamW for all else (embeddings, norms, convolutions, output heads)."""
+    """AdamW; or Muon for the matrices of linear layers and AdamW for embeddings, norms, convolutions, output heads."""
     matrices = {
         f"{name}.weight"
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and not any(word in name for word in ("lm_head", "heads."))
+        if config.optimizer == "muon"
+        and isinstance(layer, nn.Linear)
+        and not any(word in name for word in ("lm_head", "heads."))
     }
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -133,16 +264,29 @@ def _optimizers(module: nn.Module, rates: dict[str, float], config: StageConfig)
     return optimizers
 
 
-def _prefetch(stage: Stage, steps: range, accelerator: Accelerator) -> Iterator[tuple[int, Batch]]:
-    """Batches in order, two of them made ahead by one background thread."""
+@contextmanager
+def _batches(stage: Stage, config: StageConfig, start: int, accelerator: Accelerator) -> Iterator[Iterator[Batch]]:
+    """The batches from a step on, in order, some of them made ahead by threads.
+
+    They read and paint in libraries that let other threads run, and share the data sets' indices, which processes would
+    each have to hold.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(stage.batch, step, rank, world) for step in steps[:2]]
-        for step in steps:
-            batch = waiting.pop(0).result()
-            if step + 2 < steps.stop:
-                waiting.append(pool.submit(stage.batch, step + 2, rank, world))
-            yield step, batch
+    numbers = iter(range(start * config.accumulation, config.steps * config.accumulation))
+    with ThreadPoolExecutor(config.workers) as pool:
+
+        def ahead() -> Iterator[Batch]:
+            first = islice(numbers, _AHEAD * config.workers)
+            waiting = deque(pool.submit(stage.batch, number, rank, world) for number in first)
+            while waiting:
+                batch = waiting.popleft().result()
+                waiting.extend(pool.submit(stage.batch, number, rank, world) for number in islice(numbers, 1))
+                yield batch
+
+        try:
+            yield ahead()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
@@ -160,6 +304,32 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _only_trained_weights(accelerator: Accelerator, module: nn.Module) -> None:
+    """Checkpoints hold what is trained, and buffers; what is frozen is where training started.
+
+    Where weights are sharded the library saves them its own way, all of them.
+    """
+    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
+    if not frozen:
+        return
+
+    def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        for state in weights:
+            for name in frozen & state.keys():
+                del state[name]
+
+    def load(models: list[nn.Module], folder: str) -> None:
+        while models:
+            state = torch.load(Path(folder) / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            missing, unexpected = models.pop().load_state_dict(state, strict=False)
+            wrong = sorted({name.removeprefix("module.") for name in missing} - frozen) + unexpected
+            if wrong:
+                raise ReadsegError(f"{folder}: it is a checkpoint of another model: {', '.join(wrong[:5])}")
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def _restore(accelerator: Accelerator, folder: Path) -> int:
@@ -187,7 +357,12 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
                 shutil.rmtree(path)
 
 
-def _cut_metrics(path: Path, start: int) -> None:
+def _add_line(path: Path, record: dict[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def _cut_lines(path: Path, start: int) -> None:
     """Drop the lines of steps that will be done again, and a last line that a kill left half-written."""
     if not path.exists():
         return

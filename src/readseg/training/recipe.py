@@ -14,48 +14,131 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from readseg.adapters import Base, open_base
 from readseg.errors import ReadsegError
 from readseg.files import whole
 from readseg.model import ReadModel
 from readseg.processes import processes
 from readseg.processor import ReadProcessor
-from readseg.training.config import AnyStageConfig, MaskStageConfig, TrainConfig, VisionStageConfig
-from readseg.training.loop import train
+from readseg.training.config import (
+    AnyStageConfig,
+    MaskStageConfig,
+    MixtureStageConfig,
+    ReadStageConfig,
+    TrainConfig,
+    VisionStageConfig,
+)
+from readseg.training.dry_run import tell
+from readseg.training.loop import FINISHED, train
+from readseg.training.mixture_stage import MixtureStage, mixture_of
 from readseg.training.read_stage import ReadStage, blank_processor
 from readseg.training.stages import MaskStage, VisionStage
 
 PLAIN_SAM = "sam_mask_decoder.safetensors"
 """The mask decoder as stage 0 left it: with the model's own encoders, the "original SAM" of the analysis."""
+_FREE = {"workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb"}
+"""Settings that a run may go on without: they change no weight."""
 
 
-def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None) -> Path:
+def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> Path:
     """Run the stages of a recipe in order, or only the one named ``only``.
 
     Args:
         recipe: what to run.
         out: folder of the run; a second call with the same folder continues.
         only: name of a single stage, so that independent stages can run in processes of their own.
+        data: the folder of all data sets, which stages of kind "mixture" draw from.
 
     Returns:
-        The folder of the finished model, ``out/model``; it exists once a stage of kind "read" is done.
+        What the last stage that was meant leaves behind: the folder of the finished model, ``out/model``, or of its
+        adapter, ``out/STAGE/adapter``. ``out/model`` exists once a stage of kind "read" is done.
 
     Raises:
-        ReadsegError: ``only`` names no stage, or a stage lacks the weights of an earlier one.
+        ReadsegError: ``only`` names no stage, a stage lacks the weights of an earlier one, or ``data`` is missing.
     """
+    chosen = _chosen(recipe, only)
+    console = Console(quiet=not processes().is_main_process)
+    scenes = [stage for stage in chosen if not isinstance(stage, MixtureStageConfig)]
+    processor = blank_processor(recipe) if scenes else None
+    for options in chosen:
+        if not _result(out, options).exists():
+            console.print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
+            if isinstance(options, MixtureStageConfig):
+                _run_mixture(recipe, options, out, data)
+            elif processor is not None:
+                _run_stage(recipe, options, processor, out)
+    last = chosen[-1]
+    return _result(out, last) if isinstance(last, MixtureStageConfig) else out / "model"
+
+
+def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> None:
+    """Print what the stages of kind "mixture" of a recipe would begin with, and stop.
+
+    Arguments and errors as `run_recipe`; or the recipe has no such stage.
+    """
+    chosen = [stage for stage in _chosen(recipe, only) if isinstance(stage, MixtureStageConfig)]
+    if not chosen:
+        raise ReadsegError("--dry-run is for stages of kind 'mixture', and none was meant")
+    group = processes()
+    console = Console(quiet=not group.is_main_process)
+    for options in chosen:
+        mixture = mixture_of(options, _data_folder(data), recipe.seed)
+        checkpoint = open_base(_base(recipe, options, out, unless_there=True))
+        tell(console, checkpoint, options, mixture, recipe.seed, group.num_processes)
+
+
+def _chosen(recipe: TrainConfig, only: str | None) -> list[AnyStageConfig]:
     names = [stage.name for stage in recipe.stages]
     if only is not None and only not in names:
         raise ReadsegError(f"no stage {only!r} in the recipe: expected one of {', '.join(names)}")
-    console = Console(quiet=not processes().is_main_process)
-    processor = blank_processor(recipe)
-    for options in recipe.stages:
-        if only in (None, options.name) and not _weights(out, options.name).exists():
-            console.print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
-            _run_stage(recipe, options, processor, out)
-    return out / "model"
+    return [stage for stage in recipe.stages if only in (None, stage.name)]
+
+
+def _run_mixture(recipe: TrainConfig, options: MixtureStageConfig, out: Path, data: Path | None) -> None:
+    """Train a model on data sets; what it leaves behind is an adapter."""
+    folder = _data_folder(data)
+    base = _base(recipe, options, out)
+    stage = MixtureStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
+    _check_settings(recipe, options, out / options.name / "settings.json")
+    train(stage, options, out / options.name)
+    if count := stage.batches.skipped.count:
+        Console(stderr=True).print(f"{count} records could not be read and were passed over", highlight=False)
+    processes().wait_for_everyone()
+
+
+def _data_folder(data: Path | None) -> Path:
+    if data is None:
+        raise ReadsegError("--data is missing: name the folder that the data sets lie in (readseg data check DIR)")
+    return data
+
+
+def _base(recipe: TrainConfig, options: MixtureStageConfig, out: Path, *, unless_there: bool = False) -> Base:
+    """Where a stage starts: a model, or what an earlier stage of the recipe left behind.
+
+    With `unless_there` a stage that is not done yet stands for its own start, which has the same sizes.
+    """
+    earlier = {stage.name: stage for stage in recipe.stages[: recipe.stages.index(options)]}
+    before = earlier.get(options.start)
+    if before is None:
+        return Base(options.start, options.sam, options.family, options.vision_tower, recipe.seed)
+    if not isinstance(before, MixtureStageConfig):
+        return Base(str(out / "model"))
+    place = _result(out, before)
+    if not place.exists():
+        if unless_there:
+            return _base(recipe, before, out, unless_there=True)
+        raise ReadsegError(f"the weights of the stage {before.name!r} are not in {out}: run that stage first")
+    return Base(str(place))
+
+
+def _result(out: Path, options: AnyStageConfig) -> Path:
+    """What is there when a stage is done."""
+    folder = out / options.name
+    return folder / FINISHED if isinstance(options, MixtureStageConfig) else folder / "weights.safetensors"
 
 
 def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
-    """Train one stage and write its weights; a stage of kind "read" also writes the finished model."""
+    """Train one stage on scenes and write its weights; a stage of kind "read" also writes the finished model."""
     path = _weights(out, options.name)
     _check_settings(recipe, options, path.with_name("settings.json"))
     if isinstance(options, MaskStageConfig):
@@ -66,7 +149,7 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
         vision_stage = VisionStage(processor, options, recipe.seed)
         train(vision_stage, options, path.parent)
         _write(vision_stage.tower.state_dict(), path)
-    else:
+    elif isinstance(options, ReadStageConfig):
         sam, tower = _earlier(recipe, out, "masks"), _earlier(recipe, out, "vision")
         read_stage = ReadStage(processor, options, recipe.seed, sam, tower, out / "cache")
         train(read_stage, options, path.parent)
@@ -80,7 +163,8 @@ def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) ->
     settings = {"seed": recipe.seed, "vocabulary": recipe.vocabulary, **options.model_dump(mode="json")}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        names = (settings.keys() | before.keys()) - _FREE
+        changed = sorted(key for key in names if settings.get(key) != before.get(key))
         if changed:
             was = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
             raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")

@@ -1,0 +1,174 @@
+"""Draws of the mixture as tensors: conversations as rows, packed or not, with the masks of their [SEG].
+
+A batch is a function of its number: no order is remembered, and nothing of the model but its tokenizer and its sizes is
+needed. Masks are in the size of their image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from readseg.conversation import Turn
+from readseg.data.mixture import Drawn, Mixture, Skipped
+from readseg.data.sample import Turn as SampleTurn
+from readseg.errors import ReadsegError
+from readseg.geometry import Frame
+from readseg.packing import pack
+from readseg.processor import ReadProcessor
+from readseg.training.cache import image_digest, look_up
+from readseg.training.config import MixtureStageConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation: ids and labels behind the prefix, and the masks of its [SEG], uint8 (H, W) each."""
+
+    ids: list[int]
+    labels: list[int]
+    masks: list[np.ndarray]
+    turns: list[SampleTurn]
+
+
+class Batches:
+    """Batches of a mixture.
+
+    Args:
+        mixture: what is drawn from.
+        processor: of the model.
+        options: of the stage.
+        seed: of the recipe; with the number of a batch it makes the batch's own seed, for dropout.
+        cache: where features of images may lie, and the digest of the encoders that they are of; None without.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: ReadProcessor,
+        options: MixtureStageConfig,
+        seed: int,
+        cache: tuple[Path, str] | None = None,
+    ) -> None:
+        self.mixture, self.processor, self.options, self.seed, self.cache = mixture, processor, options, seed, cache
+        self.skipped = Skipped(lambda message: warnings.warn(message, UserWarning, stacklevel=4), options.max_broken)
+        self.prefix = processor.prefix_ids()
+
+    def draw(self, number: int) -> list[Drawn]:
+        """The images of a batch with what is asked about them."""
+        count = self.options.images_per_step
+        drawn = [self.mixture.draw(number * count + k) for k in range(count)]
+        for one in drawn:
+            self.skipped.add(one)
+        return drawn
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """What `MixtureStage.forward` takes; `number` counts over all steps, accumulation and processes.
+
+        Raises:
+            ReadsegError: too many records that cannot be read.
+        """
+        drawn = self.draw(number)
+        images = [Image.fromarray(np.asarray(one.sample.image)) for one in drawn]
+        frames = tuple(self.processor.frame(image) for image in images)
+        rows = [self.rows(one) for one in drawn]
+        text = self._packed(rows) if self.options.pack else self._single(rows)
+        masks = [torch.from_numpy(mask) for own in rows for row in own for mask in row.masks]
+        batch = text | {"frames": frames, "masks": masks, "seed": _seed(self.seed, number)}
+        if self.options.map_loss_weight:
+            grid = round(self.processor.config.num_image_tokens**0.5)
+            owners = [frame for frame, own in zip(frames, rows, strict=True) for row in own for _ in row.masks]
+            cells = [coverage(mask.numpy() == 1, frame, grid) for mask, frame in zip(masks, owners, strict=True)]
+            batch["coverage"] = torch.from_numpy(np.stack(cells) if cells else np.zeros((0, grid * grid), np.float32))
+        return batch | {"images": [self._seen(image) for image in images]}
+
+    def rows(self, drawn: Drawn) -> list[Row]:
+        """The conversations about an image, the longest first, so that packing wastes least.
+
+        A conversation that is too long loses its last rounds: a [SEG] never goes without its mask, or a mask without
+        its [SEG]. Of a single question that is too long nothing is left.
+        """
+        turns = list(drawn.sample.turns)
+        conversations = [turns] if drawn.dialogue else [[turn] for turn in turns]
+        rows = [row for own in conversations if (row := self._row(own)) is not None]
+        return sorted(rows, key=lambda row: -len(row.ids)) or [Row([], [], [], [])]
+
+    def _row(self, turns: list[SampleTurn]) -> Row | None:
+        for kept in range(len(turns), 0, -1):
+            part = turns[:kept]
+            ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in part])
+            start = len(self.prefix)
+            if len(ids) - start <= self.options.max_tokens:
+                masks = [mask for turn in part for mask in turn.masks]
+                seg = self.processor.config.seg_token_id
+                if ids.count(seg) != len(masks):
+                    raise ReadsegError(f"{part[0].question!r}: {ids.count(seg)} [SEG] for {len(masks)} masks.")
+                return Row(ids[start:], labels[start:], masks, part)
+        return None
+
+    def _packed(self, rows: list[list[Row]]) -> dict[str, Any]:
+        pad = self.processor.config.lmm_config.text_config.pad_token_id
+        packed = pack(self.prefix, [[(row.ids, row.labels) for row in own] for own in rows], pad)
+        return {
+            "input_ids": packed.input_ids,
+            "labels": packed.labels,
+            "position_ids": packed.position_ids,
+            "layout": packed.layout,
+            "row_images": torch.arange(len(rows)),
+        }
+
+    def _single(self, rows: list[list[Row]]) -> dict[str, Any]:
+        """Each conversation in a row of its own, padded on the right."""
+        pad = self.processor.config.lmm_config.text_config.pad_token_id
+        owners = [image for image, own in enumerate(rows) for _ in own]
+        packed = pack(self.prefix, [[(row.ids, row.labels)] for own in rows for row in own], pad)
+        # A causal model's token sees nothing of the padding behind it.
+        return {
+            "input_ids": packed.input_ids,
+            "labels": packed.labels,
+            "position_ids": packed.position_ids,
+            "layout": None,
+            "row_images": torch.tensor(owners, dtype=torch.long),
+        }
+
+    def _seen(self, image: Image.Image) -> dict[str, Any]:
+        """What the encoders say of an image, where that is known; else what they have to look at."""
+        key = None
+        if self.cache is not None:
+            folder, encoders = self.cache
+            key = f"{encoders}-{image_digest(image)}"
+            found = look_up(folder, key)
+            if found is not None and found.keys() == {"features", "embeddings"}:
+                return {"key": key, **found}
+        return {
+            "key": key,
+            "pixels": self.processor.lmm_pixels(image),
+            "mask_pixels": self.processor.mask_pixels(image),
+        }
+
+
+def coverage(mask: np.ndarray, frame: Frame, side: int) -> np.ndarray:
+    """Share of each cell of the side x side token grid that a mask (H, W) covers: float32 (side * side,).
+
+    The grid lies on what the language model sees of the image: cells, or parts of them, outside of it count as empty.
+    """
+    x0, y0, x1, y1 = frame.lmm_box
+    # A window of the grid's own resolution times 8, averaged over each cell.
+    fine = 8 * side
+    matrix = np.array([[(x1 - x0) / fine, 0, x0 + 0.5 * ((x1 - x0) / fine - 1)],
+                       [0, (y1 - y0) / fine, y0 + 0.5 * ((y1 - y0) / fine - 1)]])  # fmt: skip
+    window = cv2.warpAffine(
+        mask.astype(np.float32), matrix, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    return cv2.resize(window, (side, side), interpolation=cv2.INTER_AREA).ravel()
+
+
+def _seed(seed: int, number: int) -> int:
+    """Of a batch: dropout must not depend on how many processes or interruptions came before."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
