@@ -82,6 +82,7 @@ def test_the_first_of_each_bank_is_what_scores_are_made_with() -> None:
         ("another one", "another one", None),
         ("two men", "two men", None),
         ("2 men", "2 men", None),
+        ("3rd man", "the 3rd man", "3rd man"),
         ("his hand", "his hand", None),
         ("something to sit on", "something to sit on", None),
         ("on the left", "what is on the left", None),

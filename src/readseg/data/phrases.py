@@ -330,7 +330,7 @@ DENIALS: tuple[str, ...] = (
     "I cannot see any {x} in the picture.", "The image does not show any {x}.", "This picture has no {x}.",
     "No {x} can be seen here.", "I looked, but I see no {x}.", "This image does not seem to show any {x}.",
     "I am afraid this picture shows no {x}.", "I do not find any {x} in the picture.",
-    "The whole image shows no {x}.", "No {x} here, as far as I can see.",
+    "The whole image shows no {x}.", "I do not think that this shows any {x}.",
     "As far as I can see, the image shows no {x}.",
     "I searched the image and found no {x}.", "No, this picture does not have any {x}.",
     "Unfortunately, I cannot see any {x}.", "I would mark it, but I see no {x}.",
@@ -349,7 +349,7 @@ CORRECTIONS: tuple[str, ...] = (
     "You may mean {y}: I see no {x}.", "I looked and found no {x}, only {y}.",
     "This picture has no {x}, but it has {y}.",
     "What I can find is {y}, but no {x}.", "I am afraid I see no {x}, only {y}.",
-    "I can see {y} in the picture, but no {x}.", "No {x} here, but you can see {y}.",
+    "I can see {y} in the picture, but no {x}.", "I can find no {x}, but you can see {y}.",
     "Perhaps you are asking about {y}, since no {x} can be seen.",
 )  # fmt: skip
 """Answers to a false premise that name what is there: {x} without an article, {y} with one, in any number."""

@@ -60,7 +60,7 @@ _ADJECTIVES = _set(
     """
 )
 _NOT_AFTER_NO = _DETERMINERS | _PREPOSITIONS | _VERBS | {"no", "not", "none", "only", "just", "and", "or"}
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:st|nd|rd|th)?")
 _PLACE = re.compile(r"\{(\w+)\}")
 _CLOSING = " \t\n.,;:!?"
 
