@@ -1,14 +1,19 @@
-"""`readseg evaluate scenes` end to end on a very small model."""
+"""`readseg evaluate` end to end on a very small model: scenes, every benchmark of the miniatures, two processes."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import readseg
 from readseg.cli import main
+from readseg.data.mini import write_miniatures
+from readseg.evaluation.benchmarks import DATA_SETS
 from readseg.evaluation.predictions import read_predictions
 from tiny_segmenter import build
 
@@ -20,6 +25,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mini") / "data"
+    write_miniatures(root, seed=3, images=8)
+    return root
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["readseg", "evaluate", *map(str, words)])
     with pytest.raises(SystemExit) as end:
@@ -27,29 +39,142 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(end.value.code or 0)
 
 
-def test_scores_and_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_scenes_are_scored_and_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     words = ("scenes", "--model", model, "--out", tmp_path, "--variants", "--device", "cpu", "-n")
     assert run(monkeypatch, *words, 1) == 0
-    first = {path.name: path.read_bytes() for path in tmp_path.glob("predictions-*.jsonl")}
-    assert sorted(first) == ["predictions-both.jsonl", "predictions-points.jsonl", "predictions-seg.jsonl"]
+    first = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/predictions.jsonl")}
+    assert sorted(first) == ["scenes", "scenes_largest-object", "scenes_points", "scenes_random-object", "scenes_seg"]
     assert run(monkeypatch, *words, 2) == 0
     for name, content in first.items():
-        assert (tmp_path / name).read_bytes().startswith(content)
-    assert len(read_predictions(tmp_path / "predictions-both.jsonl")[1]) == 12
+        now = (tmp_path / name / "predictions.jsonl").read_bytes()
+        assert now.splitlines()[1:7] == content.splitlines()[1:]
+    assert len(read_predictions(tmp_path / "scenes" / "predictions.jsonl")[1]) == 12
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["systems"]) == {"both", "points", "seg", "largest object", "random object"}
-    assert report["systems"]["both"][0]["questions"] == 12
+    assert len(report["results"]) == 5 and report["tables"][0]["rows"][0]["questions"] == 12
     assert "largest object" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "gIoU" in capsys.readouterr().out
-
-
-def test_bad_input(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert run(monkeypatch, "scenes", "--model", tmp_path / "none") == 2
-    assert run(monkeypatch, "scenes", "-n", 0) == 2
-    words = ("scenes", "--out", tmp_path, "-n", 1, "--model")
-    assert run(monkeypatch, *words, model) == 0
     capsys.readouterr()
-    (tmp_path / "predictions-both.jsonl").write_text("something else\n")
-    assert run(monkeypatch, *words, model) == 2
+    assert run(monkeypatch, *words, 1) == 2, "answers that were asked for once are not thrown away"
+    assert "more than are asked for now" in capsys.readouterr().err
+
+
+def test_every_benchmark_of_the_miniatures_runs(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    assert run(monkeypatch, "all", "--model", model, "--data", data, "--out", out, "--limit", 1) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    names = [result["settings"]["benchmark"] for result in report["results"]]
+    assert {name.split("/")[0] for name in names} == set(DATA_SETS)
+    assert len(names) == 27 and not any("train" in name for name in names)
+    for name in ("reasonseg/val", "reasonseg/test", "refcoco/testA", "refcocog/test", "grefcoco/testB"):
+        assert name in names and name in printed
+    assert {result["about"]["images"] for result in report["results"]} == {1}
+    protocols = {result["settings"]["benchmark"]: result["settings"]["protocol"] for result in report["results"]}
+    assert protocols["refcoco/val"] == "forced" and protocols["grefcoco/val"] == "generated"
+
+
+def test_two_processes_are_one(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("reasonseg/test", "fprefcoco/val", "refcoco/unc/testA")
+    words = ("evaluate", *names, "--model", str(model), "--data", str(data), "--device", "cpu", "--out")
+    assert run(monkeypatch, *words[1:], tmp_path / "one") == 0
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(readseg.__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "readseg")
+    command = [sys.executable, *launch, *words, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("FP-RefCOCO") == 1, "only the first process prints"
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path.name
+    assert not list((tmp_path / "two").rglob("*rank*"))
+
+
+def test_protocols_and_points_are_chosen(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ("reasonseg/val", "--model", model, "--data", data, "--out", tmp_path)
+    assert run(monkeypatch, *words, "--protocol", "generated", "--num-points", 3, "--points", "only") == 0
+    path = tmp_path / "reasonseg_val" / "predictions.jsonl"
+    head, predictions = read_predictions(path)
+    assert head.settings["protocol"] == "generated" and head.settings["prompt"] == "points"
+    assert head.settings["points"]["num_points"] == 3
+    assert {p.asked.present for p in predictions.values()} == {True, False}
+    capsys.readouterr()
+    assert run(monkeypatch, *words) == 2
     error = capsys.readouterr().err
-    assert error.startswith("readseg: ") and "predictions-both.jsonl" in error and "Traceback" not in error
+    assert "protocol: 'generated' there, 'forced' now" in error and str(path) in error
+
+
+def test_a_broken_image_is_named_and_nothing_is_lost(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ("reasonseg/test", "--model", model, "--data", data, "--out", tmp_path / "out")
+    image = sorted((data / "reason_seg" / "ReasonSeg" / "test").glob("*.jpg"))[2]
+    whole = image.read_bytes()
+    try:
+        image.write_bytes(whole[: len(whole) // 2])
+        assert run(monkeypatch, *words) == 2
+    finally:
+        image.write_bytes(whole)
+    error = capsys.readouterr().err
+    assert str(image) in error and error.startswith("readseg: ") and error.count("\n") == 1
+    part = tmp_path / "out" / "reasonseg_test" / "predictions-rank0.jsonl"
+    kept = part.read_bytes()
+    assert len(read_predictions(part)[1]) == 2
+    assert run(monkeypatch, *words) == 0
+    merged = (tmp_path / "out" / "reasonseg_test" / "predictions.jsonl").read_bytes()
+    assert merged.startswith(kept) and not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("coco", "--data", "{data}"), "there are scenes, reasonseg, refclef"),
+        (("refcoco/dev", "--data", "{data}"), "no such split is below"),
+        (("refcoco",), "--data"),
+        (("all", "--data", "{none}"), "no such folder"),
+        (("reasonseg", "--data", "{empty}"), "nothing to evaluate"),
+        (("all", "--data", "{empty}"), "readseg data check"),
+        (("scenes", "--protocol", "forced"), "generated only"),
+        (("scenes", "--variants", "--points", "on"), "--variants"),
+        (("scenes", "-n", "0"), "count"),
+        (("refcoco/val", "--data", "{data}", "--limit", "0"), "limit"),
+        (("scenes", "--model", "{none}"), "none"),
+        ((), "BENCHMARK"),
+    ],
+)
+def test_bad_input(
+    words: tuple[str, ...],
+    told: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"{data}": data, "{none}": tmp_path / "none", "{empty}": tmp_path / "empty"}
+    assert run(monkeypatch, *(places.get(word, word) for word in words)) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err and printed.err.startswith("readseg: ") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_a_foreign_file_in_its_place_is_left_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    path = tmp_path / "scenes" / "predictions.jsonl"
+    path.parent.mkdir()
+    path.write_text("something else\n")
+    assert run(monkeypatch, "scenes", "--out", tmp_path, "-n", 1, "--model", model) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("readseg: ") and str(path) in error and "Traceback" not in error
+    assert path.read_text() == "something else\n"

@@ -13,13 +13,28 @@ import pytest
 
 import readseg
 from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import Prediction, PredictionFile, read_predictions
+from readseg.evaluation.predictions import Asked, Prediction, PredictionFile, read_predictions, write_predictions
 
 SETTINGS = {"model": "tiny", "questions": 3}
 MASK = {"size": [2, 3], "counts": "06"}
-FIRST = Prediction("scene-0/0", "it is the cow [SEG].", True, (MASK,))
-SECOND = Prediction("scene-0/1", "Il n'y a pas de vache – désolé.\n", False)
-THIRD = Prediction("scene-1/0", "three", None)
+COW = Asked(
+    key="scene-0/0",
+    image="scene-0",
+    size=(2, 3),
+    question="where is the cow?",
+    present=True,
+    targets=(MASK,),
+    ignored={"size": [2, 3], "counts": "15"},
+    section="scenes",
+    kind="category",
+    tags=frozenset({"pair", "distractor"}),
+)
+FIRST = Prediction(COW, "it is the cow [SEG].", True, (MASK,))
+SECOND = Prediction(
+    Asked("scene-0/1", "a/ü.jpg", (2, 3), "la vache ?", False), "Il n'y a pas de vache – désolé.\n", False
+)
+THIRD = Prediction(Asked("1/0", "scene-1", (2, 3), "how many?", None, expected="three"), "thr", None, finished=False)
+HEAD = b'{"format": "readseg-predictions-2", "settings": {}, "about": {}}\n'
 
 
 def write(path: Path, *predictions: Prediction) -> None:
@@ -31,9 +46,13 @@ def write(path: Path, *predictions: Prediction) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "p.jsonl"
     write(path, FIRST, SECOND, THIRD)
-    settings, predictions = read_predictions(path)
-    assert settings == SETTINGS
+    head, predictions = read_predictions(path)
+    assert (head.settings, head.about) == (SETTINGS, {})
     assert list(predictions.values()) == [FIRST, SECOND, THIRD]
+    again = tmp_path / "again.jsonl"
+    write_predictions(again, SETTINGS, {"images": 2}, predictions.values())
+    assert again.read_bytes().split(b"\n")[1:] == path.read_bytes().split(b"\n")[1:]
+    assert read_predictions(again, SETTINGS)[0].about == {"images": 2}
 
 
 def test_a_line_is_on_its_way_as_soon_as_it_is_added(tmp_path: Path) -> None:
@@ -73,11 +92,11 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     code = f"""
 from pathlib import Path
-from readseg.evaluation.predictions import Prediction, PredictionFile
+from readseg.evaluation.predictions import Asked, Prediction, PredictionFile
 file = PredictionFile(Path({str(path)!r}), {SETTINGS!r})
 number = 0
 while True:
-    file.add(Prediction(f"q/{{number}}", "x" * 2000, False))
+    file.add(Prediction(Asked(f"q/{{number}}", "a.jpg", (2, 3), "what?", False), "x" * 2000, False))
     number += 1
     print(number, flush=True)
 """
@@ -123,27 +142,37 @@ def test_the_same_key_twice_is_refused(tmp_path: Path) -> None:
         read_predictions(path)
 
 
+def line(**changes: object) -> bytes:
+    record = {**FIRST.to_json(), **changes}
+    return json.dumps({name: value for name, value in record.items() if value != "absent"}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
         (b"", "line 1"),
         (b"hello\n", "line 1"),
-        (b'{"format": "something else"}\n', "line 1"),
+        (b'{"format": "something else"}\n', "line 1.*'something else'"),
+        (b'{"format": "readseg-predictions-1", "settings": {}}\n', "another version"),
+        (b'{"format": "readseg-predictions-2", "settings": {}}\n', "'about'"),
         (b"[1]\n", "line 1"),
+        (b"[" * 100_000 + b"\n", "line 1"),
         (b"\xff\xfe\x00\n", "line 1"),
-        (b'{"format": "readseg-predictions-1", "settings": {}}\n{"key": 1}\n', "line 2"),
-        (b'{"format": "readseg-predictions-1", "settings": {}}\nnull\n', "line 2"),
-        (b'{"format": "readseg-predictions-1", "settings": {}}\n{"key": \n', "line 2"),
-        (
-            b'{"format": "readseg-predictions-1", "settings": {}}\n'
-            b'{"key": "a", "answer": "b", "present": 1, "masks": []}\n',
-            "present",
-        ),
-        (
-            b'{"format": "readseg-predictions-1", "settings": {}}\n'
-            b'{"key": "a", "answer": "b", "present": true, "masks": [{"size": [1, 1]}]}\n',
-            "masks",
-        ),
+        (HEAD + b"null\n", "line 2"),
+        (HEAD + b'{"key": \n', "line 2"),
+        (HEAD + line() + b"\n", "line 3"),
+        (HEAD + line(key=1), "line 2.*'key'"),
+        (HEAD + line(answer="absent"), "line 2.*'answer'"),
+        (HEAD + line(present=1), "'present'"),
+        (HEAD + line(said="absent"), "'said'"),
+        (HEAD + line(finished=None), "'finished'"),
+        (HEAD + line(masks=[{"size": [1, 1]}]), "'masks'"),
+        (HEAD + line(targets={}), "'targets'"),
+        (HEAD + line(ignored=3), "'ignored'"),
+        (HEAD + line(size=[2]), "'size'"),
+        (HEAD + line(size=[2, True]), "'size'"),
+        (HEAD + line(size=[10**6, 10**6]), "'size'"),
+        (HEAD + line(tags=[1]), "'tags'"),
     ],
 )
 def test_foreign_files_are_refused_and_left_alone(tmp_path: Path, content: bytes, part: str) -> None:

@@ -8,8 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
+from readseg.errors import ReadsegError
 from readseg.evaluation import report
-from readseg.evaluation.benchmarks import Outcome
+from readseg.evaluation.outcomes import Outcome, Result
 
 
 def outcome(
@@ -44,6 +45,7 @@ def test_scores_of_all() -> None:
     assert row.giou.count == 4
     assert row.ciou.value == 240 / 350
     assert row.ciou_all.value == 240 / 380
+    assert row.giou_all.value == pytest.approx((0.8 + 0 + 1 + 0 + 0.6 + 1) / 6, abs=1e-6)
     assert [row.precision_50.value, row.precision_70.value, row.precision_90.value] == [0.75, 0.5, 0.25]
     assert row.answered.value == pytest.approx(2 / 3)
     assert row.refused.value == 0.5
@@ -81,38 +83,45 @@ def test_a_kind_called_all_is_a_row_of_its_own() -> None:
     assert [row.questions for row in rows if row.name.strip() in ("new scenes", "all")] == [8, 1]
 
 
+def result(benchmark: str, outcomes: list[Outcome], protocol: str = "generated", **settings: object) -> Result:
+    told = {"model": "tiny", "weights": "w", "benchmark": benchmark, "protocol": protocol, "match": "union"}
+    return Result({**told, **settings}, {"images": 2, "of": 2}, (), tuple(outcomes))
+
+
 def test_json_is_json() -> None:
-    content = report.to_json({"both": OUTCOMES}, {"model": "tiny"})
+    content = report.to_json([result("scenes", OUTCOMES, match="order")])
     read = json.loads(json.dumps(content, allow_nan=False))
-    assert read["settings"] == {"model": "tiny"}
-    first = read["systems"]["both"][0]
+    assert read["results"][0]["settings"]["model"] == "tiny" and read["results"][0]["questions"] == 7
+    (table,) = read["tables"]
+    first = table["rows"][0]
     assert first["name"] == "new scenes" and first["ciou"]["value"] == 240 / 350
     assert first["ciou"]["low"] <= 240 / 350 <= first["ciou"]["high"]
-    colour = next(row for row in read["systems"]["both"] if row["name"].strip() == "colour")
+    colour = next(row for row in table["rows"] if row["name"].strip() == "colour")
     assert colour["giou"]["value"] is None and colour["refused"]["value"] == 0
 
 
 def test_tables_show_every_row_and_only_used_columns() -> None:
-    rows = report.breakdown(OUTCOMES)
+    (sheet,) = report.sheets([result("scenes", OUTCOMES)])
     console = Console(width=80, record=True)
-    console.print(report.to_table("scenes", rows))
+    console.print(report.to_table(sheet))
     shown = console.export_text()
-    markdown = report.to_markdown(rows)
+    markdown = report.to_markdown(sheet)
     assert "P@0.5" in markdown and "…" not in shown
     for text in (shown, markdown):
-        for row in rows:
-            assert row.name in text
+        for row in sheet.rows:
+            assert row.name.strip() in text
         assert "gIoU" in text and "0.686" in text
-    assert len({line.count("|") for line in markdown.splitlines()}) == 1
-    words_only = report.to_markdown([report.summarise("count", OUTCOMES[5:])])
-    assert "words right" in words_only and "gIoU" not in words_only
-    assert "0.686 [" in report.to_markdown(rows, intervals=True)
+    assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    assert "0.686 [" in markdown
+    (words_only,) = report.sheets([result("scenes", OUTCOMES[5:])])
+    assert list(words_only.columns) == ["words"]
 
 
 def test_one_score_of_all_systems_by_group() -> None:
     better = [outcome(o.key, o.kind, o.present, o.said, [(u, u) for u in o.unions], *o.tags) for o in OUTCOMES]
-    lines = report.side_by_side({"mine": OUTCOMES, "best": better}).splitlines()
-    assert lines[0] == "| gIoU of questions about | n | mine | best |"
+    both = [result("scenes", OUTCOMES), result("scenes", better, model="best")]
+    lines = report.side_by_side(both).splitlines()
+    assert lines[0] == "| gIoU of questions about | n | tiny | best |"
     cells = {row[1].strip(): [cell.strip() for cell in row[2:5]] for row in (line.split("|") for line in lines[2:])}
     assert cells["two"] == ["2", "0.800", "1.000"]
     assert cells["category"] == ["2", "0.400", "1.000"]
@@ -120,5 +129,77 @@ def test_one_score_of_all_systems_by_group() -> None:
 
 
 def test_systems_side_by_side() -> None:
-    rows = report.compare({"both": OUTCOMES, "seg": OUTCOMES[:2]})
-    assert [(row.name, row.questions) for row in rows] == [("both", 7), ("seg", 2)]
+    systems = [
+        result("scenes", OUTCOMES[:2], prompt="seg"),
+        Result({**result("scenes", []).settings, "model": "blind"}, {}, (), tuple(OUTCOMES[:1])),
+        result("scenes", OUTCOMES),
+    ]
+    del systems[1].settings["weights"]  # type: ignore[attr-defined]
+    alone, beside = report.sheets(systems)
+    assert alone.title == "Scenes: tiny" and alone.rows[0].questions == 7
+    assert [(row.name, row.questions) for row in beside.rows] == [("tiny", 7), ("tiny, [SEG] only", 2), ("blind", 1)]
+
+
+def field_outcomes() -> list[Outcome]:
+    """Three questions about two images: a mask of IoU 0.6, an invention of 40 pixels, a refusal that is right."""
+    return [
+        outcome("1/0", "true premise", True, True, [(60, 100)], "long"),
+        outcome("1/1", "false premise", False, True, [(0, 40)], "short"),
+        outcome("2/0", "false premise", False, False, [(0, 0)], "short"),
+    ]
+
+
+def test_each_field_has_its_own_columns_first() -> None:
+    expected = {
+        "reasonseg/test": ["gIoU", "cIoU"],
+        "refcoco/testA": ["cIoU", "gIoU"],
+        "fprefcoco/val": ["See", "cIoU, all"],
+        "R-refcoco/val": ["gIoU, true", "refused"],
+        "grefcoco/val": ["gIoU", "cIoU", "N-acc", "T-acc"],
+    }
+    for name, headings in expected.items():
+        (sheet,) = report.sheets([result(name, field_outcomes())])
+        assert list(sheet.columns.values())[: len(headings)] == headings
+        assert sheet.rows[0].name == name
+    (general,) = report.sheets([result("grefcoco/val", field_outcomes())])
+    scores = general.rows[0].scores()
+    named = {heading: scores[column].value for column, heading in general.columns.items()}
+    assert named["gIoU"] == pytest.approx((0.6 + 0 + 1) / 3, abs=1e-6)  # no target: 1 if nothing is claimed, else 0
+    assert named["cIoU"] == 60 / 140
+    assert (named["N-acc"], named["T-acc"]) == (0.5, 1.0)
+    (false,) = report.sheets([result("fprefcoco/val", field_outcomes())])
+    assert false.rows[0].see.value == pytest.approx(2 / 3) and false.rows[0].ciou_all.value == 60 / 140
+
+
+def test_reasonseg_test_is_split_by_length() -> None:
+    (sheet,) = report.sheets([result("reasonseg/test", field_outcomes()), result("reasonseg/val", field_outcomes())])
+    rows = [(row.name, row.questions) for row in sheet.rows]
+    assert rows == [("reasonseg/val", 3), ("reasonseg/test", 3), ("  short queries", 2), ("  long queries", 1)]
+
+
+def test_protocols_never_share_a_table_and_are_stated() -> None:
+    forced = result("refcoco/val", field_outcomes()[:1], "forced")
+    forced.about["left_out"] = 7  # type: ignore[index]
+    one, other = report.sheets([result("refcoco/val", field_outcomes()), forced])
+    assert "teacher-forced" in one.notes[0] and "7 of them" in one.notes[1]
+    assert "generated" in other.notes[0] and len(other.notes) == 1
+    assert "answered" in other.columns.values() and "answered" not in one.columns.values()
+
+
+def test_samples_and_unfinished_runs_are_told() -> None:
+    part = result("refcoco/val", field_outcomes())
+    part.about.update(images=5, of=1500)  # type: ignore[attr-defined]
+    (sheet,) = report.sheets([part])
+    assert "refcoco/val 5 of 1500" in sheet.notes[1] and "refcoco/val 2 of 5" in sheet.notes[2]
+
+
+def test_models_side_by_side_in_one_table() -> None:
+    (sheet,) = report.sheets([result("refcoco/val", OUTCOMES, model=name) for name in ("b", "a\x1b[31m|")])
+    assert [row.name for row in sheet.rows] == ["refcoco/val: a?[31m|", "refcoco/val: b"]
+    assert "a?[31m\\|" in report.to_markdown(sheet)
+
+
+def test_unknown_benchmarks_are_errors() -> None:
+    for wrong in (result("coco/val", OUTCOMES), result("refcoco/val", OUTCOMES, "guessed")):
+        with pytest.raises(ReadsegError, match="expected one of"):
+            report.sheets([wrong])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from readseg.cli import chat, convert, data, evaluate, segment, train
+from readseg.cli import chat, convert, data, evaluate, merge, score, segment, train
 from readseg.cli.errors import run
 
 app = typer.Typer(
@@ -17,8 +17,10 @@ app = typer.Typer(
 app.command("segment")(segment.segment)
 app.command("chat")(chat.chat)
 app.command("train")(train.train)
+app.command("merge")(merge.merge)
 app.command("convert")(convert.convert)
-app.add_typer(evaluate.app, name="evaluate")
+app.command("evaluate")(evaluate.evaluate)
+app.command("score")(score.score)
 app.add_typer(data.app, name="data")
 
 

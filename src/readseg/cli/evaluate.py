@@ -1,70 +1,157 @@
-"""`readseg evaluate`: scores of a model on a benchmark."""
+"""`readseg evaluate`: scores of a model on benchmarks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from readseg.cli import options
 from readseg.cli.segment import check_writable
 
-app = typer.Typer(help="Score a model on a benchmark.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from readseg.evaluation.outcomes import Result
 
 
-@app.callback()
-def evaluate() -> None:
-    """Score a model on a benchmark."""
-
-
-@app.command()
-def scenes(
+def evaluate(
+    benchmark: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BENCHMARK",
+            help="scenes; reasonseg/val, refcoco/testA, ...; a data set for all its splits; all for all sets.",
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="The folder that all data sets lie in.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keeps predictions and report; an interrupted run goes on from there.")
     ] = None,
+    protocol: Annotated[
+        Literal["forced", "generated"] | None,
+        typer.Option(help="Give the model its answer, or let it answer; by default as each set is published."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each benchmark, evenly spread.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes of the fixed set.")] = 600,
     variants: Annotated[bool, typer.Option(help="Also with points only and with the SEG embedding only.")] = False,
     model: options.Model = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    bits: options.Bits = None,
+    device_map: options.DeviceMap = None,
+    family: options.FamilyName = None,
+    vision_tower: options.VisionTower = None,
+    system: options.System = None,
+    lora_alpha: options.LoraAlpha = None,
+    points: options.PointsSwitch = None,
+    num_points: options.NumPoints = None,
+    t_pos: options.TPos = None,
+    t_neg: options.TNeg = None,
+    downsample: options.Downsample = None,
+    alignment: options.AlignmentName = None,
+    threshold: options.ThresholdRule = None,
 ) -> None:
-    """Score generated answers on the fixed test set of drawn scenes, beside blind baselines."""
-    import json
+    """Score a model on benchmarks: of the field, below --data, or the fixed set of drawn scenes.
+
+    Several processes share the work: accelerate launch -m readseg evaluate ...
+    """
+    from readseg.errors import ReadsegError
+    from readseg.evaluation.benchmarks import SCENES, open_benchmark, resolve
+    from readseg.evaluation.run import VARIANTS, model_system, run
+    from readseg.processes import processes
+    from readseg.training.cache import digest
+
+    names = resolve(data, benchmark)
+    if protocol == "forced" and SCENES in names:
+        raise ReadsegError("--protocol forced: scenes are scored under the protocol generated only.")
+    if variants and points is not None:
+        raise ReadsegError("--variants: it asks with each kind of points by itself; leave --points out.")
+    if out is not None:
+        check_writable(out)
+    group = processes()
+    segmenter = options.load_segmenter(
+        model,
+        device=str(group.device) if device is None and group.num_processes > 1 else device,
+        dtype=dtype,
+        bits=bits,
+        device_map=device_map,
+        family=family,
+        vision_tower=vision_tower,
+        system=system,
+        lora_alpha=lora_alpha,
+    )
+    prompt, point_config = options.point_options(
+        segmenter,
+        points,
+        num_points=num_points,
+        t_pos=t_pos,
+        t_neg=t_neg,
+        downsample=downsample,
+        alignment=alignment,
+        threshold=threshold,
+    )
+    if group.is_main_process:
+        options.tell(segmenter)
+    # The weights too: a model that was trained on must not go on with the predictions of its former self.
+    settings = {
+        "model": model or "embedded",
+        "weights": digest([segmenter.model]),
+        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        "bits": bits,
+        "system": system,
+    }
+    others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
+    results: list[Result] = []
+    for name in names:
+        if name == SCENES:
+            from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # needs the extra "scenes"
+
+            which = SceneSet(scenes=count)
+            there, blind = scene_benchmark(which), blind_systems(which)
+        else:
+            there, blind = open_benchmark(data or Path(), name, protocol), []
+        systems = [
+            model_system(segmenter, there, settings=settings, prompt=kind, points=point_config)
+            for kind in (prompt, *others)
+        ]
+        found = run(
+            [*systems, *blind],
+            there,
+            folder=None if out is None else out / name.replace("/", "_"),
+            rank=group.process_index,
+            world=group.num_processes,
+            limit=limit,
+            progress=True,
+        )
+        results += found.values()
+    if group.is_main_process:
+        show(results)
+        if out is not None:
+            write(out, results, data)
+    if group.num_processes > 1:
+        group.wait_for_everyone()
+        group.destroy_process_group()
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print the tables of results."""
+    import sys
 
     from rich.console import Console
 
-    from readseg.evaluation import report
-    from readseg.evaluation.benchmarks import PROMPTS, SceneSet, evaluate_scenes
-    from readseg.files import whole
-    from readseg.training.cache import digest
+    from readseg.evaluation.report import sheets, to_table
 
-    if out is not None:
-        check_writable(out)
-    segmenter = options.load_segmenter(model, device=device, dtype=dtype)
-    options.tell(segmenter)
-    # The weights too: a model that was trained on must not go on with the predictions of its former self.
-    settings = {"model": model or "embedded", "weights": digest([segmenter.model])}
-    systems = evaluate_scenes(
-        segmenter,
-        SceneSet(scenes=count),
-        prompts=PROMPTS if variants else PROMPTS[:1],
-        folder=out,
-        settings=settings,
-        progress=True,
-    )
-    beside = report.compare(systems)
-    by_kind = report.breakdown(systems["both"])
-    console = Console()
-    console.print(report.to_table(f"{settings['model']}: scenes, generated answers", by_kind))
-    console.print(report.to_table("points and SEG (both), and what it is compared with", beside))
-    if out is not None:
-        content = json.dumps(report.to_json(systems, {**settings, "scenes": count}), indent=1)
-        tables = [
-            report.side_by_side(systems),
-            *(report.to_markdown(rows, intervals=True) for rows in (beside, by_kind)),
-        ]
-        for name, text in (("report.json", content), ("report.md", "\n".join(tables))):
-            with whole(out / name) as place:
-                place.write_text(text, encoding="utf-8")
-        typer.echo(f"report: {out / 'report.json'}, {out / 'report.md'}")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for sheet in sheets(results):
+        console.print(to_table(sheet))
+        for note in sheet.notes:
+            console.print(note, style="dim", highlight=False, markup=False)
+
+
+def write(folder: Path, results: Sequence[Result], data: Path | None) -> None:
+    """Write the report into a folder, and say where it is."""
+    from readseg.evaluation.webpage import FILES, write_report
+
+    write_report(folder, results, data=data)
+    typer.echo(f"report: {', '.join(str(folder / name) for name in FILES)}")

@@ -1,273 +1,311 @@
-"""Benchmarks: a fixed set of questions, a model's answers to them, and blind answers beside them.
+"""Benchmarks by name: which images, what is asked about each, under which protocol. No model.
 
-Protocol of the scenes: generated. The model gets picture and question, decides by itself whether to answer with
-[SEG], and what it draws is compared with the exact masks, in pixels of the image. The k-th mask of an answer
-belongs to the k-th target; a missing mask counts as empty, and one too many against an empty target.
+    reasonseg/val, refcoco/testA, fprefcoco/val   a split of a data set below the folder of all data
+    refcoco/unc/testA                             the same, of one of several refs(SPLIT_BY) files
+    reasonseg, refcoco, all                       every split but "train" of one data set, or of all of them
+    scenes                                        the fixed set of drawn scenes (evaluation/scenes.py)
+
+Two protocols, never mixed in one number:
+
+    "forced"     the answer with [SEG] is given to the model, its mask is scored: how ReasonSeg, RefCOCO/+/g and
+                 RefCLEF are published. A false premise has no truth under it and is left out.
+    "generated"  the model answers by itself: how sets with false premises, or with no target, are scored.
+
+ReasonSeg asks the first text of each file, as published, and under "generated" its false premises too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, get_args
 
 import numpy as np
-from rich.progress import track
 
-from readseg.config import Prompt
-from readseg.data.scenes.compose import Rendered, make_scene, render
-from readseg.data.scenes.questions import Question, ask
+from readseg.data.catalogue import REFERRING, DataSet, Reader, data_sets
+from readseg.data.entries import Entry, Expression
+from readseg.data.reasonseg import ReasonSeg
+from readseg.data.refcoco import RefCoco, preferred
 from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import Prediction, PredictionFile
-from readseg.masks import decode_rle, encode_rle, intersection_and_union, union
+from readseg.evaluation.outcomes import Match
 
-FIRST_TEST_SEED = 500_000
-"""Test scenes have the seeds from here on; training draws from 1,000,000 on."""
+Protocol = Literal["forced", "generated"]
 
-SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
-"""Section of the test scene whose number modulo 10 is the place here. "scenes": all of it is new but words and pairs of
-classes are those of training; the others hold out the phrasings, the descriptions (reasoning questions only), or
-put two classes together that training never does."""
-
-PROMPTS: tuple[Prompt, ...] = ("both", "points", "seg")
-"""What prompts the mask decoder: points and [SEG] (the method), points only, [SEG] only."""
-
-BLIND = ("largest object", "random object")
-"""Baselines that know where the objects are and do not read the question."""
+SCENES, ALL = "scenes", "all"
+FORCED = ("reasonseg", "refclef", "refcoco", "refcoco+", "refcocog")
+"""The data sets whose published protocol is "forced"; the others' is "generated"."""
+DATA_SETS = ("reasonseg", *REFERRING)
+"""The data sets that are benchmarks, in the order of the tables."""
 
 
-class Answers(Protocol):
-    """What evaluation asks of a `Segmentation`: the text, whether the object is said to be there, (S, H, W) masks."""
-
-    @property
-    def answer(self) -> str:
-        """The answer's text."""
-
-    @property
-    def present(self) -> bool | None:
-        """Whether the object is said to be there; None where no segmentation was asked for."""
-
-    @property
-    def masks(self) -> np.ndarray:
-        """(S, H, W) bool, one mask for each [SEG] of the answer."""
-
-
-class Segments(Protocol):
-    """What evaluation asks of a `Segmenter`."""
-
-    def segment(self, image: Any, query: Sequence[str], /, *, asks: bool, prompt: Prompt) -> Sequence[Answers]:
-        """Answers to all queries about one image, with the given prompt of `PROMPTS`."""
-
-
-@dataclass(frozen=True)
-class SceneSet:
-    """Which scenes and questions: by default the fixed test set.
-
-    Of ten scenes in a row six are new by their seed only; the others hold more out, as `SECTIONS` says. Any first part
-    of the set is mixed alike, so a small number of scenes is a fair sample.
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A question about an image, and what is true.
 
     Attributes:
-        scenes: number of scenes.
-        questions: about each scene.
-        first_seed: of the first scene.
-    """
-
-    scenes: int = 600
-    questions: int = 6
-    first_seed: int = FIRST_TEST_SEED
-
-    def __post_init__(self) -> None:
-        for name in ("scenes", "questions"):
-            if getattr(self, name) < 1:
-                raise ReadsegError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scene of a benchmark: its name, its section of `SECTIONS`, its pixels, and what is asked about it."""
-
-    name: str
-    section: str
-    picture: Rendered
-    questions: tuple[Question, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one question went: all that the scores need of it.
-
-    Attributes:
-        key: of the question; `image` is the scene that it is about.
-        image: name of the scene.
-        section: of `SECTIONS`.
+        key: unique within the benchmark.
+        text: the question, in the data set's words.
+        sentence: whether it is a whole sentence, not the name of a thing; None goes to the model as it stands.
+        present: whether what is asked for is there; None for a question that is answered in words.
+        targets: paints the masks that are expected, each (H, W) in {0, 1, 255}; raises ReadsegError naming the file
+            that it cannot read.
+        expected: the answer in words; None where there is none.
         kind: kind of question.
-        tags: what was held out of training, and other properties of the question.
-        present: whether the object is there; None for a question that is answered in words.
-        said: whether the answer has a mask that is not empty.
-        intersections: pixels, one number for each mask; empty for a question answered in words.
-        unions: likewise.
-        right_words: the answer's text is the expected one, whatever its case, spaces and stops.
+        tags: what else scores are grouped by.
     """
 
     key: str
-    image: str
-    section: str
-    kind: str
-    tags: frozenset[str]
+    text: str
+    sentence: bool | None
     present: bool | None
-    said: bool
-    intersections: tuple[int, ...]
-    unions: tuple[int, ...]
-    right_words: bool
+    targets: Callable[[], Sequence[np.ndarray]]
+    expected: str | None = None
+    kind: str = ""
+    tags: frozenset[str] = frozenset()
 
 
-def scene_cases(which: SceneSet) -> Iterator[Case]:
-    """Draws the scenes of a set one after the other with their questions: a function of `which`."""
-    for number in range(which.first_seed, which.first_seed + which.scenes):
-        section = SECTIONS[number % len(SECTIONS)]
-        scene = make_scene(number, pairs="held_out" if section == "pairs" else "seen")
-        picture = render(scene)
-        only_reasoning = section == "descriptions"
-        questions = ask(
-            scene,
-            picture.areas,
-            picture.boxes,
-            np.random.default_rng([number, 17]),
-            count=which.questions,
-            phrasing="held_out" if section == "phrasings" else "train",
-            descriptions="held_out" if only_reasoning else "train",
-            kinds={"reasoning": 1.0} if only_reasoning else None,
-            plain=0.0 if only_reasoning else 0.15,
-        )
-        yield Case(f"scene-{number}", section, picture, tuple(questions))
+@dataclass(frozen=True, eq=False)
+class Page:
+    """An image of a benchmark with all that is asked about it.
+
+    Attributes:
+        name: unique within the benchmark; its questions' keys begin with it and a "/".
+        image: the file, or pixels (H, W, 3).
+        place: how records call the image: the file relative to the folder of all data, or the name of a scene.
+        section: part of the benchmark.
+        queries: at least one.
+    """
+
+    name: str
+    image: Path | np.ndarray
+    place: str
+    section: str
+    queries: tuple[Query, ...]
 
 
-def evaluate_scenes(
-    segmenter: Segments,
-    which: SceneSet | None = None,
-    *,
-    prompts: Sequence[Prompt] = ("both",),
-    folder: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> dict[str, list[Outcome]]:
-    """Asks a model all questions of a set, with each kind of prompt, and scores the blind baselines beside it.
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """A fixed list of images and questions, and how answers are made and scored.
+
+    Attributes:
+        name: as in this module's head.
+        protocol: how answers are made.
+        match: how masks meet their targets, see `outcomes`.
+        names: of the pages.
+        page: makes the page of a number.
+        settings: what else decides the answers: which files.
+        about: what else is known: the folder of the data.
+        left_out: for each page how many false premises the protocol leaves out.
+        ordered: a first part of it is mixed as all of it is, so that a smaller number takes the first pages.
+    """
+
+    name: str
+    protocol: Protocol
+    match: Match
+    names: tuple[str, ...]
+    page: Callable[[int], Page]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[int, ...] = ()
+    ordered: bool = False
+
+    def __len__(self) -> int:
+        """How many pages there are."""
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Page:
+        """The page of a number from 0 on."""
+        if not 0 <= number < len(self):  # an IndexError ends a for loop
+            raise IndexError(f"{self.name} has {len(self)} images, there is no number {number}")
+        return self.page(number)
+
+
+def chosen(benchmark: Benchmark, limit: int | None) -> list[int]:
+    """The pages of a sample, in order: evenly spread over the benchmark; a larger sample holds every smaller one.
+
+    The numbers 0, 1, 2, ... with their bits reversed: 0, 1/2, 1/4, 3/4, 1/8, ... of the benchmark.
 
     Args:
-        segmenter: the model; all questions of a scene are asked in one call.
-        which: the set; the fixed test set where left out.
-        prompts: of `PROMPTS`.
-        folder: keeps `predictions-<prompt>.jsonl`; what is there already is not computed again.
-        settings: of the model, kept with the predictions: a folder made with others is refused.
-        progress: show a bar.
-
-    Returns:
-        For each prompt and each name of `BLIND`, the outcomes in the order of the set.
+        benchmark: what to draw from.
+        limit: how many pages; all where left out, or where there are fewer.
 
     Raises:
-        ReadsegError: an unknown prompt, or predictions of other settings in `folder`.
+        ReadsegError: the limit is less than 1.
     """
-    which = which or SceneSet()
-    for prompt in prompts:
-        if prompt not in PROMPTS:
-            raise ReadsegError(f"prompt: expected one of {', '.join(PROMPTS)}, got {prompt!r}")
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in (*prompts, *BLIND)}
-    with ExitStack() as stack:
-        files: dict[str, PredictionFile] = {}
-        if folder is not None:
-            about = {**(settings or {}), **asdict(which), "protocol": "generated"}
-            # The number of scenes only says where to stop: a longer run goes on from a shorter one.
-            del about["scenes"]
-            for prompt in prompts:
-                path = folder / f"predictions-{prompt}.jsonl"
-                files[prompt] = stack.enter_context(PredictionFile(path, {**about, "prompt": prompt}))
-        cases = scene_cases(which)
-        for case in track(cases, "scenes", total=which.scenes, disable=not progress):
-            for prompt in prompts:
-                predictions = _predict(segmenter, case, prompt, files.get(prompt))
-                outcomes[prompt] += [score(case, k, p) for k, p in enumerate(predictions)]
-            for name in BLIND:
-                outcomes[name] += [score(case, k, blind(case, k, name)) for k in range(len(case.questions))]
-    return outcomes
+    count = len(benchmark)
+    if limit is not None and limit < 1:
+        raise ReadsegError(f"limit: expected at least 1 image, got {limit}")
+    if limit is None or limit >= count:
+        return list(range(count))
+    if benchmark.ordered:
+        return list(range(limit))
+    bits = (count - 1).bit_length()
+    spread = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return sorted([number for number in spread if number < count][:limit])
 
 
-def score(case: Case, k: int, prediction: Prediction) -> Outcome:
-    """Compares the prediction for question `k` of a case with the truth.
+def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> Benchmark:
+    """A split of a data set as a benchmark. Reads all its records, so that a broken one is known before any model asks.
+
+    Args:
+        root: the folder of all data.
+        name: "reasonseg/val", "refcoco/testA", "refcoco/unc/testA".
+        protocol: by default the published one.
 
     Raises:
-        ReadsegError: a mask is not of the image's size.
+        ReadsegError: no such data set or split, an unknown protocol, a record that cannot be read, or nothing to ask.
     """
-    question = case.questions[k]
-    hw = case.picture.masks.shape[1:]
-    drawn = [decode_rle(dict(mask)) for mask in prediction.masks]
-    for mask in drawn:
-        if mask.shape != hw:
-            raise ReadsegError(f"{prediction.key}: expected masks of size {hw}, the image's, got {mask.shape}")
-    counts: list[tuple[int, int]] = []
-    if question.present is False:
-        counts = [intersection_and_union(union(drawn, hw), np.zeros(hw, bool))]
-    elif question.present:
-        truth = [union([case.picture.masks[index] for index in target], hw) for target in question.targets]
-        nothing = np.zeros(hw, bool)
-        for order in range(max(len(truth), len(drawn))):
-            found = drawn[order] if order < len(drawn) else nothing
-            counts.append(intersection_and_union(found, truth[order] if order < len(truth) else nothing))
-    return Outcome(
-        key=prediction.key,
-        image=case.name,
-        section=case.section,
-        kind=question.kind,
-        tags=question.tags,
-        present=question.present,
-        said=any(mask.any() for mask in drawn),
-        intersections=tuple(i for i, _ in counts),
-        unions=tuple(u for _, u in counts),
-        right_words=_words(prediction.answer) == _words(question.answer),
+    if protocol is not None and protocol not in get_args(Protocol):
+        raise ReadsegError(f"protocol: expected one of {', '.join(get_args(Protocol))}, got {protocol!r}")
+    dataset, *middle, split = name.split("/")
+    if dataset not in DATA_SETS or not split or len(middle) > (dataset != "reasonseg"):
+        raise ReadsegError(
+            f"benchmark {name!r}: expected DATASET/SPLIT, such as reasonseg/val or refcoco/testA; data sets are "
+            f"{', '.join(DATA_SETS)}"
+        )
+    how: Protocol = protocol or ("forced" if dataset in FORCED else "generated")
+    reader = ReasonSeg(root, split) if dataset == "reasonseg" else RefCoco(root, "|".join((dataset, *middle, split)))
+    pages, left_out = _pages(reader, dataset, split, how, root)
+    if not pages:
+        raise ReadsegError(f"benchmark {name!r}: nothing can be asked under the protocol {how!r}")
+    return Benchmark(
+        name=name,
+        protocol=how,
+        match="union",
+        names=tuple(page.name for page in pages),
+        page=pages.__getitem__,
+        settings={"split": reader.name},
+        about={"data": str(root.absolute())},
+        left_out=tuple(left_out),
     )
 
 
-def blind(case: Case, k: int, name: str) -> Prediction:
-    """The answer of a baseline of `BLIND` to question `k`: as many objects as were asked for, whatever was asked.
+def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
+    """Names of single benchmarks, in the given order and each once.
 
-    "largest object" takes those with the most visible pixels, "random object" draws them by lot (the lot is a
-    function of the question's key). Neither ever refuses.
+    Args:
+        root: the folder of all data; None where there is none.
+        names: as in this module's head.
 
     Raises:
-        ReadsegError: an unknown name.
+        ReadsegError: an unknown name; or what it names is not below `root`: where to put what.
     """
-    key, masks = f"{case.name}/{k}", case.picture.masks
-    areas = masks.sum(axis=(1, 2))
-    if name == "largest object":
-        order = np.argsort(-areas, kind="stable")
-    elif name == "random object":
-        seed = [int(case.name.rpartition("-")[2]), k]
-        order = np.random.default_rng(seed).permutation(np.flatnonzero(areas))
-    else:
-        raise ReadsegError(f"baseline: expected one of {', '.join(BLIND)}, got {name!r}")
-    wanted = max(1, len(case.questions[k].targets))
-    return Prediction(key, "", True, tuple(encode_rle(masks[index]) for index in order[:wanted]))
+    found: list[str] = []
+    for name in names:
+        dataset = name.split("/")[0]
+        if name == SCENES:
+            found.append(name)
+        elif name != ALL and dataset not in DATA_SETS:
+            raise ReadsegError(
+                f"no benchmark {name!r}; there are {SCENES}, {', '.join(DATA_SETS)}, a split of one of them such as "
+                f"refcoco/testA, and {ALL}"
+            )
+        elif root is None:
+            raise ReadsegError(
+                f"benchmark {name}: it needs data; name the folder that the data sets lie in with --data"
+            )
+        elif not root.is_dir():
+            raise ReadsegError(f"{root}: no such folder; name the one that the data sets lie in with --data")
+        elif "/" in name:
+            found.append(_checked(root, name))
+        else:
+            found += _splits(root, None if name == ALL else name)
+    return list(dict.fromkeys(found))
 
 
-def _predict(segmenter: Segments, case: Case, prompt: Prompt, file: PredictionFile | None) -> list[Prediction]:
-    """A scene's predictions: from the file where they are, else from the model, and then into the file."""
-    keys = [f"{case.name}/{k}" for k in range(len(case.questions))]
-    if file is not None and all(key in file for key in keys):
-        return [file[key] for key in keys]
-    queries = [question.question for question in case.questions]
-    # asks=False: the questions are whole sentences of the set and go to the model as they stand.
-    results = segmenter.segment(case.picture.image, queries, asks=False, prompt=prompt)
-    predictions = [
-        Prediction(key, result.answer, result.present, tuple(encode_rle(mask) for mask in result.masks))
-        for key, result in zip(keys, results, strict=True)
-    ]
-    for prediction in predictions:
-        if file is not None and prediction.key not in file:
-            file.add(prediction)
-    return predictions
+def _checked(root: Path, name: str) -> str:
+    """The name of a split, if it is on disk: a wrong one is known before a model is loaded."""
+    dataset, _, split = name.partition("/")
+    there = next(there for there in data_sets(root) if there.name == dataset)
+    parts = [part.split("|") for part in _found(there)]
+    if dataset != "reasonseg":
+        parts = [part[1:] for part in parts]
+    known = dict.fromkeys(place for part in parts for place in (part[-1], "/".join(part)))
+    if split not in known:
+        told = ", ".join(f"{dataset}/{place}" for place in known) or _wanted(there)
+        raise ReadsegError(f"benchmark {name}: no such split is below {root}: {'there is ' if known else ''}{told}")
+    return name
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|\[SEG\]", text.lower())
+def _splits(root: Path, dataset: str | None) -> list[str]:
+    """The benchmarks of one data set, or of all, that are on disk."""
+    sets = {there.name: there for there in data_sets(root)}
+    found = [name for own in (DATA_SETS if dataset is None else (dataset,)) for name in _benchmarks(sets[own])]
+    if not found and dataset is not None:
+        raise ReadsegError(f"benchmark {dataset}: nothing to evaluate is below {root}: {_wanted(sets[dataset])}")
+    if not found:
+        raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
+    return found
+
+
+def _wanted(there: DataSet) -> str:
+    """What a data set lacks, and where it belongs."""
+    missing = [f"put {what} at {place}" for place, what in there.needs if not place.exists()]
+    return "; ".join(missing) or "no split but train is there"
+
+
+def _found(there: DataSet) -> list[str]:
+    """The splits of a data set that are on disk.
+
+    Raises:
+        ReadsegError: a file that tells them cannot be read.
+    """
+    names, damaged = there.find()
+    if damaged:
+        raise ReadsegError(damaged[0])
+    return names
+
+
+def _benchmarks(there: DataSet) -> list[str]:
+    """All splits but those for training, of the refs file that is preferred; of each where none is."""
+    splits = [name.split("|") for name in _found(there) if not name.split("|")[-1].startswith("train")]
+    if there.name == "reasonseg":
+        return [f"{there.name}/{split[-1]}" for split in sorted(splits, key=lambda split: split[-1] != "val")]
+    sources = dict.fromkeys(split[1] for split in splits)
+    best = next((source for source in preferred(there.name) if source in sources), None)
+    if best is None and len(sources) > 1:
+        return ["/".join(split) for split in splits]
+    return [f"{there.name}/{split[2]}" for split in splits if best is None or split[1] == best]
+
+
+def _pages(reader: Reader, dataset: str, split: str, protocol: Protocol, root: Path) -> tuple[list[Page], list[int]]:
+    """All images about which something is asked, and how many false premises of each are left out."""
+    pages, left_out, names = [], [], set()
+    for number in range(len(reader)):
+        entry = reader[number]
+        asked = [said for said in entry.expressions if _is_asked(said, dataset)]
+        kept = [said for said in asked if said.present or protocol == "generated"]
+        if not kept:
+            continue
+        name = entry.name if entry.name not in names else f"{entry.name}#{number}"
+        names.add(name)
+        pages.append(_page(name, entry, kept, split, root))
+        left_out.append(len(asked) - len(kept))
+    return pages, left_out
+
+
+def _is_asked(said: Expression, dataset: str) -> bool:
+    return dataset != "reasonseg" or not said.present or "first" in said.tags
+
+
+def _page(name: str, entry: Entry, expressions: Sequence[Expression], split: str, root: Path) -> Page:
+    queries = tuple(
+        Query(
+            key=f"{name}/{number}",
+            text=said.text,
+            sentence=said.sentence,
+            present=said.present,
+            targets=_painter(said),
+            kind=said.kind,
+            tags=said.tags,
+        )
+        for number, said in enumerate(expressions)
+    )
+    inside = entry.image.is_relative_to(root)
+    place = (entry.image.relative_to(root) if inside else entry.image).as_posix()
+    return Page(name, entry.image, place, split, queries)
+
+
+def _painter(said: Expression) -> Callable[[], Sequence[np.ndarray]]:
+    return lambda: [] if said.mask is None else [said.mask()]

@@ -1,20 +1,23 @@
-"""Predictions on disk: JSON lines that survive a kill at any moment.
+"""Predictions on disk: JSON lines that survive a kill at any moment, and that can be scored without model or data.
 
-The first line says what made the file (model, data, protocol); every further line is one answered question:
+The first line says what made the file; every further line is a question with what is true, and what a model said to it:
 
-    {"format": "readseg-predictions-1", "settings": {"model": "tiny", ...}}
-    {"key": "scene-7/2", "answer": "the cow [SEG].", "present": true, "masks": [{"size": ..., "counts": ...}]}
+    {"format": "readseg-predictions-2", "settings": {"model": "tiny", ...}, "about": {"images": 20, ...}}
+    {"key": "scene-7/2", "image": "scene-7", "size": [256, 320], "question": "where is the cow?", "present": true,
+     "targets": [RLE], "ignored": null, "expected": null, "section": "", "kind": "category", "tags": [],
+     "answer": "the cow [SEG].", "said": true, "masks": [RLE], "finished": true}
 
-A line is written in one piece as soon as its question is answered. After a kill only the last line can be
-incomplete; it is cut off when the file is opened again, and the run goes on where it stood. Masks are
-pycocotools' RLE, (H, W) in pixels of the image.
+What `settings` say decides the answers: a file is never added to with other ones. `about` only describes. A line is
+written in one piece as soon as its question is answered. After a kill only the last line can be incomplete; it is cut
+off when the file is opened again, and the run goes on where it stood. RLE is pycocotools', {"size": [H, W], "counts":
+"..."}, in pixels of the image.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +25,42 @@ from typing import Any, Self
 
 from readseg.errors import ReadsegError
 from readseg.files import whole
+from readseg.images import MAX_PIXELS
 
-FORMAT = "readseg-predictions-1"
+FORMAT = "readseg-predictions-2"
+
+Rle = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a benchmark, and what is true.
+
+    Attributes:
+        key: names the question within its benchmark.
+        image: the file, relative to the folder of all data, or the name of a drawn scene.
+        size: (H, W) of the image.
+        question: the text, in the data set's words.
+        present: whether what is asked for is there; None for a question that is answered in words.
+        targets: one RLE for each mask that is expected.
+        ignored: RLE of the pixels that do not count; None where all do.
+        expected: the answer in words; None where the data set has none.
+        section: part of the benchmark, as its tables name it.
+        kind: kind of question.
+        tags: what else scores are grouped by.
+    """
+
+    key: str
+    image: str
+    size: tuple[int, int]
+    question: str
+    present: bool | None
+    targets: tuple[Rle, ...] = ()
+    ignored: Rle | None = None
+    expected: str | None = None
+    section: str = ""
+    kind: str = ""
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -31,21 +68,44 @@ class Prediction:
     """What a model said to one question, and what it drew.
 
     Attributes:
-        key: names the question within its benchmark.
+        asked: the question.
         answer: the text.
         present: whether the model says the object is there; None where no segmentation was asked for.
-        masks: one RLE ({"size": [H, W], "counts": str}) for each [SEG] of the answer, in reading order.
+        masks: one RLE for each [SEG] of the answer, in reading order.
+        finished: False where the answer was cut off at its longest length.
     """
 
-    key: str
+    asked: Asked
     answer: str
     present: bool | None
-    masks: tuple[Mapping[str, Any], ...] = ()
+    masks: tuple[Rle, ...] = ()
+    finished: bool = True
+
+    @property
+    def key(self) -> str:
+        """The question's."""
+        return self.asked.key
 
     def to_json(self) -> dict[str, Any]:
         """The line of the file, as a dictionary."""
-        masks = [dict(mask) for mask in self.masks]
-        return {"key": self.key, "answer": self.answer, "present": self.present, "masks": masks}
+        asked = self.asked
+        return {
+            "key": asked.key,
+            "image": asked.image,
+            "size": list(asked.size),
+            "question": asked.question,
+            "present": asked.present,
+            "targets": [dict(target) for target in asked.targets],
+            "ignored": None if asked.ignored is None else dict(asked.ignored),
+            "expected": asked.expected,
+            "section": asked.section,
+            "kind": asked.kind,
+            "tags": sorted(asked.tags),
+            "answer": self.answer,
+            "said": self.present,
+            "masks": [dict(mask) for mask in self.masks],
+            "finished": self.finished,
+        }
 
     @classmethod
     def from_json(cls, record: Any) -> Prediction:
@@ -56,23 +116,37 @@ class Prediction:
         """
         if not isinstance(record, dict):
             raise ReadsegError(f"expected an object, got {type(record).__name__}")
-        key, answer = record.get("key"), record.get("answer")
-        present, masks = record.get("present"), record.get("masks")
-        if not isinstance(key, str) or not isinstance(answer, str):
-            raise ReadsegError("expected the texts 'key' and 'answer'")
-        if not (present is None or isinstance(present, bool)):
-            raise ReadsegError(f"'present': expected true, false or null, got {present!r}")
-        if not isinstance(masks, list) or not all(
-            isinstance(m, dict) and {"size", "counts"} <= m.keys() for m in masks
-        ):
-            raise ReadsegError("'masks': expected a list of RLE objects with 'size' and 'counts'")
-        return cls(key, answer, present, tuple(masks))
+        size, tags = record.get("size"), record.get("tags")
+        if not isinstance(size, list) or len(size) != 2 or not all(_is_length(side) for side in size):
+            raise ReadsegError(f"'size': expected [H, W], the image's, got {size!r:.40}")
+        if size[0] * size[1] > MAX_PIXELS:
+            raise ReadsegError(f"'size': expected at most {MAX_PIXELS} pixels, got {size[0]} x {size[1]}")
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise ReadsegError(f"'tags': expected a list of texts, got {tags!r:.40}")
+        if not isinstance(record.get("finished"), bool):
+            raise ReadsegError(f"'finished': expected true or false, got {record.get('finished')!r:.40}")
+        ignored = record.get("ignored")
+        asked = Asked(
+            key=_text(record, "key"),
+            image=_text(record, "image"),
+            size=(size[0], size[1]),
+            question=_text(record, "question"),
+            present=_decision(record, "present"),
+            targets=_masks(record.get("targets"), "targets"),
+            ignored=None if ignored is None else _masks([ignored], "ignored")[0],
+            expected=None if record.get("expected") is None else _text(record, "expected"),
+            section=_text(record, "section"),
+            kind=_text(record, "kind"),
+            tags=frozenset(tags),
+        )
+        masks = _masks(record.get("masks"), "masks")
+        return cls(asked, _text(record, "answer"), _decision(record, "said"), masks, record["finished"])
 
 
 class PredictionFile:
     """An open file of predictions: what it holds already, and a way to add to it.
 
-        with PredictionFile(path, {"model": "tiny", "data": "scenes"}) as file:
+        with PredictionFile(path, {"model": "tiny", "benchmark": "refcoco/val"}) as file:
             for question in questions:
                 if question.key not in file:
                     file.add(answer(question))
@@ -80,19 +154,20 @@ class PredictionFile:
     Args:
         path: made with its folders if it does not exist.
         settings: what the predictions depend on; JSON values.
+        about: what else the head of a new file says.
 
     Raises:
         ReadsegError: the file exists and was made with other settings, or is no file of predictions.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
-        self.predictions: dict[str, Prediction] = {}
-        self._settings = json.loads(json.dumps(dict(settings)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
-            self._create()
-        self._resume()
+            write_predictions(self.path, settings, about or {}, ())
+        _, self.predictions, good_bytes = _parse(self.path, settings)
+        if good_bytes < self.path.stat().st_size:
+            os.truncate(self.path, good_bytes)
         # Unbuffered: a line reaches the system in one call, and a killed process loses none that it finished.
         self._file = self.path.open("ab", buffering=0)
 
@@ -131,65 +206,116 @@ class PredictionFile:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def _create(self) -> None:
-        """Puts the head in place in one step: a file without a complete head never exists."""
-        with whole(self.path) as place:
-            place.write_bytes(_line({"format": FORMAT, "settings": self._settings}))
 
-    def _resume(self) -> None:
-        settings, predictions, good_bytes = _parse(self.path)
-        if settings != self._settings:
-            names = sorted(settings.keys() | self._settings.keys())
-            changed = [n for n in names if settings.get(n) != self._settings.get(n)]
-            detail = ", ".join(f"{n}: {settings.get(n)!r} there, {self._settings.get(n)!r} now" for n in changed)
-            raise ReadsegError(f"{self.path} was made with other settings ({detail}); give another file or delete it")
-        if good_bytes < self.path.stat().st_size:
-            os.truncate(self.path, good_bytes)
-        self.predictions = predictions
+@dataclass(frozen=True)
+class Head:
+    """The first line of a file of predictions.
+
+    settings: what the answers depend on.
+    about: what else is known of them.
+    """
+
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
 
 
-def read_predictions(path: Path) -> tuple[dict[str, Any], dict[str, Prediction]]:
+def read_predictions(path: Path, settings: Mapping[str, Any] | None = None) -> tuple[Head, dict[str, Prediction]]:
     """Reads a file of predictions without changing it; a half last line is left out.
 
+    Args:
+        path: the file.
+        settings: what they must be; any where left out.
+
     Returns:
-        The settings of the head, and the predictions by key, in the order of the file.
+        The head, and the predictions by key, in the order of the file: the k-th, from 0, is line k + 2.
 
     Raises:
-        ReadsegError: no such file, or a line (named by its number) is not what it should be.
+        ReadsegError: no such file, a line (named by its number) is not what it should be, or other settings.
     """
-    settings, predictions, _ = _parse(Path(path))
-    return settings, predictions
+    head, predictions, _ = _parse(Path(path), settings)
+    return head, predictions
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Prediction], int]:
-    """Settings, predictions by key, and the length in bytes of all complete lines."""
+def write_predictions(
+    path: Path, settings: Mapping[str, Any], about: Mapping[str, Any], predictions: Iterable[Prediction]
+) -> None:
+    """Writes a file of predictions in one step: a file without a complete head never exists."""
+    with whole(path) as place, place.open("wb") as file:
+        file.write(_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
+        file.writelines(_line(prediction.to_json()) for prediction in predictions)
+
+
+def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[str, Prediction], int]:
+    """Head, predictions by key, and the length in bytes of all complete lines."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ReadsegError(f"{path}: cannot be read ({error.strerror}); expected a file of predictions") from error
     complete, _, _ = content.rpartition(b"\n")
     lines = complete.split(b"\n")
-    head = _record(lines[0], path, 1)
-    if not isinstance(head, dict) or head.get("format") != FORMAT or not isinstance(head.get("settings"), dict):
-        raise ReadsegError(f"{path}, line 1: expected a head with format {FORMAT!r}; this is no file of predictions")
+    head = _head(_record(lines[0], path, 1), path)
+    if expected is not None:
+        _check_settings(path, head.settings, json.loads(json.dumps(dict(expected))))
     predictions: dict[str, Prediction] = {}
     for number, line in enumerate(lines[1:], start=2):
+        record = _record(line, path, number)
         try:
-            prediction = Prediction.from_json(_record(line, path, number))
+            prediction = Prediction.from_json(record)
         except ReadsegError as error:
-            prefix = f"{path}, line {number}: "
-            raise ReadsegError(prefix + str(error).removeprefix(prefix)) from error
+            raise ReadsegError(f"{path}, line {number}: {error}") from error
         if prediction.key in predictions:
             raise ReadsegError(f"{path}, line {number}: key {prediction.key!r} occurs twice")
         predictions[prediction.key] = prediction
-    return head["settings"], predictions, len(complete) + 1
+    return head, predictions, len(complete) + 1
+
+
+def _head(record: Any, path: Path) -> Head:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        told = f"it has {found!r}: made by another version?" if found else "this is no file of predictions"
+        raise ReadsegError(f"{path}, line 1: expected a head with format {FORMAT!r}; {told}")
+    settings, about = record.get("settings"), record.get("about")
+    if not isinstance(settings, dict) or not isinstance(about, dict):
+        raise ReadsegError(f"{path}, line 1: expected the objects 'settings' and 'about' beside 'format'")
+    return Head(settings, about)
+
+
+def _check_settings(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if there != now:
+        changed = [name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)]
+        detail = ", ".join(f"{name}: {there.get(name)!r} there, {now.get(name)!r} now" for name in changed)
+        raise ReadsegError(f"{path} was made with other settings ({detail}); give another folder or delete it")
 
 
 def _record(line: bytes, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReadsegError(f"{path}, line {number}: expected JSON; the file is damaged or of another kind") from error
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise ReadsegError(f"{name!r}: expected a text, got {value!r:.40}")
+    return value
+
+
+def _decision(record: Mapping[str, Any], name: str) -> bool | None:
+    value = record.get(name, "nothing")
+    if value is not None and not isinstance(value, bool):
+        raise ReadsegError(f"{name!r}: expected true, false or null, got {value!r:.40}")
+    return value
+
+
+def _masks(value: Any, name: str) -> tuple[Rle, ...]:
+    if not isinstance(value, list) or not all(isinstance(m, dict) and {"size", "counts"} <= m.keys() for m in value):
+        raise ReadsegError(f"{name!r}: expected RLE objects with 'size' and 'counts'")
+    return tuple(value)
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

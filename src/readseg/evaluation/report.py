@@ -1,4 +1,4 @@
-"""Tables of scores: for the terminal, as JSON, and as Markdown for a model card."""
+"""Tables of scores, for the terminal, as JSON and as Markdown: which rows and columns a benchmark's field reports."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
-from readseg.evaluation.benchmarks import Outcome
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import SCENES
 from readseg.evaluation.metrics import Estimate, estimate, mask_ious
+from readseg.evaluation.outcomes import Outcome, Result
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 
@@ -25,13 +28,71 @@ COLUMNS: Mapping[str, str] = {
     "refused": "refused",
     "see": "See",
     "see_balanced": "See, balanced",
+    "giou_all": "gIoU, all",
     "ciou_all": "cIoU, all",
     "words": "words right",
 }
 """Heading of each score of `Summary`, in the order of the tables."""
 
-TERMINAL = ("giou", "ciou", "answered", "refused", "see_balanced", "words")
-"""The scores that fit into a terminal of 80 columns."""
+_SCENES = ("giou", "ciou", "answered", "refused", "see_balanced", "words")
+_FIT = 6  # scores that fit into a terminal of 80 columns
+
+_MASKS = {name: COLUMNS[name] for name in ("precision_50", "precision_70", "precision_90")}
+_PREMISES = {name: COLUMNS[name] for name in ("answered", "refused", "see", "see_balanced")}
+_REASONING = {"giou": "gIoU", "ciou": "cIoU", **_MASKS}
+_REFERRING = {"ciou": "cIoU", "giou": "gIoU", **_MASKS}
+
+
+@dataclass(frozen=True)
+class Field:
+    """Data sets that are reported together, and the columns that their field reports, the first ones first.
+
+    title: of the table.
+    datasets: whose benchmarks are its rows.
+    forced: heading of each score under the protocol "forced".
+    generated: under "generated".
+    """
+
+    title: str
+    datasets: tuple[str, ...]
+    forced: Mapping[str, str]
+    generated: Mapping[str, str]
+
+
+FIELDS = (
+    Field("ReasonSeg", ("reasonseg",), _REASONING, {"giou": "gIoU", "ciou": "cIoU", **_PREMISES, **_MASKS}),
+    Field(
+        "Referring expressions",
+        ("refclef", "refcoco", "refcoco+", "refcocog"),
+        _REFERRING,
+        {"ciou": "cIoU", "giou": "gIoU", "answered": "answered", **_MASKS},
+    ),
+    Field(
+        "FP-RefCOCO: false premises",
+        ("fprefcoco", "fprefcoco+", "fprefcocog"),
+        _REFERRING,
+        {"see": "See", "ciou_all": "cIoU, all", "ciou": "cIoU, true", "giou": "gIoU, true", **_PREMISES},
+    ),
+    Field(
+        "R-RefCOCO: false premises",
+        ("R-refcoco", "R-refcoco+", "R-refcocog"),
+        _REFERRING,
+        {"giou": "gIoU, true", "refused": "refused", "giou_all": "gIoU, all", "ciou_all": "cIoU, all", **_PREMISES},
+    ),
+    Field(
+        "gRefCOCO: several targets, or none",
+        ("grefcoco",),
+        _REFERRING,
+        {"giou_all": "gIoU", "ciou_all": "cIoU", "refused": "N-acc", "answered": "T-acc", **_MASKS},
+    ),
+)
+"""The tables of the field's data sets, in their order."""
+
+PROTOCOLS: Mapping[str, str] = {
+    "forced": "teacher-forced: the answer with [SEG] is given to the model, its mask is scored",
+    "generated": "generated: the model answers by itself",
+}
+"""What each protocol of `benchmarks` is, for a note under a table."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +107,8 @@ class Summary:
         refused: share of false premises refused (refusal recall).
         see: See accuracy, over both.
         see_balanced: mean of `answered` and `refused`; its interval is that of a stratified mean.
-        ciou_all: FP-RefCOCO's cIoU, over true and false premises, an empty target for the latter.
+        giou_all: gRefCOCO's gIoU, over true and false premises: of the latter 1 if nothing is claimed, else 0.
+        ciou_all: FP-RefCOCO's and gRefCOCO's cIoU, over both, an empty target for false premises.
         words: share of the questions without segmentation whose answer is word for word the expected one.
     """
 
@@ -61,6 +123,7 @@ class Summary:
     refused: Estimate
     see: Estimate
     see_balanced: Estimate
+    giou_all: Estimate
     ciou_all: Estimate
     words: Estimate
 
@@ -78,6 +141,8 @@ def summarise(name: str, outcomes: Sequence[Outcome]) -> Summary:
     inter, union = [i for o in true for i in o.intersections], [u for o in true for u in o.unions]
     ious = mask_ious(inter, union)
     asked = [*true, *false]
+    all_images = [o.image for o in asked for _ in o.unions]
+    all_inter, all_union = [i for o in asked for i in o.intersections], [u for o in asked for u in o.unions]
     precision = {f"precision_{round(100 * t)}": estimate((ious >= t).astype(float), groups=images) for t in THRESHOLDS}
     answered, refused = _share(true, lambda o: o.said), _share(false, lambda o: not o.said)
     return Summary(
@@ -90,11 +155,8 @@ def summarise(name: str, outcomes: Sequence[Outcome]) -> Summary:
         refused=refused,
         see=_share(asked, lambda o: o.said == o.present),
         see_balanced=_balanced(answered, refused),
-        ciou_all=estimate(
-            [i for o in asked for i in o.intersections],
-            [u for o in asked for u in o.unions],
-            groups=[o.image for o in asked for _ in o.unions],
-        ),
+        giou_all=estimate(mask_ious(all_inter, all_union), groups=all_images),
+        ciou_all=estimate(all_inter, all_union, groups=all_images),
         words=_share(plain, lambda o: o.right_words),
     )
 
@@ -116,63 +178,201 @@ def breakdown(outcomes: Sequence[Outcome]) -> list[Summary]:
     return [row for row in rows if row.questions]
 
 
-def to_json(systems: Mapping[str, Sequence[Outcome]], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole report as JSON values: for each system a list of groups, each score with its interval and count."""
+@dataclass(frozen=True)
+class Sheet:
+    """A table of scores.
+
+    Attributes:
+        title: what it is about.
+        columns: the heading of each score of `Summary` that it shows, in their order.
+        rows: what it shows.
+        notes: how the scores were made, and what they leave out.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    rows: tuple[Summary, ...]
+    notes: tuple[str, ...] = ()
+
+
+def sheets(results: Sequence[Result]) -> list[Sheet]:
+    """All tables of some results: the field's data sets, a table for each protocol, then scenes.
+
+    Raises:
+        ReadsegError: a result of an unknown benchmark or protocol.
+    """
+    results = ordered(results)
+    found = []
+    known = [SCENES, *(name for field in FIELDS for name in field.datasets)]
+    for result in results:
+        if _dataset(result) not in known or result.settings["protocol"] not in PROTOCOLS:
+            told = f"benchmark {result.settings['benchmark']!r}, protocol {result.settings['protocol']!r}"
+            raise ReadsegError(f"{told}: expected one of {', '.join(known)} and one of {', '.join(PROTOCOLS)}")
+    for field in FIELDS:
+        for protocol in PROTOCOLS:
+            own = [r for r in results if _dataset(r) in field.datasets and r.settings["protocol"] == protocol]
+            if own:
+                found.append(_field_sheet(field, protocol, own))
+    scenes = [result for result in results if _dataset(result) == SCENES]
+    models = [result for result in scenes if "weights" in result.settings and not result.settings.get("prompt")]
+    for result in models or scenes:
+        rows = tuple(breakdown(result.outcomes))
+        found.append(_sheet(f"Scenes: {label(result)}", rows, _notes("generated", [result])))
+    if len(scenes) > 1:
+        beside = tuple(summarise(label(r), [o for o in r.outcomes if o.section == "scenes"]) for r in scenes)
+        found.append(_sheet("Scenes, new ones: side by side", beside, _notes("generated", scenes)))
+    return found
+
+
+def ordered(results: Sequence[Result]) -> list[Result]:
+    """Results as the tables have them, whatever order they were made in: by data set and split, models first."""
+    datasets = [*(name for field in FIELDS for name in field.datasets), SCENES]
+
+    def place(result: Result) -> tuple[int, bool, str, bool, str]:
+        name = str(result.settings["benchmark"])
+        dataset = datasets.index(_dataset(result)) if _dataset(result) in datasets else len(datasets)
+        return dataset, not name.endswith("/val"), name, "weights" not in result.settings, label(result)
+
+    return sorted(results, key=place)
+
+
+def label(result: Result) -> str:
+    """What answered, in words: the model, and what prompted its mask decoder where that is not its own choice."""
+    prompts = {"both": ", points and [SEG]", "points": ", points only", "seg": ", [SEG] only"}
+    return _printable(str(result.settings.get("model"))) + prompts.get(str(result.settings.get("prompt")), "")
+
+
+def to_json(results: Sequence[Result]) -> dict[str, Any]:
+    """The whole report as JSON values: how each result was made; for each table its rows with all scores."""
     return {
-        "settings": dict(settings),
-        "systems": {system: [_plain(row) for row in breakdown(outcomes)] for system, outcomes in systems.items()},
+        "results": [
+            {"settings": dict(r.settings), "about": dict(r.about), "questions": len(r.outcomes)}
+            for r in ordered(results)
+        ],
+        "tables": [
+            {
+                "title": sheet.title,
+                "notes": list(sheet.notes),
+                "columns": dict(sheet.columns),
+                "rows": [_plain(row) for row in sheet.rows],
+            }
+            for sheet in sheets(results)
+        ],
     }
 
 
-def to_table(title: str, rows: Sequence[Summary]) -> Table:
-    """A table of the scores of `TERMINAL`; columns without any number are left out."""
-    columns = [column for column in _used(rows) if column in TERMINAL]
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    table.add_column("questions about", no_wrap=True)
-    for heading in ("n", *(COLUMNS[column] for column in columns)):
+def to_table(sheet: Sheet) -> Table:
+    """A table for the terminal: the first columns, as many as fit."""
+    table = Table(title=Text(sheet.title), title_justify="left", box=SIMPLE_HEAD, padding=0)
+    columns = list(sheet.columns.items())[:_FIT]
+    table.add_column("questions about")
+    for heading in ("n", *(heading for _, heading in columns)):
         table.add_column(heading, justify="right")
-    for row in rows:
-        # rich takes square brackets for markup.
-        name = row.name.replace("[", r"\[")
-        table.add_row(name, str(row.questions), *(_number(row.scores()[column]) for column in columns))
+    for row in sheet.rows:
+        cells = [number(row.scores()[column]) for column, _ in columns]
+        table.add_row(Text(row.name), str(row.questions), *cells)
     return table
 
 
-def to_markdown(rows: Sequence[Summary], *, intervals: bool = False) -> str:
-    """A Markdown table; with `intervals` each score is followed by its 95% interval."""
-    columns = _used(rows)
+def to_markdown(sheet: Sheet) -> str:
+    """A Markdown table with its notes; each score is followed by its 95% interval."""
     lines = [
-        "| " + " | ".join(["questions about", "n", *(COLUMNS[column] for column in columns)]) + " |",
-        "|---|" + "---:|" * (1 + len(columns)),
+        f"**{_cell(sheet.title)}**",
+        "",
+        "| " + " | ".join(["questions about", "n", *map(_cell, sheet.columns.values())]) + " |",
+        "|---|" + "---:|" * (1 + len(sheet.columns)),
     ]
-    for row in rows:
-        cells = [str(row.scores()[c]) if intervals else _number(row.scores()[c]) for c in columns]
-        lines.append("| " + " | ".join([row.name, str(row.questions), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    for row in sheet.rows:
+        cells = [str(row.scores()[column]) for column in sheet.columns]
+        lines.append("| " + " | ".join([_cell(row.name), str(row.questions), *cells]) + " |")
+    return "\n".join([*lines, "", *(f"{_cell(note)}." for note in sheet.notes)]).rstrip() + "\n"
 
 
-def compare(systems: Mapping[str, Sequence[Outcome]]) -> list[Summary]:
-    """One row for each system, over the new scenes: a model beside its variants and the blind baselines."""
-    new = {system: [o for o in outcomes if o.section == "scenes"] for system, outcomes in systems.items()}
-    return [summarise(system, outcomes) for system, outcomes in new.items()]
-
-
-def side_by_side(systems: Mapping[str, Sequence[Outcome]], column: str = "giou") -> str:
-    """A Markdown table of one score: a row for each group of `breakdown`, a column for each system.
+def side_by_side(results: Sequence[Result], column: str = "giou") -> str:
+    """A Markdown table of one score of scenes: a row for each group of `breakdown`, a column for each system.
 
     Groups without that score are left out.
     """
-    tables = [breakdown(outcomes) for outcomes in systems.values()]
+    tables = [breakdown(result.outcomes) for result in results]
+    names = [_cell(label(result)) for result in results]
     lines = [
-        f"| {COLUMNS[column]} of questions about | n | {' | '.join(systems)} |",
-        "|---|" + "---:|" * (1 + len(systems)),
+        f"| {COLUMNS[column]} of questions about | n | {' | '.join(names)} |",
+        "|---|" + "---:|" * (1 + len(names)),
     ]
     for rows in zip(*tables, strict=True):
         scores = [row.scores()[column] for row in rows]
         if scores[0].count:
-            cells = [rows[0].name, str(scores[0].count), *(_number(score) for score in scores)]
+            cells = [rows[0].name, str(scores[0].count), *(number(score) for score in scores)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def number(score: Estimate) -> str:
+    """A score with three digits, "-" where there is none."""
+    return "-" if math.isnan(score.value) else f"{score.value:.3f}"
+
+
+def _field_sheet(field: Field, protocol: str, results: Sequence[Result]) -> Sheet:
+    several = len({label(result) for result in results}) > 1
+    rows = []
+    for result in results:
+        name = _printable(str(result.settings["benchmark"]))
+        rows.append(summarise(f"{name}: {label(result)}" if several else name, result.outcomes))
+        if name == "reasonseg/test":
+            for length in ("short", "long"):
+                rows.append(summarise(f"  {length} queries", [o for o in result.outcomes if length in o.tags]))
+    columns = field.forced if protocol == "forced" else field.generated
+    title = field.title if several else f"{field.title}: {label(results[0])}"
+    return _sheet(title, [row for row in rows if row.questions], _notes(protocol, results), columns)
+
+
+def _sheet(
+    title: str, rows: Sequence[Summary], notes: Sequence[str], columns: Mapping[str, str] | None = None
+) -> Sheet:
+    """A sheet of the columns that hold a number."""
+    shown = columns if columns is not None else {**{name: COLUMNS[name] for name in _SCENES}, **COLUMNS}
+    used = {c: heading for c, heading in shown.items() if any(not math.isnan(r.scores()[c].value) for r in rows)}
+    return Sheet(title, used, tuple(rows), tuple(notes))
+
+
+def _notes(protocol: str, results: Sequence[Result]) -> list[str]:
+    """How scores were made, and which questions and images they leave out."""
+    notes = [PROTOCOLS[protocol]]
+    left_out = sum(_count(result, "left_out") for result in results)
+    if left_out:
+        notes.append(f"false premises are left out, {left_out} of them: they have no truth when the answer is given")
+    samples, unfinished = {}, {}
+    for result in results:
+        name, wanted, of = _printable(str(result.settings["benchmark"])), _count(result, "images"), _count(result, "of")
+        there = len({outcome.key.rpartition("/")[0] for outcome in result.outcomes})
+        if wanted < of:
+            samples[name] = f"{name} {wanted} of {of}"
+        if there < wanted:
+            unfinished[name] = f"{name} {there} of {wanted}"
+    if samples:
+        notes.append(f"samples, not whole benchmarks (images): {', '.join(samples.values())}")
+    if unfinished:
+        notes.append(f"not finished (images): {', '.join(unfinished.values())}")
+    return notes
+
+
+def _count(result: Result, name: str) -> int:
+    value = result.about.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def _dataset(result: Result) -> str:
+    return str(result.settings.get("benchmark", "")).split("/")[0]
+
+
+def _printable(text: str) -> str:
+    """Text without what would steer a terminal: a file of predictions may come from anywhere."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _cell(text: str) -> str:
+    """Text that does not break out of a Markdown table's cell."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _share(outcomes: Sequence[Outcome], right: Callable[[Outcome], bool | None]) -> Estimate:
@@ -185,14 +385,6 @@ def _balanced(answered: Estimate, refused: Estimate) -> Estimate:
     below = math.hypot(answered.value - answered.low, refused.value - refused.low) / 2
     above = math.hypot(answered.high - answered.value, refused.high - refused.value) / 2
     return Estimate(value, value - below, value + above, answered.count + refused.count)
-
-
-def _used(rows: Sequence[Summary]) -> list[str]:
-    return [column for column in COLUMNS if any(not math.isnan(row.scores()[column].value) for row in rows)]
-
-
-def _number(score: Estimate) -> str:
-    return "-" if math.isnan(score.value) else f"{score.value:.3f}"
 
 
 def _plain(row: Summary) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scoring one question at a time, whole sets with models that know everything or nothing, and resuming."""
+"""The fixed set of scenes: one question at a time, models that know everything or nothing, and resuming."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from readseg.data.scenes.compose import Rendered
 from readseg.data.scenes.questions import Question
 from readseg.errors import ReadsegError
 from readseg.evaluation import metrics, report
-from readseg.evaluation.benchmarks import BLIND, Case, Outcome, SceneSet, blind, evaluate_scenes, scene_cases, score
-from readseg.evaluation.predictions import Prediction
-from readseg.masks import encode_rle
+from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.run import Said
+from readseg.evaluation.scenes import BLIND, Case, SceneSet, blind, evaluate_scenes, scene_cases, score
 
 HW = (6, 8)
 SMALL = SceneSet(scenes=3, questions=4)
@@ -55,7 +57,8 @@ def case(*questions: Question) -> Case:
 
 
 def outcome(asked: Question, *masks: np.ndarray, answer: str = "") -> Outcome:
-    return score(case(asked), 0, Prediction("scene-5/0", answer, bool(masks), tuple(map(encode_rle, masks))))
+    drawn = np.stack(masks) if masks else np.zeros((0, *HW), bool)
+    return score(case(asked), 0, Said(answer, bool(masks), drawn))
 
 
 def test_one_target() -> None:
@@ -113,43 +116,37 @@ def test_blind_baselines() -> None:
     assert score(asked, 0, blind(asked, 0, "largest object")).unions == (22,)
     assert score(asked, 1, blind(asked, 1, "largest object")).intersections == (0, 9)
     for k in range(3):
-        assert blind(asked, k, "random object") == blind(asked, k, "random object")
+        assert np.array_equal(blind(asked, k, "random object").masks, blind(asked, k, "random object").masks)
         assert score(asked, k, blind(asked, k, "random object")).said
     with pytest.raises(ReadsegError, match="baseline"):
         blind(asked, 0, "clever")
 
 
 @dataclass
-class FakeAnswer:
-    answer: str
-    present: bool | None
-    masks: np.ndarray
-
-
-@dataclass
 class FakeModel:
     """Answers from a rule about (case, question); counts the calls."""
 
-    rule: Callable[[Case, Question], FakeAnswer]
+    rule: Callable[[Case, Question], Said]
     which: SceneSet = SMALL
-    calls: list[str] = field(default_factory=list)
+    calls: list[str | None] = field(default_factory=list)
 
-    def segment(self, image: np.ndarray, queries: Sequence[str], /, *, asks: bool, prompt: str) -> list[FakeAnswer]:
-        assert not asks, "the questions are asked as they stand"
-        self.calls.append(prompt)
-        asked = next(c for c in scene_cases(self.which) if np.array_equal(c.picture.image, image))
+    def segment(self, image: Image.Image, queries: Sequence[str], /, **options: Any) -> list[Said]:
+        assert not options["asks"] and options["sentence"] is None, "the questions are asked as they stand"
+        assert not options["force"]
+        self.calls.append(options["prompt"])
+        asked = next(c for c in scene_cases(self.which) if np.array_equal(c.picture.image, np.asarray(image)))
         assert [q.question for q in asked.questions] == list(queries)
         return [self.rule(asked, q) for q in asked.questions]
 
 
-def omniscient(asked: Case, about: Question) -> FakeAnswer:
+def omniscient(asked: Case, about: Question) -> Said:
     masks = [asked.picture.masks[list(target)].any(axis=0) for target in about.targets]
     shape = asked.picture.masks.shape[1:]
-    return FakeAnswer(about.answer, about.present, np.stack(masks) if masks else np.zeros((0, *shape), bool))
+    return Said(about.answer, about.present, np.stack(masks) if masks else np.zeros((0, *shape), bool))
 
 
-def silent(asked: Case, about: Question) -> FakeAnswer:
-    return FakeAnswer("no.", False, asked.picture.masks[:0])
+def silent(asked: Case, about: Question) -> Said:
+    return Said("no.", False, asked.picture.masks[:0])
 
 
 def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
@@ -165,11 +162,11 @@ def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
 
 
 def test_knowing_everything_is_worth_one_and_saying_nothing_is_worth_nothing() -> None:
-    best = report.summarise("best", evaluate_scenes(FakeModel(omniscient), SMALL)["both"])
+    best = report.summarise("best", evaluate_scenes(FakeModel(omniscient), SMALL)["model"])
     assert best.giou.value == pytest.approx(1, abs=1e-3) and best.ciou.value == 1
     for sure in (best.answered, best.precision_90):
         assert sure.value == 1
-    worst = report.summarise("worst", evaluate_scenes(FakeModel(silent), SMALL)["both"])
+    worst = report.summarise("worst", evaluate_scenes(FakeModel(silent), SMALL)["model"])
     assert worst.giou.value == worst.ciou.value == worst.answered.value == 0
 
 
@@ -185,15 +182,17 @@ def test_variants_and_baselines_stand_beside() -> None:
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     model = FakeModel(omniscient)
     short = SceneSet(scenes=2, questions=4)
-    evaluate_scenes(model, short, folder=tmp_path, settings={"model": "m"})
+    folder = tmp_path / "scenes"
+    evaluate_scenes(model, short, folder=folder, settings={"model": "m"})
     assert len(model.calls) == 2
-    file = tmp_path / "predictions-both.jsonl"
+    file = folder / "predictions.jsonl"
     file.write_bytes(file.read_bytes()[:-7])
-    resumed = evaluate_scenes(model, SMALL, folder=tmp_path, settings={"model": "m"})
+    resumed = evaluate_scenes(model, SMALL, folder=folder, settings={"model": "m"})
     assert len(model.calls) == 4, "the scene whose last line was cut, and the third"
     assert resumed == evaluate_scenes(FakeModel(omniscient), SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scenes", "scenes_largest-object", "scenes_random-object"]
     with pytest.raises(ReadsegError, match="other settings"):
-        evaluate_scenes(model, SMALL, folder=tmp_path, settings={"model": "another"})
+        evaluate_scenes(model, SMALL, folder=folder, settings={"model": "another"})
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -1,0 +1,215 @@
+"""The fixed set of drawn scenes: what it asks, and blind answers to stand beside a model's.
+
+Protocol: generated. The model gets picture and question as it stands, decides by itself whether to answer with [SEG],
+and what it draws is compared with the exact masks, in pixels of the image: the k-th mask with the k-th target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from readseg.config import Prompt
+from readseg.data.scenes.compose import Rendered, make_scene, render
+from readseg.data.scenes.questions import Question, ask
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import SCENES, Benchmark, Page, Query
+from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.outcomes import score as score_prediction
+from readseg.evaluation.run import Answers, Said, Segments, System, asked_of, model_system, prediction_of, run
+from readseg.images import load_image
+from readseg.masks import union
+
+FIRST_TEST_SEED = 500_000
+"""Test scenes have the seeds from here on; training draws from 1,000,000 on."""
+
+SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
+"""Section of the test scene whose number modulo 10 is the place here. "scenes": all of it is new but words and pairs of
+classes are those of training; the others hold out the phrasings, the descriptions (reasoning questions only), or
+put two classes together that training never does."""
+
+BLIND = ("largest object", "random object")
+"""Baselines that know where the objects are and do not read the question."""
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Which scenes and questions: by default the fixed test set.
+
+    Of ten scenes in a row six are new by their seed only; the others hold more out, as `SECTIONS` says. Any first part
+    of the set is mixed alike, so a small number of scenes is a fair sample.
+
+    Attributes:
+        scenes: number of scenes.
+        questions: about each scene.
+        first_seed: of the first scene.
+    """
+
+    scenes: int = 600
+    questions: int = 6
+    first_seed: int = FIRST_TEST_SEED
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "questions"):
+            if getattr(self, name) < 1:
+                raise ReadsegError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scene of a set: its name, its section of `SECTIONS`, its pixels, and what is asked about it."""
+
+    name: str
+    section: str
+    picture: Rendered
+    questions: tuple[Question, ...]
+
+
+def scene_cases(which: SceneSet) -> Iterator[Case]:
+    """Draws the scenes of a set one after the other with their questions: a function of `which`."""
+    for number in range(which.scenes):
+        yield scene_case(number, which)
+
+
+@lru_cache(maxsize=1)  # a model and the blind answers look at one scene in turn
+def scene_case(number: int, which: SceneSet) -> Case:
+    """Draws the scene of a number, from 0 on, of a set."""
+    seed = which.first_seed + number
+    section = SECTIONS[seed % len(SECTIONS)]
+    scene = make_scene(seed, pairs="held_out" if section == "pairs" else "seen")
+    picture = render(scene)
+    only_reasoning = section == "descriptions"
+    questions = ask(
+        scene,
+        picture.areas,
+        picture.boxes,
+        np.random.default_rng([seed, 17]),
+        count=which.questions,
+        phrasing="held_out" if section == "phrasings" else "train",
+        descriptions="held_out" if only_reasoning else "train",
+        kinds={"reasoning": 1.0} if only_reasoning else None,
+        plain=0.0 if only_reasoning else 0.15,
+    )
+    return Case(f"scene-{seed}", section, picture, tuple(questions))
+
+
+def scene_benchmark(which: SceneSet | None = None) -> Benchmark:
+    """A set of scenes as a benchmark; the fixed test set where left out."""
+    which = which or SceneSet()
+    # The number of scenes only says where to stop: a longer run goes on from a shorter one.
+    settings = {name: value for name, value in asdict(which).items() if name != "scenes"}
+    return Benchmark(
+        name=SCENES,
+        protocol="generated",
+        match="order",
+        names=tuple(f"scene-{which.first_seed + number}" for number in range(which.scenes)),
+        page=lambda number: case_page(scene_case(number, which)),
+        settings=settings,
+        ordered=True,
+    )
+
+
+def case_page(case: Case) -> Page:
+    """A scene as the page of a benchmark."""
+    queries = tuple(
+        Query(
+            key=f"{case.name}/{k}",
+            text=question.question,
+            sentence=None,
+            present=question.present,
+            targets=partial(_targets, case, question),
+            expected=question.answer,
+            kind=question.kind,
+            tags=question.tags,
+        )
+        for k, question in enumerate(case.questions)
+    )
+    return Page(case.name, case.picture.image, case.name, case.section, queries)
+
+
+def evaluate_scenes(
+    segmenter: Segments,
+    which: SceneSet | None = None,
+    *,
+    prompts: Sequence[Prompt | None] = (None,),
+    folder: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> dict[str, Sequence[Outcome]]:
+    """Asks a model all questions of a set, with each kind of prompt, and scores the blind baselines beside it.
+
+    Args:
+        segmenter: the model; all questions of a scene are asked in one call.
+        which: the set; the fixed test set where left out.
+        prompts: see `Segmenter.segment`.
+        folder: gets a folder of predictions for each system; what is there already is not computed again.
+        settings: of the model, kept with the predictions: a folder made with others is refused.
+        progress: show a bar.
+
+    Returns:
+        For each prompt ("model" for None) and each name of `BLIND`, the outcomes in the order of the set.
+
+    Raises:
+        ReadsegError: an unknown prompt, or predictions of other settings in `folder`.
+    """
+    which = which or SceneSet()
+    benchmark = scene_benchmark(which)
+    systems = [model_system(segmenter, benchmark, settings=settings, prompt=prompt) for prompt in prompts]
+    results = run([*systems, *blind_systems(which)], benchmark, folder=folder, progress=progress)
+    return {name: result.outcomes for name, result in results.items()}
+
+
+def score(case: Case, k: int, said: Answers) -> Outcome:
+    """Compares an answer to question `k` of a case with the truth.
+
+    Raises:
+        ReadsegError: a mask is not of the image's size.
+    """
+    page = case_page(case)
+    asked = asked_of(page, page.queries[k], load_image(page.image))
+    return score_prediction(prediction_of(asked, said), "order")
+
+
+def blind_systems(which: SceneSet) -> list[System]:
+    """The baselines of `BLIND`, answering the questions of a set."""
+    return [System(name, {"model": name}, partial(_blind_answers, which, name)) for name in BLIND]
+
+
+def blind(case: Case, k: int, name: str) -> Said:
+    """The answer of a baseline of `BLIND` to question `k`: as many objects as were asked for, whatever was asked.
+
+    "largest object" takes those with the most visible pixels, "random object" draws them by lot (the lot is a
+    function of the question's key). Neither ever refuses.
+
+    Raises:
+        ReadsegError: an unknown name.
+    """
+    masks = case.picture.masks
+    areas = masks.sum(axis=(1, 2))
+    if name == "largest object":
+        order = np.argsort(-areas, kind="stable")
+    elif name == "random object":
+        seed = [int(case.name.rpartition("-")[2]), k]
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(areas))
+    else:
+        raise ReadsegError(f"baseline: expected one of {', '.join(BLIND)}, got {name!r}")
+    wanted = max(1, len(case.questions[k].targets))
+    return Said("", True, masks[order[:wanted]])
+
+
+def _blind_answers(which: SceneSet, name: str, page: Page, _: Image.Image) -> list[Said]:
+    seed = int(page.name.rpartition("-")[2])
+    case = scene_case(seed - which.first_seed, which)
+    return [blind(case, k, name) for k in range(len(page.queries))]
+
+
+def _targets(case: Case, question: Question) -> list[np.ndarray]:
+    """The masks (H, W) that a question asks for."""
+    hw = case.picture.masks.shape[1:]
+    return [union([case.picture.masks[index] for index in target], hw) for target in question.targets]

@@ -1,0 +1,106 @@
+"""`readseg score`: the same report as evaluation wrote, from predictions alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from readseg.cli import main
+from readseg.data.mini import write_miniatures
+from tiny_segmenter import build
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the miniatures, and what evaluation made of three benchmarks of them and of a scene."""
+    root = tmp_path_factory.mktemp("evaluated")
+    write_miniatures(root / "data", seed=3, images=8)
+    build(root / "model")
+    names = ("reasonseg/val", "grefcoco/testA", "refcocog/test", "scenes")
+    words = (
+        "evaluate",
+        *names,
+        "--limit",
+        2,
+        "--model",
+        root / "model",
+        "--data",
+        root / "data",
+        "--out",
+        root / "out",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, *words) == 0
+    return root
+
+
+def test_score_is_what_evaluate_said(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    files = sorted((evaluated / "out").glob("*/predictions.jsonl"), reverse=True)
+    assert run(monkeypatch, "score", *files, "--out", tmp_path / "scored") == 0
+    printed = capsys.readouterr().out
+    for name in ("report.json", "report.md", "report.html"):
+        assert (tmp_path / "scored" / name).read_bytes() == (evaluated / "out" / name).read_bytes()
+    assert "grefcoco/testA" in printed and "N-acc" in printed and "largest object" in printed
+    assert run(monkeypatch, "score", evaluated / "out") == 0
+    assert capsys.readouterr().out == printed.partition("report:")[0], "a folder stands for all that is in it"
+
+
+def test_pictures_are_found_elsewhere_or_said_to_be_missing(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "predictions.jsonl"
+    shutil.copy(evaluated / "out" / "reasonseg_val" / "predictions.jsonl", moved)
+    lines = moved.read_text(encoding="utf-8").splitlines(keepends=True)
+    head = json.loads(lines[0])
+    head["about"]["data"] = str(tmp_path / "gone")
+    moved.write_text(json.dumps(head) + "\n" + "".join(lines[1:]), encoding="utf-8")
+    assert run(monkeypatch, "score", moved, "--out", tmp_path / "a") == 0
+    page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert "pictures are not shown" in page and str(tmp_path / "gone") in page and "<img" not in page
+    assert run(monkeypatch, "score", moved, "--out", tmp_path / "b", "--data", evaluated / "data") == 0
+    page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    assert "pictures are not shown" not in page and "<img" in page
+
+
+def test_damaged_files_are_named_with_their_line(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    lines = (evaluated / "out" / "refcocog_test" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    record = json.loads(lines[2])
+    small = {"size": [1, 1], "counts": "1"}
+    short = {"size": record["size"], "counts": "11"}
+    for line, change, told in (
+        (3, {**record, "masks": [small]}, "size"),
+        (3, {**record, "targets": [short]}, "do not fill"),
+        (3, {**record, "finished": "yes"}, "'finished'"),
+        (1, {**json.loads(lines[0]), "format": "mine"}, "format"),
+        (1, {**json.loads(lines[0]), "settings": {"match": "best"}}, "'match'"),
+        (1, {**json.loads(lines[0]), "settings": {"match": "union", "protocol": "forced"}}, "'benchmark'"),
+    ):
+        path = tmp_path / "damaged.jsonl"
+        path.write_text("\n".join([*lines[: line - 1], json.dumps(change), *lines[line:]]) + "\n", encoding="utf-8")
+        assert run(monkeypatch, "score", path) == 2
+        printed = capsys.readouterr()
+        assert f"damaged.jsonl, line {line}: " in printed.err and told in printed.err and printed.out == ""
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert run(monkeypatch, "score", tmp_path / "none.jsonl") == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    assert run(monkeypatch, "score", tmp_path) == 2
+    assert "no predictions.jsonl" in capsys.readouterr().err
