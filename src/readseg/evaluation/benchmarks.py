@@ -158,7 +158,8 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
     """
     if protocol is not None and protocol not in get_args(Protocol):
         raise ReadsegError(f"protocol: expected one of {', '.join(get_args(Protocol))}, got {protocol!r}")
-    dataset, *middle, split = name.split("/")
+    dataset, *middle = name.split("/")
+    split = middle.pop() if middle else ""
     if dataset not in DATA_SETS or not split or len(middle) > (dataset != "reasonseg"):
         raise ReadsegError(
             f"benchmark {name!r}: expected DATASET/SPLIT, such as reasonseg/val or refcoco/testA; data sets are "
