@@ -26,7 +26,7 @@ from readseg import lora
 from readseg.base_models import start_from
 from readseg.checkpoints import EMBEDDED, Checkpoint, check_names, read_checkpoint
 from readseg.config import ReadConfig
-from readseg.descriptions import read_json, read_settings
+from readseg.descriptions import blaming, read_json, read_settings
 from readseg.errors import ReadsegError
 from readseg.files import whole
 from readseg.processor import ReadProcessor
@@ -78,8 +78,9 @@ def open_base(base: Base) -> Checkpoint:
         return read_adapter(folder)
     # A model in this package's layout says all of it by itself.
     ours = read_settings(folder).get("model_type") == ReadConfig.model_type
-    given = {} if ours else {"family": base.family, "vision_tower": base.vision_tower}
-    return read_checkpoint(folder, **given)
+    if ours:
+        return read_checkpoint(folder)
+    return read_checkpoint(folder, family=base.family, vision_tower=base.vision_tower)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -128,7 +129,7 @@ def save_adapter(
         save_file(tensors, place / WEIGHTS)
         if settings is not None:
             settings.base_model_name_or_path = model
-            settings.save_pretrained(place)
+            settings.save_pretrained(str(place))
         (place / BASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         processor.config.save_pretrained(place)
         processor.save_pretrained(place)
@@ -163,7 +164,8 @@ def read_adapter(name: str | Path, *, base: str | None = None) -> Checkpoint:
         ) from error
     if fingerprint(under.weights) != facts["fingerprint"]:
         raise ReadsegError(f"{folder}: this adapter was trained on other weights than those of {start.model}.")
-    config = ReadConfig.from_pretrained(folder)
+    with blaming(folder / "config.json"):
+        config = ReadConfig.from_pretrained(folder)
     tokenizer = LegacyTokenizer.from_folder(folder) if (folder / MODEL_FILE).is_file() else None
     weights = _merged(folder, under.weights)
     check_names(weights, config, folder)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from readseg.errors import ReadsegError
-from readseg.training.config import load_recipe
+from readseg.training.config import MixtureStageConfig, load_recipe, with_start
 
+MIXTURE = "{kind: mixture, name: m, steps: 5, images_per_step: 2, learning_rate: 0.001, start: x%s}"
 STAGE = "{kind: vision, name: v, steps: 5, images_per_step: 2, learning_rate: 0.001%s}"
 
 
@@ -29,6 +30,13 @@ def test_every_preset_is_valid(name: str) -> None:
         ("stages: []", "stages"),
         ("seed: -1\nstages: [" + STAGE % "" + "]", "seed"),
         ("stages: [" + STAGE % ", first_seed: 7" + "]", "first_seed"),
+        ("stages: [" + MIXTURE % ", ratio: '1:2'" + "]", r"ratio: .*expected 6 whole numbers"),
+        ("stages:\n- " + MIXTURE.replace("{", "{ratio: 10:1:1:1:1:10, ") % "", "ratio: .*in quotes"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', points: {t_pos: 0.1}" + "]", "points: .*t_neg < t_pos"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', points: {size: 1}" + "]", "points: .*no setting size"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', patience: 2" + "]", "patience needs validate_every"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', validate_every: 2" + "]", "needs validate_on"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', lora_rank: 0, trained: []" + "]", "nothing would be trained"),
         ("stages: [", "not YAML"),
         ("just words", "recipe"),
     ],
@@ -52,3 +60,58 @@ def test_a_recipe_that_is_no_text_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ReadsegError, match="not UTF-8"):
         load_recipe(str(path))
+
+
+PUBLISHED = {  # SPEC's table of recipes: start, ratio, rank, rate, points, DICE
+    ("read-7b", "read"): ("tsunghanwu/SESAME", "10:1:1:1:1:10", 8, 3e-4, (30, 0.8, 0.2, 2), 0.5),
+    ("read-7b-scratch", "read"): ("liuhaotian/llava-v1.5-7b", "10:10:2:3:1:1", 64, 1e-4, (30, 0.8, 0.2, 2), 4.0),
+    ("read-7b-referring", "read"): ("tsunghanwu/SESAME", "0:12:2:2:1:0", 8, 3e-4, (30, 0.8, 0.2, 2), 0.5),
+    ("read-13b", "stage1"): ("liuhaotian/llava-v1.5-13b", "10:10:2:3:1:1", 64, 3e-4, (10, 0.8, 0.2, 1), 0.5),
+    ("read-13b", "stage2"): ("stage1", "3:10:2:3:1:10", 64, 1e-4, (30, 0.8, 0.2, 1), 0.5),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED, ids="-".join)
+def test_presets_are_the_published_recipes(preset: tuple[str, str]) -> None:
+    stages = {stage.name: stage for stage in load_recipe(preset[0]).stages}
+    stage = stages[preset[1]]
+    assert isinstance(stage, MixtureStageConfig)
+    start, ratio, rank, rate, points, dice = PUBLISHED[preset]
+    assert (stage.start, stage.ratio, stage.lora_rank, stage.learning_rate) == (start, ratio, rank, rate)
+    assert tuple(stage.points[name] for name in ("num_points", "t_pos", "t_neg", "downsample")) == points
+    assert (stage.text_loss_weight, stage.bce_loss_weight, stage.dice_loss_weight) == (1.0, 2.0, dice)
+    assert (stage.lora_alpha, stage.lora_dropout, stage.lora_targets) == (16, 0.05, ("q_proj", "v_proj"))
+    assert (stage.images_per_step, stage.accumulation, stage.warmup_steps) == (2, 10, 100)
+    assert (stage.optimizer, stage.schedule, stage.precision) == ("adamw", "linear", "auto")
+    assert set(stage.trained) == {"lm_head", "embed_tokens", "mask_decoder", "seg_projection"}
+
+
+def test_settings_can_be_replaced() -> None:
+    recipe = load_recipe("read-13b", ["stage2.learning_rate=2.0e-5", "steps=7", "seed=4", "stage1.points={t_pos: 0.9}"])
+    first, second = recipe.stages
+    assert (first.learning_rate, second.learning_rate, recipe.seed) == (3e-4, 2e-5, 4)
+    assert (first.steps, second.steps) == (7, 7)
+    assert first.points == {"t_pos": 0.9} and second.points["num_points"] == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps", "expected SETTING=VALUE"),
+        ("stage9.steps=3", "no stage has it; stages are stage1, stage2"),
+        ("colour=3", "no stage has it.*learning_rate"),
+        ("steps=0", "steps: Input should be greater than 0"),
+        ("steps=[", "not YAML"),
+        ("name=x", "no stage has it"),
+    ],
+)
+def test_wrong_changes_are_named(change: str, message: str) -> None:
+    with pytest.raises(ReadsegError, match=message):
+        load_recipe("read-13b", [change])
+
+
+def test_another_start_is_for_stages_that_start_from_a_model() -> None:
+    first, second = with_start(load_recipe("read-13b"), "mine", "sam.pth").stages
+    assert (first.start, first.sam, second.start, second.sam) == ("mine", "sam.pth", "stage1", None)
+    with pytest.raises(ReadsegError, match="--start: no stage"):
+        with_start(load_recipe("tiny"), "mine")

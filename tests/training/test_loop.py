@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from readseg.errors import ReadsegError
 from readseg.training.config import StageConfig
-from readseg.training.loop import train
+from readseg.training.loop import _schedule, train
 
 
 class Line(nn.Module):
@@ -41,11 +41,35 @@ class Line(nn.Module):
         return {"loss": (self.layer(batch["x"]) - batch["y"]).square().mean()}
 
 
-def options(steps: int, every: int = 4, rate: float = 0.05) -> StageConfig:
-    return StageConfig(
-        name="line", steps=steps, images_per_step=1, learning_rate=rate, warmup_steps=2, precision="fp32",
-        log_every=1, checkpoint_every=every,
-    )  # fmt: skip
+def options(steps: int, every: int = 4, rate: float = 0.05, **changes: object) -> StageConfig:
+    settings = {
+        "name": "line", "steps": steps, "images_per_step": 1, "learning_rate": rate, "warmup_steps": 2,
+        "precision": "fp32", "log_every": 1, "checkpoint_every": every,
+    }  # fmt: skip
+    return Scored.model_validate(settings | changes)
+
+
+class Scored(StageConfig):
+    """A stage's settings with those of validation, as stages have them that are validated."""
+
+    validate_every: int = 0
+    patience: int = 0
+
+
+class ScoredLine(Line):
+    """Its scores are given beforehand; what is exported is its bias."""
+
+    def __init__(self, scores: list[float], **settings: object) -> None:
+        super().__init__(**settings)
+        self.scores, self.validated = scores, []
+
+    def validate(self, rank: int, world: int) -> tuple[float, dict[str, float]]:
+        self.validated.append(self.layer.bias.detach().clone())
+        return self.scores[len(self.validated) - 1], {"giou": 0.5}
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save(state["layer.bias"], folder / "bias.pt")
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -134,6 +158,96 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
     assert first.startswith("2 ")
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_parts_of_a_step_are_averaged(tmp_path: Path, optimizer: str) -> None:
+    """Two batches a step give the step of their mean gradient, as one optimiser written out does."""
+    train(stage := Line(), options(1, accumulation=2, optimizer="adamw", warmup_steps=0), tmp_path / "parts")
+    own = Line()
+    step = torch.optim.AdamW(own.parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.0)
+    step.param_groups[0]["params"], bias = [own.layer.weight], own.layer.bias
+    step.add_param_group({"params": [bias], "lr": 0.025})
+    sum(own(own.batch(number, 0, 1))["loss"] / 2 for number in (0, 1)).backward()
+    torch.nn.utils.clip_grad_norm_(own.parameters(), 1.0)
+    step.step()
+    for name, value in stage.state_dict().items():
+        torch.testing.assert_close(value, own.state_dict()[name], msg=name)
+    (_, loss), *_ = losses(tmp_path / "parts")
+    first = Line()
+    assert loss == pytest.approx(sum(float(first(first.batch(n, 0, 1))["loss"].detach()) for n in (0, 1)) / 2)
+    train(Line(), options(4, accumulation=3, optimizer=optimizer), tmp_path / "more")
+    assert [step for step, _ in losses(tmp_path / "more")] == [1, 2, 3, 4]
+
+
+def test_schedules() -> None:
+    linear = options(10, warmup_steps=2, schedule="linear")
+    assert [round(_schedule(step, linear), 3) for step in range(10)] == [
+        0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125,
+    ]  # fmt: skip
+    cosine = options(10, warmup_steps=2)
+    assert _schedule(2, cosine) == 1.0 and _schedule(6, cosine) == pytest.approx(0.51)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_any_number_of_workers_gives_the_same_run(tmp_path: Path, workers: int) -> None:
+    train(Line(), options(9), tmp_path / "one")
+    train(Line(pause=0.002), options(9, workers=workers), tmp_path / "more")
+    assert losses(tmp_path / "more") == losses(tmp_path / "one")
+
+
+def test_the_best_and_the_last_weights_are_kept(tmp_path: Path) -> None:
+    stage = ScoredLine([0.1, 0.4, 0.3])
+    train(stage, options(6, validate_every=2), tmp_path)
+    assert torch.equal(torch.load(tmp_path / "best" / "bias.pt"), stage.validated[1])
+    assert torch.equal(torch.load(tmp_path / "adapter" / "bias.pt"), stage.layer.bias)
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 2 * k + 2, "score": score, "giou": 0.5} for k, score in enumerate(stage.scores)]
+
+
+def test_it_stops_when_nothing_gets_better(tmp_path: Path) -> None:
+    stage = ScoredLine([0.5, 0.6, 0.6, 0.2, 0.9])
+    train(stage, options(20, every=2, validate_every=2, patience=2), tmp_path)
+    assert len(stage.validated) == 4 and losses(tmp_path)[-1][0] == 8
+    again = ScoredLine([0.9])
+    train(again, options(20, every=2, validate_every=2, patience=2), tmp_path)  # it stays stopped
+    assert not again.validated and torch.equal(again.layer.bias, stage.layer.bias)
+
+
+def test_the_running_mean_is_what_is_validated_and_kept(tmp_path: Path) -> None:
+    stage = ScoredLine([0.1])
+    train(stage, options(8, validate_every=8, ema_decay=0.9), tmp_path / "a")
+    kept = torch.load(tmp_path / "a" / "adapter" / "bias.pt")
+    assert torch.equal(kept, stage.validated[0]) and not torch.equal(kept, stage.layer.bias)
+    train(ScoredLine([]), options(4, ema_decay=0.9), tmp_path / "b")
+    (tmp_path / "b" / "adapter" / "bias.pt").unlink()
+    later = ScoredLine([0.1])
+    train(later, options(8, validate_every=8, ema_decay=0.9), tmp_path / "b")  # its schedule is another one
+    assert later.validated
+
+
+def test_checkpoints_leave_out_what_is_frozen(tmp_path: Path) -> None:
+    stage = Line()
+    stage.layer.weight.requires_grad_(False)
+    before = stage.layer.weight.clone()
+    train(stage, options(4), tmp_path)
+    state = torch.load(tmp_path / "checkpoint-4" / "pytorch_model.bin")
+    assert state.keys() == {"layer.bias"}
+    again = Line()
+    again.layer.weight.requires_grad_(False)
+    train(again, options(4), tmp_path)
+    assert torch.equal(again.layer.bias, stage.layer.bias) and torch.equal(again.layer.weight, before)
+
+
+def test_trackers_get_the_numbers(tmp_path: Path) -> None:
+    train(Line(), options(3, trackers=["tensorboard"]), tmp_path)
+    assert any((tmp_path / "trackers").rglob("events.out.tfevents.*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match=r"wandb is not installed: pip install wandb"):
+        train(Line(), options(3, trackers=["wandb"]), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_infinite_loss_stops_the_run_and_names_the_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ needed. Masks are in the size of their image.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +160,10 @@ def coverage(mask: np.ndarray, frame: Frame, side: int) -> np.ndarray:
     The grid lies on what the language model sees of the image: cells, or parts of them, outside of it count as empty.
     """
     x0, y0, x1, y1 = frame.lmm_box
-    # A window of the grid's own resolution times 8, averaged over each cell.
-    fine = 8 * side
-    matrix = np.array([[(x1 - x0) / fine, 0, x0 + 0.5 * ((x1 - x0) / fine - 1)],
-                       [0, (y1 - y0) / fine, y0 + 0.5 * ((y1 - y0) / fine - 1)]])  # fmt: skip
+    # What the grid lies on, sampled at least once a pixel, then averaged over each cell.
+    fine = side * math.ceil(max(x1 - x0, y1 - y0) / side)
+    step_x, step_y = (x1 - x0) / fine, (y1 - y0) / fine
+    matrix = np.array([[step_x, 0, x0 + 0.5 * (step_x - 1)], [0, step_y, y0 + 0.5 * (step_y - 1)]])
     window = cv2.warpAffine(
         mask.astype(np.float32), matrix, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     )

@@ -176,7 +176,7 @@ class MixtureStageConfig(StageConfig):
     max_broken: int = Field(default=100, ge=0)
     max_tokens: int = Field(default=512, ge=32)
     lora_rank: int = Field(default=8, ge=0)
-    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_alpha: int = Field(default=16, gt=0)
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
     trained: tuple[Trained, ...] = ("lm_head", "embed_tokens", "mask_decoder", "seg_projection")
@@ -197,9 +197,11 @@ class MixtureStageConfig(StageConfig):
     best: Literal["giou", "ciou"] = "giou"
     patience: int = Field(default=0, ge=0)
 
-    @field_validator("ratio")
+    @field_validator("ratio", mode="before")
     @classmethod
-    def _is_ratio(cls, value: str) -> str:
+    def _is_ratio(cls, value: Any) -> str:
+        if not isinstance(value, str):  # YAML takes 10:1:1 for a number to the base of 60
+            raise ValueError('write it in quotes, such as "10:1:1:1:1:10"')
         return _said(parse_ratio, value)
 
     @field_validator("points")
@@ -295,9 +297,9 @@ def _changed(recipe: TrainConfig, change: str) -> TrainConfig:
     plain = recipe.model_dump()
     if not stage_name and setting in ("seed", "vocabulary"):
         return TrainConfig.model_validate(plain | {setting: value})
+    settings = sorted({own for stage in plain["stages"] for own in stage} - {"kind", "name"})
     meant = [stage for stage in plain["stages"] if stage_name in ("", stage["name"]) and setting in stage]
-    if not meant:
-        settings = sorted({own for stage in plain["stages"] for own in stage} - {"kind", "name"})
+    if setting not in settings or not meant:
         stages = ", ".join(stage["name"] for stage in plain["stages"])
         raise ReadsegError(f"{change!r}: no stage has it; stages are {stages}, settings {', '.join(settings)}")
     for stage in meant:

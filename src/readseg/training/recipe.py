@@ -102,13 +102,17 @@ def _run_mixture(recipe: TrainConfig, options: MixtureStageConfig, out: Path, da
     _check_settings(recipe, options, out / options.name / "settings.json")
     train(stage, options, out / options.name)
     if count := stage.batches.skipped.count:
-        Console(stderr=True).print(f"{count} records could not be read and were passed over", highlight=False)
+        Console(stderr=True).print(
+            f"broken and passed over: {count} (in this process, since it began)", highlight=False
+        )
     processes().wait_for_everyone()
 
 
 def _data_folder(data: Path | None) -> Path:
     if data is None:
         raise ReadsegError("--data is missing: name the folder that the data sets lie in (readseg data check DIR)")
+    if not data.is_dir():  # before gigabytes of weights are read
+        raise ReadsegError(f"{data}: no such folder; name the one that the data sets lie in")
     return data
 
 

@@ -1,0 +1,113 @@
+"""`readseg train` on data sets, `readseg merge` and what comes of it, from the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from readseg.adapters import read_adapter
+from readseg.cli import main
+from readseg.data.mini import write_miniatures
+from small import picture
+from tuned import SETTINGS, write_start
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniatures, a start, and a recipe that names another one."""
+    root = tmp_path_factory.mktemp("place")
+    write_miniatures(root / "data", images=8)
+    write_start(root / "start")
+    stage = SETTINGS | {"start": "nowhere", "steps": 2}
+    (root / "recipe.yaml").write_text(yaml.safe_dump({"stages": [stage]}), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def adapter(place: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["train", place / "recipe.yaml", "--data", place / "data", "--start", place / "start"]
+        assert run(patch, *words, "--out", place / "run", "--set", "steps=1") == 0
+    return place / "run" / "tuned" / "adapter"
+
+
+def test_train_merge_segment(
+    place: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "merge", adapter, tmp_path / "model") == 0
+    assert "adapter on" in capsys.readouterr().err
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    for name, value in read_adapter(adapter).weights.items():
+        assert torch.equal(merged[name], value), name
+    picture().save(tmp_path / "a.png")
+    results = []
+    for model in (adapter, tmp_path / "model"):
+        assert (
+            run(monkeypatch, "segment", tmp_path / "a.png", "the cup", "--model", model, "--out", tmp_path / "o") == 0
+        )
+        results.append((tmp_path / "o" / "result.json").read_text())
+    assert results[0] == results[1]
+
+
+def test_merge_needs_its_base(
+    place: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = (place / "start").rename(tmp_path / "moved")
+    try:
+        assert run(monkeypatch, "merge", adapter, tmp_path / "model") == 2
+        assert "--base" in capsys.readouterr().err
+        assert run(monkeypatch, "merge", adapter, tmp_path / "model", "--base", moved) == 0
+    finally:
+        moved.rename(place / "start")
+
+
+def test_dry_run_prints_and_stops(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", place / "recipe.yaml", "--data", place / "data", "--start", place / "start"]
+    assert run(monkeypatch, *words, "--out", tmp_path / "run", "--dry-run", "--set", "learning_rate=0.02") == 0
+    out = capsys.readouterr().out
+    for word in ("learning_rate", "0.02", "trained in all", "first batch", "memory of a process"):
+        assert word in out
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "recipe.yaml"], "--data is missing"),
+        (["train", "recipe.yaml", "--data", "nothing"], "nothing: no such folder"),
+        (["train", "recipe.yaml", "--data", "data"], "'nowhere': no such folder"),
+        (["train", "recipe.yaml", "--data", "data", "--set", "speed=3"], "no stage has it"),
+        (["train", "tiny", "--start", "start"], "--start: no stage of this recipe"),
+        (["train", "tiny", "--dry-run"], "--dry-run is for stages of kind 'mixture'"),
+        (["merge", "start", "out"], "is no adapter"),
+        (["merge", "start", "data"], "data is there already"),
+        (["merge", "nowhere", "out"], "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    before = sorted(place.iterdir())
+    monkeypatch.chdir(place)
+    assert run(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("readseg: ") and error.count("\n") == 1
+    assert sorted(place.iterdir()) == before

@@ -1,0 +1,108 @@
+"""What a stage would begin with: the published settings, counted weights, estimated memory, and the first batch."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from readseg.adapters import Base, open_base
+from readseg.training.config import load_recipe, with_start
+from readseg.training.dry_run import memory, sizes, tell
+from readseg.training.mixture_stage import mixture_of, trained_config
+from readseg.training.recipe import dry_run
+from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_released
+from tuned import options, stage
+
+
+@pytest.fixture(scope="module")
+def sesame(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for SESAME-7B, which READ-7B starts from: its layout, a few channels."""
+    folder = tmp_path_factory.mktemp("released") / "SESAME"
+    write_released(folder, "sesame")
+    return folder
+
+
+def count(shapes: dict[str, tuple[int, ...]]) -> int:
+    total = 0
+    for shape in shapes.values():
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+def printed(data: Path, start: Path, preset: str, *changes: str) -> str:
+    """What the command line prints, without the frames of tables."""
+    recipe = with_start(load_recipe(preset, changes), str(start))
+    chosen = recipe.stages[0]
+    stream = io.StringIO()
+    base = Base(chosen.start, family=chosen.family)
+    tell(Console(file=stream, width=160), open_base(base), chosen, mixture_of(chosen, data, 0), 0, 1)
+    return re.sub(r"[│┃ ]+", " ", stream.getvalue())
+
+
+def test_read_7b_prints_the_published_settings(sesame: Path, mini: Path) -> None:
+    text = printed(mini, sesame, "read-7b")
+    for line in (
+        "ratio 10:1:1:1:1:10", "learning_rate 0.0003", "lora_rank 8", "lora_alpha 16", "lora_dropout 0.05",
+        "lora_targets q_proj, v_proj", "points.num_points 30", "points.t_pos 0.8", "points.t_neg 0.2",
+        "points.downsample 2", "points.alignment reference", "dice_loss_weight 0.5", "bce_loss_weight 2.0",
+        "warmup_steps 100", "schedule linear", "optimizer adamw", "steps 10000",
+        "images a step 20 (2 x 10 x 1 processes)", "family read, prompted by both", "reason_seg 10 ReasonSeg|train",
+        "refer_seg 1 refcoco|unc_exclude_unified|train",
+    ):  # fmt: skip
+        assert line in text, line
+    assert "first batch: 2 rows of" in text and "in all" in text
+
+
+def test_sizes_are_those_of_the_checkpoint(sesame: Path) -> None:
+    chosen = options(sesame, lora_rank=3)
+    checkpoint = open_base(Base(str(sesame), family="read"))
+    counted = sizes(trained_config(checkpoint.config, chosen), chosen)
+    shapes = language_shapes("sesame") | sam_shapes() | tower_shapes()
+    assert counted.total == count(shapes) + 1  # the bias of the auxiliary loss
+    rows = count({"t": shapes["lm_head.weight"]})
+    decoder = count({name: shape for name, shape in shapes.items() if name.startswith("mask_decoder.")})
+    projection = count({name: shape for name, shape in shapes.items() if "text_hidden_fcs" in name})
+    assert dict(counted.trained) == {
+        "embed_tokens": rows, "lm_head": rows, "mask_decoder": decoder, "seg_projection": projection,
+        "LoRA": SMALL.layers * 2 * 3 * (SMALL.width + SMALL.width),
+    }  # fmt: skip
+
+
+def test_trained_weights_are_those_that_a_stage_moves(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path)
+    moved = sum(weight.numel() for weight in built.model.parameters() if weight.requires_grad)
+    checkpoint = open_base(Base(str(start)))
+    chosen = options(start)
+    assert sizes(trained_config(checkpoint.config, chosen), chosen).all_trained == moved
+
+
+def test_memory_follows_the_formula(sesame: Path) -> None:
+    chosen = options(sesame, gradient_checkpointing=True, ema_decay=0.9)
+    config = open_base(Base(str(sesame), family="read")).config
+    counted = sizes(config, chosen)
+    estimate = memory(config, chosen, counted, rows=2, length=100)
+    trained = counted.all_trained
+    assert estimate["AdamW"] == 8 * trained and estimate["gradients"] == estimate["running mean"] == 4 * trained
+    one = 100 * 2 * SMALL.width * (34 + 5 * 2 * 100 / SMALL.width)
+    assert estimate["activations"] == 2 * (one + SMALL.layers * 2 * 100 * 2 * SMALL.width)  # twice: float32
+    without = memory(config, options(sesame), sizes(config, options(sesame)), rows=2, length=100)
+    assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
+
+
+def test_a_stage_that_is_not_run_yet_stands_for_its_own_start(
+    sesame: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = with_start(load_recipe("read-13b", ["stage1.sam=null"]), str(sesame))
+    dry_run(recipe, tmp_path / "run", data=mini)
+    text = re.sub(r"[│┃ ]+", " ", capsys.readouterr().out)
+    for line in ("ratio 10:10:2:3:1:1", "learning_rate 0.0003", "points.num_points 10", "steps 4000",
+                 "ratio 3:10:2:3:1:10", "learning_rate 0.0001", "points.num_points 30", "lora_rank 64"):  # fmt: skip
+        assert line in text, line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,154 @@
+"""Training on data sets: what moves and what stays, and that packing and caching change the cost alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import open_benchmark
+from readseg.evaluation.report import summarise
+from readseg.evaluation.run import evaluate
+from readseg.segmenter import Segmenter
+from readseg.training.mixture_stage import MixtureStage
+from tuned import stage
+
+
+def gradients(built: MixtureStage, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The values of a batch, and the gradients of all that is trained."""
+    built.zero_grad()
+    values = built(built.batch(number, 0, 1))
+    values["loss"].backward()
+    found = {name: weight.grad.clone() for name, weight in built.named_parameters() if weight.grad is not None}
+    return {name: value.detach() for name, value in values.items()}, found
+
+
+def assert_same(
+    one: tuple[dict[str, Tensor], dict[str, Tensor]],
+    other: tuple[dict[str, Tensor], dict[str, Tensor]],
+    atol: float,
+) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], atol=atol, rtol=atol, msg=name)
+
+
+def test_only_lora_and_the_named_parts_move(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path)
+    _, found = gradients(built, 0)
+    moved = {name.removeprefix("model.") for name, grad in found.items() if grad.abs().sum() > 0}
+    trained = {name for name, weight in built.model.named_parameters() if weight.requires_grad}
+    whole = ("lmm.lm_head.", "lmm.model.language_model.embed_tokens.", "sam.mask_decoder.", "seg_projection.")
+    for name in trained:
+        assert name.startswith(whole) or ".lora_" in name, name
+    assert moved <= trained
+    for part in whole:
+        assert any(name.startswith(part) for name in moved), part
+    lora = {name for name in trained if ".lora_" in name}
+    layers = range(built.model.config.lmm_config.text_config.num_hidden_layers)
+    place = "lmm.model.language_model.layers"
+    assert lora == {
+        f"{place}.{layer}.self_attn.{target}.lora_{half}.default.weight"
+        for layer in layers for target in ("q_proj", "v_proj") for half in "AB"
+    }  # fmt: skip
+    # B begins at 0: nothing reaches A before B has moved.
+    assert lora & moved == {name for name in lora if ".lora_B." in name}
+
+
+@pytest.mark.parametrize("number", [0, 3, 7])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_equals_rows_of_their_own(
+    start: Path, mini: Path, tmp_path: Path, number: int, checkpointing: bool
+) -> None:
+    """Loss and gradients within 1e-5: the cost is all that differs."""
+    settings: dict[str, Any] = {"gradient_checkpointing": checkpointing, "lora_dropout": 0.0, "images_per_step": 3}
+    packed, single = (stage(start, mini, tmp_path, pack=pack, **settings) for pack in (True, False))
+    for built in (packed, single):
+        with torch.no_grad():
+            for name, weight in built.named_parameters():
+                if ".lora_B." in name:
+                    weight.copy_(torch.full_like(weight, 0.05))
+    rows = [len(built.batch(number, 0, 1)["input_ids"]) for built in (packed, single)]
+    assert rows[0] == 3 < rows[1]
+    assert_same(gradients(packed, number), gradients(single, number), 1e-5)
+
+
+def test_cached_equals_computed(start: Path, mini: Path, tmp_path: Path) -> None:
+    plain, cold = stage(start, mini, tmp_path), stage(start, mini, tmp_path / "cache", cache=True)
+    first = gradients(plain, 2)
+    assert_same(gradients(cold, 2), first, 0.0)
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == len({path.name for path in files}) >= 1
+    warm = stage(start, mini, tmp_path / "cache", cache=True)
+    assert all("features" in image for image in warm.batch(2, 0, 1)["images"])
+    assert_same(gradients(warm, 2), first, 0.0)
+    assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+def test_other_encoders_do_not_find_what_is_cached(start: Path, mini: Path, tmp_path: Path) -> None:
+    first = stage(start, mini, tmp_path / "cache", cache=True)
+    gradients(first, 0)
+    with torch.no_grad():
+        next(first.model.sam.vision_encoder.parameters()).mul_(1.5)
+    assert first._encoders_digest() not in [path.name.partition(".")[0] for path in (tmp_path / "cache").iterdir()]
+
+
+def test_the_cache_stays_below_its_limit(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path / "cache", cache=True, cache_gb=1e-9)
+    for number in range(3):
+        built(built.batch(number, 0, 1))
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the last one that began below it
+
+
+def test_dropout_is_a_function_of_the_batch(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path)
+    with torch.no_grad():
+        for name, weight in built.named_parameters():
+            if ".lora_B." in name:
+                weight.fill_(0.3)
+    batch = built.batch(1, 0, 1)
+    first = built(batch)["loss"]
+    torch.rand(100)
+    assert torch.equal(built(batch)["loss"], first)
+    assert not torch.equal(built(batch | {"seed": batch["seed"] + 1})["loss"], first)
+
+
+def test_the_map_loss_is_there_when_it_is_weighed(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path, map_loss_weight=1.0)
+    values, found = gradients(built, 0)
+    assert values["map"] > 0 and found["model.map_bias"].abs() > 0
+    assert "map" not in gradients(stage(start, mini, tmp_path), 0)[0]
+
+
+def test_settings_reach_the_model(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path, points={"num_points": 7, "t_pos": 0.6}, dice_loss_weight=4.0, prompt="seg")
+    config = built.model.config
+    assert (config.points.num_points, config.points.t_pos, config.points.t_neg) == (7, 0.6, 0.2)
+    assert (config.dice_loss_weight, config.bce_loss_weight, config.prompt) == (4.0, 2.0, "seg")
+
+
+def test_wrong_targets_and_points_are_named(start: Path, mini: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match=r"no layer x_proj; it has .*q_proj"):
+        stage(start, mini, tmp_path, lora_targets=("x_proj",))
+    with pytest.raises(ReadsegError, match=r"points: downsample must not exceed"):
+        stage(start, mini, tmp_path, points={"downsample": 9})
+
+
+def test_validation_is_evaluation(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path, validate_on=("refcoco/val", "reasonseg/val"), validate_images=2)
+    score, numbers = built.validate(0, 1)
+    assert built.model.training
+    own = []
+    for name in ("refcoco/val", "reasonseg/val"):
+        outcomes = evaluate(Segmenter(built.model, built.processor), open_benchmark(mini, name), limit=2)
+        own.append(summarise(name, outcomes).giou.value)
+        assert numbers[f"{name} giou"] == own[-1]
+    assert score == sum(own) / 2
+    built.train()
+    with pytest.raises(ReadsegError, match="refcoco"):
+        stage(start, mini, tmp_path, validate_on=("refcoco/elsewhere",)).validate(0, 1)
