@@ -124,6 +124,17 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    with PredictionFile(path, SETTINGS) as file:
+        file.add(FIRST)
+        with pytest.raises(ReadsegError, match=r"p\.jsonl: another process"):
+            PredictionFile(path, SETTINGS)
+        file.add(SECOND)
+    with PredictionFile(path, SETTINGS) as file:
+        assert len(file) == 2
+
+
 def test_settings_compare_as_json_does(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     PredictionFile(path, {"size": (1, 2)}).close()

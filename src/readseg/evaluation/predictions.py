@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,7 +158,8 @@ class PredictionFile:
         about: what else the head of a new file says.
 
     Raises:
-        ReadsegError: the file exists and was made with other settings, or is no file of predictions.
+        ReadsegError: the file exists and was made with other settings, is no file of predictions, or another process
+            has it open.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
@@ -165,11 +167,15 @@ class PredictionFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             write_predictions(self.path, settings, about or {}, ())
-        _, self.predictions, good_bytes = _parse(self.path, settings)
-        if good_bytes < self.path.stat().st_size:
-            os.truncate(self.path, good_bytes)
         # Unbuffered: a line reaches the system in one call, and a killed process loses none that it finished.
         self._file = self.path.open("ab", buffering=0)
+        try:
+            _lock(self._file)
+            _, self.predictions, good_bytes = _parse(self.path, settings)
+            os.truncate(self.path, good_bytes)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __contains__(self, key: object) -> bool:
         return key in self.predictions
@@ -243,6 +249,24 @@ def write_predictions(
     with whole(path) as place, place.open("wb") as file:
         file.write(_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
         file.writelines(_line(prediction.to_json()) for prediction in predictions)
+
+
+def _lock(file: FileIO) -> None:
+    """Keeps other processes from adding to an open file: a worker may outlive the launcher that was killed.
+
+    Raises:
+        ReadsegError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ReadsegError(f"{file.name}: another process is writing to it; wait for it or end it") from error
+    except OSError:  # a file system without locks
+        return
 
 
 def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[str, Prediction], int]:
