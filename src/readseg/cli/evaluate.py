@@ -100,7 +100,9 @@ def evaluate(
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         "bits": bits,
         "system": system,
+        "own_prompt": segmenter.model.config.prompt,
     }
+    own_points = point_config or segmenter.model.config.points
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []
     for name in names:
@@ -112,7 +114,7 @@ def evaluate(
         else:
             there, blind = open_benchmark(data or Path(), name, protocol), []
         systems = [
-            model_system(segmenter, there, settings=settings, prompt=kind, points=point_config)
+            model_system(segmenter, there, settings=settings, prompt=kind, points=own_points)
             for kind in (prompt, *others)
         ]
         found = run(
