@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from readseg.cli import main
 
@@ -64,6 +65,9 @@ def test_miniatures_are_written_checked_and_shown(
     assert "refcocog|umd_exclude_unified|test" in told
     assert run(monkeypatch, "show", "mini", "pascal_part", "-n", 3) == 0
     assert Path("samples.png").is_file()
+    assert run(monkeypatch, "show", "mini", "-n", 1, "--out", "all.png") == 0
+    with Image.open("all.png") as sheet, Image.open("samples.png") as one:
+        assert sheet.height > one.height and sheet.width == 4 * 320
     next(Path("mini/reason_seg/ReasonSeg/val").glob("*.json")).write_text("{")
     capsys.readouterr()
     assert run(monkeypatch, "check", "mini", "--thorough") == 1
@@ -76,6 +80,8 @@ def test_miniatures_are_written_checked_and_shown(
         (("check", "nowhere"), "no such folder"),
         (("show", ".", "imagenet"), "no data set 'imagenet'"),
         (("show", ".", "refcoco"), "readseg data check"),
+        (("show", "."), "readseg data check"),
+        (("show", ".", "--split", "val"), "name that"),
         (("mini", "--out", "taken"), "taken"),
     ],
 )

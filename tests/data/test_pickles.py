@@ -36,6 +36,11 @@ PYTHON_2 = (
     b"(lp0\n(dp1\nS'sent'\np2\nVcaf\xe9\np3\nsS'raw'\np4\nS'caf\\xc3\\xa9'\np5\n"
     b"sS'ann_id'\np6\nL12L\nsS'exist'\np7\nI01\nsa."
 )
+# The same in protocol 2.
+PYTHON_2_BINARY = (
+    b"\x80\x02]q\x01}q\x02(U\x04sentq\x03X\x05\x00\x00\x00caf\xc3\xa9q\x04U\x03rawq\x05U\x05caf\xc3\xa9q\x06"
+    b"U\x06ann_idq\x07\x8a\x01\x0cU\x05existq\x08\x88ua."
+)
 
 
 def ran(*args: object) -> list[object]:
@@ -85,13 +90,16 @@ def test_ordered_dicts_become_plain(tmp_path: Path, protocol: int) -> None:
     assert type(found) is dict and list(found.items()) == [("b", 1), ("a", [2])]
 
 
-def test_text_of_python_2(tmp_path: Path) -> None:
-    found = read_pickle(written(tmp_path, PYTHON_2))
+@pytest.mark.parametrize("content", [PYTHON_2, PYTHON_2_BINARY])
+def test_text_of_python_2(tmp_path: Path, content: bytes) -> None:
+    found = read_pickle(written(tmp_path, content))
     assert found == [{"sent": "café", "raw": "café", "ann_id": 12, "exist": True}]
 
 
 def test_text_of_python_2_that_is_no_utf_8_is_latin_1(tmp_path: Path) -> None:
     assert read_pickle(written(tmp_path, PYTHON_2.replace(b"\\xc3\\xa9", b"\\xe9")))[0]["raw"] == "café"
+    latin = PYTHON_2_BINARY.replace(b"U\x05caf\xc3\xa9", b"U\x04caf\xe9")
+    assert read_pickle(written(tmp_path, latin))[0] == {"sent": "café", "raw": "café", "ann_id": 12, "exist": True}
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

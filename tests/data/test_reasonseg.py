@@ -29,7 +29,11 @@ def write(
 ) -> Path:
     folder = root / PLACE / split
     folder.mkdir(parents=True, exist_ok=True)
-    content = record if isinstance(record, bytes) else json.dumps(record, ensure_ascii=False).encode(encoding)
+    content = (
+        record
+        if isinstance(record, bytes)
+        else json.dumps(record, ensure_ascii=False).encode(encoding, "backslashreplace")
+    )
     (folder / f"{name}.json").write_bytes(content)
     if suffix:
         Image.new("RGB", HW[::-1]).save(folder / f"{name}{suffix}")
@@ -235,6 +239,7 @@ def test_one_broken_file_does_not_break_the_others(tmp_path: Path, encoding: str
         ({"text": None}, '"text", a list of strings'),
         ({"text": [float("nan")]}, '"text", a list of strings'),
         ({"text": [" "]}, "neither expressions nor a dialogue"),
+        ({"text": ["a \ud83d"]}, "half of a character"),
         ({"is_sentence": float("nan")}, "true or false, got nan"),
         ({"is_sentence": None}, "true or false"),
         ({"shapes": None}, '"shapes", a list'),
@@ -273,7 +278,7 @@ def test_wrong_nesting_without_end(tmp_path: Path) -> None:
         [[1, 2], [float("nan"), 4], [5, 6]],
         [[1, 2], [float("inf"), 4], [5, 6]],
         [[1, 2, 3]],
-        [["x", "y"]],
+        [["x" * 5000, "y"]],
         [[1, 2], [3]],
         [[-1e12, -1e12], [1e12, 5], [5, 1e12]],
         [[1, 2], [10**400, 4], [5, 6]],
@@ -283,8 +288,9 @@ def test_wrong_nesting_without_end(tmp_path: Path) -> None:
 def test_wrong_points_are_an_error_of_the_mask(tmp_path: Path, points: Any) -> None:
     write(tmp_path, "a", {**RECORD, "shapes": [SQUARE, {"label": "target", "points": points}]})
     entry = only(tmp_path)
-    with pytest.raises(ReadsegError, match=r"a\.json"):
+    with pytest.raises(ReadsegError, match=r"a\.json") as told:
         painted(entry)
+    assert len(str(told.value)) < 400
 
 
 def test_splits_that_are_there_and_those_that_are_not(tmp_path: Path) -> None:

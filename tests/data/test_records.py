@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from readseg.data.records import elements, read_between
+from readseg.data.polygons import image_hw
+from readseg.data.records import content, elements, read_between
 from readseg.errors import ReadsegError
 
 
@@ -40,3 +42,23 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes
     path.write_bytes(content)
     with pytest.raises(ReadsegError, match=r"a\.json"):
         list(elements(path))
+
+
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device):
+        with pytest.raises(ReadsegError, match=f"{path.name} is a pipe or a device: expected a file"):
+            content(path)
+        with pytest.raises(ReadsegError, match=f"{path.name} is not a regular file"):
+            image_hw(path)
+
+
+def test_what_is_no_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "gone", "No such"), (tmp_path / "loop", "symbolic")):
+        with pytest.raises(ReadsegError, match=f"{path.name} cannot be read: .*{reason}"):
+            content(path)
+    (tmp_path / "a").write_bytes(b"\0a")
+    assert content(tmp_path / "a") == b"\0a"

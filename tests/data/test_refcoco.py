@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
         (ref(7, 70, 5), 'the text "sent"'),
         (ref(7, 70, sentence("x", exist=float("nan"))), "expected exist to be true or false"),
         (ref(7, 70, sentence("x", is_false_premise=None)), "expected is_false_premise to be true or false"),
+        (ref(7, 70, sentence("a \ud83d")), "half of a character"),
+        (ref(7, 70, sentence("x", exist=False, gt_sent="\ud83d")), "half of a character"),
         (ref(7, 70, sentences=None), '"sentences", a list'),
         (ref(7, 79, "x"), r"instances\.json: image 7 has no annotation 79, which refs\(unc\)\.p names"),
         (ref(7, [70, 80], "x"), "image 7 has no annotation 80"),
@@ -379,6 +382,26 @@ def test_wrong_annotations_are_an_error_of_the_mask(tmp_path: Path, segmentation
     np.testing.assert_array_equal(painted(entry, 1), SECOND)
 
 
+def test_an_id_that_is_not_its_record_s_own(tmp_path: Path) -> None:
+    """Which of two different records is meant nobody can say; of two equal ones it does not matter."""
+    long = [round(0.01 * k, 2) for k in range(4000)]
+    refs = [ref(7, 70, "it"), ref(8, 80, "this"), ref(9, 90, "that")]
+    annotations = [
+        *(annotation(70, 7, [part]) for part in (long, [*long[:2000], 9.0, *long[2001:]])),
+        annotation(80, 8, [SQUARE]),
+        annotation(80, 8, [SQUARE], area=3),
+        annotation(90, 9, [SQUARE]),
+    ]
+    images = [image(7), image(8), image(8), image(9), image(9, file_name="b.jpg")]
+    write(tmp_path, refs, images=images, annotations=annotations)
+    first, second, third = (partial(RefCoco(tmp_path, "refcoco|val").__getitem__, place) for place in range(3))
+    with pytest.raises(ReadsegError, match=r"instances\.json: annotation 70 is there twice, and they differ"):
+        first()
+    np.testing.assert_array_equal(painted(second()), FIRST)
+    with pytest.raises(ReadsegError, match=r"instances\.json: image 9 is there twice, and they differ"):
+        third()
+
+
 def test_images_that_are_missing_or_of_another_size(tmp_path: Path) -> None:
     write(tmp_path, pictures=False)
     entry = RefCoco(tmp_path, "refcoco|val")[0]
@@ -395,10 +418,10 @@ def test_an_image_whose_size_is_not_told_has_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(painted(only(tmp_path)), FIRST)
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", None, 5])
+@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "a\0b.jpg", "", None, 5, float("nan"), ["a.jpg"]])
 def test_wrong_names_of_images_lead_nowhere(tmp_path: Path, name: Any) -> None:
     write(tmp_path, [ref(7, 70, "x")], images=[image(7, file_name=name)])
-    with pytest.raises(ReadsegError, match="no image 7"):
+    with pytest.raises(ReadsegError, match=r'instances\.json: image 7: "file_name" must name a file inside its folder'):
         only(tmp_path)
 
 

@@ -245,7 +245,7 @@ def test_an_annotation_that_is_gone_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, ADE20K, "a", VALUES)
     data = read(tmp_path, ADE20K)
     path.unlink()
-    with pytest.raises(ReadsegError, match=r"a\.png: the annotation cannot be read"):
+    with pytest.raises(ReadsegError, match=r"a\.png cannot be read: No such file"):
         data[0]
 
 

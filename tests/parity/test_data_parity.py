@@ -82,6 +82,7 @@ def test_reasonseg_files(folder: Path, index: dict[str, Any], tensors: dict[str,
             assert mask.dtype == theirs.dtype
             assert ("no_target" in expression.tags) == (not (theirs == 1).any())
         assert {value: int((theirs == int(value)).sum()) for value in fact["counts"]} == fact["counts"]
+        assert (list(theirs.shape), str(theirs.dtype)) == (fact["hw"], fact["dtype"])
 
 
 def test_a_file_that_is_no_utf_8(folder: Path, index: dict[str, Any], tmp_path: Path) -> None:
@@ -127,6 +128,23 @@ def test_coco_annotations(index: dict[str, Any], tensors: dict[str, Tensor], tmp
             assert encode_rle(segmentation_mask([polygon], hw)) == rle
 
 
+def test_no_value_of_this_part_is_left_out(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """What the other tests go through is all that is stored; text is compared elsewhere."""
+    kept: dict[str, set[str]] = {}
+    for name in tensors:
+        kind, own, *_ = name.split(".")
+        kept.setdefault(kind, set()).add(own)
+    kept.pop("conv", None)
+    masks, coco, scores, runs, pixels = told(index, "mask.simple", "coco", "validate", "run_eval", "preprocess")
+    assert masks and kept == {
+        "mask": {key.removeprefix("mask.") for key in index if key.startswith("mask.")},
+        "coco": set(coco["ann"]),
+        "iou": {str(item["i"]) for item in scores["per_item"]},
+        "runeval": {str(k) for k in range(len(runs["preds"]))},
+        "prep": {str(fact["i"]) for fact in pixels},
+    }
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +154,11 @@ def counted(pred: Tensor, gt: Tensor) -> tuple[list[int], list[int]]:
     pairs = [intersection_and_union(a.numpy(), b.numpy()) for a, b in zip(pred, gt, strict=True)]
     assert torch.equal(pred, before[0]) and torch.equal(gt, before[1])  # the reference's changes its input
     return [i for i, _ in pairs], [u for _, u in pairs]
+
+
+def turned(gt: Tensor) -> Tensor:
+    """A target's background as the object: 0 and 1 change places, 255 stays."""
+    return torch.where(gt == 255, gt, 1 - gt)
 
 
 def test_validate(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -149,6 +172,10 @@ def test_validate(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         assert inter == [counts[1] for counts in item["intersection"]], item["i"]
         assert union == [counts[1] for counts in item["union"]], item["i"]
         assert (gt == 1).flatten(1).sum(1).tolist() == [counts[1] for counts in item["target"]], item["i"]
+        background = counted((logits <= 0).int(), turned(gt))
+        assert background[0] == [counts[0] for counts in item["intersection"]], item["i"]
+        assert background[1] == [counts[0] for counts in item["union"]], item["i"]
+        assert (gt == 0).flatten(1).sum(1).tolist() == [counts[0] for counts in item["target"]], item["i"]
         ours = metrics.giou(inter, union)
         assert ours * len(inter) / (len(inter) + EPSILON) == pytest.approx(item["giou_alone"], abs=SCORES)
         assert metrics.ciou(inter, union) == pytest.approx(item["ciou_alone"], abs=SCORES)
@@ -166,15 +193,22 @@ def test_validate(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 def test_run_eval(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     (facts,) = told(index, "run_eval")
     said, true, intersections, unions = [], [], [], []
+    background: list[tuple[list[int], list[int]]] = []
     for k, record in enumerate(facts["preds"].values()):
         pred, gt = tensors[f"runeval.{k}.pred"], tensors[f"runeval.{k}.gt"]
         assert [bool(mask.any()) for mask in pred] == record["pred_exists"]
+        assert [bool((mask == 1).any()) for mask in gt] == record["gt_exists"]
+        background.append(counted(1 - pred, turned(gt)))
         inter, union = counted(pred, gt)
         intersections += inter
         unions += union
         said += record["pred_exists"]
         true += record["gt_exists"]
     assert (sum(intersections), sum(unions)) == (facts["intersection"][1], facts["union"][1])
+    assert [sum(sum(inter) for inter, _ in background), sum(sum(union) for _, union in background)] == [
+        facts["intersection"][0],
+        facts["union"][0],
+    ]
     assert metrics.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
     printed = [float(number) for number in re.findall(r"(?:cIoU|Accuracy): ([\d.]+)", facts["stdout"])]
     assert [round(metrics.ciou(intersections, unions), 4), round(metrics.see_accuracy(said, true), 4)] == printed
@@ -216,6 +250,7 @@ def test_pixels_that_models_see(reference: Path, index: dict[str, Any], tensors:
         image = Image.fromarray(rgb)
         assert list(rgb.shape[:2]) == fact["hw"]
         clip, pixels = processor.lmm_pixels(image), processor.mask_pixels(image)
+        assert str(pixels.dtype) == fact["images_dtype"]
         assert list(clip.shape) == fact["clip_shape"] and list(pixels.shape) == fact["images_shape"]
         step = 1 if fact["clip_sub"] == "full" else int(fact["clip_sub"].rsplit(":", 1)[1].strip(" ]"))
         close(clip[:, ::step, ::step], tensors[f"{what}.clip"], f"{what}.clip", atol=PIXELS)

@@ -87,13 +87,18 @@ def check(
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that all data sets lie in.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set, as data check lists it.")],
-    split: Annotated[str | None, typer.Option(help="By default the first that is there.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="As data check lists it; without one, all that are there.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the named one; by default the first that is there.")] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="Number of samples.")] = 8,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", min=1, max=100, help="Samples of a data set: 8 of a named one, else 2."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
-    """Draw samples of a data set: pictures, one mask each, and what is said of it."""
+    """Draw samples of data sets: pictures, one mask each, and what is said of it."""
     from readseg.data.catalogue import show as show_samples
     from readseg.files import whole
 

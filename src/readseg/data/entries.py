@@ -15,6 +15,15 @@ import numpy as np
 from readseg.errors import ReadsegError
 
 
+def half_a_character(text: str) -> bool:
+    r"""Whether a text holds a lone surrogate, as JSON may spell it: no tokenizer takes it.
+
+    >>> half_a_character("caf\u00e9 \U0001f600"), half_a_character("caf\ud83d")
+    (False, True)
+    """
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Expression:
     """Something that may be asked for.
@@ -30,7 +39,7 @@ class Expression:
         tags: what else scores are grouped by.
 
     Raises:
-        ReadsegError: the text is empty, or `mask` and `present` contradict each other.
+        ReadsegError: the text is empty or holds half of a character, or `mask` and `present` contradict each other.
     """
 
     text: str
@@ -44,6 +53,8 @@ class Expression:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ReadsegError("an expression is empty: expected the name of a thing or a sentence")
+        if half_a_character(self.text + self.instead):
+            raise ReadsegError(f"expression {self.text!r:.60} holds half of a character (a lone surrogate)")
         if (self.mask is not None) != self.present:
             raise ReadsegError(f"expression {self.text!r}: present is {self.present}, mask is {self.mask}")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from readseg.data.records import content
 from readseg.errors import ReadsegError
 
 MAX_BYTES = 1 << 30
@@ -95,14 +96,14 @@ def read_pickle(path: Path) -> Any:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ReadsegError(f"{path} is too large to be annotations: {size} bytes, the limit is {MAX_BYTES}")
-        content = path.read_bytes()
     except OSError as error:
         raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+    encoded = content(path)
     try:
         try:
-            return _Unpickler(io.BytesIO(content), "utf-8").load()
+            return _Unpickler(io.BytesIO(encoded), "utf-8").load()
         except UnicodeDecodeError:
-            return _Unpickler(io.BytesIO(content), "latin-1").load()
+            return _Unpickler(io.BytesIO(encoded), "latin-1").load()
     except _NotPlainError as error:
         raise ReadsegError(
             f"{path} is refused, nothing of it was run: it asks for {error}, expected only lists, dicts, numbers and "

@@ -32,6 +32,8 @@ def image_hw(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, and of damaged EXIF
+            if not path.is_file():  # a pipe would be waited for
+                raise FileNotFoundError(path)
             with Image.open(path) as image:
                 width, height = image.size
                 turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED

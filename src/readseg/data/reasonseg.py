@@ -21,6 +21,7 @@ import numpy as np
 
 from readseg.data.entries import Entry, Expression
 from readseg.data.polygons import MAX_LENGTH, image_hw
+from readseg.data.records import content
 from readseg.data.sample import IGNORE
 from readseg.errors import ReadsegError
 from readseg.masks import polygons_to_mask
@@ -109,7 +110,7 @@ def shapes_mask(shapes: Sequence[dict[str, Any]], hw: tuple[int, int]) -> np.nda
 def _painted(shape: dict[str, Any], hw: tuple[int, int]) -> np.ndarray:
     try:
         points = np.asarray(shape["points"], dtype=np.float64)
-    except (TypeError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("a polygon must be a list of (x, y)") from error
     if points.size and np.abs(points).max() > MAX_LENGTH:  # OpenCV walks along such lines for many seconds
         raise ValueError(f"a polygon has coordinates up to {np.abs(points).max():g}: these are no pixels of an image")
@@ -142,14 +143,14 @@ def _images(files: Sequence[Path]) -> dict[str, Path]:
 def _read(path: Path) -> dict[str, Any] | ReadsegError:
     """A file's record, or what is wrong with it: some files are no UTF-8 but cp1252."""
     try:
-        content = path.read_bytes()
+        encoded = content(path)
         try:
-            text = content.decode("utf-8-sig")
+            text = encoded.decode("utf-8-sig")
         except UnicodeDecodeError:
-            text = content.decode("cp1252")
+            text = encoded.decode("cp1252")
         record = json.loads(text)
-    except OSError as error:
-        return ReadsegError(f"{path} cannot be read: {error.strerror or error}")
+    except ReadsegError as error:
+        return error
     except (ValueError, RecursionError) as error:  # neither encoding, no JSON, nested without end
         return ReadsegError(f"{path} is no JSON in UTF-8 or cp1252: {str(error).splitlines()[0]}")
     return (

@@ -34,6 +34,20 @@ def is_there(needs: list[tuple[Path, str]]) -> bool:
     return all(path.exists() for path, _ in needs)
 
 
+def content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        ReadsegError: it cannot be read; or it is a pipe or a device, where reading may never end.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ReadsegError(f"{path} is a pipe or a device: expected a file")
+        return path.read_bytes()
+    except OSError as error:
+        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def inside(name: Any, where: str) -> str:
     """A file name of an annotation, which must stay inside the folder that it is relative to.
 
@@ -103,12 +117,10 @@ class _Scanner:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        encoded = content(path)
+        self._byte = len(_BOM) if encoded.startswith(_BOM) else 0
         try:
-            content = path.read_bytes()
-            self._byte = len(_BOM) if content.startswith(_BOM) else 0
-            self._text = content.decode("utf-8-sig")
-        except OSError as error:
-            raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+            self._text = encoded.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ReadsegError(f"{path} is not UTF-8: byte {error.start} cannot be decoded") from error
         self._at = self._counted = 0

@@ -21,9 +21,10 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from readseg.data.entries import Entry, Expression
+from readseg.data.entries import Entry, Expression, half_a_character
 from readseg.data.pickles import read_pickle
 from readseg.data.polygons import compact, covers_nothing, image_hw, segmentation_mask
+from readseg.data.records import content, inside
 from readseg.errors import ReadsegError
 from readseg.masks import union
 
@@ -63,7 +64,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    file_name: str
+    file_name: Any
     hw: tuple[int, int] | None
 
 
@@ -76,6 +77,8 @@ class _Files:
     groups: dict[str, list[_Group]]
     images: dict[int, _Image]
     annotations: dict[int, tuple[int | None, Any]]
+    ambiguous: frozenset[tuple[str, int]]
+    """("image" or "annotation", id) of records of one id that differ."""
 
 
 # The splits of a data set share its files: they are read once while any reader of them is alive.
@@ -137,13 +140,13 @@ class RefCoco:
         Raises:
             ReadsegError: a file that cannot be read.
         """
-        return [
-            f"{folder.name}|{split_by}|{part}"
-            for folder in _datasets(root)
-            for split_by, path in sorted(_refs_files(folder).items())
-            for part, groups in _groups(path).items()
-            if groups
-        ]
+        found = []
+        for folder in _datasets(root):
+            splits, damaged = splits_of(root, folder.name)
+            if damaged:
+                raise ReadsegError(damaged[0])
+            found += splits
+        return found
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -155,7 +158,8 @@ class RefCoco:
         image = self._files.images.get(group.image) if group.image is not None else None
         if image is None:
             raise ReadsegError(f"{self._files.instances}: no image {group.image}, which {self._files.refs.name} names")
-        path = self._find(image.file_name)
+        self._require_one("image", group.image)
+        path = self._find(inside(image.file_name, f'{self._files.instances}: image {group.image}: "file_name"'))
         expressions = [own for ref in group.refs for own in self._expressions(ref, group.image, image, path)]
         return Entry(str(group.image), path, tuple(expressions))
 
@@ -168,6 +172,7 @@ class RefCoco:
                     f"{self._files.instances}: image {image_id} has no annotation {number}, which "
                     f"{self._files.refs.name} names"
                 )
+            self._require_one("annotation", number)
         if len(ref.annotations) > 1:
             tags.add("several")
         if all(covers_nothing(self._files.annotations[number][1]) for number in ref.annotations):
@@ -179,6 +184,10 @@ class RefCoco:
             else:
                 yield Expression(said.text, False, False, instead=said.instead, kind="false premise")
 
+    def _require_one(self, what: str, number: int | None) -> None:
+        if (what, number) in self._files.ambiguous:
+            raise ReadsegError(f"{self._files.instances}: {what} {number} is there twice, and they differ")
+
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
@@ -187,8 +196,8 @@ def _datasets(root: Path) -> list[Path]:
     return sorted({path.parent for path in (root / PLACE).glob("*/*refs(*).*") if _REFS.fullmatch(path.name)})
 
 
-def _refs_files(folder: Path) -> dict[str, Path]:
-    """The file of each SPLIT_BY; of two, the one that is JSON."""
+def refs_files(folder: Path) -> dict[str, Path]:
+    """The file of sentences of each SPLIT_BY in the folder of a data set; of two, the one that is JSON."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*refs(*).*")):
         if match := _REFS.fullmatch(path.name):
@@ -196,9 +205,21 @@ def _refs_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def splits_of(root: Path, dataset: str) -> tuple[list[str], list[str]]:
+    """The splits of one data set that are on disk, and what is wrong with files of sentences that cannot be read."""
+    splits: list[str] = []
+    damaged: list[str] = []
+    for split_by, path in sorted(refs_files(root / PLACE / dataset).items()):
+        try:
+            splits += [f"{dataset}|{split_by}|{part}" for part, groups in _groups(path).items() if groups]
+        except ReadsegError as error:
+            damaged.append(str(error))
+    return splits, damaged
+
+
 def _choose(root: Path, dataset: str, split_by: str | None) -> tuple[str, Path]:
     folder = root / PLACE / dataset
-    there = _refs_files(folder) if folder in _datasets(root) else {}
+    there = refs_files(folder) if folder in _datasets(root) else {}
     wanted = preferred(dataset) if split_by is None else (split_by,)
     for name in wanted:
         if name in there:
@@ -233,22 +254,26 @@ def _load(refs: Path, instances: Path) -> _Files:
         wanted = {
             number for part in groups.values() for group in part for ref in group.refs for number in ref.annotations
         }
-        images, annotations = _instances(instances, wanted)
-        found = _LOADED[key] = _Files(refs, instances, groups, images, annotations)
+        images, annotations, ambiguous = _instances(instances, wanted)
+        found = _LOADED[key] = _Files(refs, instances, groups, images, annotations, ambiguous)
     return found
 
 
 def _json(path: Path, keep: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     try:
-        return json.loads(path.read_bytes(), object_hook=keep)
-    except OSError as error:
-        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+        return json.loads(content(path), object_hook=keep)
     except (ValueError, RecursionError) as error:
         raise ReadsegError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
 
 
-def _instances(path: Path, wanted: set[int]) -> tuple[dict[int, _Image], dict[int, tuple[int | None, Any]]]:
-    """Images, and the annotations that are wanted. The rest is dropped while the file is parsed: it would take 1 GB."""
+def _instances(
+    path: Path, wanted: set[int]
+) -> tuple[dict[int, _Image], dict[int, tuple[int | None, Any]], frozenset[tuple[str, int]]]:
+    """Images, the annotations that are wanted, and which of both are ambiguous.
+
+    The rest is dropped while the file is parsed: it would take 1 GB.
+    """
+    ambiguous: set[tuple[str, int]] = set()
     images: dict[int, _Image] = {}
     annotations: dict[int, tuple[int | None, Any]] = {}
 
@@ -257,24 +282,32 @@ def _instances(path: Path, wanted: set[int]) -> tuple[dict[int, _Image], dict[in
         if "segmentation" in record:
             if _is_id(number) and number in wanted:
                 of_image = record.get("image_id")
-                annotations[number] = (of_image if _is_id(of_image) else None, compact(record["segmentation"]))
+                own = of_image if _is_id(of_image) else None, compact(record["segmentation"])
+                if number in annotations and _plain(annotations[number]) != _plain(own):
+                    ambiguous.add(("annotation", number))
+                annotations[number] = own
             return None
         if "file_name" in record:
             name, height, width = record["file_name"], record.get("height"), record.get("width")
-            if (
-                _is_id(number)
-                and isinstance(name, str)
-                and not Path(name).is_absolute()
-                and ".." not in Path(name).parts
-            ):
-                images[number] = _Image(name, (height, width) if _is_id(height) and _is_id(width) else None)
+            if _is_id(number):
+                image = _Image(name, (height, width) if _is_id(height) and _is_id(width) else None)
+                if images.setdefault(number, image) != image:
+                    ambiguous.add(("image", number))
             return None
         return record
 
     whole = _json(path, keep)
     if not isinstance(whole, dict) or "images" not in whole or "annotations" not in whole:
         raise ReadsegError(f'{path}: expected an object with "images" and "annotations"')
-    return images, annotations
+    return images, annotations, frozenset(ambiguous)
+
+
+def _plain(annotation: tuple[int | None, Any]) -> tuple[int | None, Any]:
+    """As it was in the file, without arrays: to be compared."""
+    of_image, parts = annotation
+    if isinstance(parts, list):
+        parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
+    return of_image, parts
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
@@ -328,6 +361,8 @@ def _blank(said: Any) -> bool:
 def _sentence(said: Any, has_annotation: bool) -> _Sentence:
     if not isinstance(said, dict) or not isinstance(said.get("sent"), str):
         raise ValueError('expected a sentence to be an object with the text "sent"')
+    if half_a_character(f"{said['sent']}{said.get('gt_sent')}"):
+        raise ValueError(f"sentence {said['sent']!r:.60} holds half of a character (a lone surrogate)")
     text = said["sent"].strip()
     present = has_annotation
     for key, true in (("is_false_premise", False), ("exist", True)):  # the first that is there decides

@@ -7,6 +7,7 @@ labelled it: it may be anything, and none of the three sets scores it. Frame: pi
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import warnings
@@ -24,7 +25,7 @@ from readseg.data.class_names import ADE20K as ADE20K_NAMES
 from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
 from readseg.data.entries import Entry, Expression
 from readseg.data.polygons import image_hw
-from readseg.data.records import is_there, require
+from readseg.data.records import content, is_there, require
 from readseg.errors import ReadsegError
 from readseg.images import MAX_PIXELS
 from readseg.masks import IGNORED
@@ -256,11 +257,8 @@ def read_values(path: Path) -> np.ndarray:
     Raises:
         ReadsegError: no such file, no PNG, damaged, too large, or colours or 16 bits, which are no classes.
     """
-    try:
-        with path.open("rb") as stream:
-            header = stream.read(26)
-    except OSError as error:
-        raise ReadsegError(f"{path}: the annotation cannot be read: {error.strerror or error}") from error
+    encoded = content(path)
+    header = encoded[:26]
     if len(header) < 26 or not header.startswith(_PNG):
         raise ReadsegError(f"{path} is {'no PNG' if header else 'empty'}: expected an annotation, an 8-bit PNG")
     width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
@@ -274,7 +272,7 @@ def read_values(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images: the limit is ours
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(encoded)) as image:
                 values = np.asarray(image)
     except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error, ...
         raise ReadsegError(f"{path} is damaged: {error}") from error
@@ -325,8 +323,6 @@ def _object_info(path: Path) -> tuple[str, ...]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+        return content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadsegError(f"{path} is not UTF-8: byte {error.start} cannot be decoded") from error

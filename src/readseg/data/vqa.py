@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from readseg.data.entries import Entry
+from readseg.data.entries import Entry, half_a_character
 from readseg.data.records import elements, inside, is_there, read_between, require
 from readseg.errors import ReadsegError
 
@@ -108,7 +108,7 @@ def _rounds(conversations: Any, where: str) -> tuple[tuple[str, str], ...]:
 def _words(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ReadsegError(f'{where} must have a "value" that is text, got {type(value).__name__}')
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if half_a_character(value):
         raise ReadsegError(f"{where} holds half of a character (a lone surrogate), which no tokenizer takes")
     while _IMAGE in value:  # once is not enough: what is left may spell it again
         value = _PLACE.sub(lambda found: "" if found[0] == _IMAGE else " ", value)
