@@ -89,7 +89,8 @@ def result(benchmark: str, outcomes: list[Outcome], protocol: str = "generated",
 
 
 def test_json_is_json() -> None:
-    content = report.to_json([result("scenes", OUTCOMES, match="order")])
+    results = [result("scenes", OUTCOMES, match="order")]
+    content = report.to_json(results, report.sheets(results))
     read = json.loads(json.dumps(content, allow_nan=False))
     assert read["results"][0]["settings"]["model"] == "tiny" and read["results"][0]["questions"] == 7
     (table,) = read["tables"]

@@ -17,6 +17,7 @@ from PIL import Image
 from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.outcomes import Result, result_of
 from readseg.evaluation.predictions import Asked, Prediction, read_predictions
+from readseg.evaluation.report import sheets
 from readseg.evaluation.run import evaluate
 from readseg.evaluation.scenes import SceneSet, scene_case
 from readseg.evaluation.webpage import find_picture, to_html, worst_and_best, write_report
@@ -66,6 +67,10 @@ def test_other_images_come_before_a_second_question_about_one() -> None:
     assert worst_and_best(result(), 3) == ([], [])
 
 
+def write(folder: Path, *results: Result) -> None:
+    write_report(folder, results, sheets(results))
+
+
 class Tags(HTMLParser):
     """Every element of a page with its attributes; fails where one is closed that is not open."""
 
@@ -93,7 +98,7 @@ def test_text_of_data_and_models_is_escaped(tmp_path: Path) -> None:
     bad = replace(bad, asked=replace(bad.asked, image=NASTY), answer=NASTY)
     settings = {**SETTINGS, "model": NASTY, "benchmark": "fprefcoco/" + NASTY, "prompt": NASTY}
     nasty = result_of(settings, {"data": NASTY, "images": 1, "of": 2}, [bad])
-    write_report(tmp_path, [nasty, result(prediction("b", 0, True, 2))])
+    write(tmp_path, nasty, result(prediction("b", 0, True, 2)))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
     assert not page.open
@@ -107,7 +112,7 @@ def test_the_page_is_one_file_with_pictures_of_both(data: Path, tmp_path: Path) 
     evaluate(RuleModel(), open_benchmark(data, "fprefcoco/val"), folder=tmp_path / "p", settings={"model": "m"})
     head, predictions = read_predictions(tmp_path / "p" / "predictions.jsonl")
     made = result_of(head.settings, head.about, list(predictions.values()))
-    write_report(tmp_path / "out", [made])
+    write(tmp_path / "out", made)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     page = Tags(text)
@@ -128,7 +133,7 @@ def test_the_page_is_one_file_with_pictures_of_both(data: Path, tmp_path: Path) 
 
 def test_the_picture_shows_the_mask() -> None:
     grey = Image.new("RGB", (10, 10), (120, 120, 120))
-    text = to_html([result(prediction("a", 0, True, 5))], lambda *_: grey)
+    text = to_html([result(prediction("a", 0, True, 5))], [], lambda *_: grey)
     answer, truth = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
         for content in re.findall(r"base64,([^']+)'", text)
@@ -166,9 +171,9 @@ def test_scenes_are_drawn_again() -> None:
 
 def test_a_report_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = result(prediction("a", 0, True, 5))
-    write_report(tmp_path, [one])
+    write(tmp_path, one)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr("readseg.evaluation.webpage.to_html", lambda *_: 3)
     with pytest.raises(TypeError):
-        write_report(tmp_path, [one])
+        write(tmp_path, one)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

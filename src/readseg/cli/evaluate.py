@@ -70,9 +70,11 @@ def evaluate(
     if out is not None:
         check_writable(out)
     group = processes()
+    if device is None and device_map is None and group.num_processes > 1:
+        device = str(group.device)  # each process has its own
     segmenter = options.load_segmenter(
         model,
-        device=str(group.device) if device is None and group.num_processes > 1 else device,
+        device=device,
         dtype=dtype,
         bits=bits,
         device_map=device_map,
@@ -128,32 +130,27 @@ def evaluate(
         )
         results += found.values()
     if group.is_main_process:
-        show(results)
-        if out is not None:
-            write(out, results, data)
+        tell(results, out, data)
     if group.num_processes > 1:
         group.wait_for_everyone()
         group.destroy_process_group()
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print the tables of results."""
+def tell(results: Sequence[Result], out: Path | None, data: Path | None) -> None:
+    """Print the tables of results; write the report into a folder where there is one, and say where it is."""
     import sys
 
     from rich.console import Console
 
     from readseg.evaluation.report import sheets, to_table
+    from readseg.evaluation.webpage import FILES, write_report
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    for sheet in sheets(results):
+    tables = sheets(results)
+    for sheet in tables:
         console.print(to_table(sheet))
         for note in sheet.notes:
             console.print(note, style="dim", highlight=False, markup=False)
-
-
-def write(folder: Path, results: Sequence[Result], data: Path | None) -> None:
-    """Write the report into a folder, and say where it is."""
-    from readseg.evaluation.webpage import FILES, write_report
-
-    write_report(folder, results, data=data)
-    typer.echo(f"report: {', '.join(str(folder / name) for name in FILES)}")
+    if out is not None:
+        write_report(out, results, tables, data=data)
+        typer.echo(f"report: {', '.join(str(out / name) for name in FILES)}")

@@ -23,7 +23,7 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder that gets report.json, report.md and report.html.")] = None,
 ) -> None:
     """Score predictions that readseg evaluate has written; several together stand in the same tables."""
-    from readseg.cli.evaluate import show, write
+    from readseg.cli.evaluate import tell
     from readseg.errors import ReadsegError
     from readseg.evaluation.outcomes import read_result
 
@@ -38,6 +38,4 @@ def score(
             )
         paths += found
     results = [read_result(path) for path in dict.fromkeys(paths)]
-    show(results)
-    if out is not None:
-        write(out, results, data)
+    tell(results, out, data)

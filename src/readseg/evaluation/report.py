@@ -242,8 +242,8 @@ def label(result: Result) -> str:
     return _printable(str(result.settings.get("model"))) + prompts.get(str(result.settings.get("prompt")), "")
 
 
-def to_json(results: Sequence[Result]) -> dict[str, Any]:
-    """The whole report as JSON values: how each result was made; for each table its rows with all scores."""
+def to_json(results: Sequence[Result], tables: Sequence[Sheet]) -> dict[str, Any]:
+    """The report as JSON values: how each result was made; for each table of `sheets` its rows with all scores."""
     return {
         "results": [
             {"settings": dict(r.settings), "about": dict(r.about), "questions": len(r.outcomes)}
@@ -256,7 +256,7 @@ def to_json(results: Sequence[Result]) -> dict[str, Any]:
                 "columns": dict(sheet.columns),
                 "rows": [_plain(row) for row in sheet.rows],
             }
-            for sheet in sheets(results)
+            for sheet in tables
         ],
     }
 

@@ -24,14 +24,14 @@ from readseg.evaluation.benchmarks import SCENES
 from readseg.evaluation.metrics import Estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.predictions import Prediction, Rle
-from readseg.evaluation.report import Sheet, label, number, ordered, sheets, side_by_side, to_json, to_markdown
+from readseg.evaluation.report import Sheet, label, number, ordered, side_by_side, to_json, to_markdown
 from readseg.files import whole
 from readseg.images import load_image
 from readseg.masks import decode_rle, union
 
 FILES = ("report.json", "report.md", "report.html")
 _MANY, _CASES, _FEW_CASES = 4, 12, 4  # of more results than these, fewer cases are shown, folded away
-_SIDE, _QUALITY = 360, 80  # of a picture in the page
+_DRAWN, _SIDE, _QUALITY = 480, 360, 80  # pixels that are painted on, and of a picture in the page
 _FADED = 0.4  # what is left of the ink outside of a mask
 _STYLE = Path(__file__).with_name("report.css")
 
@@ -52,23 +52,24 @@ class Example:
     iou: float
 
 
-def write_report(folder: Path, results: Sequence[Result], *, data: Path | None = None) -> None:
+def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Sheet], *, data: Path | None = None) -> None:
     """Writes the files of `FILES`, each in one step.
 
     Args:
         folder: made if it does not exist.
         results: of any benchmarks.
+        tables: their `report.sheets`.
         data: the folder of all data, where the page's pictures are; by default where each result says it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = [result for result in ordered(results) if result.settings["benchmark"] == SCENES]
-    tables = [to_markdown(sheet) for sheet in sheets(results)]
+    parts = [to_markdown(sheet) for sheet in tables]
     if len(scenes) > 1 and len({tuple(o.key for o in result.outcomes) for result in scenes}) == 1:
-        tables.append(side_by_side(scenes))
+        parts.append(side_by_side(scenes))
     texts = (
-        json.dumps(to_json(results), indent=1),
-        "\n".join(tables),
-        to_html(results, lambda result, prediction: find_picture(result, prediction, data)),
+        json.dumps(to_json(results, tables), indent=1),
+        "\n".join(parts),
+        to_html(results, tables, lambda result, prediction: find_picture(result, prediction, data)),
     )
     for name, text in zip(FILES, texts, strict=True):
         with whole(folder / name) as place:
@@ -166,11 +167,12 @@ def _picked(pairs: Sequence[tuple[Outcome, Example]], count: int, beside: Sequen
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
 
-def to_html(results: Sequence[Result], find: Finder) -> str:
+def to_html(results: Sequence[Result], tables: Sequence[Sheet], find: Finder) -> str:
     """The page: all tables, then for each result of a model its worst and best cases.
 
     Args:
         results: of any benchmarks.
+        tables: their `report.sheets`.
         find: the image of a prediction, or None.
     """
     models = [result for result in ordered(results) if "weights" in result.settings] or list(results)
@@ -181,7 +183,7 @@ def to_html(results: Sequence[Result], find: Finder) -> str:
     many = len(models) > _MANY
     body = [
         f"<header><h1>{escape(title)}</h1><nav>{links}</nav></header>",
-        *(_table(sheet) for sheet in sheets(results)),
+        *(_table(sheet) for sheet in tables),
         "<h2>Cases to look at</h2>",
     ]
     for place, (name, result) in enumerate(zip(names, models, strict=True)):
@@ -278,13 +280,16 @@ def _card(example: Example, picture: Image.Image | None) -> str:
 
 def _drawn(picture: Image.Image, masks: Sequence[Rle]) -> str:
     """An image with masks, as the address of a small JPEG that holds it."""
-    decoded = [decode_rle(dict(mask)) for mask in masks]
-    stacked = np.stack(decoded) if decoded else np.zeros((0, picture.height, picture.width), bool)
+    small = picture.copy()
+    small.thumbnail((_DRAWN, _DRAWN))  # before anything is painted: photographs are large
+    decoded = [Image.fromarray(decode_rle(dict(mask)).astype(np.uint8) * 255) for mask in masks]
+    shrunk = [np.asarray(mask.resize(small.size, Image.Resampling.BOX)) > 127 for mask in decoded]
+    stacked = np.stack(shrunk) if shrunk else np.zeros((0, small.height, small.width), bool)
     if stacked.any():  # the rest is faded: a tint alone does not show on a picture of that colour
-        pixels = np.asarray(picture, np.float32)
+        pixels = np.asarray(small, np.float32)
         faded = np.where(union(stacked)[..., None], pixels, 255 - _FADED * (255 - pixels))
-        picture = Image.fromarray(faded.astype(np.uint8))
-    drawn = overlay(picture, stacked)
+        small = Image.fromarray(faded.astype(np.uint8))
+    drawn = overlay(small, stacked)
     drawn.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
     drawn.convert("RGB").save(file, format="JPEG", quality=_QUALITY)
