@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from readseg.errors import ReadsegError
 from readseg.files import whole
@@ -36,7 +37,6 @@ Batch = dict[str, Any]
 FINISHED, BEST = "adapter", "best"
 """Folders that a stage's export goes to: at the end, and whenever a validation was the best so far."""
 _AHEAD = 2  # batches made ahead by each worker
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Stage(Protocol):
@@ -112,6 +112,7 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
         project_dir=str(folder / "trackers"),
         kwargs_handlers=[unused],
     )
+    _check_validation(accelerator, config)
     if accelerator.state.deepspeed_plugin is not None:  # no loader is prepared that would tell it
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = config.images_per_step
@@ -200,11 +201,10 @@ def _validate(
     accelerator: Accelerator, model: nn.Module, stage: Validated, best: _Best, folder: Path, done: int
 ) -> None:
     """Score the stage as it is; the best weights so far are written before any checkpoint says so."""
-    # Where layers are gathered as they are needed, all processes have to run the same ones: each does all of the work.
-    alone = accelerator.distributed_type in _SHARDED
-    rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
-    with accelerator.autocast():
-        score, numbers = stage.validate(rank, world)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with accelerator.autocast(), _gathered(model) as alike:
+        # Layers are gathered as they are needed, by all processes at once: each of them does all of the work.
+        score, numbers = stage.validate(0, 1) if alike else stage.validate(rank, world)
     if accelerator.is_main_process:
         _add_line(folder / "validation.jsonl", {"step": done, "score": score, **numbers})
     accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=done)
@@ -217,6 +217,30 @@ def _export(accelerator: Accelerator, model: nn.Module, stage: Validated, folder
     if accelerator.is_main_process:
         stage.export(state, folder)
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _gathered(model: nn.Module) -> Iterator[bool]:
+    """Within it the weights outside of a sharded model's layers are whole; whether the model is sharded."""
+    if not isinstance(model, FSDPModule):
+        yield False
+        return
+    model.unshard()
+    try:
+        yield True
+    finally:
+        model.reshard()
+
+
+def _check_validation(accelerator: Accelerator, config: StageConfig) -> None:
+    """Raises ReadsegError where weights are sharded in a way that a model in use cannot be gathered from."""
+    fsdp, deepspeed = accelerator.state.fsdp_plugin, accelerator.state.deepspeed_plugin
+    old = fsdp is not None and fsdp.fsdp_version != 2
+    if getattr(config, "validate_every", 0) and (old or (deepspeed is not None and deepspeed.zero_stage == 3)):
+        raise ReadsegError(
+            "validate_every: validation while training needs FSDP version 2, or ZeRO up to stage 2; set it to 0, or "
+            "change the accelerate config"
+        )
 
 
 def _check_trackers(config: StageConfig) -> None:

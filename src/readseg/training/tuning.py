@@ -65,6 +65,10 @@ def tune(model: ReadModel, options: MixtureStageConfig, *, seed: int = 0) -> Lor
         model.get_submodule(PARTS[part]).requires_grad_(True)
     if options.map_loss_weight:
         model.map_bias.requires_grad_(True)
+    else:  # a parameter without an axis cannot be sharded over GPUs
+        bias = model.map_bias.detach()
+        del model.map_bias
+        model.register_buffer("map_bias", bias)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

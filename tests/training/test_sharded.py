@@ -1,0 +1,76 @@
+"""Weights sharded over processes (FSDP 2) train and validate as whole ones do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from readseg.training.loop import _gathered
+from tuned import stage
+
+start, data, out = map(Path, sys.argv[1:])
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+
+def built():
+    settings = {"validate_on": ("refcoco/val",), "validate_images": 1, "gradient_checkpointing": True}
+    made = stage(start, data, out / "cache", **settings)
+    return made, [weight for weight in made.parameters() if weight.requires_grad]
+
+whole, weights = built()
+sharded, _ = built()
+mesh = init_device_mesh("cpu", (world,))
+for layer in sharded.model.lmm.model.language_model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
+steps = [torch.optim.AdamW(weights, lr=1e-3)]
+steps.append(torch.optim.AdamW([weight for weight in sharded.parameters() if weight.requires_grad], lr=1e-3))
+losses = []
+for number in range(3):
+    for step in steps:
+        step.zero_grad()
+    parts = [whole(whole.batch(number * world + k, 0, 1))["loss"] / world for k in range(world)]
+    sum(parts).backward()
+    own = sharded(sharded.batch(number, rank, world))["loss"]
+    own.backward()
+    losses.append([float(sum(parts).detach()), float(own.detach()) / world])
+    for step in steps:
+        step.step()
+with _gathered(sharded) as alike:
+    assert alike
+    scores = sharded.validate(0, 1)
+away = max(
+    float((ours.full_tensor().detach() - theirs.detach()).abs().max())
+    for ours, theirs in zip(sharded.parameters(), whole.parameters(), strict=True) if theirs.requires_grad
+)
+found = {"losses": losses, "scores": scores, "expected": whole.validate(0, 1), "away": away}
+(out / f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+
+def test_sharded_trains_as_whole(start: Path, mini: Path, tmp_path: Path) -> None:
+    script = tmp_path / "sharded.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), str(start), str(mini), str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    for (expected, one), (_, other) in zip(first["losses"], second["losses"], strict=True):
+        assert one + other == pytest.approx(expected, abs=1e-5)
+    assert first["scores"] == second["scores"] == first["expected"]
+    assert first["away"] < 1e-5
