@@ -102,8 +102,11 @@ def test_a_resumed_run_is_the_same_and_a_finished_one_asks_nothing(data: Path, t
         part.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
         assert evaluate(RuleModel(), benchmark, folder=folder, settings=SETTINGS) == whole
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"predictions.jsonl": content}
+    # As a kill between the merged file and the removal of the parts leaves it.
+    (tmp_path / "whole" / "predictions-rank1.jsonl").write_bytes(b"".join(lines[:3]))
     done = RuleModel()
     assert evaluate(done, benchmark, folder=tmp_path / "whole", settings=SETTINGS) == whole
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["predictions.jsonl"]
     assert not done.calls and (tmp_path / "whole" / "predictions.jsonl").read_bytes() == content
 
 

@@ -126,6 +126,7 @@ def test_the_page_is_one_file_with_pictures_of_both(data: Path, tmp_path: Path) 
         assert kind == "data:image/jpeg;base64" and max(picture.size) <= 360
     assert not [name for name, _ in page.found if name in ("link", "script", "iframe")]
     assert not re.search(r"""(src|href|url)\s*[=(]\s*['"]?(http|//|file:)""", text)
+    assert "answer: no mask" in text and "truth: no mask" in text
     assert "claimed, but it is not there" in text and "refused, but it is there" in text
     for heading in ("See", "cIoU, all", "Worst cases", "Best cases"):
         assert heading in text

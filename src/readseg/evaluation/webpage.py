@@ -262,13 +262,7 @@ def _card(example: Example, picture: Image.Image | None) -> str:
     badge = verdict or f"IoU {example.iou:.2f}"
     pictures = ""
     if picture is not None:
-        pictures = "".join(
-            f"<figure><img alt='{title}' src='{_drawn(picture, masks)}'><figcaption>{title}</figcaption></figure>"
-            for title, masks in (
-                ("answer" if said.masks else "answer: no mask", said.masks),
-                ("truth" if asked.targets else "truth: it is not there", asked.targets),
-            )
-        )
+        pictures = _figure("answer", picture, said.masks) + _figure("truth", picture, asked.targets)
     cut = " <em>(cut off)</em>" if not said.finished else ""
     kind = "bad" if bad else "good"
     return (
@@ -278,13 +272,18 @@ def _card(example: Example, picture: Image.Image | None) -> str:
     )
 
 
-def _drawn(picture: Image.Image, masks: Sequence[Rle]) -> str:
-    """An image with masks, as the address of a small JPEG that holds it."""
+def _figure(title: str, picture: Image.Image, rles: Sequence[Rle]) -> str:
+    masks = [decode_rle(dict(rle)) for rle in rles]
+    caption = title if any(mask.any() for mask in masks) else f"{title}: no mask"
+    return f"<figure><img alt='{title}' src='{_drawn(picture, masks)}'><figcaption>{caption}</figcaption></figure>"
+
+
+def _drawn(picture: Image.Image, masks: Sequence[np.ndarray]) -> str:
+    """An image with masks, each bool (H, W), as the address of a small JPEG that holds it."""
     small = picture.copy()
     small.thumbnail((_DRAWN, _DRAWN))  # before anything is painted: photographs are large
-    decoded = [Image.fromarray(decode_rle(dict(mask)).astype(np.uint8) * 255) for mask in masks]
-    shrunk = [np.asarray(mask.resize(small.size, Image.Resampling.BOX)) > 127 for mask in decoded]
-    stacked = np.stack(shrunk) if shrunk else np.zeros((0, small.height, small.width), bool)
+    boxed = [Image.fromarray(mask.astype(np.uint8) * 255).resize(small.size, Image.Resampling.BOX) for mask in masks]
+    stacked = np.stack([np.asarray(mask) > 127 for mask in boxed]) if boxed else np.zeros((0, *small.size[::-1]), bool)
     if stacked.any():  # the rest is faded: a tint alone does not show on a picture of that colour
         pixels = np.asarray(small, np.float32)
         faded = np.where(union(stacked)[..., None], pixels, 255 - _FADED * (255 - pixels))
