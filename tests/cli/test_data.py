@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def test_miniatures_are_written_checked_and_shown(
     capsys.readouterr()
     assert run(monkeypatch, "check", "mini", "--thorough") == 1
     assert "reasonseg val: " in capsys.readouterr().out
+
+
+def test_names_that_look_like_markup_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a[", "b]", "refer_seg", "refcoco")
+    folder.mkdir(parents=True)
+    part = "va[/red]l\x1b[2J"
+    said = [{"sent": "it", "tokens": ["it"], "raw": "it", "sent_id": 0}]
+    refs = [{"image_id": 7, "ann_id": 70, "split": part, "sentences": said}]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    (folder / "instances.json").write_text('{"images": [], "annotations": []}')
+    assert run(monkeypatch, "check", "a[/b]") == 1
+    printed = capsys.readouterr().out
+    assert "a[/b]" in printed and "refcoco|unc|va[/red]l\\x1b[2J" in printed and "\x1b" not in printed
+    assert "no image 7" in printed
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_what_may_cover_something(something: Any) -> None:
         ([[10**400, 0, 1, 1, 2, 2]], "list of numbers"),
         ({"size": [3, 4], "counts": [12]}, "the image is 20 x 30"),
         ({"size": [10**6, 10**6], "counts": [10**12]}, "the image is 20 x 30"),
+        ({"size": "x" * 5000, "counts": [600]}, f"the size {'x' * 60}, the image"),
         ({"counts": [600]}, "run lengths are of the size None"),
         ({"size": [20, 30], "counts": [5]}, "do not fill"),
         ({"size": [20, 30], "counts": "~~"}, "no run length"),

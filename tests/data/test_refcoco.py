@@ -418,11 +418,14 @@ def test_an_image_whose_size_is_not_told_has_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(painted(only(tmp_path)), FIRST)
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "a\0b.jpg", "", None, 5, float("nan"), ["a.jpg"]])
-def test_wrong_names_of_images_lead_nowhere(tmp_path: Path, name: Any) -> None:
-    write(tmp_path, [ref(7, 70, "x")], images=[image(7, file_name=name)])
+@pytest.mark.parametrize("dataset", ["refcoco", "refclef"])
+@pytest.mark.parametrize(
+    "name", ["../../secret.jpg", "/etc/passwd", "x" * 300, "ä" * 130, "a\0b.jpg", "", None, 5, float("nan"), ["a.jpg"]]
+)
+def test_wrong_names_of_images_lead_nowhere(tmp_path: Path, dataset: str, name: Any) -> None:
+    write(tmp_path, [ref(7, 70, "x")], dataset=dataset, images=[image(7, file_name=name)])
     with pytest.raises(ReadsegError, match=r'instances\.json: image 7: "file_name" must name a file inside its folder'):
-        only(tmp_path)
+        only(tmp_path, f"{dataset}|val")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def check(
     import sys
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from readseg.cli.errors import printable
@@ -66,15 +67,17 @@ def check(
 
     # Whatever reads a pipe does not break lines.
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-    table = Table(title=printable(str(folder)))
+    table = Table(title=escape(printable(str(folder))))  # a name may look like markup
     for name in ("data set", "split", "entries", "expressions", "broken"):
         table.add_column(name, no_wrap=name == "split")
     notes, broken = [], 0
     with Console(stderr=True).status("reading") as status:
         for found in check_folder(folder, thorough=thorough):
-            status.update(f"{found.name} {found.split}")
+            status.update(escape(printable(f"{found.name} {found.split}")))
             counted = "" if found.expressions is None else str(found.expressions)
-            table.add_row(found.name, found.split, str(found.entries or "-"), counted, str(found.broken or ""))
+            table.add_row(
+                found.name, escape(printable(found.split)), str(found.entries or "-"), counted, str(found.broken or "")
+            )
             notes += [f"{found.name} {found.split}: {problem}" for problem in found.problems]
             broken += found.broken
     console.print(table)

@@ -73,7 +73,8 @@ def segmentation_mask(segmentation: Any, hw: tuple[int, int]) -> np.ndarray:
         if isinstance(part, Mapping):
             size = part.get("size")
             if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):  # before a hostile size takes the memory
-                raise ValueError(f"run lengths are of the size {size}, the image is {hw[0]} x {hw[1]} (height x width)")
+                told = f"run lengths are of the size {size!s:.60}"
+                raise ValueError(f"{told}, the image is {hw[0]} x {hw[1]} (height x width)")
             mask |= decode_rle(dict(part))
         elif len(flat := _flat(part)) >= 6:
             polygons.append(flat.tolist())

@@ -52,12 +52,16 @@ def inside(name: Any, where: str) -> str:
     """A file name of an annotation, which must stay inside the folder that it is relative to.
 
     Raises:
-        ReadsegError: it is no text, empty, absolute, or leads out of its folder.
+        ReadsegError: it is no text, empty, absolute, leads out of its folder, or is longer than a file's name can be.
     """
     good = isinstance(name, str) and bool(name.strip()) and name.isprintable() and "\\" not in name
-    if not good or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if not good or PurePosixPath(name).is_absolute() or not all(map(_can_be_a_name, PurePosixPath(name).parts)):
         raise ReadsegError(f"{where} must name a file inside its folder, got {str(name)[:60]!r}")
     return str(name)
+
+
+def _can_be_a_name(part: str) -> bool:
+    return part != ".." and len(part.encode("utf-8")) <= 255
 
 
 def elements(path: Path) -> Iterator[tuple[str | None, Any, int, int]]:
