@@ -234,7 +234,7 @@ def _gathered(model: nn.Module) -> Iterator[bool]:
 
 def _check_validation(accelerator: Accelerator, config: StageConfig) -> None:
     """Raises ReadsegError where weights are sharded in a way that a model in use cannot be gathered from."""
-    fsdp, deepspeed = accelerator.state.fsdp_plugin, accelerator.state.deepspeed_plugin
+    fsdp, deepspeed = getattr(accelerator.state, "fsdp_plugin", None), accelerator.state.deepspeed_plugin
     old = fsdp is not None and fsdp.fsdp_version != 2
     if getattr(config, "validate_every", 0) and (old or (deepspeed is not None and deepspeed.zero_stage == 3)):
         raise ReadsegError(
