@@ -45,6 +45,7 @@ ARCHITECTURES = {
 }
 LINEAR = ("lisa", "gsva")
 TOWER = "model.vision_tower.vision_tower."
+SAM = "model.visual_model."
 ALPHA, RANK = 16.0, 2  # alpha / r is a power of two: the merged weights are exact but for one rounding
 SEEN, INNER_SEEN, LAYERS_SEEN, PATCHES = 24, 20, 3, 16  # the vision tower
 MASKED, CHANNELS, SIDE, PATCH = 20, 32, 4, 16  # SAM
@@ -420,6 +421,36 @@ def write_released(
         shutil.rmtree(tower)
     write_tower(tower)
     return merged
+
+
+def llava_state() -> dict[str, Tensor]:
+    """LLaVA's share of a released checkpoint: without SAM, the projection and the rows of added tokens."""
+    rows = pieces().vocab_size()
+    state = {n: v for n, v in weights_of("read").items() if not n.startswith((SAM, "model.text_hidden_fcs."))}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][:rows].clone()
+    return state
+
+
+def sam_state() -> dict[str, Tensor]:
+    """SAM's share of a released checkpoint, under the names of its authors."""
+    return {name.removeprefix(SAM): value for name, value in weights_of("read").items() if name.startswith(SAM)}
+
+
+def write_llava(folder: Path) -> Path:
+    """A LLaVA as its authors save it, and its CLIP tower in the folder "clip" beside it."""
+    write_state(folder, llava_state(), "bin-sharded")
+    settings = settings_of("read") | {"architectures": ["LlavaLlamaForCausalLM"], "vocab_size": pieces().vocab_size()}
+    write_json(folder / "config.json", settings)
+    (folder / "tokenizer.model").write_bytes(tokenizer_model())
+    write_tower(folder.parent / "clip")
+    return folder
+
+
+def write_sam(place: Path) -> Path:
+    """A SAM as its authors save it, one file."""
+    torch.save(sam_state(), place)
+    return place
 
 
 def change_settings(folder: Path, **changes: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
 
 from readseg.base_models import start_from
@@ -17,52 +16,32 @@ from readseg.errors import ReadsegError
 from readseg.segmenter import Segmenter
 from released import (
     change_settings,
+    llava_state,
     pieces,
-    settings_of,
+    sam_state,
     stock_sam_name,
     tokenizer_model,
     weights_of,
     write_json,
+    write_llava,
+    write_sam,
     write_state,
-    write_tower,
 )
 from small import picture
 
 EMBED, HEAD = "lmm.model.language_model.embed_tokens.weight", "lmm.lm_head.weight"
-SAM = "model.visual_model."
-
-
-def llava_state() -> dict[str, Tensor]:
-    """LLaVA's share of a released checkpoint: without SAM, the projection and the rows of added tokens."""
-    rows = pieces().vocab_size()
-    state = {n: v for n, v in weights_of("read").items() if not n.startswith((SAM, "model.text_hidden_fcs."))}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = state[name][:rows].clone()
-    return state
-
-
-def sam_state() -> dict[str, Tensor]:
-    return {name.removeprefix(SAM): value for name, value in weights_of("read").items() if name.startswith(SAM)}
 
 
 @pytest.fixture
 def llava(tmp_path: Path) -> Path:
     """As its authors save it."""
-    folder = tmp_path / "llava"
-    write_state(folder, llava_state(), "bin-sharded")
-    settings = settings_of("read") | {"architectures": ["LlavaLlamaForCausalLM"], "vocab_size": pieces().vocab_size()}
-    write_json(folder / "config.json", settings)
-    (folder / "tokenizer.model").write_bytes(tokenizer_model())
-    write_tower(tmp_path / "clip")
-    return folder
+    return write_llava(tmp_path / "llava")
 
 
 @pytest.fixture
 def sam(tmp_path: Path) -> Path:
     """The original's single file."""
-    place = tmp_path / "sam_vit_t.pth"
-    torch.save(sam_state(), place)
-    return place
+    return write_sam(tmp_path / "sam_vit_t.pth")
 
 
 def test_original_layouts(llava: Path, sam: Path) -> None:

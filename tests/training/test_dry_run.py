@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from readseg.adapters import Base, open_base
+from readseg.cli import main
 from readseg.training.config import load_recipe, with_start
 from readseg.training.dry_run import memory, sizes, tell
 from readseg.training.mixture_stage import mixture_of, trained_config
-from readseg.training.recipe import dry_run
-from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_released
+from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_llava, write_released, write_sam
 from tuned import options, stage
 
 
@@ -96,13 +97,24 @@ def test_memory_follows_the_formula(sesame: Path) -> None:
     assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
 
 
-def test_a_stage_that_is_not_run_yet_stands_for_its_own_start(
-    sesame: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_read_13b_prints_both_published_stages(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = with_start(load_recipe("read-13b", ["stage1.sam=null"]), str(sesame))
-    dry_run(recipe, tmp_path / "run", data=mini)
-    text = re.sub(r"[│┃ ]+", " ", capsys.readouterr().out)
-    for line in ("ratio 10:10:2:3:1:1", "learning_rate 0.0003", "points.num_points 10", "steps 4000",
-                 "ratio 3:10:2:3:1:10", "learning_rate 0.0001", "points.num_points 30", "lora_rank 64"):  # fmt: skip
-        assert line in text, line
+    """From the command line, on stand-ins of LLaVA-1.5-13B and SAM; stage 2 starts from a stage that is not run yet."""
+    llava, sam = write_llava(tmp_path / "llava"), write_sam(tmp_path / "sam.pth")
+    words = ["train", "read-13b", "--data", mini, "--start", llava, "--sam", sam]
+    words += ["--out", tmp_path / "run", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    first, second = re.sub(r"[│┃ ]+", " ", capsys.readouterr().out).split("stage stage2")
+    shared = (
+        "lora_rank 64", "lora_alpha 16", "lora_dropout 0.05", "points.t_pos 0.8", "points.t_neg 0.2",
+        "points.downsample 1", "bce_loss_weight 2.0", "dice_loss_weight 0.5", "images a step 20", "warmup_steps 100",
+    )  # fmt: skip
+    for line in (*shared, "ratio 10:10:2:3:1:1", "learning_rate 0.0003", "points.num_points 10", "steps 4000"):
+        assert line in first, line
+    for line in (*shared, "ratio 3:10:2:3:1:10", "learning_rate 0.0001", "points.num_points 30", "start stage1"):
+        assert line in second, line
     assert not (tmp_path / "run").exists()

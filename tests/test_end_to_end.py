@@ -1,0 +1,45 @@
+"""As a user without any data would: miniatures, the six-way mixture for 20 steps, every benchmark, all in minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from readseg.evaluation.benchmarks import resolve
+
+MOST_SECONDS = 240
+
+
+def readseg(*words: object) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "readseg", *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_train_and_evaluate_on_miniatures(tmp_path: Path) -> None:
+    start = time.monotonic()
+    data, run, scores = tmp_path / "mini", tmp_path / "run", tmp_path / "scores"
+    readseg("data", "mini", "--out", data)
+    readseg("train", "mini", "--data", data, "--out", run)
+    shown = readseg("evaluate", "all", "--model", run / "mini" / "adapter", "--data", data, "--out", scores)
+    assert time.monotonic() - start < MOST_SECONDS
+
+    lines = [json.loads(line) for line in (run / "mini" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    names = resolve(data, ["all"])
+    sets = {name.partition("/")[0] for name in names}
+    assert len(names) == 27 and {"reasonseg", "refcoco", "fprefcocog", "R-refcoco+", "grefcoco", "refclef"} <= sets
+    for name in names:
+        assert name in shown
+        assert (scores / name.replace("/", "_") / "predictions.jsonl").is_file()
+    assert readseg("score", scores).split("report:")[0] == shown.split("report:")[0]
