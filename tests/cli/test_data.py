@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from readseg.cli import main
+import commandline
 
 Capture = pytest.CaptureFixture[str]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["readseg", "data", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
+    return commandline.run(monkeypatch, "data", *words)
 
 
 def test_writes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import commandline
 import readseg
-from readseg.cli import main
 from readseg.data.mini import write_miniatures
 from readseg.evaluation.benchmarks import DATA_SETS
 from readseg.evaluation.predictions import read_predictions
@@ -33,10 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["readseg", "evaluate", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
+    return commandline.run(monkeypatch, "evaluate", *words)
 
 
 def test_scenes_are_scored_and_go_on(

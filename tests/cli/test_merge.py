@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from commandline import run
 from readseg.adapters import read_adapter
-from readseg.cli import main
 from readseg.data.mini import write_miniatures
 from small import picture
 from tuned import SETTINGS, write_start
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")

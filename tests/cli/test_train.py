@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from readseg.cli import main
+import commandline
 
 RECIPE = """
 seed: 1
@@ -19,10 +18,7 @@ stages:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["readseg", "train", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
+    return commandline.run(monkeypatch, "train", *words)
 
 
 def test_trains_and_leaves_weights_and_metrics(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from commandline import run
 from readseg.adapters import Base, open_base
-from readseg.cli import main
 from readseg.training.config import load_recipe, with_start
 from readseg.training.dry_run import memory, sizes, tell
 from readseg.training.mixture_stage import mixture_of, trained_config
@@ -104,10 +103,7 @@ def test_read_13b_prints_both_published_stages(
     llava, sam = write_llava(tmp_path / "llava"), write_sam(tmp_path / "sam.pth")
     words = ["train", "read-13b", "--data", mini, "--start", llava, "--sam", sam]
     words += ["--out", tmp_path / "run", "--dry-run"]
-    monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
+    assert run(monkeypatch, *words) == 0
     first, second = re.sub(r"[│┃ ]+", " ", capsys.readouterr().out).split("stage stage2")
     shared = (
         "lora_rank 64", "lora_alpha 16", "lora_dropout 0.05", "points.t_pos 0.8", "points.t_neg 0.2",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from readseg.adapters import EMBEDDED_NAME, Base, open_base
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.report import summarise
 from readseg.evaluation.run import evaluate
 from readseg.segmenter import Segmenter
 from readseg.training.mixture_stage import MixtureStage
-from tuned import stage
+from tuned import options, stage
 
 
 def gradients(built: MixtureStage, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -152,3 +153,23 @@ def test_validation_is_evaluation(start: Path, mini: Path, tmp_path: Path) -> No
     built.train()
     with pytest.raises(ReadsegError, match="refcoco"):
         stage(start, mini, tmp_path, validate_on=("refcoco/elsewhere",)).validate(0, 1)
+
+
+@pytest.mark.slow
+def test_it_learns_a_batch_by_heart(mini: Path, tmp_path: Path) -> None:
+    """The embedded model learns words and masks of one batch: the gradients lead where they should."""
+    base = Base(EMBEDDED_NAME)
+    settings = {"ratio": "0:1:0:0:0:0", "lora_rank": 8, "lora_dropout": 0.0}
+    built = MixtureStage(open_base(base), base, options(Path(EMBEDDED_NAME), **settings), 0, mini, tmp_path).train()
+    trained = [weight for weight in built.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
+    batch, history = built.batch(0, 0, 1), []
+    for _ in range(35):
+        values = built(batch)
+        optimizer.zero_grad()
+        values["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        history.append({name: float(value.detach()) for name, value in values.items()})
+    assert history[-1]["dice"] < 0.4 * history[0]["dice"]
+    assert history[-1]["text"] < 0.1 < 5 < history[0]["text"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from readseg.cli import options
 from readseg.errors import ReadsegError
+
+if TYPE_CHECKING:
+    from readseg.checkpoints import Checkpoint
 
 
 def convert(
@@ -46,12 +49,8 @@ def convert(
         raise ReadsegError(
             "--system: the released layout has no place for it; leave it out, or choose --layout readseg."
         )
-    if out.is_symlink() or out.resolve().exists():
-        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
+    check_new(out)
 
-    from rich.console import Console
-
-    from readseg.checkpoints import save_checkpoint
     from readseg.loading import read_model
 
     if sam is None:
@@ -60,6 +59,25 @@ def convert(
         from readseg.base_models import start_from
 
         checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed or 0)
+    write(checkpoint, out, layout)
+
+
+def check_new(out: Path) -> None:
+    """Fail before anything is read.
+
+    Raises:
+        ReadsegError: something is there already.
+    """
+    if out.is_symlink() or out.resolve().exists():
+        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
+
+
+def write(checkpoint: Checkpoint, out: Path, layout: str) -> None:
+    """Write a whole model, and say what it is."""
+    from rich.console import Console
+
+    from readseg.checkpoints import save_checkpoint
+
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)
     size = sum(weight.nbytes for weight in checkpoint.weights.values())

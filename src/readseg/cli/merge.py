@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from readseg.errors import ReadsegError
+from readseg.cli.convert import check_new, write
 
 
 def merge(
@@ -24,18 +24,8 @@ def merge(
     ] = "readseg",
 ) -> None:
     """Write a trained model whole: the weights that training started from, with the adapter merged into them."""
-    if out.is_symlink() or out.resolve().exists():
-        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
-
-    from rich.console import Console
+    check_new(out)
 
     from readseg.adapters import read_adapter
-    from readseg.checkpoints import save_checkpoint
 
-    checkpoint = read_adapter(adapter, base=base)
-    for note in checkpoint.notes:
-        typer.echo(f"readseg: {note}", err=True)
-    size = sum(weight.nbytes for weight in checkpoint.weights.values())
-    with Console(stderr=True).status(f"writing {size / 1e9:.1f} GB to {out}"):
-        save_checkpoint(checkpoint, out, layout=layout)
-    typer.echo(f"{checkpoint.config.family}, {len(checkpoint.weights)} weights: {out}")
+    write(read_adapter(adapter, base=base), out, layout)
