@@ -14,7 +14,8 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -23,6 +24,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -81,6 +83,22 @@ class _Best:
         self.score, self.since = float(state["score"]), int(state["since"])
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What trains: model and optimisers as accelerate prepared them, and the number of steps that are done."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: list[Any]
+    best: _Best
+    ema: Ema | None
+    start: int
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the running mean of its weights, where there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+
 def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     """Train a stage in place, from its last checkpoint in ``folder`` if there is one.
 
@@ -99,6 +117,49 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     Raises:
         ReadsegError: the loss is not finite (names the step), or a tracker is not installed.
     """
+    run = _begin(stage, config, folder)
+    accelerator, model, best = run.accelerator, run.model, run.best
+    validate_every, patience = getattr(config, "validate_every", 0), getattr(config, "patience", 0)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    main = accelerator.is_main_process
+    with (
+        Progress(*columns, disable=not main, console=Console(quiet=not main)) as progress,
+        _batches(stage, config, run.start, accelerator) as batches,
+    ):
+        task = progress.add_task(config.name, total=config.steps, completed=run.start)
+        for step in range(run.start, config.steps):
+            if patience and best.since >= patience:
+                break
+            rate = config.learning_rate * _schedule(step, config)
+            for optimizer in run.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["factor"]
+                optimizer.zero_grad(set_to_none=True)
+            values = [_accumulate(run, next(batches), config.name, step) for _ in range(config.accumulation)]
+            if run.ema is not None:
+                run.ema.update()
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                numbers = _mean_over_processes(values) | {"learning_rate": rate}
+                if main:
+                    _add_line(folder / "metrics.jsonl", {"step": done, **numbers})
+                accelerator.log(numbers, step=done)
+                progress.update(task, description=f"{config.name} loss {numbers['loss']:.3f}")
+            progress.update(task, completed=done)
+            if isinstance(stage, Validated) and validate_every and done % validate_every == 0:
+                with run.averaged():
+                    progress.console.print(_validate(run, stage, folder, done), highlight=False)
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                _save(accelerator, folder, done)
+    if isinstance(stage, Validated):
+        with run.averaged():
+            _export(accelerator, model, stage, folder / FINISHED)
+    if config.trackers:
+        accelerator.end_training()
+
+
+def _begin(stage: Stage, config: StageConfig, folder: Path) -> _Run:
+    """Everything that a run needs, as its last checkpoint left it."""
     _check_trackers(config)
     # The library keeps the precision of the first stage for the whole process; each stage has its own.
     AcceleratorState._reset_state(reset_partial_state=False)
@@ -118,63 +179,23 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
         settings["train_micro_batch_size_per_gpu"] = config.images_per_step
     folder.mkdir(parents=True, exist_ok=True)
     module = cast(nn.Module, stage).train()
-    optimizers = _optimizers(module, stage.learning_rates(), config)
-    prepared = accelerator.prepare(module, *optimizers)
-    model, optimizers = prepared[0], list(prepared[1:])
-    best = _Best()
+    model, *optimizers = accelerator.prepare(module, *_optimizers(module, stage.learning_rates(), config))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    ema = Ema(trained, config.ema_decay) if config.ema_decay else None
+    best, ema = _Best(), Ema(trained, config.ema_decay) if config.ema_decay else None
     accelerator.register_for_checkpointing(best, *([] if ema is None else [ema]))
     _only_trained_weights(accelerator, module)
     start = _restore(accelerator, folder)
-    main = accelerator.is_main_process
-    if main:
+    if accelerator.is_main_process:
         _cut_lines(folder / "metrics.jsonl", start)
         _cut_lines(folder / "validation.jsonl", start)
     if config.trackers:
         accelerator.init_trackers("readseg")
-    validate_every, patience = getattr(config, "validate_every", 0), getattr(config, "patience", 0)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not main) as progress, _batches(stage, config, start, accelerator) as batches:
-        task = progress.add_task(config.name, total=config.steps, completed=start)
-        for step in range(start, config.steps):
-            if patience and best.since >= patience:
-                break
-            rate = config.learning_rate * _schedule(step, config)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["factor"]
-                optimizer.zero_grad(set_to_none=True)
-            values = [
-                _accumulate(accelerator, model, optimizers, next(batches), config.name, step)
-                for _ in range(config.accumulation)
-            ]
-            if ema is not None:
-                ema.update()
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                numbers = _mean_over_processes(accelerator, values)
-                if main:
-                    _add_line(folder / "metrics.jsonl", {"step": done, **numbers})
-                accelerator.log(numbers | {"learning_rate": rate}, step=done)
-                progress.update(task, description=f"{config.name} loss {numbers['loss']:.3f}")
-            progress.update(task, completed=done)
-            if isinstance(stage, Validated) and validate_every and done % validate_every == 0:
-                with nullcontext() if ema is None else ema.applied():
-                    _validate(accelerator, model, stage, best, folder, done)
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                _save(accelerator, folder, done)
-    if isinstance(stage, Validated):
-        with nullcontext() if ema is None else ema.applied():
-            _export(accelerator, model, stage, folder / FINISHED)
-    if config.trackers:
-        accelerator.end_training()
+    return _Run(accelerator, model, optimizers, best, ema, start)
 
 
-def _accumulate(
-    accelerator: Accelerator, model: nn.Module, optimizers: list[Any], batch: Batch, stage_name: str, step: int
-) -> dict[str, Tensor]:
+def _accumulate(run: _Run, batch: Batch, stage_name: str, step: int) -> dict[str, Tensor]:
     """One part of a step: forward and backward; the last part of it also moves the weights."""
+    accelerator, model = run.accelerator, run.model
     with accelerator.accumulate(model):
         values: dict[str, Tensor] = model(_to_device(batch, accelerator.device))
         loss = values["loss"]
@@ -183,12 +204,12 @@ def _accumulate(
         accelerator.backward(loss)
         if accelerator.sync_gradients:
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in run.optimizers:
             optimizer.step()  # does nothing before the last part
     return {name: value.detach() for name, value in values.items()}
 
 
-def _mean_over_processes(accelerator: Accelerator, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+def _mean_over_processes(parts: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means of a step's values, over its parts and over processes; what not every part has, over those that have it."""
     plain = [{name: float(value) for name, value in part.items()} for part in parts]
     everywhere: list[dict[str, float]] = gather_object(plain)
@@ -197,10 +218,9 @@ def _mean_over_processes(accelerator: Accelerator, parts: list[dict[str, Tensor]
     return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
-def _validate(
-    accelerator: Accelerator, model: nn.Module, stage: Validated, best: _Best, folder: Path, done: int
-) -> None:
-    """Score the stage as it is; the best weights so far are written before any checkpoint says so."""
+def _validate(run: _Run, stage: Validated, folder: Path, done: int) -> str:
+    """Score the stage as it is, in words; the best weights so far are written before any checkpoint says so."""
+    accelerator, model = run.accelerator, run.model
     rank, world = accelerator.process_index, accelerator.num_processes
     with accelerator.autocast(), _gathered(model) as alike:
         # Layers are gathered as they are needed, by all processes at once: each of them does all of the work.
@@ -208,8 +228,10 @@ def _validate(
     if accelerator.is_main_process:
         _add_line(folder / "validation.jsonl", {"step": done, "score": score, **numbers})
     accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=done)
-    if best.is_better(score):
+    if better := run.best.is_better(score):
         _export(accelerator, model, stage, folder / BEST)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+    return f"step {done}: {told}{' (the best so far)' if better else ''}"
 
 
 def _export(accelerator: Accelerator, model: nn.Module, stage: Validated, folder: Path) -> None:
