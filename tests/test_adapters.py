@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from readseg.adapters import Base, fingerprint, open_base, read_adapter
+from readseg.adapters import Base, fingerprint, open_base, read_adapter, save_adapter
 from readseg.data.mini import write_miniatures
 from readseg.errors import ReadsegError
 from readseg.segmenter import Segmenter
 from readseg.training.mixture_stage import MixtureStage
+from released import write_llava, write_sam
 from small import picture
 from tuned import stage, write_start
 
@@ -78,9 +79,22 @@ def test_peft_reads_it_too(built: MixtureStage, adapter: Path) -> None:
     assert (settings.r, settings.lora_alpha, settings.base_model_name_or_path) == (3, 6.0, built.base.model)
 
 
-def test_it_is_small_beside_its_base(adapter: Path, built: MixtureStage) -> None:
-    lora = [value for name, value in load_file(adapter / "adapter_model.safetensors").items() if ".lora_" in name]
-    assert sum(value.numel() for value in lora) < 0.2 * sum(w.numel() for w in open_base(built.base).weights.values())
+def test_it_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where training started is kept as absolute paths, a SAM and a tower too; hub ids stay."""
+    write_llava(tmp_path / "llava")
+    write_sam(tmp_path / "sam.pth")
+    monkeypatch.chdir(tmp_path)
+    base = Base("llava", sam="sam.pth", vision_tower="clip")
+    start = open_base(base)
+    save_adapter(tmp_path / "a", {}, start.processor(), None, base, fingerprint(start.weights))
+    monkeypatch.chdir("/")
+    assert read_adapter(tmp_path / "a").weights.keys() == start.weights.keys()
+    (tmp_path / "sam.pth").rename(tmp_path / "elsewhere.pth")
+    with pytest.raises(ReadsegError, match=r"belongs to .*llava.*--sam"):
+        read_adapter(tmp_path / "a")
+    assert read_adapter(tmp_path / "a", sam=str(tmp_path / "elsewhere.pth")).weights
+    save_adapter(tmp_path / "b", {}, start.processor(), None, Base("owner/model"), "0")
+    assert json.loads((tmp_path / "b" / "base.json").read_text())["model"] == "owner/model"
 
 
 def test_other_weights_are_refused(built: MixtureStage, adapter: Path, tmp_path: Path) -> None:

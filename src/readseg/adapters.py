@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from readseg import lora
 from readseg.base_models import start_from
-from readseg.checkpoints import EMBEDDED, Checkpoint, check_names, read_checkpoint
+from readseg.checkpoints import EMBEDDED, Checkpoint, check_names, lora_alpha_of, read_checkpoint
 from readseg.config import ReadConfig
 from readseg.descriptions import blaming, read_json, read_settings
 from readseg.errors import ReadsegError
@@ -121,26 +121,39 @@ def save_adapter(
         _PEFT + name.replace(".default.weight", ".weight"): value.detach().to("cpu").contiguous().clone()
         for name, value in state.items()
     }
-    local = base.sam is None and base.model != EMBEDDED_NAME and Path(base.model).expanduser().exists()
-    model = str(Path(base.model).expanduser().resolve()) if local else base.model
-    facts = dataclasses.asdict(dataclasses.replace(base, model=model)) | {"fingerprint": base_fingerprint}
+    base = dataclasses.replace(
+        base, model=_found(base.model), sam=_found(base.sam), vision_tower=_found(base.vision_tower)
+    )
+    facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint}
     with whole(folder) as place:
         place.mkdir()
         save_file(tensors, place / WEIGHTS)
         if settings is not None:
-            settings.base_model_name_or_path = model
+            settings.base_model_name_or_path = base.model
             settings.save_pretrained(str(place))
         (place / BASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         processor.config.save_pretrained(place)
         processor.save_pretrained(place)
 
 
-def read_adapter(name: str | Path, *, base: str | None = None) -> Checkpoint:
+def _found(name: Any) -> Any:
+    """A file or folder by its absolute path, so that it is found from elsewhere; a hub id as it is."""
+    if name is None or name == EMBEDDED_NAME:
+        return name
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def read_adapter(
+    name: str | Path, *, base: str | None = None, sam: str | None = None, vision_tower: str | None = None
+) -> Checkpoint:
     """The trained model: the weights that training started from, with what it changed merged into them.
 
     Args:
         name: folder or hub id of the adapter.
         base: folder or hub id of the weights that it started from, where they are not where they were then.
+        sam: likewise of the SAM beside a LLaVA.
+        vision_tower: likewise of the CLIP tower.
 
     Raises:
         ReadsegError: a file is missing or damaged, the base is not there or is another model, or the tensors do not
@@ -154,13 +167,15 @@ def read_adapter(name: str | Path, *, base: str | None = None) -> Checkpoint:
     if not isinstance(facts, dict) or known | {"fingerprint"} != facts.keys() or not isinstance(facts["model"], str):
         raise ReadsegError(f"{folder / BASE} is damaged: expected {', '.join(sorted(known))} and fingerprint.")
     start = Base(**{key: facts[key] for key in known})
-    if base is not None:
-        start = dataclasses.replace(start, model=base)
+    start = dataclasses.replace(
+        start, model=base or start.model, sam=sam or start.sam, vision_tower=vision_tower or start.vision_tower
+    )
     try:
         under = open_base(start)
     except ReadsegError as error:
         raise ReadsegError(
-            f"{folder}: this adapter belongs to {start.model}, which cannot be read ({error}); say where it is: --base"
+            f"{folder}: this adapter belongs to {start.model}, which cannot be read ({error}); say where it is: "
+            "--base, and --sam, --vision-tower where it has them"
         ) from error
     if fingerprint(under.weights) != facts["fingerprint"]:
         raise ReadsegError(f"{folder}: this adapter was trained on other weights than those of {start.model}.")
@@ -190,8 +205,4 @@ def _merged(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state |= {key: value for key, value in trained.items() if key not in whole_ones}
     if not lora.has_lora(state):
         return state
-    settings = read_json(folder / "adapter_config.json")
-    alpha = settings.get("lora_alpha") if isinstance(settings, dict) else None
-    if not isinstance(alpha, (int, float)) or not alpha > 0:
-        raise ReadsegError(f"{folder / 'adapter_config.json'}: lora_alpha must be a number above 0; got {alpha!r}.")
-    return lora.merge_lora(state, float(alpha))
+    return lora.merge_lora(state, lora_alpha_of(folder))

@@ -263,7 +263,7 @@ def _released(
     state = layouts.without_computed(lora.unwrapped(read_weights(folder)))
     notes = []
     if lora.has_lora(state):
-        alpha = _alpha(folder) if lora_alpha is None else lora_alpha
+        alpha = lora_alpha_of(folder) if lora_alpha is None else lora_alpha
         state = lora.merge_lora(state, alpha)
         notes.append(f"LoRA weights were merged with alpha {alpha:g}")
     elif lora_alpha is not None:
@@ -323,8 +323,12 @@ def _worded(config: ReadConfig, system: str | None) -> ReadConfig:
     return config
 
 
-def _alpha(folder: Path) -> float:
-    """Alpha of a training run: peft writes it beside its weights."""
+def lora_alpha_of(folder: Path) -> float:
+    """Alpha of a training run: peft writes it beside its weights.
+
+    Raises:
+        ReadsegError: it is no number, or the weights are of a kind of LoRA that is not read here.
+    """
     place = folder / "adapter_config.json"
     settings = read_json(place) if place.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
     if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:

@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+from readseg.errors import ReadsegError
 
 
 @contextmanager
@@ -33,6 +36,30 @@ def whole(path: Path, *, new: bool = False) -> Iterator[Path]:
             _remove(path)
         place.replace(path)
     finally:
+        _remove(place)
+
+
+def lock(stream: IO[Any], what: str) -> None:
+    """Keeps an open file to this process, as long as it is open: a worker may outlive the launcher that was killed.
+
+    Raises:
+        ReadsegError: another process has it; the message begins with `what`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ReadsegError(f"{what}: another process is writing to it; wait for it or end it") from error
+    except OSError:  # a file system without locks
+        return
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what `whole` left half-written in a folder when it was killed; no other process may be writing there."""
+    for place in folder.glob(".*.part"):
         _remove(place)
 
 

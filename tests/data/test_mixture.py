@@ -582,3 +582,17 @@ def test_what_is_missing_is_told_with_its_place(own: Callable[..., Path]) -> Non
     )
     with pytest.raises(ReadsegError, match="no such folder"):
         one(folder / "nowhere", "sem_seg")
+
+
+def test_skipped_is_counted_by_several_threads() -> None:
+    told: list[str] = []
+    skipped = Skipped(told.append, most=30)
+
+    def add(number: int) -> None:
+        skipped.count_in(f"record {number % 31}")
+
+    with ThreadPoolExecutor(8) as pool, pytest.raises(ReadsegError, match=r"31 records are broken.*The last: record"):
+        list(pool.map(add, range(400)))
+    assert len(told) == len(set(told)) == 31
+    with pytest.raises(ReadsegError, match="31 records"):  # also of a draw that skipped nothing new
+        skipped.count_in("record 0")

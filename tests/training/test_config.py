@@ -37,6 +37,12 @@ def test_every_preset_is_valid(name: str) -> None:
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', patience: 2" + "]", "patience needs validate_every"),
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', validate_every: 2" + "]", "needs validate_on"),
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', lora_rank: 0, trained: []" + "]", "nothing would be trained"),
+        ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', family: nobody" + "]", "family: Input should be"),
+        ("stages: [" + STAGE % "" + ", " + STAGE % "" + "]", "two stages are called 'v'"),
+        (
+            "stages: [" + MIXTURE.replace("start: x", "start: m") % ", ratio: '1:0:0:0:0:0'" + "]",
+            "does not come before it",
+        ),
         ("stages: [", "not YAML"),
         ("just words", "recipe"),
     ],
@@ -110,8 +116,15 @@ def test_wrong_changes_are_named(change: str, message: str) -> None:
         load_recipe("read-13b", [change])
 
 
+def test_changes_are_checked_together() -> None:
+    (stage,) = load_recipe("read-7b", ["validate_on=[]", "validate_every=0"]).stages
+    assert isinstance(stage, MixtureStageConfig) and not stage.validate_on
+
+
 def test_another_start_is_for_stages_that_start_from_a_model() -> None:
     first, second = with_start(load_recipe("read-13b"), "mine", "sam.pth").stages
     assert (first.start, first.sam, second.start, second.sam) == ("mine", "sam.pth", "stage1", None)
     with pytest.raises(ReadsegError, match="--start: no stage"):
         with_start(load_recipe("tiny"), "mine")
+    with pytest.raises(ReadsegError, match="--start: .*leave out vision_tower"):
+        with_start(load_recipe("read-7b", ["vision_tower=clip"]), "embedded")

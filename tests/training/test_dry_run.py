@@ -91,7 +91,7 @@ def test_memory_follows_the_formula(sesame: Path) -> None:
     trained = counted.all_trained
     assert estimate["AdamW"] == 8 * trained and estimate["gradients"] == estimate["running mean"] == 4 * trained
     one = 100 * 2 * SMALL.width * (34 + 5 * 2 * 100 / SMALL.width)
-    assert estimate["activations"] == 2 * (one + SMALL.layers * 2 * 100 * 2 * SMALL.width)  # twice: float32
+    assert estimate["activations"] == 2 * one + SMALL.layers * 4 * 100 * 2 * SMALL.width  # a layer twice: float32
     without = memory(config, options(sesame), sizes(config, options(sesame)), rows=2, length=100)
     assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
 

@@ -33,10 +33,16 @@ def test_it_goes_on_from_a_checkpoint() -> None:
         with torch.no_grad():
             first.add_(step)
         one.update()
-    other.load_state_dict({"steps": one.state_dict()["steps"], "means": [m.clone() for m in one.state_dict()["means"]]})
+    other.load_state_dict({name: value.clone() for name, value in one.state_dict().items()})
     with torch.no_grad():
         first.add_(1.0)
         second.copy_(first)
     for ema in (one, other):
         ema.update()
     assert torch.equal(one.means[0], other.means[0])
+
+
+def test_a_mean_of_other_weights_is_refused() -> None:
+    state = Ema([nn.Parameter(torch.zeros(3))], 0.9).state_dict()
+    with pytest.raises(ValueError, match="of 1 weights, expected 2"):
+        Ema([nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))], 0.9).load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from readseg.errors import ReadsegError
-from readseg.training.config import StageConfig
+from readseg.training.config import ScoredStageConfig, StageConfig
 from readseg.training.loop import _schedule, train
 
 
 class Line(nn.Module):
     """Fits y = W x through a matrix (Muon) and a bias (AdamW); one batch in ``poison`` has no finite loss."""
+
+    uses_all = True
 
     def __init__(self, poison: int | None = None, pause: float = 0.0) -> None:
         super().__init__()
@@ -46,14 +49,7 @@ def options(steps: int, every: int = 4, rate: float = 0.05, **changes: object) -
         "name": "line", "steps": steps, "images_per_step": 1, "learning_rate": rate, "warmup_steps": 2,
         "precision": "fp32", "log_every": 1, "checkpoint_every": every,
     }  # fmt: skip
-    return Scored.model_validate(settings | changes)
-
-
-class Scored(StageConfig):
-    """A stage's settings with those of validation, as stages have them that are validated."""
-
-    validate_every: int = 0
-    patience: int = 0
+    return ScoredStageConfig.model_validate(settings | changes)
 
 
 class ScoredLine(Line):
@@ -219,11 +215,64 @@ def test_the_running_mean_is_what_is_validated_and_kept(tmp_path: Path) -> None:
     train(stage, options(8, validate_every=8, ema_decay=0.9), tmp_path / "a")
     kept = torch.load(tmp_path / "a" / "adapter" / "bias.pt")
     assert torch.equal(kept, stage.validated[0]) and not torch.equal(kept, stage.layer.bias)
-    train(ScoredLine([]), options(4, ema_decay=0.9), tmp_path / "b")
-    (tmp_path / "b" / "adapter" / "bias.pt").unlink()
-    later = ScoredLine([0.1])
-    train(later, options(8, validate_every=8, ema_decay=0.9), tmp_path / "b")  # its schedule is another one
-    assert later.validated
+    # A run that stops in between goes on with the mean that it had: its weights alone would give another one.
+    broken = ScoredLine([0.1], poison=6)
+    with pytest.raises(ReadsegError, match="the loss is inf"):
+        train(broken, options(8, validate_every=8, ema_decay=0.9), tmp_path / "b")
+    train(ScoredLine([0.1]), options(8, validate_every=8, ema_decay=0.9), tmp_path / "b")
+    assert torch.equal(torch.load(tmp_path / "b" / "adapter" / "bias.pt"), kept)
+
+
+def test_a_validation_that_a_kill_prevented_is_made_up_for(tmp_path: Path) -> None:
+    class Killed(ScoredLine):
+        def validate(self, rank: int, world: int) -> tuple[float, dict[str, float]]:
+            if self.validated:
+                raise KeyboardInterrupt
+            return super().validate(rank, world)
+
+    settings = options(12, every=4, validate_every=4)
+    train(whole := ScoredLine([0.1, 0.3, 0.2]), settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(Killed([0.1]), settings, tmp_path / "killed")
+    assert (tmp_path / "killed" / "checkpoint-8").is_dir()  # nothing is lost by a validation that fails
+    train(later := ScoredLine([0.3, 0.2]), settings, tmp_path / "killed")
+    assert torch.equal(later.validated[0], whole.validated[1])
+    texts = [(tmp_path / name / "validation.jsonl").read_text() for name in ("whole", "killed")]
+    assert texts[0] == texts[1]
+
+
+def test_a_score_of_nothing_is_never_the_best(tmp_path: Path) -> None:
+    train(ScoredLine([float("nan"), 0.1]), options(4, validate_every=2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [line["score"] for line in lines] == [None, 0.1]
+
+
+def test_two_runs_do_not_write_in_one_folder(tmp_path: Path) -> None:
+    train(Line(), options(2), tmp_path)
+    with (tmp_path / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(ReadsegError, match=f"{tmp_path}: another process is writing to it"):
+            train(Line(), options(4), tmp_path)
+    train(Line(), options(4), tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".best.1234.part").mkdir()
+    (tmp_path / ".metrics.jsonl.1234.part").write_text("half")
+    train(Line(), options(2), tmp_path)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "unlink"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    train(Line(), options(4), tmp_path)
+    path = tmp_path / "checkpoint-4" / "pytorch_model.bin"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.unlink()
+    with pytest.raises(ReadsegError, match=r"checkpoint-4: the checkpoint cannot be read .*delete it"):
+        train(Line(), options(8), tmp_path)
 
 
 def test_checkpoints_leave_out_what_is_frozen(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 
 def built():
-    settings = {"validate_on": ("refcoco/val",), "validate_images": 1, "gradient_checkpointing": True}
+    settings = {"validate_on": ("refcoco/val",), "validate_every": 1, "validate_images": 1, "gradient_checkpointing": True}
     made = stage(start, data, out / "cache", **settings)
     return made, [weight for weight in made.parameters() if weight.requires_grad]
 

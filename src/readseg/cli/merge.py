@@ -18,6 +18,8 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="The weights it was trained on, if they are not where they were then.")
     ] = None,
+    sam: Annotated[str | None, typer.Option(help="Likewise the SAM, of a model that began with LLaVA and SAM.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="Likewise the CLIP tower.")] = None,
     layout: Annotated[
         Literal["readseg", "released"],
         typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
@@ -28,4 +30,4 @@ def merge(
 
     from readseg.adapters import read_adapter
 
-    write(read_adapter(adapter, base=base), out, layout)
+    write(read_adapter(adapter, base=base, sam=sam, vision_tower=vision_tower), out, layout)

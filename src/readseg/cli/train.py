@@ -39,6 +39,7 @@ def train(
 
     On several GPUs or machines: accelerate launch -m readseg train RECIPE ...
     """
+    from readseg.processes import processes
     from readseg.training import recipe as recipes
     from readseg.training.config import load_recipe, with_start
 
@@ -48,6 +49,8 @@ def train(
         recipes.dry_run(chosen, folder, only=stage, data=data)
         return
     result = recipes.run_recipe(chosen, folder, only=stage, data=data)
+    if not processes().is_main_process:
+        return
     if result.name == "adapter":
         typer.echo(f"adapter: {result}; use it as --model, or write the whole model: readseg merge {result} OUT")
     else:

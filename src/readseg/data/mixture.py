@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from zlib import crc32
 
@@ -217,7 +218,8 @@ class Skipped:
 
     def __init__(self, tell: Callable[[str], object], most: int = 100) -> None:
         self._tell, self._most = tell, most
-        self._told: set[str] = set()
+        self._told: dict[str, None] = {}
+        self._lock = Lock()
 
     @property
     def count(self) -> int:
@@ -225,20 +227,26 @@ class Skipped:
         return len(self._told)
 
     def add(self, drawn: Drawn) -> None:
-        """Counts and tells what is new in a draw.
+        """Counts and tells what is new in a draw; raises as `count_in`."""
+        for message in drawn.skipped:
+            self.count_in(message)
+
+    def count_in(self, message: str) -> None:
+        """Counts and tells one that is new; several threads may.
 
         Raises:
             ReadsegError: there are more than `most` by now.
         """
-        for message in drawn.skipped:
+        with self._lock:
             if message not in self._told:
-                self._told.add(message)
+                self._told[message] = None
                 self._tell(f"passed over: {message}")
-        if self.count > self._most:
-            raise ReadsegError(
-                f"{self.count} records are broken, the limit is {self._most}. The last: {drawn.skipped[-1]}. "
-                "`readseg data check DIR --thorough` names all; mend them, or raise the limit."
-            )
+            if self.count > self._most:
+                last = next(reversed(self._told))
+                raise ReadsegError(
+                    f"{self.count} records are broken, the limit is {self._most}. The last: {last}. "
+                    "`readseg data check DIR --thorough` names all; mend them, or raise the limit."
+                )
 
 
 def parse_ratio(text: str) -> dict[str, int]:

@@ -19,13 +19,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from readseg.errors import ReadsegError
-from readseg.files import whole
+from readseg.files import lock, whole
 from readseg.images import MAX_PIXELS
 
 FORMAT = "readseg-predictions-2"
@@ -170,7 +169,7 @@ class PredictionFile:
         # Unbuffered: a line reaches the system in one call, and a killed process loses none that it finished.
         self._file = self.path.open("ab", buffering=0)
         try:
-            _lock(self._file)
+            lock(self._file, str(self.path))
             _, self.predictions, good_bytes = _parse(self.path, settings)
             os.truncate(self.path, good_bytes)
         except BaseException:
@@ -249,24 +248,6 @@ def write_predictions(
     with whole(path) as place, place.open("wb") as file:
         file.write(_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
         file.writelines(_line(prediction.to_json()) for prediction in predictions)
-
-
-def _lock(file: FileIO) -> None:
-    """Keeps other processes from adding to an open file: a worker may outlive the launcher that was killed.
-
-    Raises:
-        ReadsegError: another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not a Unix
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ReadsegError(f"{file.name}: another process is writing to it; wait for it or end it") from error
-    except OSError:  # a file system without locks
-        return
 
 
 def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[str, Prediction], int]:

@@ -93,11 +93,17 @@ class Batches:
         """The conversations about an image, the longest first, so that packing wastes least.
 
         A conversation that is too long loses its last rounds: a [SEG] never goes without its mask, or a mask without
-        its [SEG]. Of a single question that is too long nothing is left.
+        its [SEG]. Of a single question that is too long nothing is left; that is told like a broken record.
         """
         turns = list(drawn.sample.turns)
         conversations = [turns] if drawn.dialogue else [[turn] for turn in turns]
-        rows = [row for own in conversations if (row := self._row(own)) is not None]
+        rows = []
+        for own in conversations:
+            if (row := self._row(own)) is not None:
+                rows.append(row)
+            else:
+                said = f"{drawn.data_set}, {drawn.sample.name}: {own[0].question[:60]!r}"
+                self.skipped.count_in(f"{said} and its answer have more than max_tokens, {self.options.max_tokens}")
         return sorted(rows, key=lambda row: -len(row.ids)) or [Row([], [], [], [])]
 
     def _row(self, turns: list[SampleTurn]) -> Row | None:

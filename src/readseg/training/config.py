@@ -64,6 +64,18 @@ class StageConfig(BaseModel):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+class ScoredStageConfig(StageConfig):
+    """What the stages say that are scored while they are trained.
+
+    Attributes:
+        validate_every: interval in steps; 0 for never.
+        patience: stop after so many validations without a better one; 0 for never.
+    """
+
+    validate_every: int = Field(default=0, ge=0)
+    patience: int = Field(default=0, ge=0)
+
+
 class SceneStageConfig(StageConfig):
     """What the stages say that draw scenes.
 
@@ -132,14 +144,14 @@ class ReadStageConfig(SceneStageConfig):
     prompt: Literal["both", "seg", "points"] = "both"
 
 
-class MixtureStageConfig(StageConfig):
+class MixtureStageConfig(ScoredStageConfig):
     """A trained or base model, trained on with LoRA, on the field's data sets.
 
     Attributes:
         start: folder or hub id of a model or an adapter, "embedded", or the name of an earlier stage of the recipe;
             with `sam` the base model LLaVA-1.5.
         sam: folder, hub id or .pth file of a SAM: joins two base models.
-        family: what released weights are taken for, and what the trained model is; by default what they say.
+        family: of the model that is trained: its words, points and alignment; by default the start's.
         vision_tower: folder or hub id of the CLIP tower, if not where the weights' config.json says.
         ratio: whole numbers, one for each of `data.mixture.KINDS`.
         data_sets: by kind, the data sets to draw from; by default all that are on disk.
@@ -156,11 +168,9 @@ class MixtureStageConfig(StageConfig):
         cache: keep what the frozen encoders say of an image on disk.
         cache_gb: the cache grows no further than this.
         validate_on: benchmarks, such as "reasonseg/val", that are scored while training.
-        validate_every: interval in steps; 0 for never.
         validate_images: the most images of each benchmark; 0 for all.
         validate_protocol: "forced" or "generated"; by default as each benchmark is published.
         best: the score that decides which weights are the best, a mean over `validate_on`.
-        patience: stop after so many validations without a better one; 0 for never.
     """
 
     kind: Literal["mixture"]
@@ -168,7 +178,7 @@ class MixtureStageConfig(StageConfig):
     schedule: Literal["cosine", "linear"] = "linear"
     start: str = Field(min_length=1)
     sam: str | None = None
-    family: str | None = None
+    family: Literal["read", "sesame", "lisa", "gsva", "glamm"] | None = None
     vision_tower: str | None = None
     ratio: str
     data_sets: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -191,11 +201,9 @@ class MixtureStageConfig(StageConfig):
     cache: bool = False
     cache_gb: float = Field(default=100.0, gt=0)
     validate_on: tuple[str, ...] = ()
-    validate_every: int = Field(default=0, ge=0)
     validate_images: int = Field(default=0, ge=0)
     validate_protocol: Literal["forced", "generated"] | None = None
     best: Literal["giou", "ciou"] = "giou"
-    patience: int = Field(default=0, ge=0)
 
     @field_validator("ratio", mode="before")
     @classmethod
@@ -246,6 +254,16 @@ class TrainConfig(BaseModel):
     vocabulary: int = Field(default=1400, ge=300)
     stages: tuple[AnyStageConfig, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two stages are called {twice[0]!r}: each has a folder of its name")
+        for place, stage in enumerate(self.stages):
+            if isinstance(stage, MixtureStageConfig) and stage.start in names[place:]:
+                raise ValueError(f"stage {stage.name!r} starts from {stage.start!r}, which does not come before it")
+        return self
+
 
 def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
     """Read a preset by name (``tiny``) or a YAML file by path.
@@ -274,18 +292,20 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
         raise ReadsegError(f"no preset {name_or_path!r}: expected one of {', '.join(known)}, or a path to a .yaml file")
     try:
         recipe = TrainConfig.model_validate(yaml.safe_load(text))
-        for change in changes:
-            recipe = _changed(recipe, change)
+        if changes:
+            plain = recipe.model_dump()
+            for change in changes:
+                _change(plain, change)
+            recipe = TrainConfig.model_validate(plain)
     except yaml.YAMLError as error:
         raise ReadsegError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ReadsegError(f"recipe {name_or_path}: {'; '.join(lines)}") from error
+        raise ReadsegError(f"recipe {name_or_path}: {_lines(error)}") from error
     return recipe
 
 
-def _changed(recipe: TrainConfig, change: str) -> TrainConfig:
-    """A recipe with one setting replaced, as `load_recipe` says."""
+def _change(recipe: dict[str, Any], change: str) -> None:
+    """Replaces a setting in a recipe's plain data, as `load_recipe` says."""
     name, equals, text = change.partition("=")
     stage_name, _, setting = name.strip().rpartition(".")
     if not equals or not setting:
@@ -294,17 +314,16 @@ def _changed(recipe: TrainConfig, change: str) -> TrainConfig:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ReadsegError(f"{change!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    plain = recipe.model_dump()
     if not stage_name and setting in ("seed", "vocabulary"):
-        return TrainConfig.model_validate(plain | {setting: value})
-    settings = sorted({own for stage in plain["stages"] for own in stage} - {"kind", "name"})
-    meant = [stage for stage in plain["stages"] if stage_name in ("", stage["name"]) and setting in stage]
+        recipe[setting] = value
+        return
+    settings = sorted({own for stage in recipe["stages"] for own in stage} - {"kind", "name"})
+    meant = [stage for stage in recipe["stages"] if stage_name in ("", stage["name"]) and setting in stage]
     if setting not in settings or not meant:
-        stages = ", ".join(stage["name"] for stage in plain["stages"])
+        stages = ", ".join(stage["name"] for stage in recipe["stages"])
         raise ReadsegError(f"{change!r}: no stage has it; stages are {stages}, settings {', '.join(settings)}")
     for stage in meant:
         stage[setting] = value
-    return TrainConfig.model_validate(plain)
 
 
 def with_start(recipe: TrainConfig, start: str | None, sam: str | None = None) -> TrainConfig:
@@ -322,10 +341,20 @@ def with_start(recipe: TrainConfig, start: str | None, sam: str | None = None) -
     if not given:
         return recipe
     names = {stage.name for stage in recipe.stages}
-    stages = [
-        stage.model_copy(update=given) if isinstance(stage, MixtureStageConfig) and stage.start not in names else stage
-        for stage in recipe.stages
-    ]
-    if stages == list(recipe.stages) and not any(isinstance(stage, MixtureStageConfig) for stage in stages):
+    plain = recipe.model_dump()
+    starts = [stage for stage in plain["stages"] if stage["kind"] == "mixture" and stage["start"] not in names]
+    if not starts:
         raise ReadsegError(f"--{', --'.join(given)}: no stage of this recipe starts from trained weights")
-    return recipe.model_copy(update={"stages": tuple(stages)})
+    for stage in starts:
+        stage.update(given)
+    try:
+        return TrainConfig.model_validate(plain)
+    except ValidationError as error:
+        raise ReadsegError(f"--{', --'.join(given)}: {_lines(error)}") from error
+
+
+def _lines(error: ValidationError) -> str:
+    """What is wrong with settings, each by its name."""
+    found = error.errors()
+    deeper = [e for e in found if e["type"] != "too_short" or len(found) == 1]
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in deeper)

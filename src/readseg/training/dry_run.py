@@ -65,10 +65,11 @@ def sizes(config: ReadConfig, options: MixtureStageConfig) -> Sizes:
 def memory(config: ReadConfig, options: MixtureStageConfig, counted: Sizes, rows: int, length: int) -> dict[str, float]:
     """An estimate of the memory of one process, in bytes, by use, where nothing is sharded.
 
-    Weights: 2 bytes a frozen one under bf16, else 4, and 4 a trained one. Gradients 4, AdamW 8 and a running mean 4
-    bytes a trained weight. Activations of a layer of width h with a heads over s tokens in b rows:
-    s b h (34 + 5 a s / h) bytes in 16 bit; with gradient checkpointing one layer's, and 2 s b h for the input of each.
-    The encoders, which run without gradients, and the masks at the size of their images are not counted.
+    Weights: 2 bytes a frozen one under bf16, else 4, and 4 a trained one, with 2 more for autocast's copy. Gradients 4,
+    AdamW 8 and a running mean 4 bytes a trained weight. Activations of a layer of width h with a heads over s tokens in
+    b rows: s b h (34 + 5 a s / h) bytes in 16 bit; with gradient checkpointing one layer's, and 4 s b h for the input
+    of each, which is float32 as the trained embeddings are. The encoders, which run without gradients, the mask
+    decoder, masks at the size of their images and the buffers of several processes are not counted.
 
     Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (arXiv 2205.05198), eq. 1.
 
@@ -84,14 +85,15 @@ def memory(config: ReadConfig, options: MixtureStageConfig, counted: Sizes, rows
     whole = sum(number for part, number in counted.trained.items() if part != "LoRA")
     width, layers = text.hidden_size, text.num_hidden_layers
     layer = length * rows * width * (34 + 5 * text.num_attention_heads * length / width)
-    kept = layer + layers * 2 * length * rows * width if options.gradient_checkpointing else layers * layer
+    kept = (1 if options.gradient_checkpointing else layers) * layer * (1 if half else 2)
+    inputs = layers * 4 * length * rows * width if options.gradient_checkpointing else 0
     return {
         "frozen weights": (counted.total - whole) * (2 if half else 4),
-        "trained weights": counted.all_trained * 4,
+        "trained weights": counted.all_trained * (6 if half else 4),
         "gradients": counted.all_trained * 4,
         "AdamW": counted.all_trained * 8,
         "running mean": counted.all_trained * 4 if options.ema_decay else 0,
-        "activations": kept * (1 if half else 2),
+        "activations": kept + inputs,
     }
 
 
@@ -178,7 +180,7 @@ def _memory(estimate: Mapping[str, float]) -> Table:
     for name, size in (*estimate.items(), ("in all", sum(estimate.values()))):
         if size:
             table.add_row(name, f"{size / 1e9:,.2f} GB" if size > 1e8 else f"{size / 1e6:,.2f} MB")
-    table.add_row("not in it", "what the frozen encoders take, masks at image size")
+    table.add_row("not in it", "encoders, mask decoder, masks, buffers between processes")
     return table
 
 

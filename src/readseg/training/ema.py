@@ -5,9 +5,8 @@ Source: Polyak averaging with exponential weights, as the field's recipes use it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +50,19 @@ class Ema:
             weight.copy_(mean)
             mean.copy_(before)
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"steps": self.steps, "means": self.means}
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: the means by their number, and how many steps they are over."""
+        return {"steps": torch.tensor(self.steps), **{str(k): mean for k, mean in enumerate(self.means)}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From a checkpoint.
+
+        Raises:
+            ValueError: it is of other weights.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"a running mean of {len(state) - 1} weights, expected {len(self.means)}")
         self.steps = int(state["steps"])
-        found: list[Tensor] = state["means"]
-        with torch.no_grad():
-            for mean, value in zip(self.means, found, strict=True):
-                mean.copy_(value)
+        for place, mean in enumerate(self.means):
+            mean.copy_(state[str(place)])

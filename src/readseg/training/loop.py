@@ -23,26 +23,34 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, is_tensorboard_available, is_wandb_available
+from accelerate.utils import broadcast_object_list, gather_object, is_tensorboard_available, is_wandb_available
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from readseg.errors import ReadsegError
-from readseg.files import whole
+from readseg.files import lock, remove_parts, whole
 from readseg.processes import processes
-from readseg.training.config import StageConfig
+from readseg.training.config import ScoredStageConfig, StageConfig
 from readseg.training.ema import Ema
 
 Batch = dict[str, Any]
 FINISHED, BEST = "adapter", "best"
 """Folders that a stage's export goes to: at the end, and whenever a validation was the best so far."""
 _AHEAD = 2  # batches made ahead by each worker
+_MEAN = "running_mean.safetensors"
 
 
 class Stage(Protocol):
-    """What the loop asks of a stage, besides being an ``nn.Module``."""
+    """What the loop asks of a stage, besides being an ``nn.Module``.
+
+    uses_all: whether every batch gives every trained weight a gradient; several processes then need not look for those
+        without one.
+    """
+
+    uses_all: bool
 
     def batch(self, number: int, rank: int, world: int) -> Batch:
         """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts steps times parts.
@@ -65,22 +73,24 @@ class Validated(Protocol):
         """Writes what was trained, from the module's whole state dict; called by the first process alone."""
 
 
-class _Best:
-    """The best validation so far, and how many have passed since; part of every checkpoint."""
+class _Scores:
+    """The validations so far, as `validation.jsonl` has them: the best score, and how many have passed since."""
 
-    def __init__(self) -> None:
-        self.score, self.since = -math.inf, 0
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self.best, self.since = -math.inf, 0
+        self.last = int(lines[-1]["step"]) if lines else 0
+        for line in lines:
+            self.add(int(line["step"]), line["score"])
 
-    def is_better(self, score: float) -> bool:
-        better = score > self.score
-        self.score, self.since = (score, 0) if better else (self.score, self.since + 1)
-        return better
+    def is_better(self, score: float | None) -> bool:
+        return score is not None and score > self.best
 
-    def state_dict(self) -> dict[str, float]:
-        return {"score": self.score, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.score, self.since = float(state["score"]), int(state["since"])
+    def add(self, step: int, score: float | None) -> None:
+        self.last = step
+        if score is not None and score > self.best:
+            self.best, self.since = score, 0
+        else:
+            self.since += 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class _Run:
     accelerator: Accelerator
     model: nn.Module
     optimizers: list[Any]
-    best: _Best
+    scores: _Scores
     ema: Ema | None
     start: int
 
@@ -106,8 +116,9 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     (cosine) or to 0 (linear). A step's gradient is the mean over its parts and over processes, clipped to norm 1. Every
     ``log_every`` steps a line goes to ``metrics.jsonl``, each value a mean over the step; every ``checkpoint_every``
     steps the state goes to ``checkpoint-<step>``, written beside its place and moved there, so that it is whole or
-    absent. A `Validated` stage is scored every ``validate_every`` steps: a line in ``validation.jsonl``, the best
-    weights in ``best``; at the end the last ones are in ``adapter``.
+    absent. A `Validated` stage is scored every ``validate_every`` steps, behind the checkpoint: a line in
+    ``validation.jsonl``, the best weights in ``best``; at the end the last ones are in ``adapter``. Only one run at a
+    time writes in a folder.
 
     Args:
         stage: the module to train.
@@ -115,11 +126,18 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
         folder: where metrics and checkpoints are kept; made if absent.
 
     Raises:
-        ReadsegError: the loss is not finite (names the step), or a tracker is not installed.
+        ReadsegError: the loss is not finite (names the step), a tracker is not installed, another process trains in
+            the folder, processes do not see the same checkpoint, or weights are sharded in a way that validation or a
+            running mean cannot do with.
     """
-    run = _begin(stage, config, folder)
-    accelerator, model, best = run.accelerator, run.model, run.best
-    validate_every, patience = getattr(config, "validate_every", 0), getattr(config, "patience", 0)
+    _check_trackers(config)
+    with _held(folder):
+        _train(_begin(stage, config, folder), stage, config, folder)
+
+
+def _train(run: _Run, stage: Stage, config: StageConfig, folder: Path) -> None:
+    """The steps that are left, then what the stage leaves behind."""
+    accelerator, model = run.accelerator, run.model
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     main = accelerator.is_main_process
     with (
@@ -127,8 +145,10 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
         _batches(stage, config, run.start, accelerator) as batches,
     ):
         task = progress.add_task(config.name, total=config.steps, completed=run.start)
+        if _is_due(config, run.start) and run.scores.last < run.start:  # a kill came between the two
+            _validate(run, stage, folder, run.start, progress)
         for step in range(run.start, config.steps):
-            if patience and best.since >= patience:
+            if isinstance(config, ScoredStageConfig) and 0 < config.patience <= run.scores.since:
                 break
             rate = config.learning_rate * _schedule(step, config)
             for optimizer in run.optimizers:
@@ -146,11 +166,10 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
                 accelerator.log(numbers, step=done)
                 progress.update(task, description=f"{config.name} loss {numbers['loss']:.3f}")
             progress.update(task, completed=done)
-            if isinstance(stage, Validated) and validate_every and done % validate_every == 0:
-                with run.averaged():
-                    progress.console.print(_validate(run, stage, folder, done), highlight=False)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 _save(accelerator, folder, done)
+            if _is_due(config, done):
+                _validate(run, stage, folder, done, progress)
     if isinstance(stage, Validated):
         with run.averaged():
             _export(accelerator, model, stage, folder / FINISHED)
@@ -160,11 +179,10 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
 
 def _begin(stage: Stage, config: StageConfig, folder: Path) -> _Run:
     """Everything that a run needs, as its last checkpoint left it."""
-    _check_trackers(config)
     # The library keeps the precision of the first stage for the whole process; each stage has its own.
     AcceleratorState._reset_state(reset_partial_state=False)
     # A batch need not use every parameter: it may hold no [SEG], or no box among its prompts.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=not stage.uses_all)
     accelerator = Accelerator(
         cpu=processes().device.type == "cpu",
         mixed_precision="bf16" if config.use_bf16() else "no",
@@ -173,24 +191,27 @@ def _begin(stage: Stage, config: StageConfig, folder: Path) -> _Run:
         project_dir=str(folder / "trackers"),
         kwargs_handlers=[unused],
     )
-    _check_validation(accelerator, config)
+    _check_sharding(accelerator, config)
+    # An accelerate config may say otherwise; the recipe's number of parts is the one that steps are counted by.
+    accelerator.gradient_accumulation_steps = config.accumulation
     if accelerator.state.deepspeed_plugin is not None:  # no loader is prepared that would tell it
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = config.images_per_step
-    folder.mkdir(parents=True, exist_ok=True)
+        settings["gradient_accumulation_steps"] = config.accumulation
     module = cast(nn.Module, stage).train()
     model, *optimizers = accelerator.prepare(module, *_optimizers(module, stage.learning_rates(), config))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    best, ema = _Best(), Ema(trained, config.ema_decay) if config.ema_decay else None
-    accelerator.register_for_checkpointing(best, *([] if ema is None else [ema]))
-    _only_trained_weights(accelerator, module)
+    ema = Ema(trained, config.ema_decay) if config.ema_decay else None
+    _only_trained_weights(accelerator, module, ema)
     start = _restore(accelerator, folder)
+    lines: list[dict[str, Any]] = []
     if accelerator.is_main_process:
         _cut_lines(folder / "metrics.jsonl", start)
-        _cut_lines(folder / "validation.jsonl", start)
+        lines = _cut_lines(folder / "validation.jsonl", start)
+    lines = broadcast_object_list([lines])[0]
     if config.trackers:
         accelerator.init_trackers("readseg")
-    return _Run(accelerator, model, optimizers, best, ema, start)
+    return _Run(accelerator, model, optimizers, _Scores(lines), ema, start)
 
 
 def _accumulate(run: _Run, batch: Batch, stage_name: str, step: int) -> dict[str, Tensor]:
@@ -218,20 +239,34 @@ def _mean_over_processes(parts: list[dict[str, Tensor]]) -> dict[str, float]:
     return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
-def _validate(run: _Run, stage: Validated, folder: Path, done: int) -> str:
-    """Score the stage as it is, in words; the best weights so far are written before any checkpoint says so."""
+def _is_due(config: StageConfig, done: int) -> bool:
+    """Whether a validation belongs to this number of steps."""
+    return (
+        isinstance(config, ScoredStageConfig)
+        and config.validate_every > 0 < done
+        and (done % config.validate_every == 0)
+    )
+
+
+def _validate(run: _Run, stage: Stage, folder: Path, done: int, progress: Progress) -> None:
+    """Score the stage as it is; the best weights so far are written before any line says so."""
+    if not isinstance(stage, Validated):
+        return
     accelerator, model = run.accelerator, run.model
     rank, world = accelerator.process_index, accelerator.num_processes
-    with accelerator.autocast(), _gathered(model) as alike:
-        # Layers are gathered as they are needed, by all processes at once: each of them does all of the work.
-        score, numbers = stage.validate(0, 1) if alike else stage.validate(rank, world)
+    with run.averaged():
+        with accelerator.autocast(), _gathered(model) as alike:
+            # Layers are gathered as they are needed, by all processes at once: each of them does all of the work.
+            value, numbers = stage.validate(0, 1) if alike else stage.validate(rank, world)
+        score = None if math.isnan(value) else value
+        if better := run.scores.is_better(score):
+            _export(accelerator, model, stage, folder / BEST)
+    run.scores.add(done, score)
     if accelerator.is_main_process:
         _add_line(folder / "validation.jsonl", {"step": done, "score": score, **numbers})
-    accelerator.log({f"validation/{name}": value for name, value in numbers.items()}, step=done)
-    if better := run.best.is_better(score):
-        _export(accelerator, model, stage, folder / BEST)
-    told = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-    return f"step {done}: {told}{' (the best so far)' if better else ''}"
+    accelerator.log({f"validation/{name}": number for name, number in numbers.items()}, step=done)
+    told = ", ".join(f"{name} {number:.3f}" for name, number in numbers.items())
+    progress.console.print(f"step {done}: {told}{' (the best so far)' if better else ''}", highlight=False)
 
 
 def _export(accelerator: Accelerator, model: nn.Module, stage: Validated, folder: Path) -> None:
@@ -239,6 +274,19 @@ def _export(accelerator: Accelerator, model: nn.Module, stage: Validated, folder
     if accelerator.is_main_process:
         stage.export(state, folder)
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Within it no other run writes in the folder; what a killed one left half-written is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not processes().is_main_process:
+        yield
+        return
+    with (folder / ".lock").open("a", encoding="utf-8") as stream:
+        lock(stream, str(folder))
+        remove_parts(folder)
+        yield
 
 
 @contextmanager
@@ -254,11 +302,14 @@ def _gathered(model: nn.Module) -> Iterator[bool]:
         model.reshard()
 
 
-def _check_validation(accelerator: Accelerator, config: StageConfig) -> None:
-    """Raises ReadsegError where weights are sharded in a way that a model in use cannot be gathered from."""
+def _check_sharding(accelerator: Accelerator, config: StageConfig) -> None:
+    """Raises ReadsegError where weights are sharded, and what the stage asks for needs them whole."""
     fsdp, deepspeed = getattr(accelerator.state, "fsdp_plugin", None), accelerator.state.deepspeed_plugin
+    third = deepspeed is not None and deepspeed.zero_stage == 3
+    if config.ema_decay and (fsdp is not None or third):
+        raise ReadsegError("ema_decay: a running mean needs weights that are not sharded; set it to 0")
     old = fsdp is not None and fsdp.fsdp_version != 2
-    if getattr(config, "validate_every", 0) and (old or (deepspeed is not None and deepspeed.zero_stage == 3)):
+    if isinstance(config, ScoredStageConfig) and config.validate_every and (old or third):
         raise ReadsegError(
             "validate_every: validation while training needs FSDP version 2, or ZeRO up to stage 2; set it to 0, or "
             "change the accelerate config"
@@ -352,19 +403,19 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def _only_trained_weights(accelerator: Accelerator, module: nn.Module) -> None:
-    """Checkpoints hold what is trained, and buffers; what is frozen is where training started.
+def _only_trained_weights(accelerator: Accelerator, module: nn.Module, ema: Ema | None) -> None:
+    """Checkpoints hold what is trained, buffers, and the running mean; what is frozen is where training started.
 
     Where weights are sharded the library saves them its own way, all of them.
     """
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-    if not frozen:
-        return
 
     def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         for state in weights:
             for name in frozen & state.keys():
                 del state[name]
+        if ema is not None and accelerator.is_main_process:
+            save_file(ema.state_dict(), Path(folder) / _MEAN)
 
     def load(models: list[nn.Module], folder: str) -> None:
         while models:
@@ -373,18 +424,35 @@ def _only_trained_weights(accelerator: Accelerator, module: nn.Module) -> None:
             wrong = sorted({name.removeprefix("module.") for name in missing} - frozen) + unexpected
             if wrong:
                 raise ReadsegError(f"{folder}: it is a checkpoint of another model: {', '.join(wrong[:5])}")
+        if ema is not None:
+            ema.load_state_dict(load_file(Path(folder) / _MEAN))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
 
 
 def _restore(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest checkpoint; returns the number of steps done."""
+    """Load the newest checkpoint; returns the number of steps done.
+
+    Raises:
+        ReadsegError: processes see different checkpoints, or its files are damaged.
+    """
     found = _checkpoints(folder)
+    newest = found[-1].name if found else ""
+    if len(set(gather_object([newest]))) > 1:
+        raise ReadsegError(f"{folder}: processes see different checkpoints; it must lie where all machines see it")
     if not found:
         return 0
-    accelerator.load_state(str(found[-1]))
-    return int(found[-1].name.removeprefix("checkpoint-"))
+    try:
+        accelerator.load_state(str(found[-1]))
+    except ReadsegError:
+        raise
+    except Exception as error:  # of torch, safetensors, pickle, zip, ...: they share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ReadsegError(
+            f"{found[-1]}: the checkpoint cannot be read ({reason}); delete it to begin the stage again"
+        ) from error
+    return int(newest.removeprefix("checkpoint-"))
 
 
 def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
@@ -403,21 +471,23 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
                 shutil.rmtree(path)
 
 
-def _add_line(path: Path, record: dict[str, float]) -> None:
+def _add_line(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
 
 
-def _cut_lines(path: Path, start: int) -> None:
-    """Drop the lines of steps that will be done again, and a last line that a kill left half-written."""
+def _cut_lines(path: Path, start: int) -> list[dict[str, Any]]:
+    """Drop the lines of steps that will be done again, and one that a kill left half-written; returns the rest."""
     if not path.exists():
-        return
+        return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-        except ValueError:
+            record = json.loads(line)
+            if record["step"] <= start:
+                kept.append(record)
+        except (ValueError, TypeError, KeyError):
             continue
     with whole(path) as place:
-        place.write_text("".join(kept), encoding="utf-8")
+        place.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return kept

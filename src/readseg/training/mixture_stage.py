@@ -19,11 +19,13 @@ from readseg.checkpoints import Checkpoint, build
 from readseg.config import ReadConfig
 from readseg.data.mixture import Mixture, parse_ratio
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import open_benchmark
+from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.report import summarise
 from readseg.evaluation.run import evaluate
 from readseg.families import FAMILIES
 from readseg.loading import quiet_libraries
+from readseg.processes import processes
+from readseg.prompting import full_precision
 from readseg.segmenter import Segmenter
 from readseg.training.batches import Batches
 from readseg.training.cache import digest, keep
@@ -46,6 +48,16 @@ def mixture_of(options: MixtureStageConfig, data: Path, seed: int) -> Mixture:
     )
 
 
+def benchmarks_of(options: MixtureStageConfig, data: Path) -> list[Benchmark]:
+    """What a stage is scored on while it trains; opened before it begins, so that a wrong name is known at once.
+
+    Raises:
+        ReadsegError: as `evaluation.benchmarks.open_benchmark`.
+    """
+    names = options.validate_on if options.validate_every else ()
+    return [open_benchmark(data, name, options.validate_protocol) for name in names]
+
+
 def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfig:
     """The configuration of the model that a stage makes: that of its start, with what the stage says.
 
@@ -53,6 +65,14 @@ def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfi
         ReadsegError: settings of points that do not fit the model.
     """
     changed = ReadConfig.from_dict(config.to_dict())
+    family = FAMILIES.get(options.family or "")
+    if family is not None and changed.family != family.name:
+        # Weights in this package's layout say another family than they are to become.
+        changed.family, changed.conversation = (
+            family.name,
+            replace(family.conversation, system=changed.conversation.system),
+        )
+        changed.points = family.points_for(changed.num_image_tokens, changed.lmm_config.text_config.hidden_size)
     try:
         changed.points = replace(changed.points, **options.points)
         changed.check_points(changed.points)
@@ -61,7 +81,6 @@ def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfi
     changed.prompt = options.prompt
     for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
         setattr(changed, name, getattr(options, name))
-    family = FAMILIES.get(options.family or "")
     if family is not None and changed.released is not None:
         changed.released = dict(changed.released) | {"architectures": [family.architectures[0]]}
     return changed
@@ -79,11 +98,13 @@ class MixtureStage(nn.Module):
         cache: folder for what the frozen encoders say; used where the options say so.
     """
 
+    uses_all = True
+
     def __init__(
         self, checkpoint: Checkpoint, base: Base, options: MixtureStageConfig, seed: int, data: Path, cache: Path
     ) -> None:
         super().__init__()
-        self.options, self.base, self.data = options, base, data
+        self.options, self.base = options, base
         self.fingerprint = fingerprint(checkpoint.weights)
         checkpoint = replace(checkpoint, config=trained_config(checkpoint.config, options))
         # Frozen weights are stored as they are multiplied; those that are trained are float32 (see `tune`).
@@ -91,7 +112,6 @@ class MixtureStage(nn.Module):
         with quiet_libraries():
             self.model, self.processor = build(checkpoint, dtype=dtype)
         self.lora = tune(self.model, options, seed=seed)
-        self.model.config.use_cache = False
         if options.gradient_checkpointing:
             language = self.model.lmm.model.language_model
             language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -99,8 +119,10 @@ class MixtureStage(nn.Module):
         place = None
         if options.cache:
             place = (cache, self._encoders_digest())
-            self.room = options.cache_gb * 1e9 - sum(path.stat().st_size for path in cache.glob("*.safetensors"))
+            used = sum(path.stat().st_size for path in cache.glob("*.safetensors"))
+            self.room = (options.cache_gb * 1e9 - used) / processes().num_processes
         self.batches = Batches(mixture_of(options, data, seed), self.processor, options, seed, place)
+        self.benchmarks = benchmarks_of(options, data)
 
     def learning_rates(self) -> dict[str, float]:
         """One rate for all."""
@@ -114,7 +136,8 @@ class MixtureStage(nn.Module):
         """Scalars: the loss of `ReadModel.forward`, and its parts."""
         # Of the batch alone: the same dropout in a run that was interrupted, and on any number of processes.
         torch.manual_seed(batch["seed"])
-        features, embeddings = self._seen(batch["images"])
+        with full_precision(self.model.device):  # they are stored as they are multiplied, on every device
+            features, embeddings = self._seen(batch["images"])
         output = self.model(
             input_ids=batch["input_ids"],
             labels=batch["labels"],
@@ -163,14 +186,13 @@ class MixtureStage(nn.Module):
         """The score that decides, higher is better, and all scores by benchmark; evaluation's own code and protocol.
 
         Raises:
-            ReadsegError: a benchmark is not there, or a file of it is broken.
+            ReadsegError: an image or a mask of a benchmark is broken.
         """
         segmenter = Segmenter(self.model, self.processor, cached_images=1)
         numbers, deciding = {}, []
         try:
-            for name in self.options.validate_on:
-                limit = self.options.validate_images or None
-                benchmark = open_benchmark(self.data, name, self.options.validate_protocol)
+            for benchmark in self.benchmarks:
+                name, limit = benchmark.name, self.options.validate_images or None
                 summary = summarise(name, evaluate(segmenter, benchmark, rank=rank, world=world, limit=limit))
                 deciding.append(summary.scores()[self.options.best].value)
                 for column in ("giou", "ciou", "answered", "refused"):

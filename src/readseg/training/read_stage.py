@@ -79,6 +79,8 @@ class ReadStage(nn.Module):
         cache: folder for the frozen encoders' features.
     """
 
+    uses_all = False
+
     def __init__(
         self,
         processor: ReadProcessor,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,14 +31,18 @@ from readseg.training.config import (
 )
 from readseg.training.dry_run import tell
 from readseg.training.loop import FINISHED, train
-from readseg.training.mixture_stage import MixtureStage, mixture_of
+from readseg.training.mixture_stage import MixtureStage, benchmarks_of, mixture_of
 from readseg.training.read_stage import ReadStage, blank_processor
 from readseg.training.stages import MaskStage, VisionStage
 
 PLAIN_SAM = "sam_mask_decoder.safetensors"
 """The mask decoder as stage 0 left it: with the model's own encoders, the "original SAM" of the analysis."""
-_FREE = {"workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb"}
-"""Settings that a run may go on without: they change no weight."""
+_FREE = {
+    *("workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb", "max_broken"),
+    *("validate_on", "validate_every", "validate_images", "validate_protocol", "best", "patience"),
+    *("accumulation", "precision"),  # told below as what they come to
+}
+"""Settings that may change while a run goes on: they change no weight."""
 
 
 def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> Path:
@@ -82,7 +87,9 @@ def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Pa
     group = processes()
     console = Console(quiet=not group.is_main_process)
     for options in chosen:
-        mixture = mixture_of(options, _data_folder(data), recipe.seed)
+        folder = _data_folder(data)
+        mixture = mixture_of(options, folder, recipe.seed)
+        benchmarks_of(options, folder)
         checkpoint = open_base(_base(recipe, options, out, unless_there=True))
         tell(console, checkpoint, options, mixture, recipe.seed, group.num_processes)
 
@@ -97,9 +104,11 @@ def _chosen(recipe: TrainConfig, only: str | None) -> list[AnyStageConfig]:
 def _run_mixture(recipe: TrainConfig, options: MixtureStageConfig, out: Path, data: Path | None) -> None:
     """Train a model on data sets; what it leaves behind is an adapter."""
     folder = _data_folder(data)
+    settings = out / options.name / "settings.json"
+    _check_settings(recipe, options, settings)  # before gigabytes are read
     base = _base(recipe, options, out)
     stage = MixtureStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
-    _check_settings(recipe, options, out / options.name / "settings.json")
+    _keep_settings(recipe, options, settings)
     train(stage, options, out / options.name)
     if count := stage.batches.skipped.count:
         Console(stderr=True).print(
@@ -145,6 +154,7 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
     """Train one stage on scenes and write its weights; a stage of kind "read" also writes the finished model."""
     path = _weights(out, options.name)
     _check_settings(recipe, options, path.with_name("settings.json"))
+    _keep_settings(recipe, options, path.with_name("settings.json"))
     if isinstance(options, MaskStageConfig):
         mask_stage = MaskStage(processor, options, recipe.seed)
         train(mask_stage, options, path.parent)
@@ -162,20 +172,39 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
     processes().wait_for_everyone()
 
 
+def _settings(recipe: TrainConfig, options: AnyStageConfig) -> dict[str, Any]:
+    """What a stage is trained with, as JSON has it."""
+    return {
+        "seed": recipe.seed,
+        "vocabulary": recipe.vocabulary,
+        **options.model_dump(mode="json"),
+        # Two processes with half of the parts do what one does.
+        "parts of a step, over all processes": options.accumulation * processes().num_processes,
+        "computes in": "bf16" if options.use_bf16() else "fp32",
+    }
+
+
 def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
-    """Keep what a stage is trained with; a run that goes on must go on with the same."""
-    settings = {"seed": recipe.seed, "vocabulary": recipe.vocabulary, **options.model_dump(mode="json")}
-    if path.exists():
+    """Raises ReadsegError where a run that goes on would go on with other settings."""
+    if not path.exists():
+        return
+    try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        names = (settings.keys() | before.keys()) - _FREE
-        changed = sorted(key for key in names if settings.get(key) != before.get(key))
-        if changed:
-            was = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
-            raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
-    elif processes().is_main_process:
+        now = _settings(recipe, options)
+        changed = sorted(key for key in (now.keys() | before.keys()) - _FREE if now.get(key) != before.get(key))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ReadsegError(f"{path} is damaged: choose another folder with --out, or delete {path.parent}") from error
+    if changed:
+        was = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
+
+
+def _keep_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
+    """Write down what a stage begins with."""
+    if not path.exists() and processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as place:
-            place.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            place.write_text(json.dumps(_settings(recipe, options), indent=1) + "\n", encoding="utf-8")
 
 
 def _weights(out: Path, name: str) -> Path:

@@ -63,6 +63,8 @@ class VisionStage(nn.Module):
     patches at a fifth of the weight, and patches on a border of things left out.
     """
 
+    uses_all = True
+
     def __init__(self, processor: ReadProcessor, options: VisionStageConfig, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -129,6 +131,8 @@ class MaskStage(nn.Module):
     loss = 2 BCE + DICE at the mask model's own size + MSE of its IoU estimate. Six tenths of the batches are prompted
     as READ prompts: points chosen by :func:`readseg.sasp.select_points` from a noisy coverage map.
     """
+
+    uses_all = False
 
     def __init__(self, processor: ReadProcessor, options: MaskStageConfig, seed: int) -> None:
         super().__init__()
