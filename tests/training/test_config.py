@@ -126,5 +126,5 @@ def test_another_start_is_for_stages_that_start_from_a_model() -> None:
     assert (first.start, first.sam, second.start, second.sam) == ("mine", "sam.pth", "stage1", None)
     with pytest.raises(ReadsegError, match="--start: no stage"):
         with_start(load_recipe("tiny"), "mine")
-    with pytest.raises(ReadsegError, match="--start: .*leave out vision_tower"):
+    with pytest.raises(ReadsegError, match=r"--start: .*leave out vision_tower"):
         with_start(load_recipe("read-7b", ["vision_tower=clip"]), "embedded")

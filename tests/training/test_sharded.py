@@ -25,8 +25,8 @@ dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 
 def built():
-    settings = {"validate_on": ("refcoco/val",), "validate_every": 1, "validate_images": 1, "gradient_checkpointing": True}
-    made = stage(start, data, out / "cache", **settings)
+    validated = {"validate_on": ("refcoco/val",), "validate_every": 1, "validate_images": 1}
+    made = stage(start, data, out / "cache", gradient_checkpointing=True, **validated)
     return made, [weight for weight in made.parameters() if weight.requires_grad]
 
 whole, weights = built()
