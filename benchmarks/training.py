@@ -32,7 +32,9 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a step of training with packing and cached features, and without.")
+    parser = argparse.ArgumentParser(
+        description="Time a step of training with packing and cached features, and without."
+    )
     parser.add_argument("--images", type=int, default=4, help="images in a batch")
     parser.add_argument("--questions", type=int, default=3, help="the most questions about an image")
     parser.add_argument("--rounds", type=int, default=5, help="how often each batch is timed; the least time counts")

@@ -127,6 +127,12 @@ def reshape(adapter: Path) -> None:
     save_file(state, adapter / "adapter_model.safetensors")
 
 
+def shorten(adapter: Path) -> None:
+    state = load_file(adapter / "adapter_model.safetensors")
+    del state["base_model.model.lmm.lm_head.weight"]
+    save_file(state, adapter / "adapter_model.safetensors")
+
+
 def poison(adapter: Path) -> None:
     state = load_file(adapter / "adapter_model.safetensors")
     state["base_model.model.lmm.lm_head.weight"][0, 0] = torch.nan
@@ -144,6 +150,7 @@ def poison(adapter: Path) -> None:
         (lambda a: rewrite(a / "base.json", lambda c: c.update(fingerprint="0")), "trained on other weights"),
         (lambda a: rewrite(a / "adapter_config.json", lambda c: c.update(lora_alpha="x")), "lora_alpha must be"),
         (lambda a: (a / "config.json").write_text("[]"), "config.json"),
+        (shorten, r"holds \d+ tensors, base.json says \d+: it is not whole"),
         (reshape, r"lmm.lm_head.weight is \(3, 3\)"),
         (poison, "lmm.lm_head.weight holds values that are no numbers"),
     ],

@@ -94,3 +94,10 @@ def test_dots_name_no_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FileExistsError):
         write()
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_errors_name_the_place_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "a.txt"
+    with pytest.raises(FileNotFoundError) as error, whole(path) as place:
+        place.write_text("a")
+    assert error.value.filename == str(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,18 @@ class TestIntersectionAndUnion:
             masks.intersection_and_union(mask, 5 * mask)
         with pytest.raises(ValueError, match="target"):
             masks.intersection_and_union(mask, np.full((3, 3), np.nan))
+
+
+def test_an_endless_run_length_is_an_error_at_once() -> None:
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="no image has"):
+        masks.decode_rle({"size": [2, 2], "counts": "o" * 1_000_000})
+    assert time.perf_counter() - start < 1
+
+
+def test_the_union_of_very_many_masks_takes_the_memory_of_two() -> None:
+    tracemalloc.start()
+    found = masks.union((np.ones((500, 500), bool) for _ in range(200)), (500, 500))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.all() and most < 2_000_000

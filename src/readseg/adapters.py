@@ -76,8 +76,10 @@ def open_base(base: Base) -> Checkpoint:
     folder = fetch(base.model)
     if is_adapter(folder):
         return read_adapter(folder)
-    # A model in this package's layout says all of it by itself.
+    # A model in this package's layout says all of it by itself, and holds its tower.
     ours = read_settings(folder).get("model_type") == ReadConfig.model_type
+    if ours and base.vision_tower is not None:
+        raise ReadsegError(f"vision_tower: for released weights only; {folder} holds its own.")
     if ours:
         return read_checkpoint(folder)
     return read_checkpoint(folder, family=base.family, vision_tower=base.vision_tower)
@@ -124,10 +126,13 @@ def save_adapter(
     base = dataclasses.replace(
         base, model=_found(base.model), sam=_found(base.sam), vision_tower=_found(base.vision_tower)
     )
-    facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint}
+    facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint, "tensors": len(tensors)}
     with whole(folder) as place:
         place.mkdir()
-        save_file(tensors, place / WEIGHTS)
+        try:
+            save_file(tensors, place / WEIGHTS)
+        except SafetensorError as error:
+            raise ReadsegError(f"{folder / WEIGHTS} cannot be written: {error}") from error
         if settings is not None:
             settings.base_model_name_or_path = base.model
             settings.save_pretrained(str(place))
@@ -164,8 +169,8 @@ def read_adapter(
         raise ReadsegError(f"{folder} is no adapter: expected {BASE} and {WEIGHTS} in it.")
     facts = read_json(folder / BASE)
     known = {field.name for field in dataclasses.fields(Base)}
-    if not isinstance(facts, dict) or known | {"fingerprint"} != facts.keys() or not isinstance(facts["model"], str):
-        raise ReadsegError(f"{folder / BASE} is damaged: expected {', '.join(sorted(known))} and fingerprint.")
+    if known | {"fingerprint", "tensors"} != facts.keys() or not isinstance(facts["model"], str):
+        raise ReadsegError(f"{folder / BASE} is damaged: expected {', '.join(sorted(known))}, fingerprint, tensors.")
     start = Base(**{key: facts[key] for key in known})
     start = dataclasses.replace(
         start, model=base or start.model, sam=sam or start.sam, vision_tower=vision_tower or start.vision_tower
@@ -174,27 +179,29 @@ def read_adapter(
         under = open_base(start)
     except ReadsegError as error:
         raise ReadsegError(
-            f"{folder}: this adapter belongs to {start.model}, which cannot be read ({error}); say where it is: "
-            "--base, and --sam, --vision-tower where it has them"
+            f"{folder}: this adapter belongs to {start.model}, which cannot be read ({error}); say where it is now: "
+            "readseg merge ADAPTER OUT --base MODEL (--sam, --vision-tower where it has them)"
         ) from error
     if fingerprint(under.weights) != facts["fingerprint"]:
         raise ReadsegError(f"{folder}: this adapter was trained on other weights than those of {start.model}.")
     with blaming(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
     tokenizer = LegacyTokenizer.from_folder(folder) if (folder / MODEL_FILE).is_file() else None
-    weights = _merged(folder, under.weights)
+    weights = _merged(folder, under.weights, facts["tensors"])
     check_names(weights, config, folder)
     note = f"adapter on {start.model}"
     return Checkpoint(config, tokenizer, weights, folder, (*under.notes, note), under.unused)
 
 
-def _merged(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _merged(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The base's weights with what was trained in their place, in the types of the base."""
     path = folder / WEIGHTS
     try:
         trained = lora.unwrapped(load_file(path))
     except (OSError, SafetensorError) as error:
         raise ReadsegError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if len(trained) != count:
+        raise ReadsegError(f"{path} holds {len(trained)} tensors, {BASE} says {count}: it is not whole.")
     whole_ones = {key: value for key, value in trained.items() if key in weights}
     for key, value in whole_ones.items():
         if value.shape != weights[key].shape:

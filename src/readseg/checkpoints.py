@@ -33,6 +33,7 @@ from readseg.weight_files import differences, fetch, let_go, read_weights, write
 EMBEDDED = Path(__file__).parent / "weights" / "tiny"
 """The folder of the model that comes with the package."""
 _UNUSED = "unused"  # a folder beside our weights, for what others' code needs
+_LARGEST_ALPHA = 1e6
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
 
 
@@ -64,7 +65,13 @@ class Checkpoint:
         """The tokenizer and the config, as the model needs them around it."""
         if self.tokenizer is not None:
             return ReadProcessor(self.tokenizer, self.config)
-        return ReadProcessor.from_pretrained(self.folder)
+        try:
+            return ReadProcessor.from_pretrained(self.folder)
+        except ReadsegError:
+            raise
+        except Exception as error:  # of the libraries that read it: they share no base class
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ReadsegError(f"{self.folder}: the tokenizer's files are damaged: {reason}") from error
 
 
 def read_checkpoint(
@@ -334,7 +341,7 @@ def lora_alpha_of(folder: Path) -> float:
     if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:
         raise ReadsegError(f"{place}: {', '.join(others)} is not supported here: merge these weights with peft.")
     alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or not alpha > 0:
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < _LARGEST_ALPHA:
         raise ReadsegError(f"{place}: lora_alpha must be a number above 0; got {alpha!r}.")
     return float(alpha)
 

@@ -35,6 +35,10 @@ def whole(path: Path, *, new: bool = False) -> Iterator[Path]:
         if place.is_dir() and not new:
             _remove(path)
         place.replace(path)
+    except OSError as error:
+        if error.filename == str(place):  # what a user reads is the name that they gave
+            error.filename = str(path)
+        raise
     finally:
         _remove(place)
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 from readseg.files import whole
 
 IGNORED = 255
+_LONGEST_RUN = 60  # bits of a run length
 
 
 def encode_rle(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
@@ -66,15 +67,18 @@ def union(masks: Iterable[Shaped[np.ndarray, "H W"]], hw: tuple[int, int] | None
     Raises:
         ValueError: sizes differ, or there is no mask and no `hw`.
     """
-    parts = [np.asarray(mask).astype(bool) for mask in masks]
-    if not parts:
-        if hw is None:
-            raise ValueError("the union of no masks needs hw, the size of the empty mask")
-        return np.zeros(hw, dtype=bool)
-    shapes = {part.shape for part in parts} | (set() if hw is None else {tuple(hw)})
-    if len(shapes) > 1:
-        raise ValueError(f"masks of one image must have one size, got {sorted(shapes)}")
-    return np.logical_or.reduce(parts)
+    whole = None if hw is None else np.zeros(hw, dtype=bool)
+    for mask in masks:
+        part = np.asarray(mask).astype(bool)
+        if whole is None:
+            whole = part
+        elif part.shape != whole.shape:
+            raise ValueError(f"masks of one image must have one size, got {sorted({part.shape, whole.shape})}")
+        else:
+            whole |= part
+    if whole is None:
+        raise ValueError("the union of no masks needs hw, the size of the empty mask")
+    return whole
 
 
 def polygons_to_mask(polygons: Iterable[Any], hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
@@ -183,6 +187,8 @@ def _runs(counts: Any) -> list[int]:
             raise ValueError(f'"counts" holds a character that no run length has: {chr(character)!r}')
         value |= (code & 31) << shift
         shift += 5
+        if shift > _LONGEST_RUN:
+            raise ValueError('"counts" holds a run length that no image has')
         if code & 32:
             continue
         if code & 16:

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from readseg.errors import ReadsegError
 from readseg.loading import load_model
 from readseg.training.config import TrainConfig
 from readseg.training.recipe import run_recipe
-from tuned import SETTINGS, recipe
+from tuned import SETTINGS, recipe, stage
 
 STEPS = 6
 
@@ -33,8 +33,8 @@ def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
 
 
 def write_recipe(path: Path, start: Path, **changes: Any) -> Path:
-    stage = SETTINGS | {"start": str(start), "steps": STEPS} | changes
-    path.write_text(yaml.safe_dump({"seed": 3, "stages": [stage]}), encoding="utf-8")
+    settings = SETTINGS | {"start": str(start), "steps": STEPS} | changes
+    path.write_text(yaml.safe_dump({"seed": 3, "stages": [settings]}), encoding="utf-8")
     return path
 
 
@@ -147,6 +147,35 @@ def test_it_goes_on_with_more_workers_but_no_other_rate(start: Path, mini: Path,
     (tmp_path / "tuned" / "adapter").rename(tmp_path / "elsewhere2")
     with pytest.raises(ReadsegError, match=r"other settings \(learning_rate was 0.001, is 0.1\)"):
         run_recipe(recipe(start, steps=2, learning_rate=0.1), tmp_path, data=mini)
+
+
+def test_it_goes_on_with_the_same_start_and_the_same_data_only(start: Path, mini: Path, tmp_path: Path) -> None:
+    own, data, run = tmp_path / "start", tmp_path / "data", tmp_path / "run"
+    shutil.copytree(start, own)
+    shutil.copytree(mini, data)
+    chosen = recipe(own, steps=2)
+    run_recipe(chosen, run, data=data)
+    with pytest.raises(ReadsegError, match=r"other settings \(steps was 2, is 9\)"):  # also where it is finished
+        run_recipe(recipe(own, steps=9), run, data=data)
+    shutil.rmtree(run / "tuned" / "adapter")
+    (data / "ade20k" / "annotations" / "training").rename(tmp_path / "away")
+    with pytest.raises(ReadsegError, match=r"other settings \(draws from was .*ade20k"):
+        run_recipe(chosen, run, data=data)
+    (tmp_path / "away").rename(data / "ade20k" / "annotations" / "training")
+    state = load_file(own / "model.safetensors")
+    state["lmm.lm_head.weight"][0, 0] += 1
+    save_file(state, own / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ReadsegError, match=r"other settings \(starts from was"):
+        run_recipe(chosen, run, data=data)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path / "cache")
+    with torch.no_grad():
+        next(built.model.seg_projection.parameters())[0, 0] = torch.inf
+    with pytest.raises(ReadsegError, match=r"has become no number.*lower learning_rate"):
+        built.export(built.state_dict(), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_broken_records_are_passed_over_and_too_many_stop_the_run(

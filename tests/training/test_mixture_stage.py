@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from readseg.adapters import EMBEDDED_NAME, Base, open_base
@@ -107,6 +108,24 @@ def test_the_cache_stays_below_its_limit(start: Path, mini: Path, tmp_path: Path
     for number in range(3):
         built(built.batch(number, 0, 1))
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the last one that began below it
+
+
+@pytest.mark.parametrize("damage", ["shape", "dtype", "names", "half"])
+def test_what_does_not_fit_in_the_cache_is_computed_again(start: Path, mini: Path, tmp_path: Path, damage: str) -> None:
+    first = gradients(stage(start, mini, tmp_path / "cache", cache=True), 0)
+    for path in (tmp_path / "cache").iterdir():
+        state = load_file(path)
+        if damage == "shape":
+            state["features"] = state["features"][:3].contiguous()
+        elif damage == "dtype":
+            state["features"] = state["features"].half()
+        elif damage == "names":
+            del state["embeddings"]
+        save_file(state, path)
+        if damage == "half":
+            path.write_bytes(path.read_bytes()[:50])
+    again = gradients(stage(start, mini, tmp_path / "cache", cache=True), 0)
+    assert_same(again, first, 0.0)
 
 
 def test_dropout_is_a_function_of_the_batch(start: Path, mini: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import signal
 import sys
 import warnings
@@ -17,6 +19,8 @@ import typer
 from readseg.errors import ReadsegError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+# What torch says where a process waits for another one that is gone.
+_LOST = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
 
 
 def run(app: typer.Typer) -> None:
@@ -39,6 +43,10 @@ def run(app: typer.Typer) -> None:
         _end(str(error), BAD_INPUT)
     except typer.TyperException as error:
         _end_usage(error)
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not _LOST.search(str(error)):
+            raise
+        _end("another of the processes that work together has ended: see what it says", BAD_INPUT)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}", BAD_INPUT)

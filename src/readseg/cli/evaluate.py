@@ -97,7 +97,7 @@ def evaluate(
         options.tell(segmenter)
     # The weights too: a model that was trained on must not go on with the predictions of its former self.
     settings = {
-        "model": model or "embedded",
+        "model": "embedded" if model is None else str(Path(model)),  # with a slash behind it is the same
         "weights": digest([segmenter.model]),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         "bits": bits,

@@ -37,5 +37,5 @@ def score(
                 f"{place}: no predictions.jsonl is there; readseg evaluate --out writes one when it is done"
             )
         paths += found
-    results = [read_result(path) for path in dict.fromkeys(paths)]
+    results = [read_result(path) for path in {path.resolve(): path for path in paths}.values()]
     tell(results, out, data)

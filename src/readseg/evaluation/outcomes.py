@@ -12,8 +12,9 @@ Where nothing is there, the union of all masks meets an empty target, in both.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,21 +121,12 @@ def score(prediction: Prediction, match: Match) -> Outcome:
         ReadsegError: a mask cannot be read, or is not of the image's size.
     """
     asked = prediction.asked
-    hw = asked.size
-    drawn = [_mask(prediction, rle, "masks") for rle in prediction.masks]
-    targets = [_mask(prediction, rle, "targets") for rle in asked.targets]
     ignored = None if asked.ignored is None else _mask(prediction, asked.ignored, "ignored")
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    nothing = np.zeros(hw, bool)
-    if asked.present is False:
-        pairs = [(union(drawn, hw), nothing)]
-    elif asked.present and match == "union":
-        pairs = [(union(drawn, hw), union(targets, hw))]
-    elif asked.present:
-        count = max(1, len(targets), len(drawn))
-        found, wanted = ([*masks, *[nothing] * (count - len(masks))] for masks in (drawn, targets))
-        pairs = list(zip(found, wanted, strict=True))
-    counts = [intersection_and_union(found, _counted(wanted, ignored)) for found, wanted in pairs]
+    said, counts = False, []
+    for found, wanted in _pairs(prediction, match):
+        said = said or bool(found.any())
+        if asked.present is not None:
+            counts.append(intersection_and_union(found, _counted(wanted, ignored)))
     return Outcome(
         key=asked.key,
         image=asked.image,
@@ -142,11 +134,28 @@ def score(prediction: Prediction, match: Match) -> Outcome:
         kind=asked.kind,
         tags=asked.tags,
         present=asked.present,
-        said=any(mask.any() for mask in drawn),
+        said=said,
         intersections=tuple(intersection for intersection, _ in counts),
         unions=tuple(either for _, either in counts),
         right_words=asked.expected is not None and _words(prediction.answer) == _words(asked.expected),
     )
+
+
+def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is compared with what, (H, W) each, one pair after the other: a damaged line may hold very many masks."""
+    asked = prediction.asked
+    nothing = np.zeros(asked.size, bool)
+
+    def masks(name: str, rles: Sequence[Rle]) -> Iterator[np.ndarray]:
+        return (_mask(prediction, rle, name) for rle in rles)
+
+    drawn, targets = masks("masks", prediction.masks), masks("targets", asked.targets)
+    if match == "order" and asked.present:
+        yield from zip_longest(drawn, targets, fillvalue=nothing)
+        if not prediction.masks and not asked.targets:
+            yield nothing, nothing
+    else:
+        yield union(drawn, asked.size), union(targets, asked.size)
 
 
 def _mask(prediction: Prediction, rle: Rle, name: str) -> np.ndarray:

@@ -252,7 +252,7 @@ class _Book:
             for prediction in _predictions(page, system):
                 if prediction.key not in self._known:
                     self._add(prediction)
-        self._own[page.name] = [self._recalled(query) for query in page.queries]
+        self._own[page.name] = [self._recalled(page, query) for query in page.queries]
 
     def finish(self, world: int) -> Result:
         """All processes' predictions, scored; the first process puts them in one file."""
@@ -288,12 +288,16 @@ class _Book:
                 "many as before, or give another folder"
             )
 
-    def _recalled(self, query: Query) -> Prediction:
+    def _recalled(self, page: Page, query: Query) -> Prediction:
         known = self._known[query.key]
-        if (known.asked.question, known.asked.present) != (query.text, query.present):
+        asked = known.asked
+        before = (asked.question, asked.present, asked.image, asked.kind, asked.tags, asked.expected)
+        now = (query.text, query.present, page.place, query.kind, query.tags, query.expected)
+        if before != now:
             raise ReadsegError(
-                f"{self._folder}: the answer to {query.key!r} is to {known.asked.question!r:.60}, the data now ask "
-                f"{query.text!r:.60}: the data have changed; give another folder"
+                f"{self._folder}: the answer to {query.key!r} is to {asked.question!r:.60} about {asked.image}; the "
+                f"data now ask {query.text!r:.60} about {page.place}, or as another kind: the data have changed; give "
+                "another folder"
             )
         return known
 

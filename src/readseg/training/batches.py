@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from readseg.conversation import Turn
 from readseg.data.mixture import Drawn, Mixture, Skipped
@@ -151,12 +152,25 @@ class Batches:
             folder, encoders = self.cache
             key = f"{encoders}-{image_digest(image)}"
             found = look_up(folder, key)
-            if found is not None and found.keys() == {"features", "embeddings"}:
+            if found is not None and self._fits(found):
                 return {"key": key, **found}
         return {
             "key": key,
             "pixels": self.processor.lmm_pixels(image),
             "mask_pixels": self.processor.mask_pixels(image),
+        }
+
+    def _fits(self, found: dict[str, Tensor]) -> bool:
+        """Whether what lies in the cache is what the encoders would say, by its names, types and sizes."""
+        config = self.processor.config
+        side = config.mask_size // config.mask_config.vision_config.patch_size
+        expected = {
+            "features": (config.num_image_tokens, config.lmm_config.vision_config.hidden_size),
+            "embeddings": (config.mask_config.vision_config.output_channels, side, side),
+        }
+        dtype = torch.bfloat16 if self.options.use_bf16() else torch.float32
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()} == {
+            name: (shape, dtype) for name, shape in expected.items()
         }
 
 

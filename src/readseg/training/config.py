@@ -15,6 +15,8 @@ from readseg.config import PointConfig
 from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
 
+# Of a date that there is not, of thousands of digits, of thousands of brackets.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 Trained = Literal["lm_head", "embed_tokens", "mask_decoder", "seg_projection", "projector"]
 """Parts that can be trained whole."""
 
@@ -38,13 +40,13 @@ class StageConfig(BaseModel):
         trackers: "tensorboard" and "wandb", where installed: they get what metrics.jsonl gets.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[\w-]+$")
     steps: int = Field(gt=0)
     images_per_step: int = Field(gt=0)
     accumulation: int = Field(default=1, gt=0)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=100)
     warmup_steps: int = Field(default=50, ge=0)
     schedule: Literal["cosine", "linear"] = "cosine"
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -185,10 +187,10 @@ class MixtureStageConfig(ScoredStageConfig):
     questions: int = Field(default=3, gt=0, le=64)
     max_broken: int = Field(default=100, ge=0)
     max_tokens: int = Field(default=512, ge=32)
-    lora_rank: int = Field(default=8, ge=0)
-    lora_alpha: int = Field(default=16, gt=0)
+    lora_rank: int = Field(default=8, ge=0, le=4096)
+    lora_alpha: int = Field(default=16, gt=0, le=100_000)
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    lora_targets: tuple[str, ...] = Field(default=("q_proj", "v_proj"), min_length=1)
     trained: tuple[Trained, ...] = ("lm_head", "embed_tokens", "mask_decoder", "seg_projection")
     points: dict[str, Any] = Field(default_factory=dict)
     prompt: Literal["both", "seg", "points"] = "both"
@@ -215,7 +217,10 @@ class MixtureStageConfig(ScoredStageConfig):
     @field_validator("points")
     @classmethod
     def _are_points(cls, value: dict[str, Any]) -> dict[str, Any]:
-        PointConfig.from_dict(value)
+        try:
+            PointConfig.from_dict(value)
+        except TypeError as error:
+            raise ValueError(f"a value is of a wrong type ({error})") from error
         return value
 
     @model_validator(mode="after")
@@ -245,18 +250,23 @@ AnyStageConfig = Annotated[
 ]
 
 
+_TAKEN = {"model", "cache"}
+
+
 class TrainConfig(BaseModel):
     """A recipe: a seed and its stages, each of which starts from the weights of those before it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**53)
     vocabulary: int = Field(default=1400, ge=300)
     stages: tuple[AnyStageConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         names = [stage.name for stage in self.stages]
+        if taken := sorted(_TAKEN & set(names)):
+            raise ValueError(f"no stage can be called {taken[0]!r}: that folder of the run holds something else")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two stages are called {twice[0]!r}: each has a folder of its name")
         for place, stage in enumerate(self.stages):
@@ -297,10 +307,10 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
             for change in changes:
                 _change(plain, change)
             recipe = TrainConfig.model_validate(plain)
-    except yaml.YAMLError as error:
-        raise ReadsegError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise ReadsegError(f"recipe {name_or_path}: {_lines(error)}") from error
+    except _NO_YAML as error:
+        raise ReadsegError(f"{name_or_path} is not YAML: {' '.join(str(error).split())[:300]}") from error
     return recipe
 
 
@@ -312,8 +322,8 @@ def _change(recipe: dict[str, Any], change: str) -> None:
         raise ReadsegError(f"{change!r}: expected SETTING=VALUE or STAGE.SETTING=VALUE, such as steps=1000")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ReadsegError(f"{change!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    except _NO_YAML as error:
+        raise ReadsegError(f"{change!r:.100}: the value is not YAML: {' '.join(str(error).split())[:300]}") from error
     if not stage_name and setting in ("seed", "vocabulary"):
         recipe[setting] = value
         return
@@ -356,5 +366,6 @@ def with_start(recipe: TrainConfig, start: str | None, sam: str | None = None) -
 def _lines(error: ValidationError) -> str:
     """What is wrong with settings, each by its name."""
     found = error.errors()
-    deeper = [e for e in found if e["type"] != "too_short" or len(found) == 1]
+    # Where one stage is wrong, pydantic adds that there are then no stages.
+    deeper = [e for e in found if e["loc"] != ("stages",) or len(found) == 1]
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in deeper)

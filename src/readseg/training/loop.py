@@ -26,6 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object, is_tensorboard_available, is_wandb_available
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -130,7 +131,7 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
             the folder, processes do not see the same checkpoint, or weights are sharded in a way that validation or a
             running mean cannot do with.
     """
-    _check_trackers(config)
+    check_trackers(config)
     with _held(folder):
         _train(_begin(stage, config, folder), stage, config, folder)
 
@@ -316,7 +317,8 @@ def _check_sharding(accelerator: Accelerator, config: StageConfig) -> None:
         )
 
 
-def _check_trackers(config: StageConfig) -> None:
+def check_trackers(config: StageConfig) -> None:
+    """Raises ReadsegError where a tracker is not installed."""
     there = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     if missing := [name for name in config.trackers if not there[name]]:
         raise ReadsegError(f"trackers: {missing[0]} is not installed: pip install {missing[0]}, or leave it out")
@@ -399,7 +401,11 @@ def _to_device(value: Any, device: torch.device) -> Any:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.is_dir() and path.name.removeprefix("checkpoint-").isdecimal() and path.name.isascii()
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
@@ -461,7 +467,11 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
     if accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial), safe_serialization=False)  # safetensors warns of SAM's shared buffer
+    try:
+        accelerator.save_state(str(partial), safe_serialization=False)  # safetensors warns of SAM's shared buffer
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch has no error of its own for a full disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ReadsegError(f"{folder}: the checkpoint of step {done} cannot be written: {reason}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         older = _checkpoints(folder)

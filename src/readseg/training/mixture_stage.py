@@ -6,12 +6,14 @@ an image may be packed behind its tokens. Both change the cost and not the resul
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from readseg.adapters import Base, fingerprint, save_adapter
@@ -124,6 +126,11 @@ class MixtureStage(nn.Module):
         self.batches = Batches(mixture_of(options, data, seed), self.processor, options, seed, place)
         self.benchmarks = benchmarks_of(options, data)
 
+    def identity(self) -> dict[str, Any]:
+        """What a run depends on beside its settings: the weights that it starts from, and the data, by their counts."""
+        entries = {part.data_set: part.entries for part in self.batches.mixture.parts}
+        return {"starts from": self.fingerprint, "draws from": entries}
+
     def learning_rates(self) -> dict[str, float]:
         """One rate for all."""
         return {}
@@ -168,11 +175,18 @@ class MixtureStage(nn.Module):
                 }
                 image = found | {"key": image["key"]}
                 if image["key"] is not None and self.room > 0:
-                    kept = {name: tensor.detach().cpu() for name, tensor in found.items()}
-                    self.room -= keep(self.cache, image["key"], kept)
+                    self._keep(image["key"], found)
             features.append(image["features"])
             embeddings.append(image["embeddings"].float())
         return torch.stack(features), torch.stack(embeddings)
+
+    def _keep(self, key: str, found: dict[str, Tensor]) -> None:
+        """Into the cache; a disk that is full ends caching, not training."""
+        try:
+            self.room -= keep(self.cache, key, {name: tensor.detach().cpu() for name, tensor in found.items()})
+        except (OSError, SafetensorError) as error:
+            self.room = 0.0
+            warnings.warn(f"{self.cache}: nothing more is cached: {error}", UserWarning, stacklevel=2)
 
     def _encoders_digest(self) -> str:
         """Of the frozen encoders, and of how images are shown to them."""
@@ -215,6 +229,8 @@ class MixtureStage(nn.Module):
         kept = {}
         for name in trained:
             value = state[f"model.{name}"]
+            if not torch.isfinite(value).all():
+                raise ReadsegError(f"{name} has become no number: nothing is written; choose a lower learning_rate")
             # LoRA's factors are small and stay exact; whole weights go back to the type of their neighbours.
             kept[name] = value if ".lora_" in name else value.to(stored)
         save_adapter(folder, kept, self.processor, self.lora, self.base, self.fingerprint)

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from readseg.adapters import Base, open_base
+from readseg.adapters import Base, is_adapter, open_base
 from readseg.errors import ReadsegError
 from readseg.files import whole
 from readseg.model import ReadModel
@@ -30,7 +30,7 @@ from readseg.training.config import (
     VisionStageConfig,
 )
 from readseg.training.dry_run import tell
-from readseg.training.loop import FINISHED, train
+from readseg.training.loop import FINISHED, check_trackers, train
 from readseg.training.mixture_stage import MixtureStage, benchmarks_of, mixture_of
 from readseg.training.read_stage import ReadStage, blank_processor
 from readseg.training.stages import MaskStage, VisionStage
@@ -43,6 +43,8 @@ _FREE = {
     *("accumulation", "precision"),  # told below as what they come to
 }
 """Settings that may change while a run goes on: they change no weight."""
+_OPENED = {"starts from", "draws from"}
+_SETTINGS = "settings.json"
 
 
 def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> Path:
@@ -66,7 +68,8 @@ def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data:
     scenes = [stage for stage in chosen if not isinstance(stage, MixtureStageConfig)]
     processor = blank_processor(recipe) if scenes else None
     for options in chosen:
-        if not _result(out, options).exists():
+        _check_settings(out, options, _settings(recipe, options))
+        if not _is_done(out, options):
             console.print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
             if isinstance(options, MixtureStageConfig):
                 _run_mixture(recipe, options, out, data)
@@ -88,6 +91,7 @@ def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Pa
     console = Console(quiet=not group.is_main_process)
     for options in chosen:
         folder = _data_folder(data)
+        check_trackers(options)
         mixture = mixture_of(options, folder, recipe.seed)
         benchmarks_of(options, folder)
         checkpoint = open_base(_base(recipe, options, out, unless_there=True))
@@ -104,11 +108,11 @@ def _chosen(recipe: TrainConfig, only: str | None) -> list[AnyStageConfig]:
 def _run_mixture(recipe: TrainConfig, options: MixtureStageConfig, out: Path, data: Path | None) -> None:
     """Train a model on data sets; what it leaves behind is an adapter."""
     folder = _data_folder(data)
-    settings = out / options.name / "settings.json"
-    _check_settings(recipe, options, settings)  # before gigabytes are read
     base = _base(recipe, options, out)
     stage = MixtureStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
-    _keep_settings(recipe, options, settings)
+    settings = _settings(recipe, options) | stage.identity()
+    _check_settings(out, options, settings)
+    _keep_settings(out, options, settings)
     train(stage, options, out / options.name)
     if count := stage.batches.skipped.count:
         Console(stderr=True).print(
@@ -137,7 +141,7 @@ def _base(recipe: TrainConfig, options: MixtureStageConfig, out: Path, *, unless
     if not isinstance(before, MixtureStageConfig):
         return Base(str(out / "model"))
     place = _result(out, before)
-    if not place.exists():
+    if not _is_done(out, before):
         if unless_there:
             return _base(recipe, before, out, unless_there=True)
         raise ReadsegError(f"the weights of the stage {before.name!r} are not in {out}: run that stage first")
@@ -150,11 +154,15 @@ def _result(out: Path, options: AnyStageConfig) -> Path:
     return folder / FINISHED if isinstance(options, MixtureStageConfig) else folder / "weights.safetensors"
 
 
+def _is_done(out: Path, options: AnyStageConfig) -> bool:
+    place = _result(out, options)
+    return is_adapter(place) if isinstance(options, MixtureStageConfig) else place.exists()
+
+
 def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
     """Train one stage on scenes and write its weights; a stage of kind "read" also writes the finished model."""
     path = _weights(out, options.name)
-    _check_settings(recipe, options, path.with_name("settings.json"))
-    _keep_settings(recipe, options, path.with_name("settings.json"))
+    _keep_settings(out, options, _settings(recipe, options))
     if isinstance(options, MaskStageConfig):
         mask_stage = MaskStage(processor, options, recipe.seed)
         train(mask_stage, options, path.parent)
@@ -184,14 +192,16 @@ def _settings(recipe: TrainConfig, options: AnyStageConfig) -> dict[str, Any]:
     }
 
 
-def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
-    """Raises ReadsegError where a run that goes on would go on with other settings."""
+def _check_settings(out: Path, options: AnyStageConfig, now: dict[str, Any]) -> None:
+    """Raises ReadsegError where a stage was begun with other settings than it would go on with, or is asked for now."""
+    path = out / options.name / _SETTINGS
     if not path.exists():
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        now = _settings(recipe, options)
-        changed = sorted(key for key in (now.keys() | before.keys()) - _FREE if now.get(key) != before.get(key))
+        # What is told of a stage only once it is open is not compared before.
+        names = (now.keys() | before.keys()) - _FREE - (_OPENED - now.keys())
+        changed = sorted(key for key in names if now.get(key) != before.get(key))
     except (OSError, ValueError, AttributeError) as error:
         raise ReadsegError(f"{path} is damaged: choose another folder with --out, or delete {path.parent}") from error
     if changed:
@@ -199,12 +209,13 @@ def _check_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) ->
         raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
 
 
-def _keep_settings(recipe: TrainConfig, options: AnyStageConfig, path: Path) -> None:
+def _keep_settings(out: Path, options: AnyStageConfig, settings: dict[str, Any]) -> None:
     """Write down what a stage begins with."""
+    path = out / options.name / _SETTINGS
     if not path.exists() and processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as place:
-            place.write_text(json.dumps(_settings(recipe, options), indent=1) + "\n", encoding="utf-8")
+            place.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _weights(out: Path, name: str) -> Path:
