@@ -70,10 +70,8 @@ def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfi
     family = FAMILIES.get(options.family or "")
     if family is not None and changed.family != family.name:
         # Weights in this package's layout say another family than they are to become.
-        changed.family, changed.conversation = (
-            family.name,
-            replace(family.conversation, system=changed.conversation.system),
-        )
+        changed.family = family.name
+        changed.conversation = replace(family.conversation, system=changed.conversation.system)
         changed.points = family.points_for(changed.num_image_tokens, changed.lmm_config.text_config.hidden_size)
     try:
         changed.points = replace(changed.points, **options.points)
