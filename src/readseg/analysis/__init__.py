@@ -1,0 +1,1 @@
+"""The paper's inquiry into the [SEG] token as numbers; `draw` makes the pictures."""
