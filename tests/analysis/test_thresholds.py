@@ -94,6 +94,9 @@ def test_every_threshold_and_its_neighbours(dtype: Any) -> None:
         curve = search_thresholds(values, target)
         assert counts(curve) == by_masks(values, target)
         assert curve.intersections.tolist() == [1] * (k + 1) + [0] * (100 - k)  # it reaches its own threshold
+        # The mask is that of the counts, whichever kind of number names the threshold.
+        assert np.array_equal(mask_at(values, THRESHOLDS[k]), values >= dtype(k / 100))
+        assert mask_at(values, k / 100)[1, k]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
