@@ -10,12 +10,10 @@ is less than 100 times faster, or slower on the largest image than 1.5 times on 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor, nn
 
 from readseg.sasp import PointPrompts, discrete_to_continuous, normalise, select_points
@@ -41,17 +39,6 @@ def plain_formula(points_xy: Tensor, scores: Tensor, image_hw: tuple[int, int]) 
         weight = torch.exp(-((x - point_x) ** 2 + (y - point_y) ** 2)) * probability
         moved.append(torch.stack([(weight * x).sum(), (weight * y).sum()]) / weight.sum())
     return torch.stack(moved)
-
-
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one that does not count."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main() -> int:

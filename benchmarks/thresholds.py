@@ -10,13 +10,11 @@ Exits with 1 if they do not, or if the search is less than 20 times faster than 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import cv2
 import numpy as np
+from timing import seconds
 
 from readseg.analysis.thresholds import search_thresholds
 from readseg.masks import IGNORED, intersection_and_union
@@ -47,17 +45,6 @@ def spare_loop(value_map: np.ndarray, target: np.ndarray) -> Counts:
     return counts
 
 
-def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one that does not count."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height", type=int, default=480)
@@ -80,9 +67,9 @@ def main() -> int:
             value_map = values.astype(dtype)
             counts = at_once(value_map, target)
             agree = agree and counts == plain_loop(value_map, target) == spare_loop(value_map, target)
-            fast = milliseconds(lambda m=value_map: at_once(m, target), repeats=30)
-            plain = milliseconds(lambda m=value_map: plain_loop(m, target), repeats=5)
-            spare = milliseconds(lambda m=value_map: spare_loop(m, target), repeats=5)
+            fast = 1e3 * seconds(lambda m=value_map: at_once(m, target), repeats=30)
+            plain = 1e3 * seconds(lambda m=value_map: plain_loop(m, target), repeats=5)
+            spare = 1e3 * seconds(lambda m=value_map: spare_loop(m, target), repeats=5)
             least = min(least, plain / fast)
             print(
                 f"{name:>13}, {dtype.__name__}  {fast:>7.2f} ms  {plain:>8.1f} ms  {plain / fast:>5.0f}x"

@@ -138,7 +138,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 def test_settings_compare_as_json_does(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     PredictionFile(path, {"size": (1, 2)}).close()
-    PredictionFile(path, {"size": [1, 2]}).close()
+    with PredictionFile(path, {"size": [1, 2]}) as file:  # other settings would be refused
+        assert len(file) == 0
 
 
 def test_the_same_key_twice_is_refused(tmp_path: Path) -> None:

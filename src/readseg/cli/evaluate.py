@@ -13,7 +13,9 @@ from readseg.cli.segment import check_writable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from readseg.evaluation.benchmarks import Benchmark
     from readseg.evaluation.outcomes import Result
+    from readseg.evaluation.run import System
 
 
 def evaluate(
@@ -54,10 +56,10 @@ def evaluate(
 ) -> None:
     """Score a model on benchmarks: of the field, below --data, or the fixed set of drawn scenes.
 
-    Several processes share the work: accelerate launch -m readseg evaluate ...
+    Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
     from readseg.errors import ReadsegError
-    from readseg.evaluation.benchmarks import SCENES, open_benchmark, resolve
+    from readseg.evaluation.benchmarks import SCENES, resolve
     from readseg.evaluation.run import VARIANTS, model_system, run
     from readseg.processes import processes
     from readseg.training.cache import digest
@@ -108,13 +110,7 @@ def evaluate(
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []
     for name in names:
-        if name == SCENES:
-            from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # needs the extra "scenes"
-
-            which = SceneSet(scenes=count)
-            there, blind = scene_benchmark(which), blind_systems(which)
-        else:
-            there, blind = open_benchmark(data or Path(), name, protocol), []
+        there, blind = _opened(name, data, protocol, count)
         systems = [
             model_system(segmenter, there, settings=settings, prompt=kind, points=own_points)
             for kind in (prompt, *others)
@@ -134,6 +130,20 @@ def evaluate(
     if group.num_processes > 1:
         group.wait_for_everyone()
         group.destroy_process_group()
+
+
+def _opened(
+    name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int
+) -> tuple[Benchmark, list[System]]:
+    """A benchmark by its name, and the blind baselines that stand beside a model on it."""
+    from readseg.evaluation.benchmarks import SCENES, open_benchmark
+
+    if name != SCENES:
+        return open_benchmark(data or Path(), name, protocol), []
+    from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # needs the extra "scenes"
+
+    which = SceneSet(scenes=count)
+    return scene_benchmark(which), list(blind_systems(which))
 
 
 def tell(results: Sequence[Result], out: Path | None, data: Path | None) -> None:

@@ -80,9 +80,8 @@ class Batches:
         images = [Image.fromarray(np.asarray(one.sample.image)) for one in drawn]
         frames = tuple(self.processor.frame(image) for image in images)
         rows = [self.rows(one) for one in drawn]
-        text = self._packed(rows) if self.options.pack else self._single(rows)
         masks = [torch.from_numpy(mask) for own in rows for row in own for mask in row.masks]
-        batch = text | {"frames": frames, "masks": masks, "seed": _seed(self.seed, number)}
+        batch = self._text(rows) | {"frames": frames, "masks": masks, "seed": _seed(self.seed, number)}
         if self.options.map_loss_weight:
             grid = round(self.processor.config.num_image_tokens**0.5)
             owners = [frame for frame, own in zip(frames, rows, strict=True) for row in own for _ in row.masks]
@@ -120,29 +119,22 @@ class Batches:
                 return Row(ids[start:], labels[start:], masks, part)
         return None
 
-    def _packed(self, rows: list[list[Row]]) -> dict[str, Any]:
-        pad = self.processor.config.lmm_config.text_config.pad_token_id
-        packed = pack(self.prefix, [[(row.ids, row.labels) for row in own] for own in rows], pad)
-        return {
-            "input_ids": packed.input_ids,
-            "labels": packed.labels,
-            "position_ids": packed.position_ids,
-            "layout": packed.layout,
-            "row_images": torch.arange(len(rows)),
-        }
+    def _text(self, rows: list[list[Row]]) -> dict[str, Any]:
+        """The conversations about each image in one row, or each in a row of its own, padded on the right.
 
-    def _single(self, rows: list[list[Row]]) -> dict[str, Any]:
-        """Each conversation in a row of its own, padded on the right."""
+        Alone in its row, a conversation needs no layout: a causal model's token sees nothing of the padding behind it.
+        """
+        pack_them = self.options.pack
+        groups = rows if pack_them else [[row] for own in rows for row in own]
+        owners = range(len(rows)) if pack_them else (image for image, own in enumerate(rows) for _ in own)
         pad = self.processor.config.lmm_config.text_config.pad_token_id
-        owners = [image for image, own in enumerate(rows) for _ in own]
-        packed = pack(self.prefix, [[(row.ids, row.labels)] for own in rows for row in own], pad)
-        # A causal model's token sees nothing of the padding behind it.
+        packed = pack(self.prefix, [[(row.ids, row.labels) for row in group] for group in groups], pad)
         return {
             "input_ids": packed.input_ids,
             "labels": packed.labels,
             "position_ids": packed.position_ids,
-            "layout": None,
-            "row_images": torch.tensor(owners, dtype=torch.long),
+            "layout": packed.layout if pack_them else None,
+            "row_images": torch.tensor(list(owners), dtype=torch.long),
         }
 
     def _seen(self, image: Image.Image) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A stage is an ``nn.Module`` whose ``forward(batch)`` returns named scalars, one of them ``loss``, and whose
 ``batch(number, rank, world)`` is a pure function of its arguments. There is no data order to remember, so a run that
 was killed goes on from its last checkpoint with the very batches that it would have seen. The loop knows no model and
-no data; devices, processes and precision are accelerate's.
+no data; devices and processes are accelerate's.
 """
 
 from __future__ import annotations
