@@ -22,7 +22,7 @@ CORE = f"{PIXELS} grids sasp losses config"
 FILES = "lora weight_files descriptions layouts towers checkpoints base_models adapters loading"
 MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
-USER = f"{MODEL} draw segmentation queries segmenter processes"
+USER = f"{MODEL} draw segmentation queries replies segmenter processes"
 WORK = f"{USER} data evaluation training analysis"
 
 MAY_IMPORT = {
@@ -57,7 +57,8 @@ MAY_IMPORT = {
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",
     "queries": "errors",
-    "segmenter": f"{MODEL} draw segmentation queries",
+    "replies": f"{MODEL} queries",
+    "segmenter": f"{MODEL} draw segmentation queries replies",
     "processes": "",
     "evaluation": f"{USER} data",
     "training": f"{USER} data evaluation",

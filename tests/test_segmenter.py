@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from readseg import loading
-from readseg.config import ConversationConfig, PointConfig
+from readseg.config import ConversationConfig, PointConfig, Prompt
 from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.images import ImageError
@@ -359,16 +359,14 @@ def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
         name_question="What is {name} in this image? Please output segmentation mask.",
         sentence_question="{sentence} Please output segmentation mask.",
     )
-    asked: list[str] = []
-
-    def answer(encoded: Any, queries: Any, conversations: Any, *rest: Any) -> list[str]:
-        asked.extend(turns[0].question for turns in conversations)
-        return list(queries)
-
-    segmenter._answer = answer  # type: ignore[method-assign, assignment]
+    encoded = segmenter.encode(picture())
     plain, segment = "Is there something to sit on?", "the middle segment of the orange"
-    segmenter.segment(picture(), ["the cat", "Where could I sit", "Segment the cat", "how many cats?", plain, segment])
-    assert asked == [
+    queries = ["the cat", "Where could I sit", "Segment the cat", "how many cats?", plain, segment]
+
+    def asked(*queries: str, **options: Any) -> list[str]:
+        return [reply.question for reply in segmenter.reply(encoded, queries, **options)]
+
+    assert asked(*queries) == [
         "What is the cat in this image? Please output segmentation mask.",
         "Where could I sit Please output segmentation mask.",
         "Segment the cat",
@@ -376,13 +374,25 @@ def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
         plain,
         segment,
     ]
-    asked.clear()
-    segmenter.segment(picture(), [plain, segment], force=True)
-    segmenter.segment(picture(), [plain, segment], sentence=True)
-    segmenter.segment(picture(), [segment], sentence=False)
     named = f"What is {segment} in this image? Please output segmentation mask."
     long = [f"{query} Please output segmentation mask." for query in (plain, segment)]
-    assert asked == [long[0], named, *long, named]
+    assert asked(plain, segment, force=True) == [long[0], named]
+    assert asked(plain, segment, sentence=True) == long
+    assert asked(segment, sentence=False) == [named]
+
+
+def test_the_steps_of_segment_one_by_one(segmenter: Segmenter) -> None:
+    queries = ["the cat", "how many cats?"]
+    encoded = segmenter.encode(picture())
+    replies = segmenter.reply(encoded, queries, force="Sure, [SEG] and [SEG].")
+    for prompt in get_args(Prompt):
+        apart = segmenter.decode(encoded, replies, prompt=prompt)
+        together = segmenter.segment(picture(), queries, force="Sure, [SEG] and [SEG].", prompt=prompt)
+        for one, other in zip(apart, together, strict=True):
+            assert one.answer == other.answer and one.present is other.present and one.said == other.said
+            assert np.array_equal(one.masks, other.masks) and np.array_equal(one.scores, other.scores)
+    assert segmenter.decode(encoded, []) == []
+    assert segmenter.encode(picture()) is encoded
 
 
 def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

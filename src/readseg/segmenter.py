@@ -10,61 +10,30 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import DynamicCache
 
 from readseg.answering import Answer
 from readseg.config import PointConfig, Prompt
-from readseg.conversation import Turn, inference_question, names_answer, names_question, writable
+from readseg.conversation import Turn, names_answer, names_question, writable
 from readseg.errors import ReadsegError
 from readseg.families import REJ, SEG
-from readseg.geometry import Frame
 from readseg.images import load_image
 from readseg.loading import load_model
 from readseg.model import ReadModel
 from readseg.processor import ReadProcessor
-from readseg.queries import QueryError, asks_for_mask, check_query, is_command, needs_words, requests_mask
+from readseg.queries import QueryError, asks_for_mask, check_query, requests_mask
+from readseg.replies import EncodedImage, Reply, question_for
 from readseg.segmentation import Segmentation
 
-__all__ = ["Chat", "QueryError", "Segmentation", "Segmenter", "asks_for_mask", "requests_mask"]
+__all__ = ["Chat", "EncodedImage", "QueryError", "Reply", "Segmentation", "Segmenter", "asks_for_mask", "requests_mask"]
 
 _TOGETHER = 16  # questions decoded as one batch: bounds the memory of keys and values
 _WORTH_A_WARNING = 0.2  # of the image's area, hidden from the language model
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """What is known of an image before any question: its prefix's keys and values, and both models' features."""
-
-    image: Image.Image
-    frame: Frame
-    prefix_ids: list[int]
-    cache: DynamicCache
-    h_img: Tensor
-    mask_embeddings: Tensor
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How answers are made: see `Segmenter.segment`."""
-
-    prompt: Prompt | None
-    points: PointConfig | None
-    max_new_tokens: int
-    force: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompt not in get_args(Prompt):
-            raise ReadsegError(f"prompt must be one of {', '.join(get_args(Prompt))}; got {self.prompt!r}")
-        if self.max_new_tokens < 1:
-            raise ReadsegError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
 
 
 class Segmenter:
@@ -90,7 +59,7 @@ class Segmenter:
         self.processor = processor
         self.notes = tuple(notes)
         self._cached_images = cached_images
-        self._encoded: OrderedDict[tuple[int, int, bytes], _Encoded] = OrderedDict()
+        self._encoded: OrderedDict[tuple[int, int, bytes], EncodedImage] = OrderedDict()
 
     @classmethod
     def from_pretrained(
@@ -203,23 +172,123 @@ class Segmenter:
         Warns:
             UserWarning: the model's centre crop hides more than a fifth of the image.
         """
-        given = self._forced(force, self.processor.config.conversation.forced_answer)
-        options = _Options(prompt, points, max_new_tokens, given)
+        self._check_prompt(prompt, points)
         queries = [query] if isinstance(query, str) else list(query)
         for text in queries:
             check_query(text)
         encoded = self._encode(load_image(image))
-        asked = [asks_for_mask(text) if asks is None else asks for text in queries]
-        as_it_stands = force is not True and sentence is None
-        turns = [
-            [Turn(text if as_it_stands and not needs_words(text, wanted) else self._worded(text, sentence))]
-            for text, wanted in zip(queries, asked, strict=True)
-        ]
+        replies = self.reply(encoded, queries, asks=asks, max_new_tokens=max_new_tokens, force=force, sentence=sentence)
         results: list[Segmentation] = []
+        for start in range(0, len(replies), _TOGETHER):
+            results += self.decode(encoded, replies[start : start + _TOGETHER], prompt=prompt, points=points)
+        return results[0] if isinstance(query, str) else results
+
+    def encode(self, image: Any) -> EncodedImage:
+        """The first step of `segment`: all that does not depend on a question. Kept, and found again for a copy.
+
+        Args:
+            image: as in `segment`.
+
+        Raises:
+            ImageError: the image cannot be used.
+
+        Warns:
+            UserWarning: as `segment`.
+        """
+        return self._encode(load_image(image))
+
+    def reply(
+        self,
+        encoded: EncodedImage,
+        queries: Sequence[str],
+        *,
+        asks: bool | None = None,
+        max_new_tokens: int = 64,
+        force: bool | str = False,
+        sentence: bool | None = None,
+    ) -> list[Reply]:
+        """The second step of `segment`: answers in words, with their states; what prompts masks plays no part yet.
+
+        Args:
+            encoded: of `encode`.
+            queries: about that image.
+            asks: as in `segment`.
+            max_new_tokens: as in `segment`.
+            force: as in `segment`.
+            sentence: as in `segment`.
+
+        Raises:
+            QueryError: as `segment`.
+            ReadsegError: an option has no such value.
+        """
+        conversation = self.processor.config.conversation
+        given = self._given(force, conversation.forced_answer)
+        for query in queries:
+            check_query(query)
+        worded = [
+            question_for(conversation, query, asks=asks, sentence=sentence, always=force is True) for query in queries
+        ]
+        replies: list[Reply] = []
         for start in range(0, len(queries), _TOGETHER):
             part = slice(start, start + _TOGETHER)
-            results += self._answer(encoded, queries[part], turns[part], asked[part], options)
-        return results[0] if isinstance(query, str) else results
+            turns = [[Turn(question)] for question, _ in worded[part]]
+            wanted = [wanted for _, wanted in worded[part]]
+            replies += self._replies(encoded, queries[part], turns, wanted, max_new_tokens, given)
+        return replies
+
+    def decode(
+        self,
+        encoded: EncodedImage,
+        replies: Sequence[Reply],
+        *,
+        prompt: Prompt | None = None,
+        points: PointConfig | None = None,
+    ) -> list[Segmentation]:
+        """The last step of `segment`: points and masks of all [SEG] of some replies.
+
+        Args:
+            encoded: the image that they are about.
+            replies: of `reply`.
+            prompt: as in `segment`.
+            points: as in `segment`.
+
+        Raises:
+            ReadsegError: an option has no such value, or does not fit the model.
+        """
+        self._check_prompt(prompt, points)
+        with torch.inference_mode():
+            masks, found, scores = self._masks(encoded, [reply.answer for reply in replies], prompt, points)
+        alignment = (points or self.model.config.points).alignment
+        results = []
+        first = 0
+        for reply in replies:
+            ids = reply.answer.ids
+            own = slice(first, first + ids.count(self.model.config.seg_token_id))
+            first = own.stop
+            named = self.processor.targets(ids)
+            if len(named) == len(reply.names):
+                named = [(token, name) for (token, _), name in zip(named, reply.names, strict=True)]
+            results.append(
+                Segmentation(
+                    query=writable(reply.query),
+                    answer=self.processor.decode(ids),
+                    answer_ids=tuple(ids),
+                    phrases=tuple(words for token, words in named if token == SEG),
+                    rejected=tuple(words for token, words in named if token == REJ),
+                    said=self._agreed(reply.answer) if reply.given else None,
+                    present=True if own.stop > own.start else False if reply.asks else None,
+                    image_size=encoded.frame.hw,
+                    masks=masks[own],
+                    points_xy=tuple(xy for xy, _ in found[own]),
+                    point_labels=tuple(labels for _, labels in found[own]),
+                    scores=scores[own],
+                    alignment=alignment,
+                    box=encoded.frame.lmm_box if alignment == "exact" else None,
+                    finished=reply.answer.finished,
+                    image=encoded.image,
+                )
+            )
+        return results
 
     def segment_together(
         self,
@@ -253,12 +322,16 @@ class Segmenter:
         for name in names:
             check_query(name)
         question = names_question(self.processor.config.conversation, names)
-        options = _Options(prompt, points, max_new_tokens, self._forced(force, names_answer(names)))
+        given = self._given(force, names_answer(names))
+        self._check_prompt(prompt, points)
         encoded = self._encode(load_image(image))
-        return self._answer(encoded, [", ".join(names)], [[Turn(question)]], [True], options, names)[0]
+        replies = self._replies(
+            encoded, [", ".join(names)], [[Turn(question)]], [True], max_new_tokens, given, tuple(names)
+        )
+        return self.decode(encoded, replies, prompt=prompt, points=points)[0]
 
     @staticmethod
-    def _forced(force: bool | str, answer: str) -> str | None:
+    def _given(force: bool | str, answer: str) -> str | None:
         """The answer to give to the model; None where it answers by itself."""
         if isinstance(force, bool):
             return answer if force else None
@@ -310,13 +383,7 @@ class Segmenter:
         """
         return Chat(self, load_image(image))
 
-    def _worded(self, query: str, sentence: bool | None) -> str:
-        """The query in the family's words."""
-        if sentence is None and is_command(query):
-            sentence = True
-        return inference_question(self.processor.config.conversation, query, sentence=sentence)
-
-    def _encode(self, image: Image.Image) -> _Encoded:
+    def _encode(self, image: Image.Image) -> EncodedImage:
         """All that does not depend on a question; kept by the image's content, so that a copy of it is a hit."""
         frame = self.processor.frame(image)
         if frame.hidden_fraction > _WORTH_A_WARNING:
@@ -336,32 +403,35 @@ class Segmenter:
             prefix_ids = processor.prefix_ids()
             cache, h_img = model.prefill(prefix_ids, features)
             embeddings = model.embed_masks_image(processor.mask_pixels(image)[None].to(model.device))
-        self._encoded[key] = _Encoded(image, frame, prefix_ids, cache, h_img, embeddings)
+        self._encoded[key] = EncodedImage(image, frame, prefix_ids, cache, features[0], h_img, embeddings)
         while len(self._encoded) > self._cached_images:
             self._encoded.popitem(last=False)
         return self._encoded[key]
 
-    def _answer(
+    def _check_prompt(self, prompt: Prompt | None, points: PointConfig | None) -> None:
+        if prompt is not None and prompt not in get_args(Prompt):
+            raise ReadsegError(f"prompt must be one of {', '.join(get_args(Prompt))}; got {prompt!r}")
+        try:
+            self.model.config.check_points(points or self.model.config.points)
+        except ValueError as error:
+            raise ReadsegError(str(error)) from error
+
+    def _replies(
         self,
-        encoded: _Encoded,
+        encoded: EncodedImage,
         queries: Sequence[str],
         conversations: Sequence[Sequence[Turn]],
         asked: Sequence[bool],
-        options: _Options,
-        names: Sequence[str] = (),
-    ) -> list[Segmentation]:
-        """Answers to conversations that end in a question, with the masks of all their [SEG].
-
-        `names` are the objects that one question asked for; an answer that speaks of as many speaks of them.
-        """
-        settings = options.points or self.model.config.points
-        try:
-            self.model.config.check_points(settings)
-        except ValueError as error:
-            raise ReadsegError(str(error)) from error
+        max_new_tokens: int,
+        given: str | None = None,
+        names: tuple[str, ...] = (),
+    ) -> list[Reply]:
+        """Answers to conversations that end in a question, decoded as one batch; `given` is the answer to all."""
+        if max_new_tokens < 1:
+            raise ReadsegError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
         ids = [self.processor.query_ids(turns) for turns in conversations]
         limit = self.model.config.lmm_config.text_config.max_position_embeddings
-        room = limit - len(encoded.prefix_ids) - options.max_new_tokens
+        room = limit - len(encoded.prefix_ids) - max_new_tokens
         for query, query_ids in zip(queries, ids, strict=True):
             if len(query_ids) > room:
                 raise QueryError(
@@ -369,38 +439,11 @@ class Segmenter:
                     f"{room} fit beside image and answer into the model's {limit} positions"
                 )
         with torch.inference_mode():
-            answers = self._said(encoded, conversations, ids, options)
-            masks, points, scores = self._masks(encoded, answers, options)
-        results = []
-        first = 0
-        for query, answer, wanted in zip(queries, answers, asked, strict=True):
-            own = slice(first, first + answer.ids.count(self.model.config.seg_token_id))
-            first = own.stop
-            found = own.stop > own.start
-            named = self.processor.targets(answer.ids)
-            if len(named) == len(names):
-                named = [(token, name) for (token, _), name in zip(named, names, strict=True)]
-            results.append(
-                Segmentation(
-                    query=writable(query),
-                    answer=self.processor.decode(answer.ids),
-                    answer_ids=tuple(answer.ids),
-                    phrases=tuple(words for token, words in named if token == SEG),
-                    rejected=tuple(words for token, words in named if token == REJ),
-                    said=None if options.force is None else self._agreed(answer),
-                    present=True if found else False if wanted else None,
-                    image_size=encoded.frame.hw,
-                    masks=masks[own],
-                    points_xy=tuple(xy for xy, _ in points[own]),
-                    point_labels=tuple(labels for _, labels in points[own]),
-                    scores=scores[own],
-                    alignment=settings.alignment,
-                    box=encoded.frame.lmm_box if settings.alignment == "exact" else None,
-                    finished=answer.finished,
-                    image=encoded.image,
-                )
-            )
-        return results
+            answers = self._said(encoded, conversations, ids, max_new_tokens, given)
+        return [
+            Reply(query, turns[-1].question, wanted, answer, given is not None, names)
+            for query, turns, wanted, answer in zip(queries, conversations, asked, answers, strict=True)
+        ]
 
     def _agreed(self, answer: Answer) -> tuple[bool, ...]:
         """For each [SEG] of a given answer, whether the model itself would have said it."""
@@ -410,28 +453,26 @@ class Segmenter:
 
     def _said(
         self,
-        encoded: _Encoded,
+        encoded: EncodedImage,
         conversations: Sequence[Sequence[Turn]],
         ids: Sequence[Sequence[int]],
-        options: _Options,
+        max_new_tokens: int,
+        given: str | None,
     ) -> list[Answer]:
         """The answers: the model's own, or the one that it is given."""
-        if options.force is None:
-            return self.model.generate_answers(
-                encoded.prefix_ids, encoded.cache, ids, max_new_tokens=options.max_new_tokens
-            )
-        answers = [
-            self.processor.answer_ids([*turns[:-1], Turn(turns[-1].question, options.force)]) for turns in conversations
-        ]
+        if given is None:
+            return self.model.generate_answers(encoded.prefix_ids, encoded.cache, ids, max_new_tokens=max_new_tokens)
+        answers = [self.processor.answer_ids([*turns[:-1], Turn(turns[-1].question, given)]) for turns in conversations]
         return self.model.force_answers(encoded.prefix_ids, encoded.cache, ids, answers)
 
     def _masks(
-        self, encoded: _Encoded, answers: Sequence[Answer], options: _Options
+        self, encoded: EncodedImage, answers: Sequence[Answer], prompt: Prompt | None, points: PointConfig | None
     ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """Masks (S, H, W), points and labels, and scores (S, N) of all [SEG] of all answers, in reading order."""
         frame = encoded.frame
         seg = self.model.config.seg_token_id
-        h_seg = torch.cat([a.states[[i for i, token in enumerate(a.ids) if token == seg]] for a in answers])
+        places = [answer.states[[i for i, token in enumerate(answer.ids) if token == seg]] for answer in answers]
+        h_seg = torch.cat(places) if places else encoded.h_img[:0]
         scores = self.model.similarity(h_seg, encoded.h_img)
         if not len(h_seg):
             return np.zeros((0, *frame.hw), bool), [], scores.cpu().numpy()
@@ -441,13 +482,13 @@ class Segmenter:
             torch.zeros(len(h_seg), dtype=torch.long, device=h_seg.device),
             encoded.mask_embeddings,
             [frame],
-            points=options.points,
-            prompt=options.prompt,
+            points=points,
+            prompt=prompt,
         )
         # One by one: logits at the image's size are 32 times as large as the masks that stay.
         masks = np.stack([(frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in low_res])
-        points = [(p.xy.float().cpu().numpy(), p.labels.cpu().numpy()) for p in found]
-        return masks, points, scores.cpu().numpy()
+        drawn = [(p.xy.float().cpu().numpy(), p.labels.cpu().numpy()) for p in found]
+        return masks, drawn, scores.cpu().numpy()
 
 
 class Chat:
@@ -488,9 +529,11 @@ class Chat:
         """
         check_query(text)
         wanted = requests_mask(text) if asks is None else asks
-        options = _Options(prompt, points, max_new_tokens)
-        encoded = self._segmenter._encode(self._image)
+        segmenter = self._segmenter
+        segmenter._check_prompt(prompt, points)
+        encoded = segmenter._encode(self._image)
         turns = [*self.turns, Turn(text)]
-        result = self._segmenter._answer(encoded, [text], [turns], [wanted], options)[0]
+        replies = segmenter._replies(encoded, [text], [turns], [wanted], max_new_tokens)
+        result = segmenter.decode(encoded, replies, prompt=prompt, points=points)[0]
         self.turns.append(Turn(text, result.answer, result.answer_ids))
         return result

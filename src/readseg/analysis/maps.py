@@ -28,7 +28,7 @@ from transformers import CLIPModel, SamModel
 
 from readseg import sasp
 from readseg.config import PointConfig, Prompt
-from readseg.conversation import Turn, inference_question
+from readseg.conversation import Turn
 from readseg.errors import ReadsegError
 from readseg.families import SEG
 from readseg.geometry import Frame
@@ -36,7 +36,7 @@ from readseg.grids import Alignment, Box
 from readseg.images import load_image
 from readseg.processor import CLIP_MEAN, CLIP_STD
 from readseg.prompting import full_precision
-from readseg.queries import asks_for_mask, is_command, needs_words
+from readseg.replies import EncodedImage, Reply
 from readseg.segmentation import Segmentation
 from readseg.segmenter import Segmenter
 
@@ -134,27 +134,43 @@ def read_answer(
     Raises:
         ReadsegError: what `Segmenter.segment` raises.
     """
-    model, processor = segmenter.model, segmenter.processor
-    picture = load_image(image)
-    result = segmenter.segment(
-        picture,
-        query,
-        asks=asks,
-        prompt=prompt,
-        points=points,
-        max_new_tokens=max_new_tokens,
-        force=answer,
-        sentence=sentence,
+    encoded = segmenter.encode(image)
+    replies = segmenter.reply(
+        encoded, [query], asks=asks, max_new_tokens=max_new_tokens, force=answer, sentence=sentence
     )
-    question = _question(segmenter, query, answer is not True, asks, sentence)
-    asked = processor.prompt_ids([Turn(question)])
-    patches = model.encode_image(processor.lmm_pixels(picture)[None].to(model.device))
+    return read_reply(segmenter, encoded, replies[0], prompt=prompt, points=points)
+
+
+@torch.inference_mode()
+def read_reply(
+    segmenter: Segmenter,
+    encoded: EncodedImage,
+    reply: Reply,
+    *,
+    prompt: Prompt | None = None,
+    points: PointConfig | None = None,
+) -> Reading:
+    """`read_answer` for who has encoded the image and has the reply already.
+
+    Args:
+        segmenter: the model.
+        encoded: of `Segmenter.encode`.
+        reply: of `Segmenter.reply`, about that image.
+        prompt: as in `Segmenter.segment`.
+        points: as in `Segmenter.segment`.
+
+    Raises:
+        ReadsegError: what `Segmenter.decode` raises.
+    """
+    model, processor = segmenter.model, segmenter.processor
+    result = segmenter.decode(encoded, [reply], prompt=prompt, points=points)[0]
+    asked = processor.prompt_ids([Turn(reply.question)])
     ids = torch.tensor([[*asked, *result.answer_ids]], device=model.device)
-    hidden = _hidden_states(segmenter, ids, patches)
+    hidden = _hidden_states(segmenter, ids, encoded.patches[None])
     return Reading(
         result=result,
-        frame=processor.frame(picture),
-        patches=patches[0],
+        frame=encoded.frame,
+        patches=encoded.patches,
         h_img=hidden[:, ids[0] == model.config.image_token_id],
         # The state one place before a token predicts it.
         h_answer=hidden[:, len(asked) - 1 : -1],
@@ -285,7 +301,7 @@ def sam_maps(segmenter: Segmenter, reading: Reading) -> list[SimilarityMap]:
     picture = reading.result.image
     if picture is None:
         raise ReadsegError("the reading's result has no image: expected a reading as read_answer makes it.")
-    embeddings = model.embed_masks_image(segmenter.processor.mask_pixels(picture)[None].to(model.device))
+    embeddings = segmenter.encode(picture).mask_embeddings
     grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
     maps = []
     for h_seg in reading.h_seg:
@@ -433,16 +449,6 @@ def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame:
     with full_precision(scores.device):
         grid, usable = sasp.normalise(scores.float().view(1, *grid_hw))
         return _numbers(frame.masks_to_image(grid)[0]) if usable.item() else None
-
-
-def _question(segmenter: Segmenter, query: str, own_words: bool, asks: bool | None, sentence: bool | None) -> str:
-    """The question as `Segmenter.segment` words it; `own_words` where the family's evaluation does not word all."""
-    wanted = asks_for_mask(query) if asks is None else asks
-    if own_words and sentence is None and not needs_words(query, wanted):
-        return query
-    if sentence is None and is_command(query):
-        sentence = True
-    return inference_question(segmenter.processor.config.conversation, query, sentence=sentence)
 
 
 def _hidden_states(
