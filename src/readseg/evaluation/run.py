@@ -200,7 +200,7 @@ def run(
             books.append(stack.enter_context(_Book(settings, about, where, rank, names)))
         console = Console(stderr=True)
         quiet = not progress or rank > 0 or not console.is_terminal
-        with _hidden_parts_told_once(benchmark.name, quiet=rank > 0) as listening:
+        with hidden_parts_told_once(benchmark.name, quiet=rank > 0) as listening:
             for number in track(numbers[rank::world], benchmark.name, console=console, disable=quiet, transient=True):
                 page = benchmark[number]
                 for system, book in zip(systems, books, strict=True):
@@ -391,7 +391,7 @@ Listening = Callable[[Page], Any]
 
 
 @contextmanager
-def _hidden_parts_told_once(name: str, *, quiet: bool) -> Iterator[Listening]:
+def hidden_parts_told_once(name: str, *, quiet: bool = False) -> Iterator[Listening]:
     """Of the warnings that a part of an image is hidden from the model the first is told, for all of a benchmark."""
 
     @contextmanager

@@ -1,0 +1,111 @@
+"""What every study of a benchmark starts from: a question, the model's reply to it, and what is true.
+
+An image is encoded once and all its questions are answered as one batch; a study then looks at each `Case`. Frame: pixels
+of the image; targets hold 0, 1 and 255, which is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from readseg.evaluation.benchmarks import Benchmark, Page, Query
+from readseg.masks import IGNORED, intersection_and_union, union
+from readseg.replies import EncodedImage, Reply
+from readseg.segmenter import Segmenter
+
+
+class Unit(NamedTuple):
+    """One mask that is expected, and whose it is.
+
+    target: (H, W) in {0, 1, 255}.
+    places: which [SEG] of the answer speak of it, counted from 0; none where the answer holds too few.
+    """
+
+    target: UInt8[np.ndarray, "H W"]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A question about an object, the reply, and the truth.
+
+    Attributes:
+        query: of the benchmark.
+        page: that it belongs to.
+        encoded: the page's image.
+        reply: of the model, under the benchmark's protocol.
+        units: the masks that are expected with their [SEG], as the benchmark matches them; none for a false premise.
+    """
+
+    query: Query
+    page: Page
+    encoded: EncodedImage = field(repr=False)
+    reply: Reply = field(repr=False)
+    units: tuple[Unit, ...] = field(repr=False)
+
+
+def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Case]:
+    """All questions of a page that ask for an object, with the model's replies, in their order.
+
+    "order" gives the k-th target the k-th [SEG]; "union" gives the one target all of them. Under the protocol "forced"
+    the answer is given, as in `evaluation.run`. What the benchmark's answers have beyond its targets is left to evaluation:
+    a [SEG] too many has no unit.
+
+    Raises:
+        ReadsegError: the image or a mask cannot be read, or a question cannot be asked.
+    """
+    encoded = segmenter.encode(page.image)
+    forced = benchmark.protocol == "forced"
+    replies: dict[int, Reply] = {}
+    for sentence in dict.fromkeys(query.sentence for query in page.queries):
+        places = [k for k, query in enumerate(page.queries) if query.sentence is sentence and query.present is not None]
+        worded = sentence is not None
+        found = segmenter.reply(
+            encoded,
+            [page.queries[k].text for k in places],
+            asks=worded,
+            force=forced and worded,
+            sentence=sentence,
+        )
+        replies.update(zip(places, found, strict=True))
+    seg = segmenter.model.config.seg_token_id
+    return [
+        Case(
+            page.queries[k],
+            page,
+            encoded,
+            replies[k],
+            _units(benchmark, page.queries[k], replies[k], encoded.frame.hw, seg),
+        )
+        for k in sorted(replies)
+    ]
+
+
+def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
+    """Intersection and union, in pixels that count, of the masks of a unit's [SEG] with its target.
+
+    Args:
+        masks: one for each [SEG] of the answer.
+        unit: whose target.
+    """
+    mask = masks[list(unit.places)].any(axis=0) if unit.places else np.zeros(unit.target.shape, bool)
+    return intersection_and_union(mask, unit.target)
+
+
+def _units(benchmark: Benchmark, query: Query, reply: Reply, hw: tuple[int, int], seg: int) -> tuple[Unit, ...]:
+    if not query.present:
+        return ()
+    said = reply.answer.ids.count(seg)
+    targets = [np.asarray(target) for target in query.targets()]
+    ignored = union([target == IGNORED for target in targets], hw)
+
+    def counted(target: np.ndarray) -> UInt8[np.ndarray, "H W"]:
+        return np.where(ignored, IGNORED, target == 1).astype(np.uint8)
+
+    if benchmark.match == "order":
+        return tuple(Unit(counted(target), (k,) if k < said else ()) for k, target in enumerate(targets))
+    return (Unit(counted(union([target == 1 for target in targets], hw)), tuple(range(said))),)

@@ -1,0 +1,186 @@
+"""A study of a benchmark: every page is looked at once, and what was found is kept, line by line.
+
+    {"format": "readseg-analysis-1", "study": "maps", "settings": {...}, "about": {...}}
+    {"page": "scene-500000", "records": [{...}, ...]}
+
+What `settings` say decides the records: a file is never added to with other ones. A line is written in one piece as soon
+as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import Benchmark, Page, chosen
+from readseg.evaluation.run import hidden_parts_told_once
+from readseg.files import lock, whole
+
+FORMAT = "readseg-analysis-1"
+RECORDS = "records.jsonl"
+
+Record = dict[str, Any]
+"""JSON values by name."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found.
+
+    Attributes:
+        name: of the study.
+        settings: what the records depend on.
+        about: what else is known of them.
+        pages: the records of each page by the page's name, in the benchmark's order.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    pages: Mapping[str, Sequence[Record]]
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all pages, in the benchmark's order."""
+        return [record for records in self.pages.values() for record in records]
+
+
+def look_at(
+    benchmark: Benchmark,
+    look: Callable[[Page], Sequence[Record]],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    folder: Path | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Study:
+    """Looks at the pages of a benchmark, and keeps what was found.
+
+    Args:
+        benchmark: whose pages.
+        look: gives the records of a page.
+        name: of the study.
+        settings: JSON values that the records depend on, beside the benchmark's own.
+        folder: keeps them in `RECORDS`; pages that are there already are not looked at again. In memory only where left
+            out.
+        limit: how many pages, see `benchmarks.chosen`.
+        progress: show a bar.
+
+    Raises:
+        ReadsegError: records of another study or other settings in `folder`, a damaged line, another process writing
+            there, or what `look` raises.
+    """
+    numbers = chosen(benchmark, limit)
+    identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
+    settings = json.loads(json.dumps({**settings, **identity, **benchmark.settings}))
+    head = {"format": FORMAT, "study": name, "settings": settings}
+    about = {**benchmark.about, "images": len(numbers), "of": len(benchmark)}
+    console = Console(stderr=True)
+    quiet = not progress or not console.is_terminal
+    found: dict[str, Sequence[Record]] = {}
+    with _opened(folder, head, about) as (known, keep), hidden_parts_told_once(benchmark.name) as listening:
+        for number in track(numbers, f"{benchmark.name}: {name}", console=console, disable=quiet, transient=True):
+            page_name = benchmark.names[number]
+            if page_name not in known:
+                page = benchmark[number]
+                with listening(page):
+                    # As they come back from disk: a resumed study is the same study.
+                    records = json.loads(json.dumps(list(look(page)), allow_nan=False))
+                keep(page_name, records)
+                known[page_name] = records
+            found[page_name] = known[page_name]
+    return Study(name, settings, about, found)
+
+
+def read_study(path: Path) -> Study:
+    """The study that a file of records holds; a half last line is left out.
+
+    Raises:
+        ReadsegError: no such file, or a line of it, named by its number, is not what it should be.
+    """
+    head, pages, _ = _parse(path)
+    return Study(head["study"], head["settings"], head["about"], pages)
+
+
+@contextmanager
+def _opened(
+    folder: Path | None, head: Mapping[str, Any], about: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Sequence[Record]], Callable[[str, Sequence[Record]], None]]]:
+    """What is known of each page, and how to keep what is found of another one."""
+    if folder is None:
+        yield {}, lambda page, records: None
+        return
+    path = folder / RECORDS
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with whole(path) as place:
+            place.write_bytes(_line({**head, "about": dict(about)}))
+    with path.open("r+b") as file:
+        lock(file, str(path))
+        there, known, length = _parse(path)
+        _check(path, there, head)
+        file.truncate(length)
+        file.seek(length)
+
+        def keep(page: str, records: Sequence[Record]) -> None:
+            file.write(_line({"page": page, "records": list(records)}))
+            file.flush()
+
+        yield dict(known), keep
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Sequence[Record]], int]:
+    """The head, records by page, and the length in bytes of all complete lines."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReadsegError(f"{path}: cannot be read ({error.strerror}); expected the records of an analysis") from error
+    complete, _, _ = content.rpartition(b"\n")
+    lines = complete.split(b"\n")
+    head = _json(lines[0], path, 1)
+    fields = {"study": str, "settings": dict, "about": dict}
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ReadsegError(
+            f"{path}, line 1: expected a head with format {FORMAT!r}; this is no analysis of this version"
+        )
+    for name, kind in fields.items():
+        if not isinstance(head.get(name), kind):
+            raise ReadsegError(f"{path}, line 1: {name!r}: expected {kind.__name__}, got {head.get(name)!r:.40}")
+    pages: dict[str, Sequence[Record]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        record = _json(line, path, number)
+        page, records = (record.get("page"), record.get("records")) if isinstance(record, dict) else (None, None)
+        if not isinstance(page, str) or not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+            raise ReadsegError(f"{path}, line {number}: expected a page with its records; the file is damaged")
+        pages[page] = records
+    return head, pages, len(complete) + 1
+
+
+def _check(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if there["study"] != now["study"]:
+        raise ReadsegError(f"{path} is of the study {there['study']!r}, not {now['study']!r}; give another folder")
+    old, new = there["settings"], now["settings"]
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if changed:
+        detail = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed)
+        raise ReadsegError(f"{path} was made with other settings ({detail}); give another folder or delete it")
+
+
+def _json(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ReadsegError(f"{path}, line {number}: expected JSON; the file is damaged or of another kind") from error
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
