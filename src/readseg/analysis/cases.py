@@ -1,7 +1,7 @@
 """What every study of a benchmark starts from: a question, the model's reply to it, and what is true.
 
-An image is encoded once and all its questions are answered as one batch; a study then looks at each `Case`. Frame: pixels
-of the image; targets hold 0, 1 and 255, which is not counted.
+An image is encoded once and all its questions are answered as one batch; a study then looks at each `Case`. Frame:
+pixels of the image; targets hold 0, 1 and 255, which is not counted.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     """All questions of a page that ask for an object, with the model's replies, in their order.
 
     "order" gives the k-th target the k-th [SEG]; "union" gives the one target all of them. Under the protocol "forced"
-    the answer is given, as in `evaluation.run`. What the benchmark's answers have beyond its targets is left to evaluation:
-    a [SEG] too many has no unit.
+    the answer is given, as in `evaluation.run`. A [SEG] too many has no unit: it is left to evaluation.
 
     Raises:
         ReadsegError: the image or a mask cannot be read, or a question cannot be asked.
@@ -73,16 +72,11 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
         )
         replies.update(zip(places, found, strict=True))
     seg = segmenter.model.config.seg_token_id
-    return [
-        Case(
-            page.queries[k],
-            page,
-            encoded,
-            replies[k],
-            _units(benchmark, page.queries[k], replies[k], encoded.frame.hw, seg),
-        )
-        for k in sorted(replies)
-    ]
+    cases = []
+    for k in sorted(replies):
+        units = _units(benchmark, page.queries[k], replies[k], encoded.frame.hw, seg)
+        cases.append(Case(page.queries[k], page, encoded, replies[k], units))
+    return cases
 
 
 def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
@@ -92,7 +86,7 @@ def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
         masks: one for each [SEG] of the answer.
         unit: whose target.
     """
-    mask = masks[list(unit.places)].any(axis=0) if unit.places else np.zeros(unit.target.shape, bool)
+    mask = union([masks[k] for k in unit.places], (unit.target.shape[0], unit.target.shape[1]))
     return intersection_and_union(mask, unit.target)
 
 

@@ -3,8 +3,8 @@
     {"format": "readseg-analysis-1", "study": "maps", "settings": {...}, "about": {...}}
     {"page": "scene-500000", "records": [{...}, ...]}
 
-What `settings` say decides the records: a file is never added to with other ones. A line is written in one piece as soon
-as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done again.
+What `settings` say decides the records: a file is never added to with other ones. A line is written in one piece as
+soon as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done again.
 """
 
 from __future__ import annotations
