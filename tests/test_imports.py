@@ -23,7 +23,7 @@ FILES = "lora weight_files descriptions layouts towers checkpoints base_models a
 MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation queries replies segmenter processes"
-WORK = f"{USER} data evaluation training analysis"
+WORK = f"{USER} data evaluation training analysis charts figures"
 
 MAY_IMPORT = {
     "errors": "",
@@ -54,6 +54,8 @@ MAY_IMPORT = {
     "adapters": f"{CORE} families tokenizer lora weight_files descriptions processor checkpoints base_models",
     "loading": f"{CORE} families weight_files model processor checkpoints adapters",
     "draw": PIXELS,
+    "charts": "",
+    "figures": PICTURES,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",
     "queries": "errors",

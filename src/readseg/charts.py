@@ -1,0 +1,297 @@
+"""Owns every chart: curves and bars with their intervals, as pictures that a reader of black and white can tell apart.
+
+Speaks numbers and words, and returns PIL images about 1200 pixels wide, whose words can be read at three quarters of
+it. Nothing is kept between calls, and the same numbers give the same bytes whatever the user's own settings are.
+Colours are those of Okabe and Ito; curves differ in their line and their mark as well, bars carry their names.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Blue, vermilion, bluish green, reddish purple, black, orange, sky blue: curve k has colour k modulo 7."""
+
+LINES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+"""Solid, dashed, dotted, dash-dotted: curve k has line k modulo 4."""
+
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+"""Curve k has mark k modulo 9."""
+
+_WIDTH, _HEIGHT, _DPI = 12.0, 7.0, 100
+_SIZE, _SMALL = 15, 12  # of letters, in points
+# Lighter than the curves, so that whiskers show on them.
+_BARS = ("#6AACD2", "#E89A60", "#66C6AB", "#E0AFCA", "#F0C566", "#B3B3B3")
+_INK, _GREY = "#1E1E1E", "#555555"
+_MOST_MARKS = 15
+_LONGEST_NAME = 60
+# The defaults that concern drawing: a backend is none of a picture's business.
+_LIBRARY: dict[Any, Any] = {
+    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve, or several single points.
+
+    Attributes:
+        name: in the legend; "" leaves it out there.
+        x: K places.
+        y: K values; what is not finite leaves a gap.
+        low: K lower ends of the values' intervals.
+        high: K upper ends.
+        mark: single points, which no line joins.
+
+    Raises:
+        ValueError: not one value for each place, or one end of the intervals without the other.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    mark: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"curve {self.name!r}: low and high come together")
+        for name, values in (("y", self.y), ("low", self.low), ("high", self.high)):
+            if values is not None and len(values) != len(self.x):
+                raise ValueError(f"curve {self.name!r}: {len(self.x)} places x, but {len(values)} values {name}")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar with its interval.
+
+    Attributes:
+        name: beside it.
+        value: its length; NaN is written as "no value".
+        low: lower end of its interval; NaN for none.
+        high: upper end.
+        group: neighbours of one group stand together under its name; "" for none.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    group: str = ""
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float, float] | None = None,
+    note: str = "",
+    diagonal: bool = False,
+) -> Image.Image:
+    """Curves with their intervals as bands, single points with theirs as whiskers, and a legend beneath.
+
+    Args:
+        curves: any number; a curve without a finite value is named in the legend as such.
+        title: above.
+        x_label: along the x axis.
+        y_label: along the y axis.
+        x_limits: least and greatest x; by default where there are values.
+        y_limits: likewise.
+        note: small, beneath.
+        diagonal: the line y = x, thin and grey: what guessing gives in an ROC.
+
+    >>> line_chart([Curve("IoU", [0, 1], [0.2, 0.4])], title="IoU", x_label="layer", y_label="IoU").mode
+    'RGB'
+    """
+    columns = _columns([curve.name for curve in curves])
+    rows = math.ceil(sum(bool(curve.name) for curve in curves) / columns)
+    with _own_settings():
+        figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note)
+        if diagonal:
+            axes.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        handles, names = [], []
+        for index, curve in enumerate(curves):
+            handle, empty = _draw_curve(axes, curve, index)
+            if curve.name:
+                handles.append(handle)
+                names.append(_shown(curve.name, _LONGEST_NAME) + (" (no values)" if empty else ""))
+        if not any(np.isfinite(_finite(curve.y)).any() for curve in curves):
+            _say(axes, 0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.grid(color="#DDDDDD", linewidth=0.8)
+        _labels(axes, title, x_label, y_label)
+        for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
+            if limits is not None:
+                margin = 0.02 * (limits[1] - limits[0])  # marks on the edge are seen whole
+                set_limits(limits[0] - margin, limits[1] + margin)
+        if handles:
+            # Under names of ours: a label that begins with "_" or holds "$" means something to the library.
+            place: Any = axes.get_figure()
+            legend = place.legend(
+                handles, [f"curve {i}" for i in range(len(names))], loc="outside lower center", ncols=columns,
+                frameon=False, handlelength=3.5,
+            )  # fmt: skip
+            for text, name in zip(legend.get_texts(), names, strict=True):
+                text.set_parse_math(False)
+                text.set_text(name)
+        return _picture(figure)
+
+
+def bar_chart(
+    bars: Sequence[Bar], *, title: str, x_label: str, limits: tuple[float, float] = (0.0, 1.0), note: str = ""
+) -> Image.Image:
+    """Horizontal bars from top to bottom, whiskers for their intervals, and the numbers at the right.
+
+    Args:
+        bars: any number.
+        title: above.
+        x_label: what is measured.
+        limits: of the x axis; bars begin at the lower one, or at 0 within them.
+        note: small, beneath.
+
+    >>> bar_chart([Bar("points", 0.5, 0.4, 0.6)], title="prompts", x_label="gIoU").width
+    1200
+    """
+    groups = [(name, list(part)) for name, part in groupby(bars, key=lambda bar: bar.group)]
+    # One row each, a group's name first.
+    rows: list[tuple[str, Bar | None, int]] = []
+    for place, (group, members) in enumerate(groups):
+        rows += [(group, None, place)] if group else []
+        rows += [(bar.name, bar, place) for bar in members]
+    with _own_settings():
+        figure, axes = _figure(2.2 + 0.5 * max(len(rows), 1), note)
+        for row, (_, bar, place) in enumerate(rows):
+            if bar is not None:
+                _draw_bar(axes, bar, row, min(max(0.0, limits[0]), limits[1]), _BARS[place % len(_BARS)])
+        if not rows:
+            _say(axes, 0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.set_xlim(*limits)
+        axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
+        names = ["\n".join(textwrap.wrap(_shown(name, _LONGEST_NAME), 32)) for name, _, _ in rows]
+        axes.set_yticks(range(len(rows)), names, parse_math=False)
+        for label, (_, bar, _) in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_fontweight("bold" if bar is None else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        _labels(axes, title, x_label, "")
+        return _picture(figure)
+
+
+def _draw_curve(axes: Axes, curve: Curve, index: int) -> tuple[Any, bool]:
+    """Draws it; what stands for it in the legend, and whether there was nothing to draw."""
+    x, y = _finite(curve.x), _finite(curve.y)
+    colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
+    line = "none" if curve.mark else LINES[index % len(LINES)]
+    (handle,) = axes.plot(
+        x, y, color=colour, linestyle=line, linewidth=2.2, marker=mark, markersize=11 if curve.mark else 7,
+        markeredgecolor="white", markeredgewidth=0.8, zorder=4 if curve.mark else 3,
+        markevery=1 if curve.mark else max(1, math.ceil(len(x) / _MOST_MARKS)),
+    )  # fmt: skip
+    if curve.low is not None and curve.high is not None:
+        low, high = _finite(curve.low), _finite(curve.high)
+        if curve.mark:
+            axes.vlines(x, low, high, color=colour, linewidth=2, zorder=3.5)
+        else:
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    return handle, not (np.isfinite(x) & np.isfinite(y)).any()
+
+
+def _draw_bar(axes: Axes, bar: Bar, row: int, start: float, colour: str) -> None:
+    """A bar, its whisker, and its number beside the axes, where nothing hides it."""
+    known = math.isfinite(bar.value)
+    ends = math.isfinite(bar.low) and math.isfinite(bar.high)
+    if known:
+        axes.barh(row, bar.value - start, left=start, height=0.62, color=colour)
+    if known and ends:
+        axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
+        axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
+    told = f"{bar.value:.3f}" + (f" [{bar.low:.3f}, {bar.high:.3f}]" if ends else "") if known else "no value"
+    _say(axes, 1.01, row, told, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
+
+
+def _figure(height: float, note: str) -> tuple[Figure, Axes]:
+    """An empty figure with room for its note."""
+    lines = textwrap.wrap(_shown(note, 1000), 135)
+    room = 0.24 * len(lines) + 0.1 if lines else 0.0
+    figure = Figure(figsize=(_WIDTH, height + room), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.1, h_pad=0.1)
+    place: Any = figure
+    if lines:
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, room])
+        place, foot = parts
+        foot.text(0.01, 0.9, "\n".join(lines), fontsize=_SMALL, color=_GREY, va="top", parse_math=False)
+    axes = place.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    lines = textwrap.wrap(_shown(title, 200), 80)
+    axes.set_title("\n".join(lines), loc="left", fontsize=_SIZE + 2, fontweight="bold", pad=14, parse_math=False)
+    axes.set_xlabel(_shown(x_label, 100), parse_math=False)
+    axes.set_ylabel(_shown(y_label, 60), parse_math=False)
+
+
+def _say(axes: Axes, x: float, y: float, text: str, **how: Any) -> None:
+    axes.text(x, y, _shown(text, _LONGEST_NAME), parse_math=False, **how)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many names of a legend stand side by side."""
+    longest = max((len(_shown(name, _LONGEST_NAME)) for name in names), default=0)
+    return max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
+
+
+def _shown(text: str, longest: int) -> str:
+    """Text of one line: control characters and lone surrogates as blanks, and no longer than can be read."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
+    """(K,) float64 with NaN for all that is not finite: infinite values would stretch the axes."""
+    numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _own_settings() -> Any:
+    """The library's own settings, with ours, whatever a user's matplotlibrc says."""
+    ours: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": _SIZE,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.edgecolor": _INK,
+    }
+    return matplotlib.rc_context({**_LIBRARY, **ours})
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks shows as boxes: no reason for a warning to who reads a table.
+        warnings.filterwarnings("ignore", message="Glyph")
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
