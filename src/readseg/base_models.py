@@ -83,7 +83,7 @@ def start_from(
     for name in layouts.TABLES.values():
         weights[name] = _with_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
     lmm.text_config.vocab_size = lmm.image_token_index = rows
-    mask, mask_weights = _sam(sam)
+    mask, mask_weights = read_sam(sam)
     weights |= {f"sam.{name}": value for name, value in mask_weights.items()}
     projector: Projector = "linear" if f"{layouts.PROJECTOR}weight" in weights else "mlp"
     config = layouts.family_config(chosen, lmm, mask, tokenizer, projector)
@@ -92,6 +92,31 @@ def start_from(
     weights |= {own: torch.zeros(()) for own in layouts.OWN}
     check_names(weights, config, folder)
     return Checkpoint(config, tokenizer, weights, folder)
+
+
+def read_sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
+    """A SAM's configuration and weights, under the names of transformers' `SamModel`.
+
+    Args:
+        source: folder or hub id of a SAM, or the file `sam_vit_*.pth`.
+
+    Raises:
+        ReadsegError: there is no such SAM, it is another model, or its weights are incomplete or damaged.
+    """
+    path = Path(source).expanduser()
+    place = path if path.is_file() else fetch(source)
+    state = read_weights(place)
+    if any(name.startswith("image_encoder.") for name in state):
+        config, weights = sam_keys.config_of(state), sam_keys.to_stock(state)
+    else:
+        if place.is_file() or read_settings(place).get("model_type") != "sam":
+            raise ReadsegError(f"{place} is no SAM: expected facebook/sam-vit-* or an original sam_vit_*.pth.")
+        config, weights = SamConfig.from_pretrained(place), sam_keys.with_both_names(state)
+    with torch.device("meta"):
+        expected = SamModel(config).state_dict()
+    if problems := differences(weights, expected):
+        raise ReadsegError(f"{place}: the weights are not those of a SAM; {problems}.")
+    return config, weights
 
 
 def _llava(
@@ -152,21 +177,3 @@ def _projection(width: int, out: int, seed: int) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
     return {f"seg_projection.{name}": value for name, value in layers.state_dict().items()}
-
-
-def _sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
-    """A SAM's configuration and weights, under the stock names."""
-    path = Path(source).expanduser()
-    place = path if path.is_file() else fetch(source)
-    state = read_weights(place)
-    if any(name.startswith("image_encoder.") for name in state):
-        config, weights = sam_keys.config_of(state), sam_keys.to_stock(state)
-    else:
-        if place.is_file() or read_settings(place).get("model_type") != "sam":
-            raise ReadsegError(f"{place} is no SAM: expected facebook/sam-vit-* or an original sam_vit_*.pth.")
-        config, weights = SamConfig.from_pretrained(place), sam_keys.with_both_names(state)
-    with torch.device("meta"):
-        expected = SamModel(config).state_dict()
-    if problems := differences(weights, expected):
-        raise ReadsegError(f"{place}: the weights are not those of a SAM; {problems}.")
-    return config, weights

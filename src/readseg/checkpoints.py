@@ -167,6 +167,7 @@ def build(
         # From the files once more: what passed through a lower type has lost digits.
         sam = {n.removeprefix("sam."): w.float() for n, w in checkpoint.weights.items() if n.startswith("sam.")}
         model.sam.float().load_state_dict(sam)
+    model.config.name_or_path = str(checkpoint.folder)  # where what lies beside the weights is found
     return model, checkpoint.processor()
 
 
