@@ -137,8 +137,26 @@ def score(prediction: Prediction, match: Match) -> Outcome:
         said=said,
         intersections=tuple(intersection for intersection, _ in counts),
         unions=tuple(either for _, either in counts),
-        right_words=asked.expected is not None and _words(prediction.answer) == _words(asked.expected),
+        right_words=asked.expected is not None and same_words(prediction.answer, asked.expected),
     )
+
+
+def same_words(answer: str, expected: str) -> bool:
+    """Whether two texts are the same whatever their case, spaces and stops; [SEG] counts as a word.
+
+    >>> same_words("The cat [SEG].", "the cat [SEG]"), same_words("the cat.", "the cat [SEG]")
+    (True, False)
+    """
+    return words_of(answer) == words_of(expected)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, [SEG] among them as "[seg]".
+
+    >>> words_of("The red cup [SEG].")
+    ['the', 'red', 'cup', '[seg]']
+    """
+    return re.findall(r"\w+|\[seg\]", text.lower())
 
 
 def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -172,7 +190,3 @@ def _mask(prediction: Prediction, rle: Rle, name: str) -> np.ndarray:
 def _counted(target: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
     """The target with the pixels that do not count as 255, uint8 (H, W)."""
     return target if ignored is None else np.where(ignored, IGNORED, target).astype(np.uint8)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|\[SEG\]", text.lower())
