@@ -8,7 +8,7 @@ colour alone (points differ in shape, masks carry numbers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ POINT_COLOURS: dict[int, Colour] = {1: (0, 114, 178), 0: (213, 94, 0), -1: (120,
 _POINT_NAMES = {1: "positive", 0: "negative", -1: "neutral"}
 _WHITE: Colour = (255, 255, 255)
 _INK: Colour = (30, 30, 30)
+_IGNORED: Colour = (150, 150, 150)
 _SHORTEST_LONG_SIDE, _LONGEST_SIDE, _NARROWEST = 480, 1600, 320
 _MARGIN = 4
 _LONGEST_TEXT = 600
@@ -145,8 +146,8 @@ def contact_sheet(
         fitted = _resized(picture, (tile - 2 * _MARGIN) / max(picture.size))
         cell = Image.new("RGB", (tile, fitted.height + 2 * _MARGIN), _WHITE)
         cell.paste(fitted, ((tile - fitted.width) // 2, _MARGIN))
-        text = _text_block(captions[index], tile, size, lines=4) if captions else None
-        cells.append(cell if text is None else _stack([cell, text]))
+        text = text_block(captions[index], tile, size, lines=4) if captions else None
+        cells.append(cell if text is None else stack([cell, text]))
     rows = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
@@ -154,7 +155,7 @@ def contact_sheet(
         for place, cell in enumerate(row):
             strip.paste(cell, (place * tile, 0))
         rows.append(strip)
-    return _stack(rows)
+    return stack(rows)
 
 
 def explanation(
@@ -205,12 +206,66 @@ def explanation(
         panels.append(overlay(image, truth[None]))
         titles.append("truth")
     sheet = contact_sheet(panels, titles, columns=min(len(panels), 4), tile=400)
-    head = [_text_block(text, sheet.width, 20, lines=4) for text in (f"question: {query}", f"answer: {answer}")]
+    head = [text_block(text, sheet.width, 20, lines=4) for text in (f"question: {query}", f"answer: {answer}")]
     blocks = [*head, sheet]
     if len(similarity):
-        blocks += [_scale_block(400, 14), _legend_block(counts, 400, 14)]
-    blocks.append(_text_block(note, sheet.width, 20, lines=2))
-    return _stack([block for block in blocks if block is not None])
+        blocks += [scale_legend(400, 14), points_legend(counts, 400, 14)]
+    blocks.append(text_block(note, sheet.width, 20, lines=2))
+    return stack([block for block in blocks if block is not None])
+
+
+def panel(
+    image: Image.Image,
+    *,
+    side: int,
+    value_map: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    ignored: np.ndarray | None = None,
+    points_xy: np.ndarray | None = None,
+    point_labels: np.ndarray | None = None,
+    colour: Colour = MASK_COLOURS[0],
+) -> Image.Image:
+    """One small picture of a figure with many: the image, a map over it, a mask and points, its longest side given.
+
+    Outlines and points keep their size whatever the image's, so that they can be seen.
+
+    Args:
+        image: RGB, size (W, H).
+        side: of the panel's longest side, in pixels.
+        value_map: (H, W) floats, shown as `heat_map` does.
+        mask: (H, W) bool, tinted and outlined.
+        ignored: (H, W) bool, pixels that do not count: hidden under grey.
+        points_xy: (P, 2) floats (x, y).
+        point_labels: (P,) in {1, 0, -1}.
+        colour: of the mask.
+
+    Raises:
+        ValueError: a map or a mask is not of the image's size.
+
+    >>> panel(Image.new("RGB", (20, 10)), side=100).size
+    (100, 50)
+    """
+    hw = (image.height, image.width)
+    for name, array in (("map", value_map), ("mask", mask), ("ignored", ignored)):
+        if array is not None and array.shape != hw:
+            raise ValueError(f"{name} {array.shape} must be ({hw[0]}, {hw[1]}), the image's size.")
+    scale = 2 * side / max(image.size)  # drawn twice as large: made smaller, slanted lines are smooth
+    drawn = _resized(image, scale)
+    if value_map is not None:
+        levels = np.rint(_unit_range(value_map) * 255).astype(np.uint8)
+        levels = cv2.resize(levels, drawn.size, interpolation=cv2.INTER_LINEAR).reshape(drawn.height, drawn.width)
+        drawn = Image.blend(drawn.convert("L").convert("RGB"), Image.fromarray(_colour_scale(levels)), 0.65)
+    picture = np.array(drawn)
+    if ignored is not None:
+        picture[_resized_mask(ignored, picture.shape[:2])] = _IGNORED
+    if mask is not None:
+        small = _resized_mask(mask, picture.shape[:2])
+        picture[small] = (0.5 * picture[small] + 0.5 * np.array(colour, np.float32)).astype(np.uint8)
+        _outline(picture, small, colour)
+    drawn = Image.fromarray(picture)
+    if points_xy is not None and point_labels is not None:
+        _points(drawn, [points_xy], [point_labels], scale, radius=max(6, side // 26))
+    return drawn.resize((max(1, drawn.width // 2), max(1, drawn.height // 2)), Image.Resampling.BOX)
 
 
 def _display_scale(size: tuple[int, int]) -> float:
@@ -261,11 +316,15 @@ def _number(drawn: Image.Image, mask: np.ndarray, number: int) -> None:
 
 
 def _points(
-    drawn: Image.Image, points_xy: Sequence[np.ndarray], labels: Sequence[np.ndarray], scale: float
+    drawn: Image.Image,
+    points_xy: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    scale: float,
+    radius: int | None = None,
 ) -> dict[int, int]:
     """Draw all points, positive ones last and so on top; returns how many there are of each label."""
     pen = ImageDraw.Draw(drawn)
-    radius = max(4, max(drawn.size) // 120)
+    radius = radius or max(4, max(drawn.size) // 120)
     counts: dict[int, int] = {}
     for label in (-1, 0, 1):
         for group, group_labels in zip(points_xy, labels, strict=True):
@@ -296,16 +355,17 @@ def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar:
     size = max(14, width // 45)
     blocks = [drawn]
     if bar:
-        blocks.append(_scale_block(width, size))
+        blocks.append(scale_legend(width, size))
     if counts:
-        blocks.append(_legend_block(counts, width, size))
-    text = _text_block(caption, width, size, lines=6)
+        blocks.append(points_legend(counts, width, size))
+    text = text_block(caption, width, size, lines=6)
     if text is not None:
         blocks.append(text)
-    return blocks[0] if len(blocks) == 1 else _stack(blocks)
+    return blocks[0] if len(blocks) == 1 else stack(blocks)
 
 
-def _stack(blocks: Sequence[Image.Image]) -> Image.Image:
+def stack(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one under the other, each in the middle of the widest one's width; at least one."""
     width = max(block.width for block in blocks)
     stacked = Image.new("RGB", (width, sum(block.height for block in blocks)), _WHITE)
     top = 0
@@ -315,9 +375,17 @@ def _stack(blocks: Sequence[Image.Image]) -> Image.Image:
     return stacked
 
 
-def _legend_block(counts: dict[int, int], width: int, size: int) -> Image.Image:
+def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Image.Image:
+    """What the marks of points mean, in a block of a width in pixels.
+
+    Args:
+        counts: how many points there are of each label 1, 0, -1; None where that is told elsewhere.
+        width: in pixels.
+        size: of the letters, in pixels.
+    """
     font, radius = _font(size), size / 3
-    entries = [(label, f"{counts[label]} {_POINT_NAMES[label]}") for label in (1, 0, -1) if label in counts]
+    known = {label: "" if count is None else f"{count} " for label, count in counts.items()}
+    entries = [(label, f"{known[label]}{_POINT_NAMES[label]}") for label in (1, 0, -1) if label in known]
     places, x, row = [], 0.5 * size, 0
     for label, name in entries:
         wide = 2.5 * size + font.getlength(name)
@@ -333,7 +401,7 @@ def _legend_block(counts: dict[int, int], width: int, size: int) -> Image.Image:
     return block
 
 
-def _scale_block(width: int, size: int) -> Image.Image:
+def scale_legend(width: int, size: int) -> Image.Image:
     """A bar of the heat map's colours between the words "low" and "high similarity"."""
     font = _font(size)
     block = Image.new("RGB", (width, 2 * size), _WHITE)
@@ -347,7 +415,7 @@ def _scale_block(width: int, size: int) -> Image.Image:
     return block
 
 
-def _text_block(text: str, width: int, size: int, *, lines: int) -> Image.Image | None:
+def text_block(text: str, width: int, size: int, *, lines: int) -> Image.Image | None:
     """Words wrapped to a width in pixels, at most so many lines; None for empty text."""
     wrapped = _wrap(text, width - size, _font(size), lines)
     if not wrapped:
