@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import math
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from readseg.analysis.measures import MAPS, PROMPTS, Drawn, Measured, iou_of
+from readseg.analysis.measures import MAPS, PROMPTS, Measured, iou_of
+from readseg.analysis.page_data import PageCase, PageMap, PageView, content_of, shown, small_picture
 from readseg.analysis.tables import Cell, Table
 from readseg.analysis.thresholds import STEPS, ThresholdCurve
 from readseg.errors import ReadsegError
@@ -40,71 +37,7 @@ from readseg.files import whole
 from readseg.masks import decode_rle
 
 MOST_PICTURES = 200
-"""So many units of a model have a picture, by default: a page of about 3 MB."""
-
-_SIDE = 240  # pixels of a picture's longer side
-_JPEG_BYTES, _QUALITIES = 5500, (85, 75, 65, 55, 45, 35)
-_LOST = "\ufffd"
-
-
-@dataclass(frozen=True, eq=False)
-class PageMap:
-    """One map of a unit.
-
-    Attributes:
-        curve: exact counts at all thresholds; those of an empty mask where there is no map.
-        grids: what is drawn, each the values of a grid (h, w), 0 to 255, with the box (x0, y0, x1, y1) in image pixels
-            that it covers; the map is their maximum. None where there is no map, or no picture to draw on.
-    """
-
-    curve: ThresholdCurve
-    grids: Sequence[tuple[UInt8[np.ndarray, "h w"], tuple[float, float, float, float]]] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class PageView:
-    """What a unit looks like.
-
-    Attributes:
-        picture: the whole image, of any size; a larger one is shown small.
-        target: (H, W) in {0, 1, 255}.
-        own: (H, W), the model's own mask.
-        points: its prompt, in image pixels.
-    """
-
-    picture: Image.Image
-    target: Shaped[np.ndarray, "H W"]
-    own: Bool[np.ndarray, "H W"]
-    points: Sequence[Drawn] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class PageCase:
-    """One row of the page: an expected mask of a question.
-
-    Attributes:
-        key: unique among the cases of a model.
-        question: in the data set's words.
-        answer: in the model's words.
-        model: that answered.
-        kind: of question, "" for none.
-        section: of the benchmark, "" for none.
-        numbers: by the names of their columns; None and NaN show as missing.
-        maps: by name; all cases of a model have the same.
-        flags: words to filter by, such as "misaligned".
-        view: to look at; None where the case is in the table only.
-    """
-
-    key: str
-    question: str
-    answer: str
-    model: str
-    kind: str
-    section: str
-    numbers: Mapping[str, float | None] = field(repr=False)
-    maps: Mapping[str, PageMap] = field(repr=False)
-    flags: Sequence[str] = ()
-    view: PageView | None = field(default=None, repr=False)
+"""So many units have a picture, by default: about 2 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +136,6 @@ def picked(ious: Sequence[float], misaligned: Sequence[bool], limit: int = MOST_
     Returns:
         Places in the given sequences, ascending.
 
-    >>> picked([0.1, 0.9, 0.5, 0.3, 0.7], [False, False, False, True, False], 3)
-    [0, 1, 4]
     >>> picked([0.1, 0.9, 0.5, 0.3, 0.7], [False, False, False, True, False], 4)
     [0, 1, 3, 4]
     """
@@ -222,8 +153,7 @@ def write_page(path: Path, data: PageData) -> None:
         data: what it shows.
 
     Raises:
-        ReadsegError: a case, named, has a key that is taken, other maps than the others of its model, counts that no
-            map has, or masks that do not fit each other.
+        ReadsegError: as `page_data.content_of`.
     """
     text = to_html(data)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +171,7 @@ def to_html(data: PageData) -> str:
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     )
     # "<" could end the element that holds it, and ASCII survives any encoding.
-    content = json.dumps(_content(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    content = json.dumps(content_of(data.cases, data.headings), separators=(",", ":"), allow_nan=False)
     facts = (f"<div><dt>{_text(name)}</dt><dd>{_text(fact)}</dd></div>" for name, fact in data.facts.items())
     return Template(_file("page.html")).substitute(
         policy=escape(policy),
@@ -250,7 +180,7 @@ def to_html(data: PageData) -> str:
         facts="".join(facts),
         tables="\n".join(map(_table, data.tables)),
         notes="".join(f"<p>{_text(note)}.</p>" for note in data.notes),
-        data=content,
+        data=content.replace("<", "\\u003c"),
         script=script,
     )
 
@@ -264,196 +194,7 @@ def _view(measured: Measured, picture: Image.Image) -> PageView:
     if {mask.shape for mask in (*masks, ignored)} != {tuple(measured.size)}:
         raise ReadsegError(f"{measured.key}: expected masks of the image's size {tuple(measured.size)}")
     target = np.where(ignored, 255, masks[0]).astype(np.uint8)
-    return PageView(_small(picture), target, masks[1], measured.points)
-
-
-# -- data ------------------------------------------------------------------------------------------------------------
-
-
-def _content(data: PageData) -> dict[str, Any]:
-    """JSON values that the script reads."""
-    columns = list(dict.fromkeys(name for case in data.cases for name in case.numbers))
-    maps = list(dict.fromkeys(name for case in data.cases for name in case.maps))
-    models = list(dict.fromkeys(case.model for case in data.cases))
-    _check(data.cases)
-
-    def headed(names: Iterable[str]) -> list[dict[str, str]]:
-        return [{"name": _shown(name), "heading": _shown(data.headings.get(name, name))} for name in names]
-
-    return {
-        "models": [_shown(model) for model in models],
-        "columns": headed(columns),
-        "maps": headed(maps),
-        "cases": [
-            {
-                "key": _shown(case.key),
-                "question": _shown(case.question),
-                "answer": _shown(case.answer),
-                "model": models.index(case.model),
-                "kind": _shown(case.kind),
-                "section": _shown(case.section),
-                "flags": [_shown(flag) for flag in case.flags],
-                "numbers": [_number(case.numbers.get(column)) for column in columns],
-                "curves": [_curve(case, name) if name in case.maps else None for name in maps],
-                "view": None if case.view is None else _drawing(case, case.view, maps),
-            }
-            for case in data.cases
-        ],
-    }
-
-
-def _check(cases: Sequence[PageCase]) -> None:
-    keys: set[tuple[str, str]] = set()
-    maps: dict[str, set[str]] = {}
-    for case in cases:
-        if (case.model, case.key) in keys:
-            raise ReadsegError(f"case {case.key!r}: expected one of this key for a model, got two of {case.model!r}")
-        keys.add((case.model, case.key))
-        expected = maps.setdefault(case.model, set(case.maps))
-        if set(case.maps) != expected:
-            raise ReadsegError(
-                f"case {case.key!r}: expected the maps of the others, {sorted(expected)}, got {sorted(case.maps)}: "
-                "scores must be over the same units; give one without a map the counts of an empty mask"
-            )
-
-
-def _curve(case: PageCase, name: str) -> str:
-    """Counts of a map: how many fewer from each threshold to the next, first of the intersections, then unions."""
-    curve = case.maps[name].curve
-    found = [np.asarray(values) for values in (curve.intersections, curve.unions)]
-    steps: list[int] = []
-    for values in found:
-        if values.shape != (STEPS + 1,) or not np.issubdtype(values.dtype, np.integer):
-            raise ReadsegError(
-                f"case {case.key!r}, map {name!r}: expected {STEPS + 1} whole numbers, got {values.dtype} of shape "
-                f"{values.shape}"
-            )
-        steps += [int(values[0]), *(-np.diff(values)).tolist()]
-    if min(steps) < 0 or min(values[-1] for values in found) < 0 or (found[0] > found[1]).any():
-        raise ReadsegError(
-            f"case {case.key!r}, map {name!r}: expected counts that do not grow with the threshold, and intersections "
-            "not above their unions"
-        )
-    return _packed(steps)
-
-
-def _drawing(case: PageCase, view: PageView, maps: Sequence[str]) -> dict[str, Any]:
-    """Picture, masks and grids; lengths as parts of the image's width and height, so that any size fits."""
-    target, own = np.asarray(view.target), np.asarray(view.own)
-    if target.ndim != 2 or target.shape != own.shape or not target.size:
-        raise ReadsegError(f"case {case.key!r}: expected masks of one size (H, W), got {target.shape} and {own.shape}")
-    height, width = target.shape
-    picture = _small(view.picture)
-    ignored = target == 255
-    grids = {}
-    for place, name in enumerate(maps):
-        parts = case.maps[name].grids if name in case.maps else ()
-        grids[place] = [_grid(case, name, values, box, width, height) for values, box in parts]
-    return {
-        "size": list(picture.size),
-        "picture": _jpeg(picture),
-        "target": _runs(target == 1, picture.size),
-        "ignored": _runs(ignored, picture.size) if ignored.any() else None,
-        "own": _runs(own, picture.size),
-        "points": [[round((x + 0.5) / width, 4), round((y + 0.5) / height, 4), label] for x, y, label in view.points],
-        "grids": [grids[place] for place in range(len(maps))],
-    }
-
-
-def _grid(
-    case: PageCase, name: str, values: np.ndarray, box: tuple[float, float, float, float], width: int, height: int
-) -> dict[str, Any]:
-    values = np.asarray(values)
-    x0, y0, x1, y1 = (float(side) for side in box)
-    if values.ndim != 2 or not values.size or values.dtype != np.uint8:
-        raise ReadsegError(f"case {case.key!r}, map {name!r}: expected bytes (h, w), got {values.dtype} {values.shape}")
-    if not (math.inf > x1 > x0 > -math.inf and math.inf > y1 > y0 > -math.inf):
-        raise ReadsegError(f"case {case.key!r}, map {name!r}: expected a box (x0, y0, x1, y1), got {box}")
-    values, (x0, y0, x1, y1) = _visible(values, (x0, y0, x1, y1), width, height)
-    return {
-        "hw": list(values.shape),
-        "box": [round(x0 / width, 6), round(y0 / height, 6), round(x1 / width, 6), round(y1 / height, 6)],
-        "levels": base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii"),
-    }
-
-
-def _visible(
-    values: np.ndarray, box: tuple[float, float, float, float], width: int, height: int
-) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """A grid without the cells, one beside the image excepted, that lie beyond it, and the box that is left."""
-    cut = []
-    for low, high, cells, length in (
-        (box[1], box[3], values.shape[0], height),
-        (box[0], box[2], values.shape[1], width),
-    ):
-        step = (high - low) / cells
-        first = min(max(0, math.floor(-low / step) - 1), cells - 1)
-        end = max(min(cells, math.ceil((length - low) / step) + 1), first + 1)
-        cut.append((first, end, low + first * step, low + end * step))
-    (top, bottom, y0, y1), (left, right, x0, x1) = cut
-    return values[top:bottom, left:right], (x0, y0, x1, y1)
-
-
-def _small(picture: Image.Image) -> Image.Image:
-    if max(picture.size) <= _SIDE:
-        return picture.convert("RGB")
-    small = picture.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    return small.convert("RGB")
-
-
-def _jpeg(picture: Image.Image) -> str:
-    """As the address of a JPEG that holds it, of the best quality that is small enough."""
-    content = b""
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        picture.save(file, format="JPEG", quality=quality, optimize=True)
-        content = file.getvalue()
-        if len(content) <= _JPEG_BYTES:
-            break
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _runs(mask: np.ndarray, size: tuple[int, int]) -> str:
-    """Run lengths of a mask at a picture's size (w, h), in raster order, the first one off the mask."""
-    levels = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
-    flat = np.concatenate([[False], (np.asarray(levels) > 127).ravel(), [False]])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    return _packed(np.diff(changes, prepend=0).tolist())
-
-
-def _packed(values: Iterable[int]) -> str:
-    """Numbers from 0 on as base64: seven bits a byte, the lowest first, the eighth says that more follow."""
-    packed = bytearray()
-    for value in values:
-        while value > 127:
-            packed.append(value & 127 | 128)
-            value >>= 7
-        packed.append(value)
-    return base64.b64encode(bytes(packed)).decode("ascii")
-
-
-def _spread(places: Sequence[int], count: int) -> list[int]:
-    """As many of them at even distances, the first and the last among them."""
-    if count >= len(places):
-        return list(places)
-    if count < 2:
-        return list(places[len(places) // 2 :][: max(0, count)])
-    return [places[round(k * (len(places) - 1) / (count - 1))] for k in range(count)]
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _shown(text: str) -> str:
-    """Text without what would steer a terminal or turn a line around, and without halves of characters."""
-    return "".join(
-        c if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _LOST for c in text
-    )
-
-
-# -- HTML ------------------------------------------------------------------------------------------------------------
+    return PageView(small_picture(picture), target, masks[1], measured.points)
 
 
 def _file(name: str) -> str:
@@ -461,7 +202,7 @@ def _file(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(_shown(text))
+    return escape(shown(text))
 
 
 def _digest(text: str) -> str:
@@ -494,3 +235,12 @@ def _cell(value: Cell) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else "-"
     return "-" if value is None else _text(value)
+
+
+def _spread(places: Sequence[int], count: int) -> list[int]:
+    """As many of them at even distances, the first and the last among them."""
+    if count >= len(places):
+        return list(places)
+    if count < 2:
+        return list(places[len(places) // 2 :][: max(0, count)])
+    return [places[round(k * (len(places) - 1) / (count - 1))] for k in range(count)]
