@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, Query
 from readseg.masks import IGNORED, intersection_and_union, union
 from readseg.replies import EncodedImage, Reply
@@ -55,7 +56,8 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     the answer is given, as in `evaluation.run`. A [SEG] too many has no unit: it is left to evaluation.
 
     Raises:
-        ReadsegError: the image or a mask cannot be read, or a question cannot be asked.
+        ReadsegError: the image or a mask cannot be read, a mask is not of the image's size, or a question cannot be
+            asked.
     """
     encoded = segmenter.encode(page.image)
     forced = benchmark.protocol == "forced"
@@ -74,7 +76,7 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     seg = segmenter.model.config.seg_token_id
     cases = []
     for k in sorted(replies):
-        units = _units(benchmark, page.queries[k], replies[k], encoded.frame.hw, seg)
+        units = _units(benchmark, page, page.queries[k], replies[k], encoded.frame.hw, seg)
         cases.append(Case(page.queries[k], page, encoded, replies[k], units))
     return cases
 
@@ -90,11 +92,19 @@ def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
     return intersection_and_union(mask, unit.target)
 
 
-def _units(benchmark: Benchmark, query: Query, reply: Reply, hw: tuple[int, int], seg: int) -> tuple[Unit, ...]:
+def _units(
+    benchmark: Benchmark, page: Page, query: Query, reply: Reply, hw: tuple[int, int], seg: int
+) -> tuple[Unit, ...]:
     if not query.present:
         return ()
     said = reply.answer.ids.count(seg)
     targets = [np.asarray(target) for target in query.targets()]
+    for target in targets:
+        if target.shape != hw:
+            raise ReadsegError(
+                f"{page.place}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
+                "(height x width)"
+            )
     ignored = union([target == IGNORED for target in targets], hw)
 
     def counted(target: np.ndarray) -> UInt8[np.ndarray, "H W"]:

@@ -89,6 +89,23 @@ class MapScores:
     intersections: tuple[int, ...] = field(default=(), repr=False)
     unions: tuple[int, ...] = field(default=(), repr=False)
 
+    @classmethod
+    def from_json(cls, value: Any) -> MapScores:
+        """Reads back what `asdict` and `tables.plain` made of one.
+
+        Raises:
+            KeyError, TypeError, ValueError: a part is missing or not what it should be.
+        """
+        return cls(
+            counts=_counts(value["counts"]),
+            threshold=_number(value["threshold"]),
+            pointing=_number(value["pointing"]),
+            mass_inside=_number(value["mass_inside"]),
+            auc=_number(value["auc"]),
+            intersections=_all(_whole)(value["intersections"]),
+            unions=_all(_whole)(value["unions"]),
+        )
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -304,18 +321,6 @@ def _drawn(value: Any) -> Drawn:
     return Drawn(_number(x), _number(y), label)
 
 
-def _scores(value: Any) -> MapScores:
-    return MapScores(
-        counts=_counts(value["counts"]),
-        threshold=_number(value["threshold"]),
-        pointing=_number(value["pointing"]),
-        mass_inside=_number(value["mass_inside"]),
-        auc=_number(value["auc"]),
-        intersections=_all(_whole)(value["intersections"]),
-        unions=_all(_whole)(value["unions"]),
-    )
-
-
 def _grid(value: Any) -> Grid:
     height, width = _all(_whole, 2)(value["hw"])
     x0, y0, x1, y1 = _all(_number, 4)(value["box"])
@@ -341,7 +346,7 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "places": _all(_whole),
     **dict.fromkeys(("given", "misaligned"), _truth),
     "words_right": _or_none(_truth),
-    "maps": _named(_or_none(_scores), MAPS),
+    "maps": _named(_or_none(MapScores.from_json), MAPS),
     "prompts": _named(_or_none(_counts), PROMPTS),
     **dict.fromkeys(("consistency", "spearman"), _number),
     **dict.fromkeys(("target", "mask"), _rle),

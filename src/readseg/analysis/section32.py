@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from readseg.analysis.examine import MISSED
 from readseg.analysis.measures import MAPS, PROMPTS, Counts, MapScores, Measured, iou_of
@@ -38,7 +38,30 @@ PROMPT_NOTES: Mapping[str, str] = {
 }
 """What a prompt is where its name does not say it, for the notes of its table."""
 
-_WHOLE = "area: the whole image"
+MAP_COLUMNS: Mapping[str, str] = {
+    "giou": "gIoU at best t",
+    "ciou": "cIoU at best t",
+    "pointing": "pointing",
+    "mass": "mass inside",
+    "auc": "AUC",
+}
+"""Headings of what a map knows."""
+
+MAP_RULES = (
+    "at the best threshold of each mask, found with the truth (appendix A.1): bounds on what a threshold could reach, "
+    "not scores that a user would see, and not to be ranked with those of a model's own masks",
+    "AUC below 0.5: the map is darker on the target than elsewhere",
+    "where there is no map, an empty mask, 0, 0 and AUC 0.5 count",
+)
+"""How to read them."""
+
+WHOLE = "area: the whole image"
+"""The row of a map that knows nothing."""
+
+WHOLE_NOTE = (
+    f"{WHOLE}: all of the image as the mask; for pointing and mass inside the area of the target, which is what a "
+    "constant map gets, and 0.5 for AUC"
+)
 
 
 @dataclass(frozen=True)
@@ -64,33 +87,20 @@ class Examined:
 
 def map_table(studies: Sequence[Examined]) -> Table:
     """Table 1: what each map knows of its target, at the best threshold of each mask and without one."""
-    columns = {
-        "giou": "gIoU at best t",
-        "ciou": "cIoU at best t",
-        "pointing": "pointing",
-        "mass": "mass inside",
-        "auc": "AUC",
-    }
     rows = []
     for study in studies:
         group = _group(study, studies)
         for name in _measured(study, MAPS, "maps"):
-            rows.append(Row(MAPS[name], _map_cells(study.records, name), group))
-        rows.append(Row(_WHOLE, _area_cells(study.records), group))
-    notes = [
-        "at the best threshold of each mask, found with the truth (appendix A.1): bounds on what a threshold could "
-        "reach, not scores that a user would see, and not to be ranked with those of a model's own masks",
-        *(f"{MAPS[name]}: {what}" for name, what in MAP_NOTES.items() if any(MAPS[name] == row.name for row in rows)),
-        f"{_WHOLE}: all of the image as the mask; for pointing and mass inside the area of the target, which is what a "
-        "constant map gets, and 0.5 for AUC",
-        "AUC below 0.5: the map is darker on the target than elsewhere",
-        "where there is no map, an empty mask, 0, 0 and AUC 0.5 count",
-    ]
+            found = [record.maps[name] for record in study.records]
+            rows.append(Row(MAPS[name], map_cells(study.records, found), group))
+        rows.append(Row(WHOLE, area_cells(study.records), group))
+    told = (f"{MAPS[name]}: {what}" for name, what in MAP_NOTES.items() if any(MAPS[name] == r.name for r in rows))
+    notes = [*MAP_RULES, *told, WHOLE_NOTE]
     for study in studies:
         nowhere = sum(not _defined(record, "pointing") for record in study.records)
         if nowhere:
             notes.append(f"{_prefix(study, studies)}{nowhere} targets are empty: they count in gIoU and cIoU only")
-    return Table("What the maps know", "map", columns, rows, [*notes, *_notes(studies, MAPS, "maps")])
+    return Table("What the maps know", "map", MAP_COLUMNS, rows, [*notes, *_notes(studies, MAPS, "maps")])
 
 
 def prompt_table(studies: Sequence[Examined]) -> Table:
@@ -99,7 +109,7 @@ def prompt_table(studies: Sequence[Examined]) -> Table:
     for study in studies:
         for name in _measured(study, PROMPTS, "prompts"):
             counts = [record.prompt_counts(name) for record in study.records]
-            rows.append(Row(PROMPTS[name], _iou_cells(study.records, counts), _group(study, studies)))
+            rows.append(Row(PROMPTS[name], iou_cells(study.records, counts), _group(study, studies)))
     told = (f"{PROMPTS[name]}: {what}" for name, what in PROMPT_NOTES.items())
     notes = [one for one in told if any(one.startswith(f"{row.name}:") for row in rows)]
     for study in studies:
@@ -178,46 +188,73 @@ def misaligned_table(study: Examined, most: int = 100) -> Table:
     return Table(f"Misaligned: {printable(study.name)}", "question's key", columns, rows, [*notes, *_coverage([study])])
 
 
-def _map_cells(records: Sequence[Measured], name: str) -> dict[str, Cell]:
-    cells = _iou_cells(records, [record.map_counts(name) for record in records])
-    # An absent map points nowhere, and ranks no pixel above another.
-    defaults: Mapping[str, tuple[Callable[[MapScores], float], float]] = {
+class Target(Protocol):
+    """What a record says of the mask that it is about."""
+
+    @property
+    def key(self) -> str:
+        """Of the question."""
+
+    @property
+    def image(self) -> str:
+        """Whose scores are not independent."""
+
+    @property
+    def wanted(self) -> int:
+        """Pixels on the target."""
+
+    @property
+    def counted(self) -> int:
+        """Pixels that count."""
+
+
+def map_cells(targets: Sequence[Target], found: Sequence[MapScores | None]) -> dict[str, Cell]:
+    """The scores of a map over many targets, by the columns of `MAP_COLUMNS`.
+
+    Where there is no map, an empty mask counts: it points nowhere, and ranks no pixel above another.
+
+    Args:
+        targets: one for each mask.
+        found: of each of them.
+    """
+    pairs = list(zip(targets, found, strict=True))
+    cells = iou_cells(targets, [Counts(0, t.wanted) if one is None else one.counts for t, one in pairs])
+    numbers: Mapping[str, tuple[Callable[[MapScores], float], float]] = {
         "pointing": (lambda scores: scores.pointing, 0.0),
         "mass": (lambda scores: scores.mass_inside, 0.0),
         "auc": (lambda scores: scores.auc, 0.5),
     }
-    for column, (number, absent) in defaults.items():
-        there = [record for record in records if _defined(record, column)]
-        values = []
-        for record in there:
-            scores = record.maps[name]
-            value = math.nan if scores is None else number(scores)
-            values.append(absent if math.isnan(value) else value)
-        cells[column] = estimate(values, groups=[record.image for record in there])
+    for column, (number, absent) in numbers.items():
+        there = [(target, one) for target, one in pairs if _defined(target, column)]
+        values = [math.nan if one is None else number(one) for _, one in there]
+        known = [absent if math.isnan(value) else value for value in values]
+        cells[column] = estimate(known, groups=[target.image for target, _ in there])
     return cells
 
 
-def _area_cells(records: Sequence[Measured]) -> dict[str, Cell]:
-    cells = _iou_cells(records, [Counts(record.wanted, record.counted) for record in records])
+def area_cells(targets: Sequence[Target]) -> dict[str, Cell]:
+    """The scores of a constant map, whose one mask is the whole image, by the columns of `MAP_COLUMNS`."""
+    cells = iou_cells(targets, [Counts(target.wanted, target.counted) for target in targets])
     for column in ("pointing", "mass", "auc"):
-        there = [record for record in records if _defined(record, column)]
-        values = [0.5 if column == "auc" else record.area for record in there]
-        cells[column] = estimate(values, groups=[record.image for record in there])
+        there = [target for target in targets if _defined(target, column)]
+        values = [0.5 if column == "auc" else target.wanted / target.counted for target in there]
+        cells[column] = estimate(values, groups=[target.image for target in there])
     return cells
 
 
-def _defined(record: Measured, column: str) -> bool:
-    """Whether a target allows a number: one without a pixel has no place, one of all pixels no other pixel."""
-    return record.wanted > 0 and (column != "auc" or record.wanted < record.counted)
-
-
-def _iou_cells(records: Sequence[Measured], counts: Sequence[Counts]) -> dict[str, Cell]:
+def iou_cells(targets: Sequence[Target], counts: Sequence[Counts]) -> dict[str, Cell]:
+    """The columns "giou" and "ciou" of masks."""
     inter, union = [c.intersection for c in counts], [c.union for c in counts]
-    images = [record.image for record in records]
+    images = [target.image for target in targets]
     return {
         "giou": estimate(mask_ious(inter, union), groups=images),
         "ciou": estimate(inter, union, groups=images),
     }
+
+
+def _defined(target: Target, column: str) -> bool:
+    """Whether a target allows a number: one without a pixel has no place, one of all pixels no other pixel."""
+    return target.wanted > 0 and (column != "auc" or target.wanted < target.counted)
 
 
 def _agreement_cells(records: Sequence[Measured]) -> dict[str, Cell]:
@@ -278,15 +315,22 @@ def _notes(studies: Sequence[Examined], names: Mapping[str, str], where: str) ->
     return [*notes, *_coverage(studies)]
 
 
-def _coverage(studies: Sequence[Examined]) -> list[str]:
-    """Protocol, numbers of masks, questions and images, and whether that is a sample."""
+def coverage(studies: Sequence[tuple[str, Sequence[Target], Mapping[str, Any], str]]) -> list[str]:
+    """Notes on what tables are over: masks, questions, images, whether that is a sample, and the protocol.
+
+    Args:
+        studies: of each model its name, its records, what is known of the study (`study.Study.about`), the protocol.
+    """
     notes = []
-    for study in studies:
-        images, keys = len({r.image for r in study.records}), len({r.key for r in study.records})
-        looked, of = study.about.get("images"), study.about.get("of")
-        note = f"{len(study.records)} masks of {keys} questions about {images} images, true premises only"
+    for name, records, about, _ in studies:
+        images, keys = len({record.image for record in records}), len({record.key for record in records})
+        note = f"{len(records)} masks of {keys} questions about {images} images, true premises only"
+        looked, of = about.get("images"), about.get("of")
         if isinstance(looked, int) and isinstance(of, int) and looked < of:
             note += f"; a sample of {looked} of {of} images"
-        notes.append(f"{_prefix(study, studies)}{note}")
-    notes = list(dict.fromkeys(notes))
-    return [*notes, *(PROTOCOLS[protocol] for protocol in dict.fromkeys(study.protocol for study in studies))]
+        notes.append(f"{printable(name)}: {note}" if len(studies) > 1 else note)
+    return [*notes, *(PROTOCOLS[protocol] for protocol in dict.fromkeys(protocol for *_, protocol in studies))]
+
+
+def _coverage(studies: Sequence[Examined]) -> list[str]:
+    return coverage([(study.name, study.records, study.about, study.protocol) for study in studies])

@@ -137,7 +137,7 @@ def plain(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """Text without what would steer a terminal: names of models and answers may come from anywhere."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def _short(value: Cell) -> str:
@@ -158,4 +158,4 @@ def _number(value: float) -> str | float:
 
 def _escaped(text: str) -> str:
     """Text that does not break out of a Markdown table's cell."""
-    return " ".join(text.replace("|", "\\|").split())
+    return " ".join(printable(text).replace("|", "\\|").split())

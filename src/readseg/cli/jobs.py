@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from readseg.errors import ReadsegError
 
+if TYPE_CHECKING:
     from PIL import Image
 
     from readseg.analysis.tables import Table
     from readseg.evaluation.benchmarks import Benchmark
     from readseg.segmenter import Segmenter
+
+EMBEDDED = "embedded"
+"""What the embedded model is called, also as --model."""
+
+_PARTS = ("model", "adapter")  # folders of a run, which their own name says nothing of
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,53 @@ class Model:
     source: str | None
 
 
+class LaterModel(Model):
+    """A model that is loaded when it is needed, while the one that was needed before is let go.
+
+    So any number of models is studied in the memory of one, where each is done with before the next is needed.
+
+    Args:
+        name: as the tables call it, different for each.
+        source: folder or hub id; None for the embedded one.
+        load: loads it.
+        settings: what its answers depend on beside its weights.
+        loaded: shared by all models of a job; holds the one that is loaded, by its name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: str | None,
+        load: Callable[[], Segmenter],
+        settings: Mapping[str, Any],
+        loaded: dict[str, Segmenter],
+    ) -> None:
+        self.__dict__.update(name=name, source=source, _load=load, _given=settings, _loaded=loaded, _settings=None)
+
+    # One for each --model: two are the same only if they are one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"LaterModel({self.name!r})"
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The model; loaded where it is not."""
+        loaded: dict[str, Segmenter] = self.__dict__["_loaded"]
+        if self.name not in loaded:
+            loaded.clear()
+            loaded[self.name] = self.__dict__["_load"]()
+        return loaded[self.name]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its answers depend on; the model is loaded for it once."""
+        if self.__dict__["_settings"] is None:
+            self.__dict__["_settings"] = {**self.__dict__["_given"], **settings_of(self.segmenter)}
+        return self.__dict__["_settings"]
+
+
 @dataclass(frozen=True)
 class Job:
     """One study: what is asked of whom, and where results go.
@@ -49,6 +102,83 @@ class Job:
     out: Path
     limit: int | None
     data: Path | None
+
+
+def settings_of(segmenter: Segmenter) -> dict[str, Any]:
+    """What a model's answers depend on, as JSON values: its weights too, so that a model which was trained on does not
+    go on with what its former self has said.
+    """
+    from readseg.training.cache import digest
+
+    return {
+        "weights": digest([segmenter.model]),
+        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        "own_prompt": segmenter.model.config.prompt,
+    }
+
+
+def models_of(sources: Sequence[str] | None, *, loading: Mapping[str, Any]) -> list[Model]:
+    """The models of a job, by their options --model: each is there, none is loaded yet.
+
+    Args:
+        sources: folders or hub ids, or `EMBEDDED`, which is the default.
+        loading: options of `options.load_segmenter` for all of them.
+
+    Raises:
+        ReadsegError: one of them is not there, or is given twice.
+    """
+    from readseg.cli import options
+    from readseg.weight_files import fetch
+
+    paths = [str(Path(source)) for source in sources or (EMBEDDED,)]  # with a slash behind it is the same
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ReadsegError(f"--model {path} is given twice: give other ones, or leave one out.")
+        if path != EMBEDDED:
+            fetch(path)  # known before the first of them has worked for hours
+    short = [_short_name(path) for path in paths]
+    loaded: dict[str, Segmenter] = {}
+    settings = {name: loading.get(name) for name in ("bits", "system")}
+    found: list[Model] = []
+    for path, name in zip(paths, short, strict=True):
+        source = None if path == EMBEDDED else path
+
+        def load(source: str | None = source) -> Segmenter:
+            segmenter = options.load_segmenter(source, **loading)
+            options.tell(segmenter)
+            return segmenter
+
+        unique = name if short.count(name) == 1 else path
+        found.append(LaterModel(unique, source, load, {"model": path, **settings}, loaded))
+    return found
+
+
+def folder_name(name: str) -> str:
+    """A name as a folder is called.
+
+    >>> folder_name("owner/READ 7B")
+    'owner-READ-7B'
+    """
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def model_folder(job: Job, model: Model) -> Path:
+    """Where what one model said is kept: the job's folder, with several models one below it for each."""
+    if len(job.models) == 1:
+        return job.out
+    names = [folder_name(other.name) for other in job.models]
+    place = next(k for k, other in enumerate(job.models) if other is model)
+    before = names[:place].count(names[place])
+    return job.out / (f"{names[place]}-{before + 1}" if before else names[place])
+
+
+def _short_name(path: str) -> str:
+    """What tables call a model: the last part of a folder, with the run that it belongs to; a hub id as it is."""
+    place = Path(path)
+    if not place.exists():
+        return path
+    parts = place.resolve().parts
+    return "/".join(parts[-2:]) if parts[-1] in _PARTS else parts[-1]
 
 
 def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, Image.Image]) -> None:

@@ -1,0 +1,167 @@
+"""The study "maps" of `readseg analyse`: the tables of section 3.2, the misaligned cases, and a page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from readseg.errors import ReadsegError
+
+if TYPE_CHECKING:
+    from readseg.analysis.section32 import Examined
+    from readseg.analysis.study import Study
+    from readseg.analysis.tables import Table
+    from readseg.cli.jobs import Job, Model
+    from readseg.config import PointConfig, Prompt
+    from readseg.segmenter import Segmenter
+
+NAME = "maps"
+MISALIGNED, PAGE = "misaligned.md", "report.html"
+
+PointOptions = Callable[["Segmenter"], "tuple[Prompt | None, PointConfig | None]"]
+"""What prompts a model's own masks, and how points are chosen, where options say so (`options.point_options`)."""
+
+
+def run(
+    job: Job,
+    points: PointOptions | None = None,
+    sam: str | None = None,
+    clip: str | None = None,
+    extremes: int | None = None,
+) -> None:
+    """Ask every model; write records, tables, misaligned cases and the page.
+
+    Args:
+        job: the models and the benchmark.
+        points: gives each model its prompt and its settings of points; by default the model's own.
+        sam: where the original SAM is (`plain_sam`); by default beside each model's own weights.
+        clip: folder or hub id of a CLIP with a text encoder; without one its map is left out.
+        extremes: k of the prompt "plain_extremes".
+
+    Raises:
+        ReadsegError: a question, an image, a SAM, a CLIP or a record cannot be read.
+    """
+    import typer
+
+    from readseg.analysis.section32 import misaligned_table, tables
+    from readseg.analysis.tables import to_markdown
+    from readseg.cli.jobs import finish, model_folder
+    from readseg.files import whole
+
+    examined = []
+    written = []
+    for model in job.models:
+        study = _look(job, model, points, sam, clip, extremes)
+        one = examined_of(model.name, study, model_folder(job, model), _missing(study))
+        examined.append(one)
+        folder = model_folder(job, model)
+        with whole(folder / MISALIGNED) as place:
+            place.write_text(to_markdown(misaligned_table(one)), encoding="utf-8", errors="replace")
+        _write_page(job, one, study, folder / PAGE)
+        written += [str(folder / name) for name in (MISALIGNED, PAGE)]
+    finish(job, NAME, tables(examined), {})
+    typer.echo(f"to look at: {', '.join(written)}")
+
+
+def examined_of(name: str, study: Study, folder: Path, missing: Mapping[str, str]) -> Examined:
+    """A study's records, read.
+
+    Args:
+        name: the model's.
+        study: of maps.
+        folder: that it is kept in, for errors.
+        missing: what was not measured, and why.
+
+    Raises:
+        ReadsegError: a record is damaged.
+    """
+    from readseg.analysis.measures import Measured
+    from readseg.analysis.section32 import Examined
+    from readseg.analysis.study import RECORDS
+
+    try:
+        records = [Measured.from_json(record) for record in study.records]
+    except ReadsegError as error:
+        raise ReadsegError(f"{folder / RECORDS}: {error}") from error
+    own = str(study.settings["prompt"] or study.settings["own_prompt"])
+    return Examined(name, records, str(study.settings["protocol"]), study.about, own, missing)
+
+
+def _look(
+    job: Job, model: Model, points: PointOptions | None, sam: str | None, clip: str | None, extremes: int | None
+) -> Study:
+    """What is recorded of every expected mask, from disk where it was measured before."""
+    from readseg.analysis.cases import cases_of
+    from readseg.analysis.clip import load_clip
+    from readseg.analysis.examine import EXTREMES, Means, examine
+    from readseg.analysis.plain_sam import plain_sam
+    from readseg.analysis.study import look_at
+    from readseg.cli.jobs import model_folder
+    from readseg.training.cache import digest
+
+    segmenter = model.segmenter
+    prompt, chosen = (None, None) if points is None else points(segmenter)
+    plain = plain_sam(segmenter, sam)
+    pair = None if clip is None else load_clip(clip, segmenter.model.device)
+    means = Means(prompt, chosen, plain, pair, extremes or EXTREMES)
+    settings = {
+        **model.settings,
+        "prompt": prompt,
+        "points": asdict(chosen or segmenter.model.config.points),
+        "original_sam": None if plain is None else digest([plain.mask_decoder]),
+        "clip": None if pair is None else digest([pair[0]]),
+        "extremes": means.extremes,
+    }
+
+    def look(page: Any) -> list[dict[str, Any]]:
+        found = (examine(segmenter, case, means) for case in cases_of(segmenter, job.benchmark, page))
+        return [record.to_json() for records in found for record in records]
+
+    return look_at(
+        job.benchmark,
+        look,
+        name=NAME,
+        settings=settings,
+        folder=model_folder(job, model),
+        limit=job.limit,
+        progress=True,
+    )
+
+
+def _missing(study: Study) -> dict[str, str]:
+    """What was not measured, and why."""
+    missing = {}
+    if study.settings["clip"] is None:
+        missing["clip"] = (
+            "it needs a CLIP with a text encoder (--clip); the vision tower inside a model of this family has none"
+        )
+    if study.settings["original_sam"] is None:
+        why = "the original SAM is not beside the model (--sam)"
+        missing |= dict.fromkeys(("plain_points", "plain_extremes"), why)
+    return missing
+
+
+def _write_page(job: Job, examined: Examined, study: Study, path: Path) -> None:
+    """The page with all units, and pictures of some."""
+    from readseg.analysis.page import PageData, page_case, picked, write_page
+    from readseg.analysis.section32 import tables
+    from readseg.images import load_image
+
+    records = examined.records
+    shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))
+    numbers = {name: number for number, name in enumerate(job.benchmark.names)}
+    cases = []
+    for place, record in enumerate(records):
+        picture = load_image(job.benchmark[numbers[record.image]].image) if place in shown else None
+        cases.append(page_case(record, examined.name, picture))
+    facts = {
+        "model": examined.name,
+        "benchmark": job.benchmark.name,
+        "protocol": examined.protocol,
+        "images": f"{study.about['images']} of {study.about['of']}",
+        "masks": str(len(records)),
+    }
+    found: list[Table] = tables([examined])
+    write_page(path, PageData(f"Maps of {examined.name} on {job.benchmark.name}", facts, found, cases))
