@@ -7,6 +7,7 @@ image are packed behind its tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ PLACE_BINS = 8
 SIZE_BINS = 6
 SIZE_STEP = 0.06
 """Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
+SIGHT = {
+    "names": 1 + len(TRAINED),
+    "tints": 1 + len(TINTS),
+    "columns": PLACE_BINS,
+    "rows": PLACE_BINS,
+    "sizes": SIZE_BINS,
+}
+"""What is asked of each image token, and how many answers there are."""
 
 
 def blank_processor(recipe: TrainConfig) -> ReadProcessor:
@@ -65,6 +74,61 @@ def blank_processor(recipe: TrainConfig) -> ReadProcessor:
         pad_token_id=ids[PAD],
     )
     return ReadProcessor(tokenizer, config)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The images of one step, and what is asked about them.
+
+    first_seed: of the scenes; the others follow it.
+    scenes, drawn, samples: one for each image; a sample's turns are its questions.
+    rng: what is left to chance, from here on.
+    """
+
+    first_seed: int
+    scenes: list[Scene]
+    drawn: list[Rendered]
+    samples: list[Sample]
+    rng: np.random.Generator
+
+
+def draw_lesson(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> Lesson:
+    """Scenes and questions of a step, a pure function of the arguments: what any model learns from on equal terms.
+
+    Args:
+        options: which scenes, how many questions of which kinds.
+        seed: of the recipe.
+        step: its number, from 0.
+        rank: of a process, of `world` that each draw their own.
+        world: number of processes.
+    """
+    per_group = options.images_per_step
+    groups = max(1, options.images // per_group)
+    place = step * world + rank
+    epoch, within = divmod(place, groups)
+    group = int(np.random.default_rng([seed, epoch, 5]).permutation(groups)[within])
+    first = options.first_seed + group * per_group
+    rng = np.random.default_rng([seed, place, 6])
+    scenes = [make_scene(number) for number in range(first, first + per_group)]
+    drawn = [render(scene) for scene in scenes]
+    late = 0 < options.late_from <= step
+    samples = [_sample(options, *pair, rng, late) for pair in zip(scenes, drawn, strict=True)]
+    return Lesson(first, scenes, drawn, samples, rng)
+
+
+def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator, late: bool) -> Sample:
+    questions = ask(
+        scene,
+        drawn.areas,
+        drawn.boxes,
+        rng,
+        count=options.questions_per_image,
+        kinds=(options.late_kinds if late else options.kinds) or None,
+        false_premise=options.false_premise,
+        plain=options.late_plain if late else options.plain,
+        new_wordings=options.new_wordings,
+    )
+    return from_scene(f"scene-{scene.seed}", drawn, questions)
 
 
 class ReadStage(nn.Module):
@@ -101,9 +165,7 @@ class ReadStage(nn.Module):
         self.model.lmm.model.vision_tower.load_state_dict(tower)
         self.model.sam.load_state_dict(sam)
         width = config.lmm_config.text_config.hidden_size
-        sizes = {"names": 1 + len(TRAINED), "tints": 1 + len(TINTS)}
-        sizes |= {"columns": PLACE_BINS, "rows": PLACE_BINS, "sizes": SIZE_BINS}
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in SIGHT.items()})
         self.frozen = (self.model.lmm.model.vision_tower, self.model.sam)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -118,17 +180,9 @@ class ReadStage(nn.Module):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with questions drawn anew for this step."""
-        per_group = self.options.images_per_step
-        groups = max(1, self.options.images // per_group)
-        place = step * world + rank
-        epoch, within = divmod(place, groups)
-        group = int(np.random.default_rng([self.seed, epoch, 5]).permutation(groups)[within])
-        first = self.options.first_seed + group * per_group
-        rng = np.random.default_rng([self.seed, place, 6])
-        scenes = [make_scene(seed) for seed in range(first, first + per_group)]
-        drawn = [render(scene) for scene in scenes]
-        late = 0 < self.options.late_from <= step
-        samples = [self._sample(*pair, rng, late) for pair in zip(scenes, drawn, strict=True)]
+        lesson = draw_lesson(self.options, self.seed, step, rank, world)
+        first, per_group, rng = lesson.first_seed, self.options.images_per_step, lesson.rng
+        scenes, drawn, samples = lesson.scenes, lesson.drawn, lesson.samples
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
         features = cached(self.cache, f"{self.key}-{first}-{per_group}", lambda: self._encode(images))
         conversations = [self._conversations(sample, rng) for sample in samples]
@@ -152,23 +206,8 @@ class ReadStage(nn.Module):
             "decoded": torch.from_numpy(np.sort(rng.permutation(len(masks))[:wanted]))
             if step >= self.options.mask_warmup_steps
             else torch.zeros(0, dtype=torch.long),
-            "sight": _sight(scenes, drawn, grid),
+            "sight": what_cells_show(scenes, drawn, grid),
         }
-
-    def _sample(self, scene: Scene, drawn: Rendered, rng: np.random.Generator, late: bool) -> Sample:
-        options = self.options
-        questions = ask(
-            scene,
-            drawn.areas,
-            drawn.boxes,
-            rng,
-            count=options.questions_per_image,
-            kinds=(options.late_kinds if late else options.kinds) or None,
-            false_premise=options.false_premise,
-            plain=options.late_plain if late else options.plain,
-            new_wordings=options.new_wordings,
-        )
-        return from_scene(f"scene-{scene.seed}", drawn, questions)
 
     @torch.no_grad()
     def _encode(self, images: list[Image.Image]) -> dict[str, Tensor]:
@@ -243,8 +282,13 @@ class ReadStage(nn.Module):
             return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
 
 
-def _sight(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
-    """What each cell shows, for the heads of `ReadStage`: (I, N) each, -100 where there is nothing to say."""
+def what_cells_show(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
+    """What each cell of a side x side grid shows, for linear heads on image tokens.
+
+    Returns:
+        "names", "tints", "columns", "rows" and "sizes", of `SIGHT` values each: (I, N), -100 where there is nothing to
+        say.
+    """
     found: dict[str, list[np.ndarray]] = {"names": [], "tints": [], "columns": [], "rows": [], "sizes": []}
     for scene, picture in zip(scenes, drawn, strict=True):
         under = under_cells(scene, picture, side)
