@@ -127,3 +127,35 @@ def test_mismatches_are_named() -> None:
         draw.contact_sheet([])
     with pytest.raises(ValueError, match="2 captions for 1"):
         draw.contact_sheet([grey()], ["a", "b"])
+
+
+def test_a_panel_shows_map_mask_and_points_at_their_places() -> None:
+    similarity = np.zeros((80, 120), np.float32)
+    similarity[60:, :30] = 1.0
+    ignored = np.zeros((80, 120), bool)
+    ignored[:10, 100:] = True
+    points = {"points_xy": np.array([[100.0, 70.0]]), "point_labels": np.array([1])}
+    panel = draw.panel(grey(), side=240, value_map=similarity, mask=square()[0], ignored=ignored, **points)
+    assert panel.size == (240, 160)
+    pixels = np.asarray(panel).astype(int)
+    low, high = pixels[2 * 55, 2 * 60], pixels[2 * 70, 2 * 10]
+    assert high.sum() > low.sum() + 100
+    np.testing.assert_allclose(pixels[2 * 30, 2 * 45], (low + draw.MASK_COLOURS[0]) / 2, atol=2)
+    np.testing.assert_allclose(pixels[2 * 5, 2 * 110], (150, 150, 150), atol=2)
+    np.testing.assert_allclose(pixels[2 * 70 + 1, 2 * 100 + 1], draw.POINT_COLOURS[1], atol=2)
+
+
+def test_points_of_a_panel_keep_their_size() -> None:
+    points = {"points_xy": np.array([[0.5, 0.5]]), "point_labels": np.array([0])}
+    for scale in (1, 10):
+        xy = points["points_xy"] * np.array([60.0, 40.0]) * 2 * scale
+        image = grey(120 * scale, 80 * scale)
+        panel = np.asarray(draw.panel(image, side=240, points_xy=xy, point_labels=np.array([0]))).astype(int)
+        marked = (np.abs(panel - 128).max(axis=2) > 20).sum()
+        assert 40 < marked < 200
+
+
+def test_a_panel_refuses_what_is_not_of_the_images_size() -> None:
+    for name in ("value_map", "mask", "ignored"):
+        with pytest.raises(ValueError, match=r"must be \(80, 120\)"):
+            draw.panel(grey(), side=100, **{name: np.zeros((80, 121), bool)})

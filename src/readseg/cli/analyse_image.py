@@ -179,6 +179,6 @@ def _write(folder: Path, found: ImageFound, pictures: dict[str, Image.Image]) ->
             json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="replace"
         )
         for name, picture in pictures.items():
-            picture.save(stack.enter_context(whole(folder / name)), format="PNG", optimize=True)
+            picture.save(stack.enter_context(whole(folder / name)), format="PNG")
         if old is not None:  # of an earlier call: all files of a folder tell of one
             old.unlink(missing_ok=True)
