@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from readseg.data.scenes.classes import TRAINED
 from readseg.data.scenes.compose import make_scene, render
-from readseg.training.config import ReadStageConfig
-from readseg.training.read_stage import ReadStage
+from readseg.training.config import ReadStageConfig, load_recipe
+from readseg.training.read_stage import ReadStage, draw_lesson
 from readseg.training.stages import cell_coverage
 from small import small_model, small_processor
 
@@ -114,3 +115,16 @@ def test_later_questions_are_of_other_kinds(tmp_path: Path) -> None:
     assert len(built.batch(1, 0, 1)["masks"]) and not len(built.batch(2, 0, 1)["masks"])
     never = stage(tmp_path, **kinds)
     assert len(never.batch(2, 0, 1)["masks"])
+
+
+@pytest.mark.parametrize(
+    ("step", "first_seed", "words"), [(3, 20004536, "f88460bbf8ddabe1"), (1400, 20001364, "272bc997be5a349d")]
+)
+def test_a_lesson_of_the_preset_is_what_the_embedded_model_learned_from(step: int, first_seed: int, words: str) -> None:
+    recipe = load_recipe("tiny", ["read.images_per_step=2"])
+    options = recipe.stages[2]
+    assert isinstance(options, ReadStageConfig)
+    lesson = draw_lesson(options, recipe.seed, step)
+    said = "\n".join(f"{turn.question}|{turn.answer}" for sample in lesson.samples for turn in sample.turns)
+    # Of the questions that the stage drew when it still drew them itself.
+    assert (lesson.first_seed, hashlib.sha256(said.encode()).hexdigest()[:16]) == (first_seed, words)
