@@ -31,6 +31,13 @@ class Known:
         """Intersection and union of the mask at a threshold, pixel by pixel."""
         return intersection_and_union(self.maps[name] >= t, self.target)
 
+    def all_counts(self, name: str) -> list[tuple[int, int]]:
+        """The same at t = 0, 0.01, ..., 1."""
+        masks = self.maps[name] >= np.linspace(0, 1, 101)[:, None, None].round(2)
+        on, off = self.target == 1, self.target == 0
+        inter, more = ((masks & part).sum(axis=(1, 2)).tolist() for part in (on, off))
+        return [(i, int(on.sum()) + m) for i, m in zip(inter, more, strict=True)]
+
 
 def study(count: int, model: str = "A", seed: int = 0, pictures: int = 30) -> list[Known]:
     """Units of all kinds: numbers that are missing, ties, an empty target, flags; the first ones have a picture."""

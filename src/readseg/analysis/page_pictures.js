@@ -152,7 +152,7 @@ const pictures = (() => {
     one.image.decode().then(then);
     one.paths = {};
     for (const [name, key] of [["truth", "target"], ["own", "own"], ["ignored", "ignored"]]) {
-      if (one.view[key]) one.paths[name] = outline(maskOf(one.view[key], one.view.size), one.view.size);
+      if (one.view[key] !== null) one.paths[name] = outline(maskOf(one.view[key], one.view.size), one.view.size);
     }
   }
 
