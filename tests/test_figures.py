@@ -205,6 +205,15 @@ def test_words_and_numbers_stand_at_their_panels(words: list[str]) -> None:
     assert words[words.index("the model's mask: points and [SEG]") + 1] == "IoU 0.40"
 
 
+def test_a_number_that_is_none_is_not_shown(words: list[str]) -> None:
+    scores = map_of(2).scores
+    assert scores is not None
+    one = replace(map_of(2), scores=replace(scores, auc=float("nan"), pointing=float("nan")))
+    figures.image_figure(image_found(model(seg(maps={**seg().maps, "sam": one}, spearman=float("nan")))))
+    assert "IoU 0.02 (t 0.02)" in words
+    assert not any("nan" in word for word in words)
+
+
 def test_without_a_truth_no_word_of_it(words: list[str]) -> None:
     maps = {name: map_of(k, scores=False) for k, name in enumerate(("lmm", "before", "sam", "words"))}
     masks = {name: replace(one, counts=None) for name, one in seg().masks.items()}

@@ -243,7 +243,9 @@ def _map_cell(
     scores = one.scores
     if scores is None:
         return Cell(picture, title)
-    return Cell(picture, title, f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f}), AUC {scores.auc:.2f}")
+    told = f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f})"
+    # Where the truth covers all that counts, there is no other pixel to tell it from.
+    return Cell(picture, title, told if math.isnan(scores.auc) else f"{told}, AUC {scores.auc:.2f}")
 
 
 def _mask_cell(found: ImageFound, one: MaskFound, title: str, points: bool = False) -> Cell:
