@@ -1,0 +1,84 @@
+"""What tests of the studies share: a model that has five answers by heart, and a benchmark made by hand.
+
+`tiny_segmenter.ANSWERS` tells what the model says, whatever the image: so a premise is true or false as the benchmark
+says, and the model is right or wrong about it as a test wants.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tiny_segmenter
+from readseg.cli.jobs import Job, Model
+from readseg.evaluation.benchmarks import Benchmark, Page, Query
+from readseg.segmenter import Segmenter
+from small import picture
+
+HW = (40, 60)
+CAT, UNICORN, TWO, COUNT = "the cat", "the unicorn", "all the birds and the tree", "how many animals are there?"
+
+
+@cache
+def segmenter() -> Segmenter:
+    """The tiny segmenter, trained once for all tests of a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tiny_segmenter.load(tiny_segmenter.build(Path(folder)))
+
+
+def block(top: int, left: int, bottom: int, right: int, *, ignored: int = 0) -> np.ndarray:
+    """A rectangle as a target (H, W); `ignored` rows at the top of the image do not count."""
+    target = np.zeros(HW, np.uint8)
+    target[top:bottom, left:right] = 1
+    target[:ignored] = 255
+    return target
+
+
+Asked = tuple[str, bool | None, Sequence[np.ndarray]]
+
+PAGES: tuple[tuple[Asked, ...], ...] = (
+    ((CAT, True, [block(4, 5, 30, 40)]), (UNICORN, False, []), (COUNT, None, [])),
+    ((CAT, False, []), (UNICORN, True, [block(0, 0, 20, 30)])),
+    ((TWO, True, [block(5, 5, 20, 20), block(20, 30, 40, 60)]), (CAT, True, [block(2, 2, 9, 9)]), (UNICORN, False, [])),
+    ((TWO, False, []), (UNICORN, False, []), (CAT, True, [block(10, 0, 40, 60)])),
+)
+"""Right and wrong answers to true and false premises, with one mask and with two, and a question without a mask."""
+
+
+def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Benchmark:
+    """Questions as a benchmark; kinds and sections alternate."""
+
+    def page(number: int) -> Page:
+        name = f"page-{number}"
+        queries = tuple(
+            Query(
+                key=f"{name}/{k}",
+                text=text,
+                sentence=None if present is None else False,
+                present=present,
+                targets=lambda targets=targets: targets,
+                kind="odd" if k % 2 else "even",
+                tags=frozenset({"short" if k % 2 else "long"}),
+            )
+            for k, (text, present, targets) in enumerate(pages[number])
+        )
+        return Page(name, np.asarray(picture(*HW, seed=number)), name, "first" if number % 2 else "second", queries)
+
+    names = tuple(f"page-{number}" for number in range(len(pages)))
+    settings: dict[str, Any] = {"name": "hand", "protocol": "generated", "match": "order", "names": names, "page": page}
+    return Benchmark(**(settings | changes))
+
+
+def model(name: str = "tiny", settings: Mapping[str, Any] | None = None) -> Model:
+    """The tiny segmenter as a study's model."""
+    return Model(name, segmenter(), settings or {"model": name, "weights": "w"}, f"models/{name}")
+
+
+def job(out: Path, asked: Benchmark | None = None, models: Sequence[Model] = (), limit: int | None = None) -> Job:
+    """A study of the tiny segmenter on the benchmark made by hand."""
+    return Job(asked or benchmark(), models or (model(),), out, limit, None)
