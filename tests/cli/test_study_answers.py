@@ -1,0 +1,82 @@
+"""The sheet of answers on a small model: pictures of a data set, of scenes, and what is said without them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import studies
+from readseg.cli.jobs import Job
+from readseg.cli.study_answers import run
+from readseg.errors import ReadsegError
+from readseg.evaluation.scenes import SceneSet, scene_benchmark
+from small import picture
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    (table,) = json.loads((folder / "answers.json").read_text())["tables"]
+    return list(table["rows"])
+
+
+def drawn(folder: Path) -> np.ndarray:
+    with Image.open(folder / "answers.png") as sheet:
+        return np.asarray(sheet)
+
+
+def test_a_sheet_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for number in range(4):  # the files that the benchmark's questions are about
+        picture(*studies.HW, seed=number).save(data / f"page-{number}", format="PNG")
+    job = Job(studies.benchmark(about={"data": str(data)}), [studies.model("one"), studies.model("two")], out, 2, None)
+    run(job, count=3, pick="random", seed=5)
+    assert str(out / "answers.png") in capsys.readouterr().out
+    found = rows(out)
+    assert len(found) == 3
+    for row in found:
+        assert row["cells"]["one: answer"] == row["cells"]["two: answer"]
+        assert row["cells"]["one: went"] == row["cells"]["two: went"]
+    sheet = drawn(out)
+    assert sheet.shape[1] == 1200
+    run(job, count=3, pick="random", seed=5)
+    assert np.array_equal(sheet, drawn(out))
+    # Noise has many colours; where the images are not to be had there is one grey, and words.
+    run(replace(job, data=tmp_path / "nothing"), count=3, pick="random", seed=5)
+    colours = [len(np.unique(pixels[:, :300].reshape(-1, 3), axis=0)) for pixels in (sheet, drawn(out))]
+    assert colours[0] > 1000 > colours[1]
+
+
+def test_a_sheet_of_scenes_with_a_title(tmp_path: Path) -> None:
+    job = Job(scene_benchmark(SceneSet(scenes=2)), [studies.model()], tmp_path, None, None)
+    run(job, count=4, title="A title of ours")
+    found = rows(tmp_path)
+    assert 1 <= len(found) <= 4 and all(row["cells"]["key"].startswith("scene-50000") for row in found)
+    assert "the worst answers of tiny, then its best ones" in (tmp_path / "answers.md").read_text(encoding="utf-8")
+    titled = (tmp_path / "answers.png").read_bytes()
+    run(job, count=4)
+    assert titled != (tmp_path / "answers.png").read_bytes()
+
+
+def test_masks_and_refusals_are_told(tmp_path: Path) -> None:
+    run(studies.job(tmp_path), count=9, pick="random")
+    went = {row["cells"]["key"]: row["cells"]["tiny: went"] for row in rows(tmp_path)}
+    assert len(went) == 9
+    told = {
+        "page-0/1": "refused, rightly",
+        "page-1/0": "a mask, but it is not there",
+        "page-1/1": "refused, but it is there",
+    }
+    assert all(went[key] == words for key, words in told.items() if key in went) and told.keys() & went.keys()
+    iou = next(row["cells"]["tiny: iou"] for row in rows(tmp_path) if row["cells"]["key"] == "page-2/0")
+    assert went["page-2/0"] == f"IoU {iou:.2f}, mean of 2"
+
+
+def test_a_wrong_choice_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match="count: expected at least 1"):
+        run(studies.job(tmp_path), count=0)
