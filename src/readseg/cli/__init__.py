@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from readseg.cli import chat, convert, data, evaluate, merge, score, segment, train
+from readseg.cli import ablate, analyse, chat, convert, data, evaluate, merge, score, segment, train
 from readseg.cli.errors import run
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app.command("merge")(merge.merge)
 app.command("convert")(convert.convert)
 app.command("evaluate")(evaluate.evaluate)
 app.command("score")(score.score)
+app.command("analyse")(analyse.analyse)
+app.command("ablate")(ablate.ablate)
 app.add_typer(data.app, name="data")
 
 
