@@ -13,6 +13,8 @@ from readseg.errors import ReadsegError
 from readseg.loading import quiet_libraries
 from readseg.weight_files import fetch
 
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+
 
 def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]:
     """A CLIPModel in float32 and its tokenizer.
@@ -22,8 +24,8 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
         device: where it computes.
 
     Raises:
-        ReadsegError: there is no such model, it is not a CLIP with a text encoder, weights are missing or of a wrong
-            shape, or a file is damaged.
+        ReadsegError: there is no such model, it is not a CLIP with a text encoder, weights or the tokenizer are missing
+            or of a wrong shape, or a file is damaged.
     """
     folder = fetch(source)
     kind = read_settings(folder).get("model_type")
@@ -32,6 +34,8 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
             f"{folder} is a model of type {kind!r}: expected a CLIP with a text encoder, such as "
             "openai/clip-vit-large-patch14-336; the vision tower alone knows no text."
         )
+    if not any(all((folder / file).is_file() for file in files) for files in _TOKENIZERS):  # transformers makes one up
+        raise ReadsegError(f"{folder}: the tokenizer of this CLIP is missing: expected tokenizer.json in it.")
     try:
         with quiet_libraries():
             model, info = CLIPModel.from_pretrained(
