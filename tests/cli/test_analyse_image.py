@@ -17,6 +17,7 @@ from readseg.cli import analyse_image as command
 from readseg.cli.jobs import Model
 from readseg.errors import ReadsegError
 from readseg.masks import decode_rle, load_png, save_png
+from released import write_released
 from small import picture
 from tiny_segmenter import ANSWERS, build, load
 
@@ -233,3 +234,20 @@ def test_bad_input_of_the_command_is_one_line(
     assert printed.err.startswith("readseg: ") and printed.err.count("\n") == 1
     assert told in printed.err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("family", ["read", "lisa", "gsva", "glamm"])
+def test_released_checkpoints(desk: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_released(Path("released"), family)
+    picture(48, 48).save("square.png")
+    answers = {"glamm": "<p> the cup </p> [SEG].", "gsva": "Sure,the cup:[SEG], a fox:[REJ]."}
+    words = ("analyse", "square.png", "the cup", "--model", "released", "--vision-tower", "clip", "--layers")
+    given = ("--answer", answers.get(family, "it is the cup [SEG]."), "--out", "there", "--device", "cpu")
+    assert run(monkeypatch, *words, *given) == 0
+    one = numbers("there")["models"][0]
+    assert one["present"] and not one["original_sam"]
+    (seg,) = one["segs"]
+    assert set(seg["maps"]) == {"lmm", "sam", "before", "words"}
+    assert set(seg["masks"]) == {"own", "both", "seg", "points"}
+    assert seg["words"] == "the cup"
+    assert one["prompt"] == ("both" if family == "read" else "seg")
