@@ -84,7 +84,7 @@
   const state = { model: 0, sorted: null, up: true, page: 0, cards: CARDS, map: -1, t: data.maps.map(() => STEPS / 2) };
   let mine = []; // units of the model
   let found = []; // of these what the filter lets through, in the order of the table
-  let own = []; // maps of the model
+  let mapped = []; // maps of the model
 
   // -- scores at a threshold ------------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@
   function measured() {
     blocks.clear();
     $("maps").replaceChildren();
-    for (const map of own) {
+    for (const map of mapped) {
       const { name, heading } = data.maps[map];
       const all = scoresOf(mine, map);
       const single = all.giou.indexOf(Math.max(...all.giou));
@@ -279,7 +279,7 @@
         (section === null || one.section === section) &&
         (flag === null || (flag === NONE ? !one.flags.length : one.flags.includes(flag))),
     );
-    for (const map of own) {
+    for (const map of mapped) {
       const block = blocks.get(map);
       block.found = found.length === mine.length ? block.all : scoresOf(found, map);
       slid(map);
@@ -335,7 +335,7 @@
   function summary(one) {
     const [first] = data.columns;
     const parts = first ? [`${first.heading}: ${number(one.numbers[0])}`] : [];
-    for (const map of own) {
+    for (const map of mapped) {
       const { I, U } = one.curves[map];
       parts.push(`${data.maps[map].name} \u2265 ${step(state.t[map])}: ${number(iou(I[state.t[map]], U[state.t[map]]))}`);
     }
@@ -380,7 +380,7 @@
       return make("label", {}, input, label);
     };
     $("shown").replaceChildren($("shown").firstElementChild);
-    $("shown").append(...own.map((map) => radio(map, data.maps[map].name)), radio(-1, "none"));
+    $("shown").append(...mapped.map((map) => radio(map, data.maps[map].name)), radio(-1, "none"));
     slideOne();
   }
 
@@ -410,14 +410,16 @@
     $("look-answer").replaceChildren(one.answer, " ", chips(one), make("small", { text: one.key }));
     forget($("look-pictures"));
     const all = { mask: true, truth: true, own: true };
-    const figure = (map, caption, on, ...more) => {
+    const figure = (map, heading, on) => {
+      const drawn = map < 0 || one.view.grids[map].length > 0;
+      const caption = drawn ? heading : `${heading}: there is none`;
       const canvas = picture(one, 4, () => map, on);
       canvas.setAttribute("aria-label", caption);
-      return make("figure", {}, canvas, make("figcaption", {}, caption, ...more));
+      return make("figure", {}, canvas, make("figcaption", {}, caption, ...(drawn && map >= 0 ? [slider(map)] : [])));
     };
     $("look-pictures").append(
       figure(-1, "own mask and truth", () => ({ ...all, points: $("layer-points").checked })),
-      ...own.map((map) => figure(map, data.maps[map].heading, () => ({ ...all, own: false }), slider(map))),
+      ...mapped.map((map) => figure(map, data.maps[map].heading, () => ({ ...all, own: false }))),
     );
     const numbers = columns.filter(({ numeric, value }) => numeric && !lost(value(one)));
     $("look-numbers").replaceChildren(
@@ -436,8 +438,8 @@
 
   function asModel() {
     mine = cases.filter((one) => one.model === state.model);
-    own = data.maps.map((_, map) => map).filter((map) => mine.some((one) => one.curves[map]));
-    if (!own.includes(state.map)) state.map = own.length ? own[0] : -1;
+    mapped = data.maps.map((_, map) => map).filter((map) => mine.some((one) => one.curves[map]));
+    if (!mapped.includes(state.map)) state.map = mapped.length ? mapped[0] : -1;
     state.page = 0;
     state.cards = CARDS;
     measured();
