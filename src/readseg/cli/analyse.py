@@ -75,7 +75,11 @@ def analyse(
         ),
     ] = None,
     truth: Annotated[
-        Path | None, typer.Option(help="Picture of the expected mask, for scores.", rich_help_panel=IMAGE)
+        list[Path] | None,
+        typer.Option(
+            help="Picture of the expected mask, for scores; given often, the k-th is that of the k-th SEG.",
+            rich_help_panel=IMAGE,
+        ),
     ] = None,
     answer: Annotated[
         str | None, typer.Option(help="Give the models this answer, with its SEG.", rich_help_panel=IMAGE)
@@ -170,7 +174,7 @@ def analyse(
     _check_used(
         work,
         {
-            "--truth": truth,
+            "--truth": truth or None,
             "--answer": answer,
             "--layers": layers or None,
             "--sam": sam,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def run(
     written = []
     for model in job.models:
         study = _look(job, model, points, sam, clip, extremes)
-        one = examined_of(model.name, study, model_folder(job, model), _missing(study))
+        one = _examined(job, model, study)
         examined.append(one)
         folder = model_folder(job, model)
         with whole(folder / MISALIGNED) as place:
@@ -65,28 +65,19 @@ def run(
     typer.echo(f"to look at: {', '.join(written)}")
 
 
-def examined_of(name: str, study: Study, folder: Path, missing: Mapping[str, str]) -> Examined:
-    """A study's records, read.
-
-    Args:
-        name: the model's.
-        study: of maps.
-        folder: that it is kept in, for errors.
-        missing: what was not measured, and why.
-
-    Raises:
-        ReadsegError: a record is damaged.
-    """
+def _examined(job: Job, model: Model, study: Study) -> Examined:
+    """A study's records, read."""
     from readseg.analysis.measures import Measured
     from readseg.analysis.section32 import Examined
     from readseg.analysis.study import RECORDS
+    from readseg.cli.jobs import model_folder
 
     try:
         records = [Measured.from_json(record) for record in study.records]
     except ReadsegError as error:
-        raise ReadsegError(f"{folder / RECORDS}: {error}") from error
-    own = str(study.settings["prompt"] or study.settings["own_prompt"])
-    return Examined(name, records, str(study.settings["protocol"]), study.about, own, missing)
+        raise ReadsegError(f"{model_folder(job, model) / RECORDS}: {error}") from error
+    own = study.settings["prompt"] or model.segmenter.model.config.prompt
+    return Examined(model.name, records, str(study.settings["protocol"]), study.about, own, _missing(study))
 
 
 def _look(
