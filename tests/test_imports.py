@@ -23,7 +23,7 @@ FILES = "lora weight_files descriptions layouts towers checkpoints base_models a
 MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
 USER = f"{MODEL} draw segmentation queries replies segmenter processes"
-WORK = f"{USER} data evaluation training analysis charts figures"
+WORK = f"{USER} data evaluation training analysis charts sheets figures"
 
 MAY_IMPORT = {
     "errors": "",
@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "loading": f"{CORE} families weight_files model processor checkpoints adapters",
     "draw": PIXELS,
     "charts": "",
+    "sheets": PICTURES,
     "data": PICTURES,
     "segmentation": f"{PICTURES} sasp",
     "queries": "errors",
@@ -170,7 +171,7 @@ except SystemExit as end:
     printed = _fresh(code + "print('MODULES', *sys.modules)")
     shown, _, loaded = printed.partition("MODULES")
     assert not set(HEAVY) & set(loaded.split())
-    for command in ("segment", "chat", "train", "evaluate", "data"):
+    for command in ("segment", "chat", "train", "evaluate", "analyse", "ablate", "data"):
         assert command in shown
     assert _best_seconds(code) < 0.5
 
