@@ -146,8 +146,8 @@ def _scores(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answere
     if not any(o.present is False and asks(o) for o in systems[0].result.outcomes for asks in parts.values()):
         del columns["refused"]
     told = [
-        "gIoU: over true premises, where a refusal counts as an empty mask; answered: share of true premises with a "
-        "mask; refused: share of false premises without one",
+        "gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask",
+        *(["refused: share of false premises without a mask"] if "refused" in columns else []),
         *notes,
     ]
     return Table(f"{benchmark}: who can name, and who can reason", "questions, system", columns, rows, told)

@@ -54,8 +54,8 @@ SCORES: Mapping[str, Kind] = {
     "p_seg": Kind(WORD, "P([SEG])", "P([SEG])"),
     "peak": Kind(MAP, "highest similarity", "similarity"),
     "peak_z": Kind(MAP, "z-score of the map's peak", "z-score"),
-    "mask_highest": Kind(MASK, "highest probability of the mask", "highest p"),
-    "mask_mean": Kind(MASK, "mean probability inside the mask", "mean p"),
+    "mask_highest": Kind(MASK, "highest probability of mask", "highest p"),
+    "mask_mean": Kind(MASK, "mean probability within mask", "mean p"),
     "mask_area": Kind(MASK, "area of the mask", "area"),
     "mask_iou": Kind(MASK, "IoU that SAM predicts", "IoU"),
 }

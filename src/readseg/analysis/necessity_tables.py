@@ -174,6 +174,7 @@ def _decisions(decided: Decided, model: str, benchmark: str, images: str) -> Tab
         "images, for the best balanced accuracy there, and applied to the other half; the halves were drawn 20 times",
         "a threshold may also decide that what lies below it is there: an AUC below 0.5 can so go with a balanced "
         "accuracy above it",
+        "the state of a refusal predicts another word than [SEG]: its map and its mask know of the decision already",
         "differences are paired: both scores of a bootstrap draw are over the same images",
         "READ trains no part of a model for the IoU that SAM predicts",
         *_counted(decided, images),
@@ -198,10 +199,13 @@ def _masks(decided: Decided, model: str, benchmark: str, images: str) -> Table:
         "gIoU, all: over true and false premises; of the latter a refusal counts 1 and a mask 0",
         "where a rule wants a mask and the answer holds no [SEG], it is the mask of the state that came closest to "
         "saying it",
-        "thresholds were chosen on other images, for the best balanced accuracy, as in the table of decisions",
         "the truth itself is a bound: no decision reaches more with these masks",
         *_counted(decided, images),
     ]
+    if len(decided.rules) > 1:
+        notes.insert(
+            2, "thresholds were chosen on other images, for the best balanced accuracy, as in the table of decisions"
+        )
     return Table(f"{benchmark}: the masks that come of it, {model}", "decided by", columns, rows, notes)
 
 
@@ -225,7 +229,9 @@ def _balanced_by_part(decided: Decided, parts: Sequence[_Part], model: str, benc
     ]
     names = {SAID: "[SEG]", **{name: kind.short for name, kind in SCORES.items()}}
     columns = {"n": "true/false", **{rule: names[rule] for rule in decided.rules}}
-    notes = ["one threshold for all parts, chosen on other images", *_part_notes(decided, parts)]
+    notes = _part_notes(decided, parts)
+    if len(decided.rules) > 1:
+        notes.insert(0, "one threshold for all parts, chosen on other images")
     return Table(f"{benchmark}: balanced accuracy by part, {model}", "questions", columns, rows, notes)
 
 

@@ -97,7 +97,7 @@ def _told(
         mark=True,
     )
     chart = line_chart(
-        [*drawn, said],
+        [said, *drawn],  # its colour is not that of P([SEG]), on whose curve it lies
         title=f"{benchmark}: who decides whether to segment? {model.name}",
         x_label="false premises with a mask",
         y_label="true premises with a mask",
