@@ -49,6 +49,8 @@ def study(count: int, model: str = "A", seed: int = 0, pictures: int = 30) -> li
         if k == 3:
             target[:] = 0
         grids = {name: rng.integers(0, 256, HW, dtype=np.uint8) for name in MAPS}
+        if k == 3:  # above some threshold neither map nor target has a pixel
+            grids = {name: grid // 2 for name, grid in grids.items()}
         maps = {name: np.maximum(grid / 255, 0.4 * (target == 1)).astype(np.float64) for name, grid in grids.items()}
         tied = round(float(rng.random()), 1)
         case = PageCase(

@@ -396,13 +396,16 @@ def test_a_unit_is_looked_at_closely_and_left_again(tab: Tab) -> None:
     tab.press("ArrowLeft")
     tab.press("ArrowLeft")
     assert tab.run(shown) == [True, UNITS[1].case.question]
-    before = pixels(tab, "#look-pictures figure:nth-child(2) canvas")
-    tab.run(
-        "const input = document.querySelector('#look-pictures input'); input.value = 0.9;"
-        "input.dispatchEvent(new Event('input'))"
-    )
-    assert (pixels(tab, "#look-pictures figure:nth-child(2) canvas") != before).any()
-    assert told_scores(tab, 0, "all") == ["130", *scores(UNITS, "lmm", 0.9)]
+    canvases = [f"#look-pictures figure:nth-child({place}) canvas" for place in (2, 3)]
+    for place, name in enumerate(MAPS):
+        before = [pixels(tab, canvas) for canvas in canvases]
+        tab.run(
+            f"const input = document.querySelector('#look-pictures [data-map=\"{place}\"]'); input.value = 0.9;"
+            "input.dispatchEvent(new Event('input'))"
+        )
+        changed = [(pixels(tab, canvas) != old).any() for canvas, old in zip(canvases, before, strict=True)]
+        assert changed == [place == 0, place == 1], "each map has its own threshold"
+        assert told_scores(tab, place, "all") == ["130", *scores(UNITS, name, 0.9)]
     tab.press("Escape")
     assert not tab.run(shown)[0]
     assert tab.run("return document.activeElement === document.querySelectorAll('button.look')[2]")
