@@ -76,7 +76,9 @@ def made(match: str = "order", protocol: str = "generated") -> Benchmark:
             return Query(f"{number}/{k}", ASKED[k], sentence, present, lambda: targets(number, k))
 
         image = np.asarray(picture(*SIZES[number], seed=number))
-        return Page(str(number), image, f"{number}.png", "", tuple(query(k) for k in range(len(ASKED))))
+        return Page(
+            str(number), image, f"{number}.png", "new" if number else "old", tuple(query(k) for k in range(len(ASKED)))
+        )
 
     names = tuple(map(str, range(PAGES)))
     return Benchmark("refcoco/val", protocol, match, names, page, about={"data": "none"})  # type: ignore[arg-type]
@@ -370,6 +372,7 @@ def test_the_table_of_one_model(learned: Segmenter, ablated: Ablated) -> None:
             assert gaps == pytest.approx([giou - own[0], ciou - own[1]], abs=4e-3)
     assert "giou_gap" not in table.rows[-1].cells
     notes = " ".join(table.notes)
+    assert "all sections of the benchmark together: old, new" in notes
     assert "over 15 masks of 9 true premises about 3 images" in notes
     assert "3 of 9 true premises were answered without [SEG]" in notes and "3 of 3 false premises refused" in notes
     pairs = [(a, b) for a, b in (("points-discrete", "points-dtoc"), ("both-discrete", "both-dtoc"))]

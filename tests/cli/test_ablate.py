@@ -66,6 +66,7 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["cells"]["kind"] for row in in_json["rows"]] == ["prompted"] * 9
     text = (out / "points.md").read_text(encoding="utf-8")
     assert "prompted in different ways" in text and "196 cells" in text and text.count("\n| ") == 11
+    assert "sections" not in text, "the first scenes are of one"
     with Image.open(out / "points.png") as picture:
         assert picture.width == 1200
     # What `readseg evaluate` says of the model's own setting is in the same file, prediction by prediction.

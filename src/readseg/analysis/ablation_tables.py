@@ -153,6 +153,9 @@ def _of_benchmark(result: Result) -> list[str]:
         f"gIoU and cIoU: over {masks} masks of {len(true)} true premises about {images} images; intervals of 95% draw "
         "whole images",
     ]
+    sections = dict.fromkeys(outcome.section for outcome in true)
+    if len(sections) > 1:
+        notes.append(f"all sections of the benchmark together: {', '.join(sections)}")
     about = result.about
     if about.get("left_out"):
         notes.append(
