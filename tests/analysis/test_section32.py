@@ -69,7 +69,8 @@ def test_maps() -> None:
     assert [one.name for one in table.rows] == [*(MAPS[n] for n in ("lmm", "sam", "before", "words")), WHOLE]
     text = to_markdown(table)
     assert "1 of 3 masks: the answer holds no [SEG] for them" in text
-    assert "3 masks of 3 questions about 2 images, true premises only; a sample of 3 of 9 images" in text
+    told = "3 masks of 3 questions about 2 images, true premises only; nothing that is there is asked about the other 1"
+    assert f"{told} that were looked at; a sample of 3 of 9 images" in text
     assert "generated: the model answers by itself" in text and "bounds on what a threshold could reach" in text
 
 
@@ -145,6 +146,9 @@ def test_agreement_by_section_and_kind() -> None:
     assert value(cells["misaligned"]) == 0.5 and cells["misaligned"].count == 2
     assert math.isnan(value(row(table, "kind: y").cells["misaligned"])), "no right words: nothing can be misaligned"
     assert "1 of 4 masks lack one of the two maps" in to_markdown(table)
+    for one in (map_table, prompt_table):
+        assert "all sections of the benchmark together: one, two." in to_markdown(one([study(*records)]))
+        assert "all sections" not in to_markdown(one([study(records[0])]))
     single = agreement_table([study(records[0])])
     assert [one.name for one in single.rows] == ["all"]
 

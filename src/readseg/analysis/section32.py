@@ -312,6 +312,9 @@ def _notes(studies: Sequence[Examined], names: Mapping[str, str], where: str) ->
             if name not in there and total:
                 why = study.missing.get(name, "no answer has words of its own for what a [SEG] stands for")
                 notes.append(f"{_prefix(study, studies)}{names[name]}: not available: {why}")
+    sections = dict.fromkeys(record.section for study in studies for record in study.records)
+    if len(sections) > 1:
+        notes.append(f"all sections of the benchmark together: {', '.join(map(printable, sections))}")
     return [*notes, *_coverage(studies)]
 
 
@@ -326,10 +329,13 @@ def coverage(studies: Sequence[tuple[str, Sequence[Target], Mapping[str, Any], s
         images, keys = len({record.image for record in records}), len({record.key for record in records})
         note = f"{len(records)} masks of {keys} questions about {images} images, true premises only"
         looked, of = about.get("images"), about.get("of")
+        if isinstance(looked, int) and images < looked:
+            note += f"; nothing that is there is asked about the other {looked - images} that were looked at"
         if isinstance(looked, int) and isinstance(of, int) and looked < of:
             note += f"; a sample of {looked} of {of} images"
         notes.append(f"{printable(name)}: {note}" if len(studies) > 1 else note)
-    return [*notes, *(PROTOCOLS[protocol] for protocol in dict.fromkeys(protocol for *_, protocol in studies))]
+    protocols = dict.fromkeys(protocol for *_, protocol in studies)
+    return [*notes, "intervals of 95% draw whole images", *(PROTOCOLS[protocol] for protocol in protocols)]
 
 
 def _coverage(studies: Sequence[Examined]) -> list[str]:

@@ -136,6 +136,9 @@ def _missing(study: Study) -> dict[str, str]:
 
 def _write_page(job: Job, examined: Examined, study: Study, path: Path) -> None:
     """The page with all units, and pictures of some."""
+    from rich.console import Console
+    from rich.progress import track
+
     from readseg.analysis.page import PageData, page_case, picked, write_page
     from readseg.analysis.section32 import tables
     from readseg.images import load_image
@@ -144,7 +147,9 @@ def _write_page(job: Job, examined: Examined, study: Study, path: Path) -> None:
     shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))
     numbers = {name: number for number, name in enumerate(job.benchmark.names)}
     cases = []
-    for place, record in enumerate(records):
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    for place, record in enumerate(track(records, "pictures", console=console, disable=hidden, transient=True)):
         picture = load_image(job.benchmark[numbers[record.image]].image) if place in shown else None
         cases.append(page_case(record, examined.name, picture))
     facts = {
