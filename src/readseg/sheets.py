@@ -19,7 +19,7 @@ from readseg.masks import union
 WIDTH, NARROWEST = 1200, 280
 """Pixels of a sheet, and of a column: with more columns than fit the sheet is wider."""
 
-_LETTERS, _GAP = 19, 6
+_LETTERS, _LARGEST, _GAP = 19, 24, 6
 _WHITE, _LINE, _NOTHING = (255, 255, 255), (190, 190, 190), (225, 225, 225)
 _TALLEST = 0.75  # height of a picture, of its column's width: rows of tall ones would not fit on a screen
 _FADED = 0.45  # what is left of the ink outside of a mask
@@ -82,18 +82,19 @@ def answer_sheet(lines: Sequence[Line], systems: Sequence[str], *, title: str, n
     titles = ["image", "truth", *systems]
     width = max(WIDTH // len(titles), NARROWEST)
     whole = width * len(titles)
+    letters = min(_LARGEST, round(_LETTERS * whole / WIDTH))
     blocks = [
-        text_block(title, whole, _LETTERS + 5, lines=2),
-        _beside([text_block(name, width, _LETTERS, lines=2) or _blank(width) for name in titles], width),
+        text_block(title, whole, letters + 5, lines=2),
+        _beside([text_block(name, width, letters, lines=2) or _blank(width) for name in titles], width),
     ]
     for line in lines:
         rule = Image.new("RGB", (whole, 2), _LINE)
-        blocks += [rule, text_block(line.question, whole, _LETTERS + 2, lines=3), _row(line, width)]
-    blocks.append(text_block(note, whole, _LETTERS - 2, lines=4))
+        blocks += [rule, text_block(line.question, whole, letters + 2, lines=3), _row(line, width, letters)]
+    blocks.append(text_block(note, whole, letters - 2, lines=4))
     return stack([block for block in blocks if block is not None])
 
 
-def _row(line: Line, width: int) -> Image.Image:
+def _row(line: Line, width: int, letters: int) -> Image.Image:
     height, wide = line.size
     bare = line.picture if line.picture is not None else Image.new("RGB", (wide, height), _NOTHING)
     first = Shown(np.zeros((0, height, wide), bool), "" if line.picture is not None else "the image is not there")
@@ -102,12 +103,12 @@ def _row(line: Line, width: int) -> Image.Image:
         pixels = np.array(bare.convert("RGB"))
         pixels[line.ignored] = _LINE
         known = Image.fromarray(pixels)
-    cells = [_cell(bare, first, width), _cell(known, line.truth, width)]
-    cells += [_cell(bare, shown, width) for shown in line.answers]
+    cells = [_cell(bare, first, width, letters), _cell(known, line.truth, width, letters)]
+    cells += [_cell(bare, shown, width, letters) for shown in line.answers]
     return _beside(cells, width)
 
 
-def _cell(picture: Image.Image, shown: Shown, width: int) -> Image.Image:
+def _cell(picture: Image.Image, shown: Shown, width: int, letters: int) -> Image.Image:
     """A picture with its masks, fitted into a column, its caption beneath."""
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     if shown.masks.any():
@@ -120,7 +121,7 @@ def _cell(picture: Image.Image, shown: Shown, width: int) -> Image.Image:
     fitted = drawn.resize(size, Image.Resampling.LANCZOS)
     cell = Image.new("RGB", (width, fitted.height + 2 * _GAP), _WHITE)
     cell.paste(fitted, ((width - fitted.width) // 2, _GAP))
-    words = text_block(shown.caption, width, _LETTERS, lines=5)
+    words = text_block(shown.caption, width, letters, lines=6)
     return cell if words is None else stack([cell, words])
 
 

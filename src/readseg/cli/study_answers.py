@@ -81,8 +81,9 @@ def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
     for system, place in zip(systems, places, strict=True):
         prediction, outcome = system.result.predictions[place], system.result.outcomes[place]
         cut = " (cut off)" if not prediction.finished else ""
-        words = f"{prediction.answer}{cut}".strip() or "(says nothing)"
-        shown.append(Shown(stacked(prediction.masks), f"{judge(prediction, outcome).words}: {words}"))
+        words = f"{prediction.answer}{cut}".strip()
+        judged = judge(prediction, outcome).words
+        shown.append(Shown(stacked(prediction.masks), f"{judged}: {words}" if words else judged))
     ignored = None if asked.ignored is None else decode_rle(dict(asked.ignored))
     return Line(
         question=asked.question,
