@@ -109,7 +109,7 @@
     repaint();
   }
 
-  const X = (k) => 34 + (k / STEPS) * 296;
+  const X = (k) => 34 + (k / STEPS) * 290;
   const Y = (value) => 150 - value * 140;
 
   function chart(scores, name) {
@@ -275,6 +275,7 @@
     found = mine.filter(
       (one) =>
         one.text.includes(text) &&
+        (one.view || !$("seen").checked) &&
         (kind === null || one.kind === kind) &&
         (section === null || one.section === section) &&
         (flag === null || (flag === NONE ? !one.flags.length : one.flags.includes(flag))),
@@ -462,7 +463,7 @@
   choices("kind", cases.map((one) => one.kind));
   choices("section", cases.map((one) => one.section));
   choices("flag", cases.flatMap((one) => one.flags), cases.some((one) => one.flags.length) ? "without" : "");
-  for (const id of ["text", "kind", "section", "flag"]) $(id).addEventListener("input", refiltered);
+  for (const id of ["text", "kind", "section", "flag", "seen"]) $(id).addEventListener("input", refiltered);
   for (const id of ["filter", "show"]) $(id).addEventListener("submit", (event) => event.preventDefault());
   $("filter").addEventListener("reset", () => setTimeout(refiltered));
   $("back").addEventListener("click", () => turn(-1));
