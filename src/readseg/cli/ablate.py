@@ -251,6 +251,8 @@ def _curves(ablated: Ablated, title: str) -> Image.Image:
 
 
 def _bars(table: Table, title: str) -> Image.Image:
+    import math
+
     from readseg.analysis.ablation import PROMPTED
     from readseg.charts import Bar, bar_chart
     from readseg.evaluation.metrics import Estimate
@@ -259,8 +261,9 @@ def _bars(table: Table, title: str) -> Image.Image:
     for column in ("giou", "ciou"):
         for row in table.rows:
             score = row.cells.get(column)
-            if isinstance(score, Estimate):
-                bars.append(Bar(row.name, score.value, score.low, score.high, group=table.columns[column]))
+            if not isinstance(score, Estimate):  # what is impossible is shown as such
+                score = Estimate(math.nan, math.nan, math.nan, 0)
+            bars.append(Bar(row.name, score.value, score.low, score.high, group=table.columns[column]))
     prompted = table.rows[0].cells["kind"] == PROMPTED
     kind = "one trained model, prompted in different ways" if prompted else "models trained in different ways"
     note = f"{kind}; whiskers: 95% intervals over images"
