@@ -91,7 +91,7 @@ def answers_table(systems: Sequence[Answered], keys: Sequence[str], how: str) ->
     found = [dict(zip((o.key for o in s.result.outcomes), _pairs(s.result), strict=True)) for s in systems]
     columns = {"key": "key", "truth": "truth"}
     for system in systems:
-        names = ("answer", "went", "iou") if len(systems) == 1 else _names(system.name)
+        names = ("answer", "how it went", "IoU") if len(systems) == 1 else _names(system.name)
         columns |= dict(zip((f"{system.name}: {part}" for part in ("answer", "went", "iou")), names, strict=True))
     rows = []
     for key in keys:
