@@ -46,12 +46,12 @@ def test_counts_are_those_of_evaluation() -> None:
     assert found["page-2/0"][0][0] > 0 and found["page-2/0"][1][0] > 0, "two masks for two targets"
 
 
-@pytest.mark.parametrize("name", ["reasonseg/val", "refcoco/testA", "fprefcoco/val", "grefcoco/val"])
+@pytest.mark.parametrize("name", ["reasonseg/val", "refcoco/testA", "grefcoco/val"])
 def test_a_released_family_on_data_sets(name: str, data: Path, tmp_path: Path) -> None:
     write_released(tmp_path / "glamm", "glamm")
     segmenter = Segmenter.from_pretrained(tmp_path / "glamm", device="cpu")
     whole = open_benchmark(data, name)
-    few = Benchmark(**{**vars(whole), "names": whole.names[:2]})
+    few = Benchmark(**{**vars(whole), "names": whole.names[:1]})
     found, expected = counted(segmenter, few), scored(segmenter, few, (True,))
     # The tiny model never refuses and never stops: an answer of its own may lack a [SEG], a given one has it.
     assert {key: units for key, units in found.items() if units} == expected

@@ -95,7 +95,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:
     models = [studies.model("one"), studies.model("o/ther")]
-    study_maps.run(studies.job(tmp_path, models=models))
+    study_maps.run(studies.job(tmp_path, models=models, limit=1))
     assert sorted(contents(tmp_path)) == sorted(
         [*TABLES, *(f"{m}/{name}" for m in ("one", "o-ther") for name in (RECORDS, "misaligned.md", "report.html"))]
     )
@@ -105,7 +105,7 @@ def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:
     assert "one: points alone, original SAM: not available: the original SAM is not beside" in (
         (tmp_path / "maps.md").read_text()
     )
-    study_layers.run(studies.job(tmp_path / "layers", models=models))
+    study_layers.run(studies.job(tmp_path / "layers", models=models, limit=1))
     names = sorted(contents(tmp_path / "layers"))
     assert names == ["layers-maps-o-ther.png", "layers-maps-one.png", "layers.csv", "layers.json", "layers.md",
                      "layers.png", "o-ther/records.jsonl", "one/records.jsonl"]  # fmt: skip
@@ -225,13 +225,13 @@ def test_bad_input_is_one_line(
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     for study, field in ((study_maps, "wanted"), (study_layers, "layers")):
         out = tmp_path / study.NAME
-        study.run(studies.job(out))
+        study.run(studies.job(out, limit=1))
         lines = (out / RECORDS).read_text().splitlines(keepends=True)
         page = json.loads(lines[1])
         page["records"][0][field] = "?"
         (out / RECORDS).write_text("".join([lines[0], json.dumps(page) + "\n", *lines[2:]]))
         with pytest.raises(ReadsegError, match=r"records\.jsonl: .*damaged"):
-            study.run(studies.job(out))
+            study.run(studies.job(out, limit=1))
         shutil.rmtree(out)
 
 
