@@ -121,6 +121,29 @@ def test_bands_and_whiskers_lie_where_the_interval_is(drawn: list[Figure]) -> No
     assert np.abs(colour_at(picture, drawn[0], 0.55, 0.5) - rgb(charts.COLOURS[0])).max() < 60
 
 
+def test_a_diagonal_has_one_scale_on_both_axes(drawn: list[Figure]) -> None:
+    names = ["mean probability within mask (0.755)", "the word"]
+    curves = [Curve(name, [0, 0.1, 1], [0, 0.8, 1]) for name in names]
+    picture = line_chart(curves, **WORDS, x_limits=(0, 1), y_limits=(0, 1), note="all of it " * 30, diagonal=True)
+    axes = drawn[0].findobj(Axes)[0]
+    (left, low), (right, high) = axes.transData.transform([(0, 0), (1, 1)])
+    assert right - left == pytest.approx(high - low, rel=1e-6) and right - left > 400
+    assert_readable(drawn[0], picture.size)
+
+
+def test_a_single_point_is_seen_on_a_curve_of_its_own_colour(drawn: list[Figure]) -> None:
+    curve, others = Curve("", [0, 1], [0.5, 0.5]), [Curve("", [], [])] * (len(charts.COLOURS) - 1)
+    picture = line_chart(
+        [curve, *others, Curve("", [0.5], [0.5], mark=True)], **WORDS, x_limits=(0, 1), y_limits=(0, 1)
+    )
+    axes = drawn[0].findobj(Axes)[0]
+    across, up = (int(value) for value in axes.transData.transform((0.5, 0.5)))
+    near = np.asarray(picture)[picture.height - 21 - up : picture.height + 19 - up, across - 20 : across + 20]
+    black = np.argwhere(near.max(axis=2) < 60)
+    assert (np.ptp(black, axis=0) >= 16).all(), "an outline, larger than the marks of curves"
+    assert np.abs(near[20, 20] - rgb(charts.COLOURS[0])).max() < 60
+
+
 def test_a_bar_ends_at_its_value_and_its_whisker_at_its_interval(drawn: list[Figure]) -> None:
     picture = bar_chart([Bar("a", 0.5, 0.35, 0.65)], title="t", x_label="x")
     white, ink = np.full(3, 255.0), np.full(3, 30.0)

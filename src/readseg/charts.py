@@ -115,16 +115,18 @@ def line_chart(
         x_limits: least and greatest x; by default where there are values.
         y_limits: likewise.
         note: small, beneath.
-        diagonal: the line y = x, thin and grey: what guessing gives in an ROC.
+        diagonal: the line y = x, thin and grey: what guessing gives in an ROC. Both axes then have one scale, and the
+            legend stands beside them.
 
     >>> line_chart([Curve("IoU", [0, 1], [0.2, 0.4])], title="IoU", x_label="layer", y_label="IoU").mode
     'RGB'
     """
-    columns = _columns([curve.name for curve in curves])
-    rows = math.ceil(sum(bool(curve.name) for curve in curves) / columns)
+    columns = 1 if diagonal else _columns([curve.name for curve in curves])
+    rows = 1 if diagonal else math.ceil(sum(bool(curve.name) for curve in curves) / columns)
     with _own_settings():
         figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note)
         if diagonal:
+            axes.set_aspect("equal", anchor="W")
             axes.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         handles, names = [], []
         for index, curve in enumerate(curves):
@@ -144,8 +146,8 @@ def line_chart(
             # Under names of ours: a label that begins with "_" or holds "$" means something to the library.
             place: Any = axes.get_figure()
             legend = place.legend(
-                handles, [f"curve {i}" for i in range(len(names))], loc="outside lower center", ncols=columns,
-                frameon=False, handlelength=3.5,
+                handles, [f"curve {i}" for i in range(len(names))], ncols=columns, frameon=False, handlelength=3.5,
+                loc="outside right center" if diagonal else "outside lower center",
             )  # fmt: skip
             for text, name in zip(legend.get_texts(), names, strict=True):
                 text.set_parse_math(False)
@@ -200,8 +202,9 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> tuple[Any, bool]:
     colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
     line = "none" if curve.mark else LINES[index % len(LINES)]
     (handle,) = axes.plot(
-        x, y, color=colour, linestyle=line, linewidth=2.2, marker=mark, markersize=11 if curve.mark else 7,
-        markeredgecolor="white", markeredgewidth=0.8, zorder=4 if curve.mark else 3,
+        x, y, color=colour, linestyle=line, linewidth=2.2, marker=mark, markersize=15 if curve.mark else 7,
+        markeredgecolor="black" if curve.mark else "white", markeredgewidth=2 if curve.mark else 0.8,
+        zorder=4 if curve.mark else 3,  # a point on a curve of its own colour is seen
         markevery=1 if curve.mark else max(1, math.ceil(len(x) / _MOST_MARKS)),
     )  # fmt: skip
     if curve.low is not None and curve.high is not None:

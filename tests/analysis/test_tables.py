@@ -41,8 +41,8 @@ def test_markdown() -> None:
         "| **model ?[31mB** | | | |",
         "| [red]no colour[/red] | - | - | - |",
         "",
-        "first note.",
-        r"a \| note.",
+        "- first note.",
+        r"- a \| note.",
     ]
     for line in to_markdown(TABLE).splitlines()[2:10]:
         assert line.replace(r"\|", "").count("|") == 5

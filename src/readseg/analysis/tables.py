@@ -69,7 +69,7 @@ def to_rich(table: Table) -> RichTable:
 
 
 def to_markdown(table: Table) -> str:
-    """With intervals, and the notes beneath."""
+    """With intervals, and a list of the notes beneath."""
     lines = [
         f"**{_escaped(table.title)}**",
         "",
@@ -83,7 +83,7 @@ def to_markdown(table: Table) -> str:
             lines.append(f"| **{_escaped(group)}** |" + " |" * len(table.columns))
         cells = [_escaped(_long(row.cells.get(column))) for column in table.columns]
         lines.append("| " + " | ".join([_escaped(row.name), *cells]) + " |")
-    return "\n".join([*lines, "", *(f"{_escaped(note)}." for note in table.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {_escaped(note)}." for note in table.notes)]).rstrip() + "\n"
 
 
 def to_csv(table: Table) -> str:

@@ -71,6 +71,7 @@ def _told(
     """Tables, ROC curves as JSON values, and the chart of one model."""
     from readseg.analysis.necessity import SCORES
     from readseg.analysis.necessity_tables import curves, decide, necessity_tables, operating_point
+    from readseg.analysis.roc import auc
     from readseg.charts import Curve, line_chart
 
     benchmark = job.benchmark.name
@@ -79,10 +80,9 @@ def _told(
     decided = decide(records)
     found = curves(decided)
     false_positive, true_positive = operating_point(decided)
-    areas = {row.name: row.cells["auc"] for row in tables[0].rows if "auc" in row.cells}
     drawn = [
         Curve(
-            f"{SCORES[name].name} ({getattr(areas[SCORES[name].name], 'value', 0):.3f})",
+            f"{SCORES[name].name} ({auc(decided.scores[name], decided.present)[0]:.3f})",
             curve.false_positive.tolist(),
             curve.true_positive.tolist(),
         )
@@ -97,7 +97,7 @@ def _told(
         mark=True,
     )
     chart = line_chart(
-        [said, *drawn],  # its colour is not that of P([SEG]), on whose curve it lies
+        [said, *drawn],
         title=f"{benchmark}: who decides whether to segment? {model.name}",
         x_label="false premises with a mask",
         y_label="true premises with a mask",
