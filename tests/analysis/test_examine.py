@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 from transformers import CLIPModel, SamModel
 
 from readseg.analysis import examine as module
+from readseg.analysis import looks
 from readseg.analysis.agreement import spearman
 from readseg.analysis.cases import Case, Unit
-from readseg.analysis.examine import Means, examine, map_of, scores_of, word_scores, words_right
+from readseg.analysis.examine import Means, examine, map_of, scores_of, words_right
+from readseg.analysis.looks import word_scores
 from readseg.analysis.maps import (
     SimilarityMap,
     before_maps,
@@ -90,7 +93,7 @@ def case_of(
     encoded = segmenter.encode(picture(*SIZE))
     (reply,) = segmenter.reply(encoded, [asked["text"]], force=answer)
     page = Page("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (Query(**asked),))
-    reply = reply if given else module.dataclasses.replace(reply, given=False)
+    reply = reply if given else replace(reply, given=False)
     return Case(page.queries[0], page, encoded, reply, tuple(units))
 
 
@@ -236,7 +239,7 @@ def test_consistency_of_the_two_maps() -> None:
 
 def test_a_map_that_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = SimilarityMap("lmm", 2, "[SEG]", np.zeros(16, np.float32), (4, 4), None)
-    monkeypatch.setattr(module, "lmm_maps", lambda _reading: [flat, maps_of("lmm")[1]])
+    monkeypatch.setattr(looks, "lmm_maps", lambda _reading: [flat, maps_of("lmm")[1]])
     first, second = examine(small(), case_of([Unit(target_of(), (0,)), Unit(target_of(), (0, 1))]))
     assert first.maps["lmm"] is None and first.map_counts("lmm") == (0, first.wanted)
     assert np.isnan(first.consistency) and np.isnan(first.spearman) and first.grids["lmm"] == ()
@@ -367,7 +370,7 @@ def test_words_as_prompts() -> None:
 def test_words_have_the_map_of_their_phrase() -> None:
     case = case_of([])
     reading = read_reply(small(), case.encoded, case.reply)
-    scores = word_scores(case, OwnWords("the red cup", tuple(range(2, 5))))[1]
+    scores = word_scores(case.encoded, case.reply, OwnWords("the red cup", tuple(range(2, 5))))[1]
     for phrase in ("the red cup", "is the red"):
         same = np.allclose(scores, word_map(reading, phrase).scores, atol=1e-4)
         assert same == (phrase == "the red cup")

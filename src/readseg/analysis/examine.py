@@ -9,7 +9,6 @@ Source: section 3.2, appendices A.1, B and C.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,36 +23,23 @@ from transformers import CLIPModel, SamModel
 from readseg import sasp
 from readseg.analysis.agreement import consistency, localisation
 from readseg.analysis.cases import Case, Unit
-from readseg.analysis.maps import (
-    Reading,
-    SimilarityMap,
-    before_maps,
-    clip_map,
-    lmm_frame_map,
-    lmm_maps,
-    read_reply,
-    sam_maps,
-)
+from readseg.analysis.looks import EXTREMES, Mask, maps_of, on_image, prompted, word_scores, words_of
+from readseg.analysis.maps import Reading, SimilarityMap, clip_map, read_reply
 from readseg.analysis.measures import Counts, Drawn, Grid, MapScores, Measured, iou_of
-from readseg.analysis.own_words import OwnWords, names, own_words
+from readseg.analysis.own_words import OwnWords, names
 from readseg.analysis.thresholds import search_thresholds
 from readseg.config import PointConfig, Prompt
 from readseg.evaluation.outcomes import same_words
 from readseg.geometry import Frame
 from readseg.grids import Box, axes, cells_inside
 from readseg.masks import IGNORED, encode_rle, intersection_and_union, union
-from readseg.prompting import Points, full_precision, masks_from_prompts
 from readseg.segmenter import Segmenter
 
 MISSED = 0.1
 """A case is misaligned where the words are right and the IoU of the model's own mask is below this."""
 
-EXTREMES = 5
-"""k of the prompt "plain_extremes", where it is not given."""
-
 _CURVES = ("lmm", "sam")  # maps whose counts at all thresholds are kept, and whose grids
 
-Mask = Bool[np.ndarray, "H W"]
 Map = Float[np.ndarray, "H W"]
 
 
@@ -97,13 +83,11 @@ def examine(segmenter: Segmenter, case: Case, means: Means | None = None) -> lis
         return []
     means = means or Means()
     reading = read_reply(segmenter, case.encoded, case.reply, prompt=means.prompt, points=means.points)
-    answer = reading.result.answer
-    words = [
-        own_words(answer, reading.spans, reading.seg_places, seg, phrase)
-        for seg, phrase in enumerate(reading.result.phrases)
-    ]
-    maps = _maps(segmenter, case, reading, words)
-    masks = _masks(segmenter, case, reading, words, means)
+    words = words_of(reading)
+    maps = maps_of(segmenter, case.encoded, case.reply, reading, words)
+    drawn = prompted(segmenter, case.encoded, case.reply, reading, means.plain, means.extremes)
+    masks: dict[str, Sequence[Mask | None]] = {name: [one.mask for one in found] for name, found in drawn.items()}
+    masks |= _word_masks(segmenter, case, reading, words)
     records = []
     for number, unit in enumerate(case.units):
         own = {name: _found(per_seg, unit) for name, per_seg in maps.items()}
@@ -113,8 +97,8 @@ def examine(segmenter: Segmenter, case: Case, means: Means | None = None) -> lis
             text = case.query.text if case.query.sentence is False or not said else said[0]
             how = reading.points.alignment
             own["clip"] = [clip_map(segmenter, case.encoded.image, text, *means.clip, alignment=how)]
-        drawn = {name: _found(per_seg, unit) for name, per_seg in masks.items()}
-        records.append(_measured(case, number, reading, ", ".join(dict.fromkeys(said)), own, drawn))
+        of_unit = {name: _found(per_seg, unit) for name, per_seg in masks.items()}
+        records.append(_measured(case, number, reading, ", ".join(dict.fromkeys(said)), own, of_unit))
     return records
 
 
@@ -140,22 +124,6 @@ def words_right(case: Case, unit: Unit, answer: str) -> bool | None:
     if case.query.sentence is not False:
         return None
     return bool(unit.places) and names(answer, case.query.text)
-
-
-def word_scores(case: Case, words: OwnWords) -> tuple[Float[Tensor, "1 D"], Float[Tensor, "1 N"]]:
-    """The mean of the last states that predict some words (1, D), and its similarity to the image tokens (1, N).
-
-    s = h . h_img^T, as `maps.word_map` of these words.
-
-    Args:
-        case: with its reply.
-        words: of that reply.
-    """
-    states = case.reply.answer.states[list(words.places)]
-    mean = states.float().mean(dim=0, keepdim=True)
-    with full_precision(states.device):
-        scores = sasp.similarity(mean, case.encoded.h_img.to(mean.device).float())
-    return mean.to(states.dtype), scores
 
 
 def map_of(maps: Sequence[SimilarityMap]) -> Map | None:
@@ -193,56 +161,19 @@ def _found(per_seg: Sequence[Any], unit: Unit) -> list[Any]:
     return [per_seg[place] for place in unit.places if per_seg[place] is not None]
 
 
-def _maps(
+def _word_masks(
     segmenter: Segmenter, case: Case, reading: Reading, words: Sequence[OwnWords | None]
-) -> dict[str, Sequence[SimilarityMap | None]]:
-    """Each map of each [SEG], by the names of `measures.MAPS`."""
-    # Prompted with points alone a decoder has no [SEG] token to look at: it gets one for this.
-    seen = dataclasses.replace(reading, prompt="both") if reading.prompt == "points" else reading
-    return {
-        "lmm": lmm_maps(reading),
-        "sam": sam_maps(segmenter, seen),
-        "before": before_maps(reading),
-        "words": [None if one is None else _words_map(case, reading, one) for one in words],
-    }
-
-
-def _words_map(case: Case, reading: Reading, words: OwnWords) -> SimilarityMap:
-    scores = word_scores(case, words)[1][0]
-    side = math.isqrt(len(scores))
-    box = reading.frame.lmm_box if reading.points.alignment == "exact" else None
-    found = lmm_frame_map(scores, reading.frame.hw, reading.points.alignment, box)
-    return SimilarityMap("words", reading.num_layers, words.text, scores.cpu().numpy(), (side, side), found)
-
-
-def _masks(
-    segmenter: Segmenter, case: Case, reading: Reading, words: Sequence[OwnWords | None], means: Means
 ) -> dict[str, Sequence[Mask | None]]:
-    """Each prompt's mask of each [SEG], by the names of `measures.PROMPTS`."""
-    result, encoded, points = reading.result, case.encoded, reading.points
-    found: dict[str, Sequence[Mask | None]] = {"own": list(result.masks)}
-    prompted = {reading.prompt: result}
-    prompts: tuple[Prompt, ...] = ("both", "seg", "points")
-    for prompt in prompts:
-        if prompt not in prompted:
-            prompted[prompt] = segmenter.decode(encoded, [case.reply], prompt=prompt, points=points)[0]
-        found[prompt] = list(prompted[prompt].masks)
-    if means.plain is not None:
-        device = encoded.mask_embeddings.device
-        chosen = prompted["points"]
-        pairs = zip(chosen.points_xy, chosen.point_labels, strict=True)
-        selected = [Points(torch.from_numpy(xy).to(device), torch.from_numpy(ls).to(device)) for xy, ls in pairs]
-        found["plain_points"] = _plain_masks(means.plain, case, selected)
-        extremes = _extremes(torch.from_numpy(result.scores).to(device), reading.frame, points, means.extremes)
-        found["plain_extremes"] = _plain_masks(means.plain, case, extremes)
+    """The masks of the prompts of words, by the names of `measures.PROMPTS`, None for a [SEG] without words."""
     rows = [seg for seg, one in enumerate(words) if one is not None]
-    said = [word_scores(case, one) for one in words if one is not None]
+    said = [word_scores(case.encoded, case.reply, one) for one in words if one is not None]
     h_seg = case.reply.answer.states[[reading.seg_places[row] for row in rows]]
+    found: dict[str, Sequence[Mask | None]] = {}
     for name, states in (("words_points", h_seg), ("words_projected", torch.cat([h_seg[:0], *(h for h, _ in said)]))):
         drawn: Iterator[Mask] = iter(())
         if said:
             scores = torch.cat([score for _, score in said])
-            drawn = iter(_decoded(segmenter, case, states, scores, points))
+            drawn = iter(_decoded(segmenter, case, states, scores, reading.points))
         found[name] = [None if one is None else next(drawn) for one in words]
     return found
 
@@ -255,27 +186,7 @@ def _decoded(
     _, low_res = segmenter.model.decode_masks(
         h_seg, scores, images, case.encoded.mask_embeddings, [case.encoded.frame], points=points, prompt="both"
     )
-    return _on_image(case.encoded.frame, low_res)
-
-
-def _plain_masks(plain: SamModel, case: Case, points: Sequence[Points]) -> list[Mask]:
-    """What the original SAM makes of points alone."""
-    if not points:
-        return []
-    frame = case.encoded.frame
-    low_res = masks_from_prompts(plain, points, None, [0] * len(points), case.encoded.mask_embeddings, [frame])
-    return _on_image(frame, low_res)
-
-
-def _extremes(scores: Float[Tensor, "S N"], frame: Frame, points: PointConfig, count: int) -> list[Points]:
-    box = frame.lmm_box if points.alignment == "exact" else None
-    chosen = sasp.select_extremes(scores, frame.hw, count=count, alignment=points.alignment, box=box)
-    return [Points(xy[real], labels[real]) for xy, labels, real in zip(*chosen, strict=True)]
-
-
-def _on_image(frame: Frame, low_res: Float[Tensor, "S h w"]) -> list[Mask]:
-    # One by one: logits at the image's size are many times as large as the masks that stay.
-    return [(frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in low_res]
+    return on_image(case.encoded.frame, low_res)
 
 
 def _measured(

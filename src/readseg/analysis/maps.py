@@ -217,8 +217,8 @@ def before_maps(reading: Reading) -> list[SimilarityMap]:
     Returns:
         S maps with N scores each.
     """
-    scores = _similarity(reading.h_seg, reading.patches)
-    return [_token_map(reading, "before", None, SEG, row) for row in scores]
+    scores = similarity_of(reading.h_seg, reading.patches)
+    return [token_map(reading, "before", None, SEG, row) for row in scores]
 
 
 def word_map(reading: Reading, phrase: str, layer: int | None = None) -> SimilarityMap:
@@ -241,7 +241,7 @@ def word_map(reading: Reading, phrase: str, layer: int | None = None) -> Similar
     layer = reading.num_layers if layer is None else _checked_layer(reading, layer)
     places = word_places(reading, phrase)
     states = reading.h_answer[layer, places].float().mean(dim=0, keepdim=True)
-    return _token_map(reading, "words", layer, phrase, _similarity(states, reading.h_img[layer])[0])
+    return token_map(reading, "words", layer, phrase, similarity_of(states, reading.h_img[layer])[0])
 
 
 def word_places(reading: Reading, phrase: str) -> list[int]:
@@ -305,7 +305,7 @@ def sam_maps(segmenter: Segmenter, reading: Reading) -> list[SimilarityMap]:
     grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
     maps = []
     for h_seg in reading.h_seg:
-        scores = _similarity(h_seg[None], reading.h_img[-1])
+        scores = similarity_of(h_seg[None], reading.h_img[-1])
         with _outputs_of(model.sam.mask_decoder.transformer) as outputs:
             found, _ = model.decode_masks(
                 h_seg[None],
@@ -318,7 +318,7 @@ def sam_maps(segmenter: Segmenter, reading: Reading) -> list[SimilarityMap]:
             )
         tokens, image_tokens = (part[0, 0] for part in outputs[0])
         place = sam_token_index(model.sam, len(found[0].labels))
-        similar = _similarity(tokens[place][None], image_tokens)[0]
+        similar = similarity_of(tokens[place][None], image_tokens)[0]
         maps.append(
             SimilarityMap("sam", None, SEG, _numbers(similar), grid_hw, mask_frame_map(similar, grid_hw, reading.frame))
         )
@@ -479,20 +479,30 @@ def _checked_layer(reading: Reading, layer: int) -> int:
 
 
 def _seg_maps(reading: Reading, name: MapName, layer: int) -> list[SimilarityMap]:
-    scores = _similarity(reading.h_answer[layer][list(reading.seg_places)], reading.h_img[layer])
-    return [_token_map(reading, name, layer, SEG, row) for row in scores]
+    scores = similarity_of(reading.h_answer[layer][list(reading.seg_places)], reading.h_img[layer])
+    return [token_map(reading, name, layer, SEG, row) for row in scores]
 
 
-def _token_map(reading: Reading, name: MapName, layer: int | None, of: str, scores: Tensor) -> SimilarityMap:
-    """Scores of the N image tokens with their map, aligned as the result's own."""
+def token_map(
+    reading: Reading, name: MapName, layer: int | None, of: str, scores: Float[Tensor, " N"]
+) -> SimilarityMap:
+    """Scores of the image tokens with their map, aligned as the reading's own.
+
+    Args:
+        reading: of an answer.
+        name: of the map.
+        layer: of the states, None where it is none of the language model's.
+        of: what is held against the image.
+        scores: (N,).
+    """
     side = math.isqrt(len(scores))
     box = reading.frame.lmm_box if reading.points.alignment == "exact" else None
     found = lmm_frame_map(scores, reading.frame.hw, reading.points.alignment, box)
     return SimilarityMap(name, layer, of, _numbers(scores), (side, side), found)
 
 
-def _similarity(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> Float[Tensor, "S N"]:
-    """Dot products in float32, also under autocast and for states of a lower type."""
+def similarity_of(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> Float[Tensor, "S N"]:
+    """Dot products (S, N) in float32, also under autocast and for states of a lower type: s = h . h_img^T."""
     with torch.inference_mode(), full_precision(states.device):
         return sasp.similarity(states.float(), image.to(states.device).float())
 

@@ -14,43 +14,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
-from torch import Tensor
 from transformers import SamModel
 
-from readseg import sasp
 from readseg.analysis.agreement import consistency, spearman
-from readseg.analysis.examine import EXTREMES, scores_of
-from readseg.analysis.maps import (
-    Reading,
-    SimilarityMap,
-    before_maps,
-    layer_maps,
-    lmm_frame_map,
-    lmm_maps,
-    read_reply,
-    sam_maps,
-)
+from readseg.analysis.examine import scores_of
+from readseg.analysis.looks import EXTREMES, Prompted, maps_of, prompted, words_of
+from readseg.analysis.maps import Reading, SimilarityMap, layer_maps, read_reply, similarity_of, token_map
 from readseg.analysis.measures import Counts, MapScores, iou_of
-from readseg.analysis.own_words import OwnWords, own_words
 from readseg.analysis.tables import plain as as_json
 from readseg.analysis.truth import Truth, joined
 from readseg.config import PointConfig, Prompt
 from readseg.masks import IGNORED, encode_rle, intersection_and_union, iou, union
-from readseg.prompting import Points, full_precision, masks_from_prompts
 from readseg.replies import EncodedImage, Reply
 from readseg.segmenter import Segmenter
 
 FORMAT = "readseg.analysis.image/1"
-
-_PROMPTS: tuple[Prompt, ...] = ("both", "seg", "points")
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,17 +232,25 @@ def examine_image(
     encoded = segmenter.encode(image)
     reply = segmenter.reply(encoded, [query], force=answer if answer is not None else False)[0]
     reading = read_reply(segmenter, encoded, reply, prompt=prompt, points=points)
-    masks = _masks(segmenter, encoded, reply, reading, plain, extremes)
+    drawn = prompted(segmenter, encoded, reply, reading, plain, extremes)
+    deep = [layer_maps(reading, layer) for layer in range(reading.num_layers + 1)] if layers else []
     segs = tuple(
-        _seg_found(reading, k, maps, masks, target_of(truths, k))
-        for k, maps in enumerate(_maps(segmenter, reading, layers))
+        _seg_found(
+            reading,
+            k,
+            maps,
+            [found[k] for found in deep],
+            {kind: one_each[k] for kind, one_each in drawn.items()},
+            target_of(truths, k),
+        )
+        for k, maps in enumerate(_maps(segmenter, encoded, reply, reading))
     )
     result = reading.result
     together = {}
     target = joined(truths) if truths else None
     if target is not None:
-        for kind, one_each in (masks or {"own": []}).items():
-            whole = union([mask for mask, _ in one_each], encoded.frame.hw)
+        for kind, one_each in (drawn if segs else {"own": []}).items():
+            whole = union([one.mask for one in one_each], encoded.frame.hw)
             together[kind] = Counts(*intersection_and_union(whole, target))
     return ModelFound(
         name=name,
@@ -284,44 +278,18 @@ def target_of(truths: Sequence[Truth], k: int) -> UInt8[np.ndarray, "H W"] | Non
     return truths[k].target if k < len(truths) else None
 
 
-# -- maps --------------------------------------------------------------------------------------------------------------
-
-_Maps = tuple[dict[str, SimilarityMap], list[SimilarityMap]]
-
-
-def _maps(segmenter: Segmenter, reading: Reading, layers: bool) -> Iterator[_Maps]:
-    """Of each [SEG] the maps by name, and those of all layers."""
-    count = len(reading.seg_places)
-    last, before = lmm_maps(reading), before_maps(reading)
-    # Prompted with points alone a decoder has no [SEG] token to look at: it gets one for this.
-    inside = sam_maps(segmenter, replace(reading, prompt="both") if reading.prompt == "points" else reading)
-    deep = [layer_maps(reading, layer) for layer in range(reading.num_layers + 1)] if layers else []
-    for k in range(count):
-        maps = {"lmm": last[k], "sam": inside[k], "before": before[k]}
-        if words := _words(reading, k):
-            states = reading.h_answer[-1, list(words.places)].float().mean(dim=0)
-            maps["words"] = _state_map(reading, states, "words", words.text)
-        yield maps, [found[k] for found in deep]
-
-
-def _words(reading: Reading, k: int) -> OwnWords | None:
-    """The answer's own words for a [SEG]."""
-    return own_words(reading.result.answer, reading.spans, reading.seg_places, k, reading.result.phrases[k])
+def _maps(
+    segmenter: Segmenter, encoded: EncodedImage, reply: Reply, reading: Reading
+) -> Iterator[dict[str, SimilarityMap]]:
+    """Of each [SEG] the maps by name, without those that it does not have."""
+    found = maps_of(segmenter, encoded, reply, reading, words_of(reading))
+    for k in range(len(reading.seg_places)):
+        yield {name: one for name, maps in found.items() if (one := maps[k]) is not None}
 
 
 def _map_found(one: SimilarityMap, target: UInt8[np.ndarray, "H W"] | None) -> MapFound:
     """A map with what it knows of the truth, where there is something to find."""
     return MapFound(one, None if target is None or not (target == 1).any() else scores_of(one.map, target))
-
-
-def _state_map(reading: Reading, state: Float[Tensor, " D"], name: Literal["lmm", "words"], of: str) -> SimilarityMap:
-    """The map of one state of the last layer: s = h . h_img^T."""
-    with full_precision(state.device):
-        scores = sasp.similarity(state[None].float(), reading.h_img[-1].to(state.device).float())[0]
-    side = math.isqrt(len(scores))
-    box = reading.frame.lmm_box if reading.points.alignment == "exact" else None
-    on_image = lmm_frame_map(scores, reading.frame.hw, reading.points.alignment, box)
-    return SimilarityMap(name, reading.num_layers, of, scores.cpu().numpy(), (side, side), on_image)
 
 
 def _nearest(
@@ -334,7 +302,8 @@ def _nearest(
     chances = logits.log_softmax(-1)[:, seg]
     place = int(chances.argmax())
     token = segmenter.processor.decode(reply.answer.ids[place : place + 1])
-    look = _state_map(reading, reading.h_answer[-1, place], "lmm", token)
+    scores = similarity_of(reading.h_answer[-1, place, None], reading.h_img[-1])[0]
+    look = token_map(reading, "lmm", reading.num_layers, token, scores)
     return Nearest(
         place=place,
         token=token,
@@ -344,65 +313,18 @@ def _nearest(
     )
 
 
-# -- masks -------------------------------------------------------------------------------------------------------------
-
-_Masks = dict[str, list[tuple[np.ndarray, Points]]]
-
-
-def _masks(
-    segmenter: Segmenter, encoded: EncodedImage, reply: Reply, reading: Reading, plain: SamModel | None, extremes: int
-) -> _Masks:
-    """By prompt, for each [SEG] its mask and the points in its prompt. Empty for an answer without [SEG]."""
-    count = len(reading.seg_places)
-    if not count:
-        return {}
-    masks: _Masks = {}
-    for prompt in _PROMPTS:
-        result = segmenter.decode(encoded, [reply], prompt=prompt, points=reading.points)[0]
-        drawn = [
-            Points(torch.from_numpy(xy), torch.from_numpy(labels))
-            for xy, labels in zip(result.points_xy, result.point_labels, strict=True)
-        ]
-        masks[prompt] = list(zip(result.masks, drawn, strict=True))
-    masks = {"own": masks[reading.prompt], **masks}
-    if plain is not None:
-        selected = [points for _, points in masks["points"]]
-        masks["plain_points"] = _plain_masks(plain, encoded, selected)
-        masks["plain_extremes"] = _plain_masks(plain, encoded, _extreme_points(reading, extremes))
-    return masks
-
-
-def _plain_masks(plain: SamModel, encoded: EncodedImage, points: Sequence[Points]) -> list[tuple[np.ndarray, Points]]:
-    """What the original SAM makes of points alone."""
-    embeddings = encoded.mask_embeddings
-    placed = [Points(one.xy.to(embeddings.device), one.labels.to(embeddings.device)) for one in points]
-    logits = masks_from_prompts(plain, placed, None, [0] * len(placed), embeddings, [encoded.frame])
-    masks = [(encoded.frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in logits]
-    return list(zip(masks, points, strict=True))
-
-
-def _extreme_points(reading: Reading, count: int) -> list[Points]:
-    """Of each [SEG] the highest cells as positive and the lowest as negative points."""
-    settings = reading.points
-    with full_precision(reading.h_seg.device):
-        found = sasp.select_extremes(
-            torch.from_numpy(reading.result.scores),
-            reading.frame.hw,
-            count=count,
-            alignment=settings.alignment,
-            box=reading.frame.lmm_box if settings.alignment == "exact" else None,
-        )
-    return [Points(xy[valid].float(), labels[valid]) for xy, labels, valid in zip(*found, strict=True)]
-
-
 # -- one [SEG] ---------------------------------------------------------------------------------------------------------
 
 
 def _seg_found(
-    reading: Reading, k: int, maps: _Maps, masks: _Masks, target: UInt8[np.ndarray, "H W"] | None
+    reading: Reading,
+    k: int,
+    named: Mapping[str, SimilarityMap],
+    deep: Sequence[SimilarityMap],
+    own: Mapping[str, Prompted],
+    target: UInt8[np.ndarray, "H W"] | None,
 ) -> SegFound:
-    named, deep = maps
-    own = {kind: one_each[k] for kind, one_each in masks.items()}
+    """The k-th [SEG] of its maps by name, its maps of all layers, and what each prompt makes of it."""
     lmm, sam = named["lmm"].map, named["sam"].map
     alike, ranks = math.nan, math.nan
     if lmm is not None and sam is not None:
@@ -427,7 +349,7 @@ def _seg_found(
             )
             for kind, (mask, points) in own.items()
         },
-        agreement={(a, b): iou(own[a][0], own[b][0]) for a, b in combinations(different, 2)},
+        agreement={(a, b): iou(own[a].mask, own[b].mask) for a, b in combinations(different, 2)},
         spearman=ranks,
         consistency=alike,
     )

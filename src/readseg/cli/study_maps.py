@@ -86,7 +86,8 @@ def _look(
     """What is recorded of every expected mask, from disk where it was measured before."""
     from readseg.analysis.cases import cases_of
     from readseg.analysis.clip import load_clip
-    from readseg.analysis.examine import EXTREMES, Means, examine
+    from readseg.analysis.examine import Means, examine
+    from readseg.analysis.looks import EXTREMES
     from readseg.analysis.plain_sam import plain_sam
     from readseg.analysis.study import look_at
     from readseg.cli.jobs import model_folder
