@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_other_settings_are_an_error(tmp_path: Path, changes: dict[str, Any], me
     assert (tmp_path / RECORDS).read_bytes() == before
 
 
+@pytest.mark.parametrize("change", ["text", "present", "place"])
+def test_other_data_under_the_same_names_are_an_error(tmp_path: Path, change: str) -> None:
+    study(tmp_path, limit=1)
+    before = (tmp_path / RECORDS).read_bytes()
+
+    def page(number: int) -> Page:
+        own = BENCHMARK.page(number)
+        first = {"text": {"text": "the cow"}, "present": {"present": False}, "place": {}}[change]
+        queries = (replace(own.queries[0], **first), *own.queries[1:])
+        return replace(own, queries=queries, place="other.jpg" if change == "place" else own.place)
+
+    with pytest.raises(ReadsegError, match=f"{RECORDS}: .* the data have changed; give another folder"):
+        study(tmp_path, benchmark=Benchmark(**{**vars(BENCHMARK), "page": page}))
+    assert (tmp_path / RECORDS).read_bytes() == before
+
+
 def test_settings_that_are_tuples_are_the_same_when_read_back(tmp_path: Path) -> None:
     study(tmp_path, settings={"thresholds": (0.1, 0.2), 3: None})
     study(tmp_path, settings={"thresholds": [0.1, 0.2], "3": None})
@@ -123,6 +140,7 @@ def test_settings_that_are_tuples_are_the_same_when_read_back(tmp_path: Path) ->
         (2, b"[1, 2]", "line 3: expected a page with its records"),
         (2, b'{"page": "page-1", "records": [3]}', "line 3: expected a page with its records"),
         (2, b"[" * 100_000, "line 3: expected JSON"),
+        (2, b'{"page": "page-0", "records": []}', "line 3: the page 'page-0' occurs twice"),
     ],
 )
 def test_a_damaged_line_is_an_error_and_stays(tmp_path: Path, number: int, line: bytes, message: str) -> None:

@@ -1,20 +1,23 @@
 """A study of a benchmark: every page is looked at once, and what was found is kept, line by line.
 
     {"format": "readseg-analysis-1", "study": "maps", "settings": {...}, "about": {...}}
-    {"page": "scene-500000", "records": [{...}, ...]}
+    {"page": "scene-500000", "asked": "5f0c...", "records": [{...}, ...]}
 
-What `settings` say decides the records: a file is never added to with other ones. A line is written in one piece as
-soon as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done again.
+What `settings` say decides the records: a file is never added to with other ones. `asked` is a digest of the page's
+questions: where the data have changed, what was found before is not passed off as found in them. A line is written in
+one piece as soon as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done
+again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -76,8 +79,8 @@ def look_at(
         progress: show a bar.
 
     Raises:
-        ReadsegError: records of another study or other settings in `folder`, a damaged line, another process writing
-            there, or what `look` raises.
+        ReadsegError: records of another study, other settings or other questions in `folder`, a damaged line, another
+            process writing there, or what `look` raises.
     """
     numbers = chosen(benchmark, limit)
     identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
@@ -90,14 +93,20 @@ def look_at(
     with _opened(folder, head, about) as (known, keep), hidden_parts_told_once(benchmark.name) as listening:
         for number in track(numbers, f"{benchmark.name}: {name}", console=console, disable=quiet, transient=True):
             page_name = benchmark.names[number]
+            page = benchmark[number]
+            asked = _asked(page)
             if page_name not in known:
-                page = benchmark[number]
                 with listening(page):
                     # As they come back from disk: a resumed study is the same study.
                     records = json.loads(json.dumps(list(look(page)), allow_nan=False))
-                keep(page_name, records)
-                known[page_name] = records
-            found[page_name] = known[page_name]
+                known[page_name] = _Kept(records, asked)
+                keep(page_name, known[page_name])
+            elif known[page_name].asked not in (None, asked):
+                raise ReadsegError(
+                    f"{folder}/{RECORDS}: what was found about {page.place} is about other questions than the data now "
+                    "ask: the data have changed; give another folder"
+                )
+            found[page_name] = known[page_name].records
     return Study(name, settings, about, found)
 
 
@@ -108,16 +117,30 @@ def read_study(path: Path) -> Study:
         ReadsegError: no such file, or a line of it, named by its number, is not what it should be.
     """
     head, pages, _ = _parse(path)
-    return Study(head["study"], head["settings"], head["about"], pages)
+    found = {name: kept.records for name, kept in pages.items()}
+    return Study(head["study"], head["settings"], head["about"], found)
+
+
+class _Kept(NamedTuple):
+    """What is kept of a page: its records, and the digest of its questions; None where a line does not tell it."""
+
+    records: Sequence[Record]
+    asked: str | None
+
+
+def _asked(page: Page) -> str:
+    """A digest of a page's questions and of what is known of each before its masks are read."""
+    asked = [(q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in page.queries]
+    return hashlib.sha256(json.dumps([page.place, asked]).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _opened(
     folder: Path | None, head: Mapping[str, Any], about: Mapping[str, Any]
-) -> Iterator[tuple[dict[str, Sequence[Record]], Callable[[str, Sequence[Record]], None]]]:
+) -> Iterator[tuple[dict[str, _Kept], Callable[[str, _Kept], None]]]:
     """What is known of each page, and how to keep what is found of another one."""
     if folder is None:
-        yield {}, lambda page, records: None
+        yield {}, lambda page, kept: None
         return
     path = folder / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,15 +154,15 @@ def _opened(
         file.truncate(length)
         file.seek(length)
 
-        def keep(page: str, records: Sequence[Record]) -> None:
-            file.write(_line({"page": page, "records": list(records)}))
+        def keep(page: str, kept: _Kept) -> None:
+            file.write(_line({"page": page, "asked": kept.asked, "records": list(kept.records)}))
             file.flush()
 
         yield dict(known), keep
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Sequence[Record]], int]:
-    """The head, records by page, and the length in bytes of all complete lines."""
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, _Kept], int]:
+    """The head, what is kept of each page, and the length in bytes of all complete lines."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -155,13 +178,15 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Sequence[Record]], int
     for name, kind in fields.items():
         if not isinstance(head.get(name), kind):
             raise ReadsegError(f"{path}, line 1: {name!r}: expected {kind.__name__}, got {head.get(name)!r:.40}")
-    pages: dict[str, Sequence[Record]] = {}
+    pages: dict[str, _Kept] = {}
     for number, line in enumerate(lines[1:], start=2):
         record = _json(line, path, number)
         page, records = (record.get("page"), record.get("records")) if isinstance(record, dict) else (None, None)
         if not isinstance(page, str) or not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
             raise ReadsegError(f"{path}, line {number}: expected a page with its records; the file is damaged")
-        pages[page] = records
+        if page in pages:
+            raise ReadsegError(f"{path}, line {number}: the page {page!r} occurs twice; the file is damaged")
+        pages[page] = _Kept(records, record.get("asked"))
     return head, pages, len(complete) + 1
 
 
