@@ -68,7 +68,9 @@ def test_settings_of_a_model(loads: list[Any]) -> None:
     }  # fmt: skip
     other = small()
     next(other.model.parameters()).data += 1
-    assert settings_of(other)["weights"] != weights
+    assert settings_of(other, None, {})["weights"] != weights
+    given = settings_of(other, "runs/x/", {"bits": 4, "system": "vicuna_v1", "device": "cpu"})
+    assert (given["model"], given["bits"], given["system"]) == ("runs/x", 4, "vicuna_v1") and "device" not in given
     json.dumps(model.settings, allow_nan=False)
 
 

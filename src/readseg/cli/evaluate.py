@@ -58,11 +58,11 @@ def evaluate(
 
     Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
+    from readseg.cli.jobs import settings_of
     from readseg.errors import ReadsegError
     from readseg.evaluation.benchmarks import SCENES, resolve
     from readseg.evaluation.run import VARIANTS, model_system, run
     from readseg.processes import processes
-    from readseg.training.cache import digest
 
     names = resolve(data, benchmark)
     if protocol == "forced" and SCENES in names:
@@ -74,17 +74,17 @@ def evaluate(
     group = processes()
     if device is None and device_map is None and group.num_processes > 1:
         device = str(group.device)  # each process has its own
-    segmenter = options.load_segmenter(
-        model,
-        device=device,
-        dtype=dtype,
-        bits=bits,
-        device_map=device_map,
-        family=family,
-        vision_tower=vision_tower,
-        system=system,
-        lora_alpha=lora_alpha,
-    )
+    loading = {
+        "device": device,
+        "dtype": dtype,
+        "bits": bits,
+        "device_map": device_map,
+        "family": family,
+        "vision_tower": vision_tower,
+        "system": system,
+        "lora_alpha": lora_alpha,
+    }
+    segmenter = options.load_segmenter(model, **loading)
     prompt, point_config = options.point_options(
         segmenter,
         points,
@@ -97,15 +97,7 @@ def evaluate(
     )
     if group.is_main_process:
         options.tell(segmenter)
-    # The weights too: a model that was trained on must not go on with the predictions of its former self.
-    settings = {
-        "model": "embedded" if model is None else str(Path(model)),  # with a slash behind it is the same
-        "weights": digest([segmenter.model]),
-        "dtype": str(segmenter.model.dtype).removeprefix("torch."),
-        "bits": bits,
-        "system": system,
-        "own_prompt": segmenter.model.config.prompt,
-    }
+    settings = settings_of(segmenter, model, loading)
     own_points = point_config or segmenter.model.config.points
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,7 @@ class LaterModel(Model):
     Args:
         name: as the tables call it, different for each.
         source: folder or hub id; None for the embedded one.
-        load: loads it.
-        settings: what its answers depend on beside its weights.
+        loading: options of `options.load_segmenter`.
         loaded: shared by all models of a job; holds the one that is loaded, by its name.
     """
 
@@ -56,11 +55,10 @@ class LaterModel(Model):
         self,
         name: str,
         source: str | None,
-        load: Callable[[], Segmenter],
-        settings: Mapping[str, Any],
+        loading: Mapping[str, Any],
         loaded: dict[str, Segmenter],
     ) -> None:
-        self.__dict__.update(name=name, source=source, _load=load, _given=settings, _loaded=loaded, _settings=None)
+        self.__dict__.update(name=name, source=source, _loading=loading, _loaded=loaded, _settings=None)
 
     # One for each --model: two are the same only if they are one.
     __eq__ = object.__eq__
@@ -72,17 +70,20 @@ class LaterModel(Model):
     @property
     def segmenter(self) -> Segmenter:
         """The model; loaded where it is not."""
+        from readseg.cli import options
+
         loaded: dict[str, Segmenter] = self.__dict__["_loaded"]
         if self.name not in loaded:
             loaded.clear()
-            loaded[self.name] = self.__dict__["_load"]()
+            loaded[self.name] = options.load_segmenter(self.source, **self.__dict__["_loading"])
+            options.tell(loaded[self.name])
         return loaded[self.name]
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What its answers depend on; the model is loaded for it once."""
         if self.__dict__["_settings"] is None:
-            self.__dict__["_settings"] = {**self.__dict__["_given"], **settings_of(self.segmenter)}
+            self.__dict__["_settings"] = settings_of(self.segmenter, self.source, self.__dict__["_loading"])
         return self.__dict__["_settings"]
 
 
@@ -104,33 +105,41 @@ class Job:
     data: Path | None
 
 
-def settings_of(segmenter: Segmenter) -> dict[str, Any]:
-    """What a model's answers depend on, as JSON values: its weights too, so that a model which was trained on does not
-    go on with what its former self has said.
+def settings_of(segmenter: Segmenter, source: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's answers depend on, as JSON values, the same for every command.
+
+    Its weights too: a model that was trained on must not go on with what its former self has said.
+
+    Args:
+        segmenter: loaded.
+        source: folder or hub id; None for the embedded one.
+        loading: options that it was loaded with.
     """
     from readseg.training.cache import digest
 
     return {
+        "model": EMBEDDED if source is None else str(Path(source)),  # with a slash behind it is the same
         "weights": digest([segmenter.model]),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
+        "bits": loading.get("bits"),
+        "system": loading.get("system"),
         "own_prompt": segmenter.model.config.prompt,
     }
 
 
-def models_of(sources: Sequence[str] | None, *, loading: Mapping[str, Any]) -> list[Model]:
+def models_of(given: Sequence[str] | None, *, loading: Mapping[str, Any]) -> list[Model]:
     """The models of a job, by their options --model: each is there, none is loaded yet.
 
     Args:
-        sources: folders or hub ids, or `EMBEDDED`, which is the default.
+        given: folders or hub ids, or `EMBEDDED`, which is the default.
         loading: options of `options.load_segmenter` for all of them.
 
     Raises:
         ReadsegError: one of them is not there, or is given twice.
     """
-    from readseg.cli import options
     from readseg.weight_files import fetch
 
-    paths = [str(Path(source)) for source in sources or (EMBEDDED,)]  # with a slash behind it is the same
+    paths = [str(Path(source)) for source in given or (EMBEDDED,)]  # with a slash behind it is the same
     for path in paths:
         if paths.count(path) > 1:
             raise ReadsegError(f"--model {path} is given twice: give other ones, or leave one out.")
@@ -138,19 +147,9 @@ def models_of(sources: Sequence[str] | None, *, loading: Mapping[str, Any]) -> l
             fetch(path)  # known before the first of them has worked for hours
     short = [_short_name(path) for path in paths]
     loaded: dict[str, Segmenter] = {}
-    settings = {name: loading.get(name) for name in ("bits", "system")}
-    found: list[Model] = []
-    for path, name in zip(paths, short, strict=True):
-        source = None if path == EMBEDDED else path
-
-        def load(source: str | None = source) -> Segmenter:
-            segmenter = options.load_segmenter(source, **loading)
-            options.tell(segmenter)
-            return segmenter
-
-        unique = name if short.count(name) == 1 else path
-        found.append(LaterModel(unique, source, load, {"model": path, **settings}, loaded))
-    return found
+    names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
+    sources = [None if path == EMBEDDED else path for path in paths]
+    return [LaterModel(name, source, loading, loaded) for name, source in zip(names, sources, strict=True)]
 
 
 def folder_name(name: str) -> str:
