@@ -164,10 +164,11 @@ def test_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
     build(tmp_path / "model")
     picture().save("desk.png")
     words = ("desk.png", "the cat", "--model", "model", "--device", "cpu", "--out", "out", "--layers")
-    assert run(monkeypatch, *words, "--num-points", 3, "--points", "on") == 0
+    assert run(monkeypatch, *words, "--num-points", 3, "--points", "on", "--extremes", 2) == 0
     found = json.loads(Path("out/analysis.json").read_text())
     assert "it is the cat [SEG]." in capsys.readouterr().out and "it is the cat [SEG]." in json.dumps(found)
     assert {"analysis.png", "layers.png"} <= set(contents(Path("out")))
+    assert found["models"][0]["extremes"] == 2
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ def test_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
         (("scenes", "--predictions", "x"), "--predictions: of --study knowledge or --study answers"),
         (("desk.png", "the cup", "--study", "maps"), "--study: of a benchmark, without a QUERY, not of one image"),
         (("desk.png", "the cup", "-n", "3"), "--count: of a benchmark"),
+        (("scenes", "--study", "layers", "--extremes", "3"), "--extremes: of an image with a QUERY or --study maps"),
         (("desk.png", "the cup", "--clip", "x"), "--clip: of --study maps, not of one image"),
         (("scenes", "--out", "desk.png"), "desk.png"),
         (("scenes", "--sam", "nowhere.pth", "-n", "1", "--device", "cpu"), "nowhere.pth"),

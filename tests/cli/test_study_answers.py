@@ -52,15 +52,13 @@ def test_a_sheet_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert colours[0] > 1000 > colours[1]
 
 
-def test_a_sheet_of_scenes_with_a_title(tmp_path: Path) -> None:
+def test_a_sheet_of_scenes(tmp_path: Path) -> None:
     job = Job(scene_benchmark(SceneSet(scenes=2)), [studies.model()], tmp_path, None, None)
-    run(job, count=4, title="A title of ours")
+    run(job, count=4)
     found = rows(tmp_path)
     assert 1 <= len(found) <= 4 and all(row["cells"]["key"].startswith("scene-50000") for row in found)
     assert "the worst answers of tiny, then its best ones" in (tmp_path / "answers.md").read_text(encoding="utf-8")
-    titled = (tmp_path / "answers.png").read_bytes()
-    run(job, count=4)
-    assert titled != (tmp_path / "answers.png").read_bytes()
+    assert drawn(tmp_path).shape[1] == 1200
 
 
 def test_masks_and_refusals_are_told(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ _ASKED = ("image", "maps", "layers")
 # Which work uses an option; who gives it for other work means something that will not happen.
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("--truth", "--answer", "--layers"), ("image",)),
-    "--sam": ("image", "maps"),
-    **dict.fromkeys(("--clip", "--extremes"), ("maps",)),
+    **dict.fromkeys(("--sam", "--extremes"), ("image", "maps")),
+    "--clip": ("maps",),
     "--predictions": ("knowledge", "answers"),
     **dict.fromkeys(("--rows", "--pick", "--seed"), ("answers",)),
     **dict.fromkeys(("--study", "--data", "--protocol", "--count"), _ALL),
@@ -74,6 +74,10 @@ def analyse(
             "beside the model."
         ),
     ] = None,
+    extremes: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many highest and lowest cells prompt that SAM too; 5 by default."),
+    ] = None,
     truth: Annotated[
         list[Path] | None,
         typer.Option(
@@ -116,14 +120,6 @@ def analyse(
     clip: Annotated[
         str | None,
         typer.Option(help="maps: folder or hub id of a CLIP with its text encoder.", rich_help_panel=BENCHMARK),
-    ] = None,
-    extremes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="maps: so many highest and lowest cells prompt the original SAM; 5 by default.",
-            rich_help_panel=BENCHMARK,
-        ),
     ] = None,
     predictions: Annotated[
         list[Path] | None,
@@ -224,6 +220,7 @@ def analyse(
             points=chosen_points,
             answer=answer,
             layers=layers,
+            extremes=extremes,
         )
         return
     benchmark = opened(data, target, protocol, count)

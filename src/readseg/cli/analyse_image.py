@@ -80,6 +80,7 @@ def analyse_image(
     points: PointOptions | None = None,
     answer: str | None = None,
     layers: bool = False,
+    extremes: int | None = None,
 ) -> None:
     """Asks all models, prints tables, and writes the figure and the numbers, each whole or not at all.
 
@@ -93,6 +94,7 @@ def analyse_image(
         points: gives each model its prompt and its settings of points; by default the model's own.
         answer: to give to the models; by default they answer by themselves.
         layers: whether to draw and measure the maps of all layers too.
+        extremes: k of the prompt "plain_extremes"; `looks.EXTREMES` by default.
 
     Raises:
         ReadsegError: as `check_inputs` and `single.examine_image`.
@@ -103,6 +105,7 @@ def analyse_image(
     from rich.console import Console
     from rich.progress import track
 
+    from readseg.analysis.looks import EXTREMES
     from readseg.analysis.plain_sam import plain_sam
     from readseg.analysis.single import ImageFound, examine_image
     from readseg.analysis.single_tables import tables_of
@@ -125,6 +128,7 @@ def analyse_image(
                 answer=answer,
                 prompt=prompt,
                 points=settings,
+                extremes=extremes or EXTREMES,
                 layers=layers,
                 name=model.name,
                 source=model.source,

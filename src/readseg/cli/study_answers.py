@@ -21,7 +21,6 @@ def run(
     count: int = 8,
     pick: Literal["mixed", "worst", "best", "random"] = "mixed",
     seed: int = 0,
-    title: str = "",
 ) -> None:
     """Ask every model, read the predictions, and put the answers to some questions on one sheet.
 
@@ -31,7 +30,6 @@ def run(
         count: rows of the sheet.
         pick: which questions, see `analysis.answers.pick`.
         seed: of "random".
-        title: of the sheet; by default the benchmark's name.
 
     Raises:
         ReadsegError: predictions that do not fit the benchmark, no question that can be shown, or an unknown pick.
@@ -54,7 +52,7 @@ def run(
     sheet = answer_sheet(
         [_line(systems, key, job.data) for key in keys],
         [system.name for system in systems],
-        title=title or table.title,
+        title=table.title,
         note=f"{how}. {table.notes[0]}.",
     )
     finish(job, NAME, [table], {"": sheet})
