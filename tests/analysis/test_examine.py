@@ -23,12 +23,12 @@ from readseg.analysis import examine as module
 from readseg.analysis import looks
 from readseg.analysis.agreement import spearman
 from readseg.analysis.cases import Case, Unit
+from readseg.analysis.clip import clip_map
 from readseg.analysis.examine import Means, examine, map_of, scores_of, words_right
 from readseg.analysis.looks import word_scores
 from readseg.analysis.maps import (
     SimilarityMap,
     before_maps,
-    clip_map,
     layer_maps,
     lmm_maps,
     read_reply,

@@ -13,14 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, SamModel
+from transformers import SamModel
 
 from readseg.analysis.maps import (
     Reading,
     SimilarityMap,
     before_maps,
-    clip_map,
-    clip_scores,
     layer_maps,
     lmm_frame_map,
     lmm_maps,
@@ -36,9 +34,8 @@ from readseg.conversation import Turn, inference_question
 from readseg.errors import ReadsegError
 from readseg.geometry import Frame
 from readseg.prompting import Points, embed_prompts
-from readseg.sasp import full_map
 from readseg.segmenter import Segmenter
-from small import picture, small_model, small_processor, small_tokenizer
+from small import picture, small_model, small_processor
 from tiny_segmenter import ANSWERS, build, load
 
 SIZE = (40, 60)
@@ -359,73 +356,6 @@ def test_a_map_without_points_leaves_the_seg_alone_in_the_decoder() -> None:
 def test_points_alone_have_no_seg_in_the_decoder() -> None:
     with pytest.raises(ReadsegError, match='expected "both" or "seg"'):
         sam_maps(small(), reading_of(prompt="points"))
-
-
-# -- CLIP --------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def small_clip(image_size: int = 24) -> CLIPModel:
-    torch.manual_seed(0)
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = CLIPTextConfig(
-        **layers, vocab_size=len(small_tokenizer()), eos_token_id=small_tokenizer().eos_token_id, projection_dim=8
-    )
-    vision = CLIPVisionConfig(**layers, image_size=image_size, patch_size=8, projection_dim=8)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * 0.3)
-    return model
-
-
-def words(text: str, **_: Any) -> dict[str, Tensor]:
-    """A tokenizer, called as CLIP's."""
-    ids = torch.tensor([[*small_tokenizer().encode(text, add_special_tokens=False), small_tokenizer().eos_token_id]])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-@torch.inference_mode()
-def test_clip_scores_are_cosines_of_text_and_patches() -> None:
-    model, said, pixels = small_clip(), words("red cup"), torch.randn(1, 3, 24, 24)
-    ours = clip_scores(model, said["input_ids"], said["attention_mask"], pixels)
-    states = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
-    patches = model.visual_projection(model.vision_model.post_layernorm(states))[0]
-    text = model.text_projection(model.text_model(**said).pooler_output)
-    torch.testing.assert_close(ours, F.cosine_similarity(text, patches[1:]), **CLOSE)
-    assert ours.shape == (9,)
-    # The class token in the patches' place is CLIP's own score of image and text.
-    whole = model(**said, pixel_values=pixels).logits_per_image[0, 0] / model.logit_scale.exp()
-    torch.testing.assert_close(F.cosine_similarity(text, patches[:1])[0], whole, **CLOSE)
-    other = clip_scores(model, **words("saw"), pixel_values=pixels)
-    assert (ours - other).abs().max() > 0.01
-    torch.testing.assert_close(clip_scores(model, said["input_ids"], None, pixels), ours)
-
-
-@pytest.mark.parametrize("view", ["crop", "letterbox", "stretch"])
-def test_clip_map_sees_what_the_model_sees(view: str) -> None:
-    found = clip_map(small(view), picture(*SIZE), "red cup", small_clip(), words)
-    assert (found.name, found.layer, found.of, found.grid_hw) == ("clip", None, "red cup", (3, 3))
-    frame = Frame(*SIZE, 24, 32, view)
-    expected = full_map(torch.tensor(found.scores)[None], SIZE, box=frame.lmm_box)[0]
-    np.testing.assert_allclose(found.map, expected, **CLOSE)
-    # With a tower of the model's own size, the pixels are the processor's.
-    same = clip_map(small(view), picture(*SIZE), "red cup", small_clip(32), words)
-    pixels = small(view).processor.lmm_pixels(picture(*SIZE))[None]
-    np.testing.assert_allclose(
-        same.scores, clip_scores(small_clip(32), **words("red cup"), pixel_values=pixels), **CLOSE
-    )
-
-
-def test_a_vision_tower_alone_is_not_available() -> None:
-    tower = small().model.lmm.model.vision_tower
-    message = "not available: it needs a transformers CLIPModel.*got CLIPVisionModel.*without a text encoder"
-    with pytest.raises(ReadsegError, match=message):
-        clip_map(small(), picture(*SIZE), "red cup", tower, words)
-    with pytest.raises(ReadsegError, match="got NoneType"):
-        clip_map(small(), picture(*SIZE), "red cup", None, words)
-    with pytest.raises(ReadsegError, match="one text and one image; got 1 and 2"):
-        clip_scores(small_clip(), **words("a"), pixel_values=torch.zeros(2, 3, 24, 24))
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------

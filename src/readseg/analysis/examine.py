@@ -23,8 +23,9 @@ from transformers import CLIPModel, SamModel
 from readseg import sasp
 from readseg.analysis.agreement import consistency, localisation
 from readseg.analysis.cases import Case, Unit
+from readseg.analysis.clip import clip_map
 from readseg.analysis.looks import EXTREMES, Mask, maps_of, on_image, prompted, word_scores, words_of
-from readseg.analysis.maps import Reading, SimilarityMap, clip_map, read_reply
+from readseg.analysis.maps import Reading, SimilarityMap, read_reply
 from readseg.analysis.measures import Counts, Drawn, Grid, MapScores, Measured, iou_of
 from readseg.analysis.own_words import OwnWords, names
 from readseg.analysis.thresholds import search_thresholds
@@ -51,7 +52,7 @@ class Means:
         prompt: the model's own prompt; its configured one where left out.
         points: settings of points; the configured ones where left out.
         plain: the original SAM (`plain_sam.plain_sam`); its prompts are left out without it.
-        clip: a CLIPModel and its tokenizer (see `maps.clip_map`); its map is left out without them.
+        clip: a CLIPModel and its tokenizer (see `clip.clip_map`); its map is left out without them.
         extremes: k, so many highest cells and lowest ones make the prompt "plain_extremes".
     """
 
