@@ -15,7 +15,6 @@ from readseg.analysis.knowledge import (
     SEEN,
     SHORT,
     UNSEEN,
-    difference,
     drop,
     knowledge_tables,
     parts_of,
@@ -23,7 +22,7 @@ from readseg.analysis.knowledge import (
 from readseg.analysis.systems import Answered
 from readseg.analysis.tables import Table, to_json, to_markdown
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate, estimate
+from readseg.evaluation.metrics import Estimate
 from readseg.evaluation.outcomes import Outcome, Result
 
 PARTS = {NAMING: ("scenes", "category"), SEEN: ("scenes", "reasoning"), UNSEEN: ("descriptions", "reasoning")}
@@ -98,23 +97,6 @@ def test_all_numbers_of_the_tables() -> None:
         assert "whole images" in to_markdown(table)
 
 
-def test_a_difference_is_paired_and_drawn_by_image() -> None:
-    found = outcomes(0.7, seed=2)
-    same = difference(found, found)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
-    # One mask each: the mean of the differences of single masks, as `estimate` has it.
-    one = [o for o in outcomes(0.9, seed=3) if len(o.unions) == 1 and o.present]
-    other = [o for o in outcomes(0.4, seed=3) if len(o.unions) == 1 and o.present]
-    gaps = [
-        a.intersections[0] / (a.unions[0] + 1e-5) - b.intersections[0] / (b.unions[0] + 1e-5)
-        for a, b in zip(one, other, strict=True)
-    ]
-    expected, got = estimate(gaps, groups=[o.image for o in one]), difference(one, other)
-    assert (got.value, got.low, got.high, got.count) == pytest.approx(
-        (expected.value, expected.low, expected.high, expected.count)
-    )
-
-
 def test_a_drop_to_itself_is_nothing() -> None:
     found = outcomes(0.6)
     nothing = drop(found, lambda o: o.kind == "reasoning", lambda o: o.kind == "reasoning")
@@ -139,5 +121,3 @@ def test_wrong_questions_are_named() -> None:
     found = outcomes(0.5)
     with pytest.raises(ReadsegError, match="scenes: no question that names or describes a thing"):
         parts_of("scenes", [o for o in found if o.kind == "colour"])
-    with pytest.raises(ReadsegError, match="same questions in the same order"):
-        difference(found, found[::-1])

@@ -21,15 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
-from readseg.analysis import bootstrap
 from readseg.config import PointConfig, Prompt, ReadConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
-from readseg.evaluation.metrics import Estimate, mask_ious
-from readseg.evaluation.outcomes import Outcome, Result
+from readseg.evaluation.outcomes import Result
 from readseg.evaluation.run import model_system, run
 from readseg.replies import EncodedImage, Reply
 from readseg.segmentation import Segmentation
@@ -260,29 +257,6 @@ def ablate(
     return Ablated(name, segmenter.model.config, tuple(variants), results)
 
 
-def difference(one: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[Estimate, Estimate]:
-    """How far the gIoU and the cIoU of `one` lie above those of `other`, over the same questions.
-
-    Paired: images are drawn with replacement, and both scores of a draw are over the same images, so that what makes
-    an image hard for both does not widen the interval. Only true premises count.
-
-        gIoU: sum_m IoU_m / M - sum_m IoU'_m / M'      cIoU: sum I / sum U - sum I' / sum U'
-
-    Where both say the same words, M = M' and the first is the mean of the differences of single masks.
-
-    Raises:
-        ReadsegError: they are not about the same questions.
-    """
-    if [outcome.key for outcome in one] != [outcome.key for outcome in other]:
-        raise ReadsegError("difference: expected outcomes of the same questions in the same order")
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.present]
-    images, count = [a.image for a, _ in pairs], sum(len(a.unions) for a, _ in pairs)
-    ious = np.array([[*_iou(a), *_iou(b)] for a, b in pairs]).reshape(-1, 4)
-    areas = np.array([[sum(a.intersections), sum(a.unions), sum(b.intersections), sum(b.unions)] for a, b in pairs])
-    giou = bootstrap.of_sums(ious, _gap, groups=images, count=count)
-    return giou, bootstrap.of_sums(areas.reshape(-1, 4).astype(float), _gap, groups=images, count=count)
-
-
 def cells(config: ReadConfig, points: PointConfig) -> int:
     """How many cells of the token grid a point can come from: (n // downsample)^2, fewer where some lie outside."""
     return (math.isqrt(config.num_image_tokens) // points.downsample) ** 2
@@ -316,13 +290,3 @@ def _with_own(config: ReadConfig, variants: Sequence[Variant]) -> tuple[Variant,
         name = describe(config, config.prompt, config.points)
         return (Variant(name, "own", config.prompt, config.points, own=True), *variants)
     return tuple(dataclasses.replace(v, own=True) if k == place else v for k, v in enumerate(variants))
-
-
-def _iou(outcome: Outcome) -> tuple[float, float]:
-    """The sum of a question's IoU, and over how many masks."""
-    return float(mask_ious(outcome.intersections, outcome.unions).sum()), float(len(outcome.unions))
-
-
-def _gap(sums: np.ndarray) -> np.ndarray:
-    """How far one ratio of sums lies above another: (R, 4) -> (R,)."""
-    return sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]

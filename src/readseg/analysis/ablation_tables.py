@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from readseg.analysis.ablation import PROMPTED, TRAINED, Ablated, Ablation, Variant, cells, describe, difference
+from readseg.analysis.ablation import PROMPTED, TRAINED, Ablated, Ablation, Variant, cells, describe
+from readseg.analysis.bootstrap import difference
 from readseg.analysis.tables import Cell, Row, Table
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.predictions import Prediction

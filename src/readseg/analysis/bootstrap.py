@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate
+from readseg.evaluation.metrics import Estimate, mask_ious
+from readseg.evaluation.outcomes import Outcome
 
 _TOGETHER = 4_000_000  # weights that are held at once
 
@@ -87,6 +88,29 @@ def of_weights(
     return _estimate(value, np.concatenate(parts), len(groups), level)
 
 
+def difference(one: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[Estimate, Estimate]:
+    """How far the gIoU and the cIoU of `one` lie above those of `other`, over the same questions.
+
+    Paired: images are drawn with replacement, and both scores of a draw are over the same images, so that what makes
+    an image hard for both does not widen the interval. Only true premises count.
+
+        gIoU: sum_m IoU_m / M - sum_m IoU'_m / M'      cIoU: sum I / sum U - sum I' / sum U'
+
+    Where both say the same words, M = M' and the first is the mean of the differences of single masks.
+
+    Raises:
+        ReadsegError: they are not about the same questions.
+    """
+    if [outcome.key for outcome in one] != [outcome.key for outcome in other]:
+        raise ReadsegError("difference: expected outcomes of the same questions in the same order")
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.present]
+    images, count = [a.image for a, _ in pairs], sum(len(a.unions) for a, _ in pairs)
+    ious = np.array([[*_iou(a), *_iou(b)] for a, b in pairs]).reshape(-1, 4)
+    areas = np.array([[sum(a.intersections), sum(a.unions), sum(b.intersections), sum(b.unions)] for a, b in pairs])
+    giou = of_sums(ious, _gap, groups=images, count=count)
+    return giou, of_sums(areas.reshape(-1, 4).astype(float), _gap, groups=images, count=count)
+
+
 def _places(groups: Sequence[Hashable], count: int) -> tuple[Int[np.ndarray, " M"], int]:
     """The number of each question's group, in order of appearance, and how many groups there are."""
     if len(groups) != count:
@@ -107,3 +131,13 @@ def _estimate(value: float, drawn: Float[np.ndarray, " R"], count: int, level: f
         return Estimate(math.nan, math.nan, math.nan, 0)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), count)
+
+
+def _iou(outcome: Outcome) -> tuple[float, float]:
+    """The sum of a question's IoU, and over how many masks."""
+    return float(mask_ious(outcome.intersections, outcome.unions).sum()), float(len(outcome.unions))
+
+
+def _gap(sums: np.ndarray) -> np.ndarray:
+    """How far one ratio of sums lies above another: (R, 4) -> (R,)."""
+    return sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]

@@ -19,7 +19,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-from readseg.analysis.bootstrap import of_sums
+from readseg.analysis.bootstrap import difference, of_sums
 from readseg.analysis.systems import Answered
 from readseg.analysis.tables import Cell, Row, Table
 from readseg.errors import ReadsegError
@@ -87,22 +87,6 @@ def knowledge_tables(benchmark: str, protocol: str, systems: Sequence[Answered],
     return tables
 
 
-def difference(one: Sequence[Outcome], other: Sequence[Outcome]) -> Estimate:
-    """How far the gIoU of one system lies above that of another, over true premises of the same questions; paired.
-
-    Args:
-        one: outcomes of a system.
-        other: of another, about the same questions in the same order.
-
-    Raises:
-        ReadsegError: they are not about the same questions.
-    """
-    if [outcome.key for outcome in one] != [outcome.key for outcome in other]:
-        raise ReadsegError("difference: expected outcomes of the same questions in the same order")
-    terms = np.concatenate([_terms(one, lambda _: True), _terms(other, lambda _: True)], axis=1)
-    return of_sums(terms, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3], groups=_images(one), count=_true(one))
-
-
 def drop(outcomes: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
     """How far a system's gIoU falls from the questions of one part to those of another.
 
@@ -158,7 +142,7 @@ def _differences(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[An
     rows = []
     for part, asks in parts.items():
         cells = {
-            name: difference([o for o in one if asks(o)], [o for o in other if asks(o)])
+            name: difference([o for o in one if asks(o)], [o for o in other if asks(o)])[0]
             for name, (one, other) in pairs.items()
         }
         rows.append(Row(part, cells))
