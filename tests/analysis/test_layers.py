@@ -93,7 +93,14 @@ def test_round_trip() -> None:
         assert Layered.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
 
 
-@pytest.mark.parametrize("change", [{"layers": [3]}, {"layers": None}, {"unit": "x"}, {"layers": [{"counts": [2, 1]}]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"layers": [3]}, {"layers": None}, {"layers": [{"counts": [2, 1]}]}),
+        {"layers": [{"counts": [1, 2], "threshold": 10**400}]},
+        *({"unit": "x"}, {"unit": 0.5}, {"segs": -1}, {"wanted": float("inf")}, {"key": None}, {"image": 3}),
+    ],
+)
 def test_a_damaged_record_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ReadsegError, match="expected what a study of layers measures"):
         Layered.from_json(found()[0].to_json() | change)

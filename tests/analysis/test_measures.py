@@ -84,6 +84,7 @@ def test_levels_of_a_grid() -> None:
         ("points", [[1, 2]]),
         ("points", [[1, 2, 3]]),
         ("points", [["1", 2, 1]]),
+        ("points", [[10**400, 2, 1]]),
         ("grids", {"lmm": [{"hw": [2, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
         ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
         ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "?"}]}),

@@ -288,7 +288,8 @@ def test_there_must_be_something_to_decide(data: Path) -> None:
 def test_wrong_records_are_named() -> None:
     (record,) = records_of(studies.segmenter(), studies.benchmark([[(studies.CAT, False, [])]]))
     good = record.to_json()
-    changes = ({"key": 3}, {"said": "yes"}, {"scores": {}}, {"drawn": [[1]]}, {"tags": [1]}, {"scores": None})
+    large = {"scores": {**good["scores"], "p_seg": 10**400}}
+    changes = ({"key": 3}, {"said": "yes"}, {"scores": {}}, {"drawn": [[1]]}, {"tags": [1]}, {"scores": None}, large)
     for change in changes:
         with pytest.raises(ReadsegError, match="record"):
             Considered.from_json(good | change)

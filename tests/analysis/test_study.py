@@ -155,6 +155,20 @@ def test_a_damaged_line_is_an_error_and_stays(tmp_path: Path, number: int, line:
     assert path.read_bytes() == b"".join(lines)
 
 
+def test_a_record_that_is_not_what_was_measured_is_an_error(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    path = tmp_path / RECORDS
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"page-2/0"', b'"page-2/8"'))
+    assert path.read_bytes() != content
+    with pytest.raises(ReadsegError, match=f"{RECORDS}, line 4: the records of the page 'page-2' are not what was"):
+        study(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3] + lines[4:]))
+    seen: list[str] = []
+    assert study(tmp_path, seen) == found and seen == ["page-2"], "as the error says"
+
+
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ReadsegError, match="cannot be read"):
         read_study(tmp_path / RECORDS)

@@ -72,10 +72,15 @@ class Layered:
             ReadsegError: it is not what a study of layers records.
         """
         try:
-            numbers = {name: int(record[name]) for name in ("unit", "segs", "wanted", "counted")}
+            numbers = {name: record[name] for name in ("unit", "segs", "wanted", "counted")}
+            texts = {name: record[name] for name in ("key", "image")}
+            if not all(type(value) is int and value >= 0 for value in numbers.values()):
+                raise ValueError
+            if not all(isinstance(value, str) for value in texts.values()):
+                raise ValueError
             layers = [None if value is None else MapScores.from_json(value) for value in record["layers"]]
-            return cls(key=str(record["key"]), image=str(record["image"]), layers=tuple(layers), **numbers)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**texts, **numbers, layers=tuple(layers))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ReadsegError(
                 f"expected what a study of layers measures, got {record!r:.60}: the record is damaged or of another "
                 "version"

@@ -240,7 +240,7 @@ class Measured:
         for one in fields(cls):
             try:
                 values[one.name] = _READ[one.name](record[one.name])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 found = repr(record[one.name])[:60] if one.name in record else "nothing"
                 raise ReadsegError(
                     f"{one.name!r}: expected what a study of maps measures there, got {found}: the record is damaged "

@@ -115,7 +115,7 @@ class Considered:
                 drawn=drawn,
                 refused=refused,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ReadsegError(f"expected the record of a question of this study, got {dict(record)!r:.80}") from error
         texts = (found.key, found.image, found.section, found.kind, *found.tags)
         decisions = (found.present, found.said, found.finished)

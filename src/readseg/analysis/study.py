@@ -1,12 +1,12 @@
 """A study of a benchmark: every page is looked at once, and what was found is kept, line by line.
 
     {"format": "readseg-analysis-1", "study": "maps", "settings": {...}, "about": {...}}
-    {"page": "scene-500000", "asked": "5f0c...", "records": [{...}, ...]}
+    {"page": "scene-500000", "asked": "5f0c...", "sum": "91d2...", "records": [{...}, ...]}
 
 What `settings` say decides the records: a file is never added to with other ones. `asked` is a digest of the page's
-questions: where the data have changed, what was found before is not passed off as found in them. A line is written in
-one piece as soon as its page is done; after a kill only the last one can be incomplete, it is cut off and its page done
-again.
+questions: where the data have changed, what was found before is not passed off as found in them. `sum` is one of the
+records: a number that was damaged on the disk is not passed off as measured. A line is written in one piece as soon as
+its page is done; after a kill only the last one can be incomplete, it is cut off and its page done again.
 """
 
 from __future__ import annotations
@@ -131,7 +131,11 @@ class _Kept(NamedTuple):
 def _asked(page: Page) -> str:
     """A digest of a page's questions and of what is known of each before its masks are read."""
     asked = [(q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in page.queries]
-    return hashlib.sha256(json.dumps([page.place, asked]).encode()).hexdigest()[:16]
+    return _digest([page.place, asked])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -155,7 +159,8 @@ def _opened(
         file.seek(length)
 
         def keep(page: str, kept: _Kept) -> None:
-            file.write(_line({"page": page, "asked": kept.asked, "records": list(kept.records)}))
+            records = list(kept.records)
+            file.write(_line({"page": page, "asked": kept.asked, "sum": _digest(records), "records": records}))
             file.flush()
 
         yield dict(known), keep
@@ -184,6 +189,11 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, _Kept], int]:
         page, records = (record.get("page"), record.get("records")) if isinstance(record, dict) else (None, None)
         if not isinstance(page, str) or not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
             raise ReadsegError(f"{path}, line {number}: expected a page with its records; the file is damaged")
+        if record.get("sum") not in (None, _digest(records)):
+            raise ReadsegError(
+                f"{path}, line {number}: the records of the page {page!r:.80} are not what was measured: the file is "
+                "damaged; without this line the page is done again"
+            )
         if page in pages:
             raise ReadsegError(f"{path}, line {number}: the page {page!r} occurs twice; the file is damaged")
         pages[page] = _Kept(records, record.get("asked"))
