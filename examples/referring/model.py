@@ -44,6 +44,7 @@ from transformers import (
 
 from readseg import sasp
 from readseg.config import PointConfig
+from readseg.conversation import writable
 from readseg.geometry import Frame
 from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
 
@@ -127,7 +128,8 @@ def build_cnn(config: ReferringConfig) -> ResNetBackbone:
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     """Ids of a question's words, without special tokens; what looks like one in a question is text."""
-    return list(tokenizer(question.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    text = writable(question.strip())
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 class Packed(NamedTuple):

@@ -19,8 +19,10 @@ from pathlib import Path
 from answering import HEADS, Head, Reference, load, scene_system
 from PIL import Image
 
+from readseg.analysis.systems import Answered, aligned, left_out, read_systems
+from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
-from readseg.evaluation.outcomes import Result, read_result, result_of
+from readseg.evaluation.outcomes import Result, result_of
 from readseg.evaluation.report import COLUMNS, breakdown, label
 from readseg.evaluation.run import Answers, System, run
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
@@ -39,36 +41,44 @@ def evaluate_referring(
         out: gets the predictions, how sure the model was, and the comparison.
         count: number of scenes.
         head: one head only.
-        beside: predictions of other models about the same questions.
+        beside: predictions of other models about the same scenes, or folders that hold some.
 
     Returns:
         Results as scenes are scored, and the comparison as Markdown.
 
     Raises:
-        ReadsegError: there is no such model, predictions of another one in `out`, or a file cannot be read.
+        ReadsegError: there is no such model, predictions of another one in `out`, a file cannot be read, or `beside` is
+            not about these scenes.
     """
-    others = [read_result(path) for path in beside]
-    referring = load(folder)
     benchmark = scene_benchmark(SceneSet(scenes=count))
+    others = read_systems(beside, benchmark)
+    referring = load(folder)
+    _end_half_line(out / "presence.jsonl")
     results: list[Result] = []
     for name in HEADS if head is None else (head,):
         system = _noting(scene_system(referring, name, "referring"), out / "presence.jsonl")
         results += run([system], benchmark, folder=out / name, progress=True).values()
     keys = [outcome.key for outcome in results[0].outcomes]
     _tidy(out / "presence.jsonl", keys)
-    text = compare([*results, *(_of_questions(other, keys) for other in others)])
+    asked = [*(Answered(label(result), result, str(out)) for result in results), *others]
+    systems = aligned(asked)
+    text = "\n".join([compare(systems), *(f"- {note}.\n" for note in left_out(asked, systems))])
     with whole(out / "comparison.md") as place:
         place.write_text(text, encoding="utf-8")
     return results, text
 
 
-def compare(results: Sequence[Result]) -> str:
+def compare(systems: Sequence[Answered]) -> str:
     """Markdown tables of systems side by side, by kind of question: each answer's masks as one, all targets as one.
 
     Scores are followed by their 95% intervals, which draw whole images.
+
+    Args:
+        systems: of `aligned`: all about the same questions.
     """
-    tables = [breakdown(result_of({**r.settings, "match": "union"}, r.about, r.predictions).outcomes) for r in results]
-    names = [label(result) for result in results]
+    found = [system.result for system in systems]
+    tables = [breakdown(result_of({**r.settings, "match": "union"}, r.about, r.predictions).outcomes) for r in found]
+    names = [system.name for system in systems]
     parts = []
     for column in _COMPARED:
         lines = [
@@ -81,13 +91,6 @@ def compare(results: Sequence[Result]) -> str:
                 lines.append(f"| {rows[0].name} | {scores[0].count} | {' | '.join(map(str, scores))} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def _of_questions(result: Result, keys: Sequence[str]) -> Result:
-    """Another model's result on these questions only."""
-    wanted = set(keys)
-    kept = [p for p in result.predictions if p.key in wanted]
-    return result_of(result.settings, result.about, kept)
 
 
 def _noting(system: System, path: Path) -> System:
@@ -105,15 +108,26 @@ def _noting(system: System, path: Path) -> System:
     return replace(system, answer=answer)
 
 
+def _end_half_line(path: Path) -> None:
+    """What a kill left of a line must not swallow the line that is written next."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")
+
+
 def _tidy(path: Path, keys: Sequence[str]) -> None:
     """Each question once, in the benchmark's order; both heads, and a run that goes on, write it again."""
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:  # the last line before a kill
+            found[str(record["key"])] = {"key": record["key"], "presence": float(record["presence"])}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # the last line before a kill
             continue
-        found[record["key"]] = record
+    if lost := [key for key in keys if key not in found]:
+        raise ReadsegError(
+            f"{path}: damaged: it does not say how sure the model is of {len(lost)} questions that were asked before, "
+            f"such as {lost[0]}; give another folder"
+        )
     with whole(path) as place:
-        lines = [json.dumps(found[key]) + "\n" for key in keys if key in found]
-        place.write_text("".join(lines), encoding="utf-8")
+        place.write_text("".join(json.dumps(found[key]) + "\n" for key in keys), encoding="utf-8")

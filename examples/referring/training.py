@@ -90,7 +90,7 @@ def _sizes(vocabulary: int, image_size: int, changes: Sequence[str]) -> Referrin
             raise ReadsegError(f"--size {change!r}: expected numbers from 1 on")
         values[name] = numbers[0] if len(numbers) == 1 else numbers
     names = ReferringConfig(vocabulary).to_dict().keys() - _GIVEN
-    if unknown := sorted(values.keys() - names - _GIVEN):
+    if unknown := sorted(values.keys() - names):
         raise ReadsegError(f"--size: there is no {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
     try:
         return ReferringConfig.from_dict(values | {"vocabulary": vocabulary, "image_size": image_size})

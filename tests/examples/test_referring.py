@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import read_result
 from readseg.geometry import Frame
 from readseg.loading import load_model
@@ -333,3 +334,60 @@ def test_bad_input_is_one_line(
         said = capsys.readouterr().err
         assert told in said and said.count("\n") == 1, (words, said)
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "cut", "told"),
+    [(b'{"key": "scene-5', b"", None), (b"[]\n5\n{}\n\xff\n", b"", None), (b"", b"scene-500000/0", "damaged")],
+)
+def test_presence_that_a_kill_damaged(
+    parts: dict[str, ModuleType], tmp_path: Path, head: bytes, cut: bytes, told: str | None
+) -> None:
+    scoring, path, keys = parts["scoring"], tmp_path / "presence.jsonl", ["scene-500000/0", "scene-500000/1"]
+    lines = b"".join(json.dumps({"key": key, "presence": 0.25}).encode() + b"\n" for key in keys)
+    path.write_bytes(head)
+    scoring._end_half_line(path)
+    with path.open("ab") as stream:
+        stream.write(lines.replace(cut, b"other") if cut else lines)
+    if told is None:
+        scoring._tidy(path, keys)
+        assert path.read_bytes() == lines
+        return
+    before = path.read_bytes()
+    with pytest.raises(ReadsegError, match=f"{told}: it does not say .* 1 questions .*, such as scene-500000/0"):
+        scoring._tidy(path, keys)
+    assert path.read_bytes() == before
+
+
+def test_what_stands_beside_it_answers_the_same_questions(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", "--model", trained / "model", "--head", "sam")
+    assert run(monkeypatch, *words, "--out", tmp_path / "few", "-n", 1) == 0
+    few = tmp_path / "few" / "sam" / "predictions.jsonl"
+    assert run(monkeypatch, *words, "--out", tmp_path / "all", "-n", 2, "--beside", few) == 0
+    text = (tmp_path / "all" / "comparison.md").read_text()
+    count = len(read_result(few).predictions)
+    assert len(read_result(tmp_path / "all" / "sam" / "predictions.jsonl").predictions) > count
+    kinds = [line.split("|") for line in text.splitlines() if line.startswith("| new scenes")]
+    assert kinds and all(cells[3] == cells[4] for cells in kinds), "over the questions that both were asked"
+    assert "not all systems were asked are left out: 6 of" in text
+    lines = few.read_text().splitlines(keepends=True)
+    other = json.loads(lines[1])
+    few.write_text("".join([lines[0], json.dumps(other | {"question": "the cow"}) + "\n", *lines[2:]]))
+    capsys.readouterr()
+    assert run(monkeypatch, *words, "--out", tmp_path / "all", "-n", 2, "--beside", few) == 2
+    told = capsys.readouterr().err
+    assert "its question is not that of" in told and told.count("\n") == 1
+
+
+def test_a_size_that_is_given_is_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "train", "--out", tmp_path / "run", "--size", "vocabulary=5") == 2
+    assert "there is no 'vocabulary'" in capsys.readouterr().err
+
+
+def test_a_question_of_no_unicode_is_asked(parts: dict[str, ModuleType]) -> None:
+    ids = parts["model"].question_ids
+    assert ids(small_tokenizer(), "the \udc80 cat") == ids(small_tokenizer(), "the ? cat")
