@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from readseg import losses
-from readseg.data.scenes.classes import TINTS, TRAINED
 from readseg.masks import union
 from readseg.processor import ReadProcessor
 from readseg.prompting import Points, full_precision
@@ -25,7 +24,7 @@ from readseg.training.cache import cached, digest
 from readseg.training.config import ReadStageConfig, VisionStageConfig
 from readseg.training.initialise import initialise
 from readseg.training.read_stage import SIGHT, draw_lesson, what_cells_show
-from readseg.training.stages import cell_coverage, scene_of, under_cells
+from readseg.training.stages import cell_coverage, vision_batch, vision_heads, vision_losses
 
 
 class CnnStage(nn.Module):
@@ -42,13 +41,7 @@ class CnnStage(nn.Module):
         torch.manual_seed(seed)
         self.cnn = build_cnn(sizes)
         width, self.grid = sizes.channels[-1], sizes.grid
-        self.heads = nn.ModuleDict(
-            {
-                "name": nn.Linear(width, 1 + len(TRAINED)),
-                "tint": nn.Linear(width, 1 + len(TINTS)),
-                "box": nn.Linear(width, 4),
-            }
-        )
+        self.heads = vision_heads(width)
         places = (torch.arange(self.grid) + 0.5) / self.grid
         rows, columns = torch.meshgrid(places, places, indexing="ij")
         centres = torch.stack([columns, rows], dim=-1).flatten(0, 1)
@@ -61,43 +54,14 @@ class CnnStage(nn.Module):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes with what lies under each cell: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
-        count = self.options.images_per_step
-        first = self.options.first_seed + (step * world + rank) * count
-        pixels, names, tints, boxes = [], [], [], []
-        for seed in range(first, first + count):
-            scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
-            pixels.append(self.processor.lmm_pixels(Image.fromarray(drawn.image)))
-            under = under_cells(scene, drawn, self.grid)
-            names.append(under["names"])
-            tints.append(under["tints"])
-            boxes.append(drawn.boxes[under["front"]].astype(np.float32))
-        return {
-            "pixels": torch.stack(pixels),
-            "names": torch.from_numpy(np.stack(names)),
-            "tints": torch.from_numpy(np.stack(tints)),
-            "boxes": torch.from_numpy(np.stack(boxes)),
-        }
+        first = self.options.first_seed + (step * world + rank) * self.options.images_per_step
+        return vision_batch(self.processor, range(first, first + self.options.images_per_step), self.grid)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss, and the accuracy of class and tint over the cells that show a thing."""
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
         states = self.cnn(pixels).feature_maps[-1].flatten(2).transpose(1, 2)
-        names, tints = batch["names"].flatten(), batch["tints"].flatten()
-        name_logits = self.heads["name"](states).flatten(0, 1).float()
-        tint_logits = self.heads["tint"](states).flatten(0, 1).float()
-        boxes = (self.heads["box"](states).float() + self.centres).flatten(0, 1)
-        on = tints >= 0
-        weight = torch.ones(name_logits.shape[1], device=states.device)
-        weight[0] = 0.2
-        name_loss = F.cross_entropy(name_logits, names, weight=weight)
-        tint_loss = F.cross_entropy(tint_logits, tints)
-        box_loss = F.l1_loss(boxes[on], batch["boxes"].flatten(0, 1)[on])
-        return {
-            "loss": name_loss + 0.5 * tint_loss + 2.0 * box_loss,
-            "name_accuracy": (name_logits[on].argmax(1) == names[on]).float().mean(),
-            "tint_accuracy": (tint_logits[on].argmax(1) == tints[on]).float().mean(),
-            "box_error": box_loss.detach(),
-        }
+        return vision_losses(self.heads, states, batch, self.centres)
 
 
 class FusionStage(nn.Module):

@@ -5,6 +5,8 @@ Both draw their scenes from the step's number, so a batch is a function of the s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import torch
@@ -56,6 +58,68 @@ def under_cells(scene: Scene, drawn: Rendered, side: int) -> dict[str, np.ndarra
     }
 
 
+def vision_heads(width: int) -> nn.ModuleDict:
+    """Linear layers on the states (B, N, width) of patches or cells: ``name``, ``tint`` and ``box``."""
+    return nn.ModuleDict(
+        {
+            "name": nn.Linear(width, 1 + len(TRAINED)),
+            "tint": nn.Linear(width, 1 + len(TINTS)),
+            "box": nn.Linear(width, 4),
+        }
+    )
+
+
+def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> dict[str, Tensor]:
+    """Scenes with what lies under each of the N cells of a side x side grid, one scene for each seed.
+
+    Returns:
+        ``pixels`` (B, 3, s, s), ``names``, ``tints`` (B, N) as `under_cells` numbers them, ``boxes`` (B, N, 4).
+    """
+    pixels, names, tints, boxes = [], [], [], []
+    for seed in seeds:
+        scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
+        pixels.append(processor.lmm_pixels(Image.fromarray(drawn.image)))
+        under = under_cells(scene, drawn, side)
+        names.append(under["names"])
+        tints.append(under["tints"])
+        boxes.append(drawn.boxes[under["front"]].astype(np.float32))
+    return {
+        "pixels": torch.stack(pixels),
+        "names": torch.from_numpy(np.stack(names)),
+        "tints": torch.from_numpy(np.stack(tints)),
+        "boxes": torch.from_numpy(np.stack(boxes)),
+    }
+
+
+def vision_losses(
+    heads: nn.ModuleDict, states: Tensor, batch: dict[str, Tensor], centres: Tensor | float = 0.0
+) -> dict[str, Tensor]:
+    """The loss of `VisionStage`, and the accuracy of class and tint over the cells that show a thing.
+
+    Args:
+        heads: of `vision_heads`.
+        states: (B, N, width).
+        batch: of `vision_batch`.
+        centres: (N, 4), added to the boxes that are told.
+    """
+    names, tints = batch["names"].flatten(), batch["tints"].flatten()
+    name_logits = heads["name"](states).flatten(0, 1).float()
+    tint_logits = heads["tint"](states).flatten(0, 1).float()
+    boxes = (heads["box"](states).float() + centres).flatten(0, 1)
+    on = tints >= 0
+    weight = torch.ones(name_logits.shape[1], device=states.device)
+    weight[0] = 0.2
+    name_loss = F.cross_entropy(name_logits, names, weight=weight)
+    tint_loss = F.cross_entropy(tint_logits, tints)
+    box_loss = F.l1_loss(boxes[on], batch["boxes"].flatten(0, 1)[on])
+    return {
+        "loss": name_loss + 0.5 * tint_loss + 2.0 * box_loss,
+        "name_accuracy": (name_logits[on].argmax(1) == names[on]).float().mean(),
+        "tint_accuracy": (tint_logits[on].argmax(1) == tints[on]).float().mean(),
+        "box_error": box_loss.detach(),
+    }
+
+
 class VisionStage(nn.Module):
     """Stage 1. Each of the N patches says what it shows: class, tint, and the thing's box.
 
@@ -71,13 +135,7 @@ class VisionStage(nn.Module):
         vision = processor.config.lmm_config.vision_config
         self.tower = CLIPVisionModel._from_config(vision, attn_implementation="eager")
         width = vision.hidden_size
-        self.heads = nn.ModuleDict(
-            {
-                "name": nn.Linear(width, 1 + len(TRAINED)),
-                "tint": nn.Linear(width, 1 + len(TINTS)),
-                "box": nn.Linear(width, 4),
-            }
-        )
+        self.heads = vision_heads(width)
         initialise(self)
         self.grid = vision.image_size // vision.patch_size
         self.processor, self.options = processor, options
@@ -88,41 +146,12 @@ class VisionStage(nn.Module):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes with what lies under each patch: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
-        count = self.options.images_per_step
-        first = self.options.first_seed + (step * world + rank) * count
-        pixels, names, tints, boxes = [], [], [], []
-        for seed in range(first, first + count):
-            scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
-            pixels.append(self.processor.lmm_pixels(Image.fromarray(drawn.image)))
-            under = under_cells(scene, drawn, self.grid)
-            names.append(under["names"])
-            tints.append(under["tints"])
-            boxes.append(drawn.boxes[under["front"]].astype(np.float32))
-        return {
-            "pixels": torch.stack(pixels),
-            "names": torch.from_numpy(np.stack(names)),
-            "tints": torch.from_numpy(np.stack(tints)),
-            "boxes": torch.from_numpy(np.stack(boxes)),
-        }
+        first = self.options.first_seed + (step * world + rank) * self.options.images_per_step
+        return vision_batch(self.processor, range(first, first + self.options.images_per_step), self.grid)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss, and the accuracy of class and tint over the patches that show a thing."""
-        states = self.tower(pixel_values=batch["pixels"]).last_hidden_state[:, 1:]
-        names, tints = batch["names"].flatten(), batch["tints"].flatten()
-        name_logits = self.heads["name"](states).flatten(0, 1).float()
-        tint_logits = self.heads["tint"](states).flatten(0, 1).float()
-        on = tints >= 0
-        weight = torch.ones(name_logits.shape[1], device=states.device)
-        weight[0] = 0.2
-        name_loss = F.cross_entropy(name_logits, names, weight=weight)
-        tint_loss = F.cross_entropy(tint_logits, tints)
-        box_loss = F.l1_loss(self.heads["box"](states).flatten(0, 1)[on].float(), batch["boxes"].flatten(0, 1)[on])
-        return {
-            "loss": name_loss + 0.5 * tint_loss + 2.0 * box_loss,
-            "name_accuracy": (name_logits[on].argmax(1) == names[on]).float().mean(),
-            "tint_accuracy": (tint_logits[on].argmax(1) == tints[on]).float().mean(),
-            "box_error": box_loss.detach(),
-        }
+        return vision_losses(self.heads, self.tower(pixel_values=batch["pixels"]).last_hidden_state[:, 1:], batch)
 
 
 class MaskStage(nn.Module):
