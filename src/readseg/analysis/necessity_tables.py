@@ -181,6 +181,8 @@ def _decisions(decided: Decided, model: str, benchmark: str, images: str) -> Tab
     ]
     if len(decided.rules) == 1:
         notes.insert(2, "no thresholds: there are too few images to choose them on one half of them")
+    else:
+        notes.insert(2, "intervals take the thresholds that were chosen as they are: choosing them anew is not in them")
     return Table(f"{benchmark}: who decides whether to segment? {model}", "decided by", columns, rows, notes)
 
 

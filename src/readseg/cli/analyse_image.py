@@ -109,7 +109,7 @@ def analyse_image(
     from readseg.analysis.plain_sam import plain_sam
     from readseg.analysis.single import ImageFound, examine_image
     from readseg.analysis.single_tables import tables_of
-    from readseg.analysis.tables import to_rich
+    from readseg.cli.jobs import show
     from readseg.conversation import writable
     from readseg.figures import image_figure, layers_figure
 
@@ -142,10 +142,7 @@ def analyse_image(
     console = Console(width=None if sys.stdout.isatty() else 120)
     for one in found.models:
         console.print(_told(one))
-    for table in tables_of(found):
-        console.print(to_rich(table))
-        for note in table.notes:
-            console.print(note, style="dim", highlight=False, markup=False)
+    show(tables_of(found))
     typer.echo(f"written: {', '.join(printable(str(given.out / name)) for name in (*pictures, NUMBERS))}")
 
 

@@ -180,25 +180,35 @@ def _short_name(path: str) -> str:
     return "/".join(parts[-2:]) if parts[-1] in _PARTS else parts[-1]
 
 
-def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, Image.Image]) -> None:
-    """Print tables; write NAME.md, NAME.json, one CSV for each table, and pictures as NAME-KEY.png (NAME.png for "").
-
-    Every file is written in one step, and named on the terminal.
-    """
-    import json
+def show(tables: Sequence[Table]) -> None:
+    """Print tables with their notes; 120 columns wide where the output is no terminal."""
     import sys
 
-    import typer
     from rich.console import Console
 
-    from readseg.analysis.tables import to_csv, to_json, to_markdown, to_rich
-    from readseg.files import whole
+    from readseg.analysis.tables import to_rich
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables:
         console.print(to_rich(table))
         for note in table.notes:
             console.print(note, style="dim", highlight=False, markup=False)
+
+
+def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, Image.Image]) -> None:
+    """Print tables; write NAME.md, NAME.json, one CSV for each table, and pictures as NAME-KEY.png (NAME.png for "").
+
+    Every file is written in one step, and named on the terminal.
+    """
+    import json
+
+    import typer
+
+    from readseg.analysis.tables import to_csv, to_json, to_markdown
+    from readseg.cli.errors import printable
+    from readseg.files import whole
+
+    show(tables)
     texts = {
         f"{name}.md": "\n".join(to_markdown(table) for table in tables),
         f"{name}.json": json.dumps({"tables": [to_json(table) for table in tables]}, indent=1, allow_nan=False) + "\n",
@@ -214,4 +224,4 @@ def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, 
         with whole(job.out / file) as place_:
             picture.save(place_, format="PNG")
         files.append(file)
-    typer.echo(f"written: {', '.join(str(job.out / file) for file in files)}")
+    typer.echo(f"written: {', '.join(printable(str(job.out / file)) for file in files)}")

@@ -39,7 +39,7 @@ def run(job: Job, points: PointOptions | None = None) -> None:
         ReadsegError: a question, an image or a record cannot be read.
     """
     from readseg.analysis.layers import layer_table
-    from readseg.cli.jobs import finish, folder_name
+    from readseg.cli.jobs import finish, model_folder
 
     sweeps, pictures = [], {}
     for model in job.models:
@@ -47,7 +47,7 @@ def run(job: Job, points: PointOptions | None = None) -> None:
         sweeps.append(found)
         drawn = _picture(job, model, found, points)
         if drawn is not None:
-            pictures["maps" if len(job.models) == 1 else f"maps-{folder_name(model.name)}"] = drawn
+            pictures["maps" if len(job.models) == 1 else f"maps-{model_folder(job, model).name}"] = drawn
     table = layer_table(sweeps)
     finish(job, NAME, [table], {"": _chart(job, sweeps, table), **pictures})
 
