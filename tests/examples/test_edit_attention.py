@@ -14,12 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    BeitConfig,
+    BeitModel,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     DeiTConfig,
     DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
@@ -46,8 +50,8 @@ SIZES = {
 N = 36
 TOWERS = [
     *((CLIPVisionModel, CLIPVisionConfig), (SiglipVisionModel, SiglipVisionConfig), (ViTModel, ViTConfig)),
-    *((DeiTModel, DeiTConfig), (Dinov2WithRegistersModel, Dinov2WithRegistersConfig)),
-    (DINOv3ViTModel, DINOv3ViTConfig),
+    *((DeiTModel, DeiTConfig), (BeitModel, BeitConfig), (Dinov2Model, Dinov2Config)),
+    *((Dinov2WithRegistersModel, Dinov2WithRegistersConfig), (DINOv3ViTModel, DINOv3ViTConfig)),
 ]
 
 
