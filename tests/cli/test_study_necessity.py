@@ -96,6 +96,13 @@ def test_wrong_records_and_other_settings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with pytest.raises(ReadsegError, match=r"records.jsonl was made with other settings \(weights: 'w' there"):
         run(studies.job(tmp_path, models=[studies.model(settings={"model": "tiny", "weights": "other"})]))
-    path.write_bytes(path.read_bytes().replace(b'"said": true', b'"said": "yes"', 1))
+    head, first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    page = json.loads(first)
+    page["records"][0]["said"] = "yes"
+    path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
+    with pytest.raises(ReadsegError, match=r"records.jsonl, line 2: the records of the page .* the file is damaged"):
+        run(studies.job(tmp_path))
+    del page["sum"]  # as what wrote no sum would have it
+    path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
     with pytest.raises(ReadsegError, match=r"records.jsonl: expected texts, and true or false"):
         run(studies.job(tmp_path))
