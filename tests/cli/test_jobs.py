@@ -97,9 +97,9 @@ def test_models_that_are_not_there_or_twice_are_errors(tmp_path: Path, loads: li
 
 
 def test_folders_of_models(tmp_path: Path) -> None:
-    models = [Model(name, studies.segmenter(), {}, None) for name in ("a/b", "a b", "c")]
+    models = [Model(name, studies.segmenter(), {}, None) for name in ("a/b", "a b", "a-b-2", "c")]
     job = Job(studies.benchmark(), models, tmp_path, None, None)
-    assert [model_folder(job, one).name for one in models] == ["a-b", "a-b-2", "c"]
+    assert [model_folder(job, one).name for one in models] == ["a-b", "a-b-2", "a-b-2-2", "c"]
     assert model_folder(Job(job.benchmark, models[:1], tmp_path, None, None), models[0]) == tmp_path
     assert folder_name("../..") == "model" and folder_name("é 杯") == "é-杯"
     assert issubclass(LaterModel, Model)

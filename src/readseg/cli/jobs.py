@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,10 +166,13 @@ def model_folder(job: Job, model: Model) -> Path:
     """Where what one model said is kept: the job's folder, with several models one below it for each."""
     if len(job.models) == 1:
         return job.out
-    names = [folder_name(other.name) for other in job.models]
-    place = next(k for k, other in enumerate(job.models) if other is model)
-    before = names[:place].count(names[place])
-    return job.out / (f"{names[place]}-{before + 1}" if before else names[place])
+    taken: list[str] = []
+    for other in job.models:
+        name = folder_name(other.name)
+        taken.append(next(one for one in (name, *(f"{name}-{k}" for k in count(2))) if one not in taken))
+        if other is model:
+            break
+    return job.out / taken[-1]
 
 
 def _short_name(path: str) -> str:

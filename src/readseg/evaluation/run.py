@@ -394,13 +394,19 @@ Listening = Callable[[Page], Any]
 def hidden_parts_told_once(name: str, *, quiet: bool = False) -> Iterator[Listening]:
     """Of the warnings that a part of an image is hidden from the model the first is told, for all of a benchmark."""
 
+    hidden = False
+
     @contextmanager
     def listening(page: Page) -> Iterator[None]:
+        nonlocal hidden
         with warnings.catch_warnings(record=True) as heard:
             yield
         for one in heard:
             told = str(one.message)
             if told.startswith(_NARROW):
+                if hidden:  # an image may be looked at more than once before the filter knows of it
+                    continue
+                hidden = True
                 warnings.filterwarnings("ignore", message=_NARROW)
                 told = f"{page.place}: {told} (other images of {name} may be as wide: this is said once)"
             warnings.warn(told, one.category, stacklevel=1)
