@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,7 +151,9 @@ def test_agreement_by_section_and_kind() -> None:
         assert "all sections of the benchmark together: one, two." in to_markdown(one([study(*records)]))
         assert "all sections" not in to_markdown(one([study(records[0])]))
     single = agreement_table([study(records[0])])
-    assert [one.name for one in single.rows] == ["all"]
+    assert [one.name for one in single.rows] == ["all"] and "has no width" in to_markdown(single)
+    two = [measured(key="a/0", image="a"), measured(key="b/0", image="b")]
+    assert "has no width" not in to_markdown(agreement_table([study(*two)]))
 
 
 def test_several_models_stand_in_groups() -> None:
@@ -162,6 +165,12 @@ def test_several_models_stand_in_groups() -> None:
     assert value(row(maps, MAPS["lmm"], "one").cells["ciou"]) == 6 / 8
     assert value(row(maps, MAPS["lmm"], "o|ther").cells["ciou"]) == 2 / 12
     assert tables([one])[0].title == "What the maps know: one"
+    named = tables([replace(one, benchmark="scenes")])
+    assert [table.title for table in named] == [
+        "scenes: What the maps know: one",
+        "scenes: What prompts the mask decoder: one",
+        "scenes: Do the maps agree, and do words and masks? one",
+    ]
 
 
 def test_misaligned() -> None:

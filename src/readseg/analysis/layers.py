@@ -29,6 +29,7 @@ from readseg.analysis.section32 import (
     area_cells,
     coverage,
     map_cells,
+    titled,
 )
 from readseg.analysis.tables import Row, Table, plain, printable
 from readseg.config import PointConfig, Prompt
@@ -96,12 +97,14 @@ class Sweep:
         records: one for each expected mask, in the benchmark's order.
         protocol: of `benchmarks.Protocol`.
         about: of the study: how many images of how many.
+        benchmark: its name, for the title.
     """
 
     name: str
     records: Sequence[Layered] = field(repr=False)
     protocol: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: str = ""
 
     @property
     def layers(self) -> list[int]:
@@ -197,5 +200,5 @@ def layer_table(sweeps: Sequence[Sweep]) -> Table:
         if without:
             notes.append(f"{prefix}{without} of {len(one.records)} masks: the answer holds no [SEG] for them")
     notes += [WHOLE_NOTE, *coverage([(one.name, one.records, one.about, one.protocol) for one in sweeps])]
-    title = "The maps of all layers" if len(sweeps) > 1 else f"The maps of all layers: {printable(sweeps[0].name)}"
+    title = titled("The maps of all layers", [(one.benchmark, one.name) for one in sweeps])
     return Table(title, "layer", MAP_COLUMNS, rows, notes)

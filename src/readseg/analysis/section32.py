@@ -75,6 +75,7 @@ class Examined:
         about: of the study: how many images of how many.
         own: the model's own prompt, "both", "seg" or "points".
         missing: by the name of a map or prompt, why it was not measured.
+        benchmark: its name, for titles.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Examined:
     about: Mapping[str, Any] = field(default_factory=dict)
     own: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
+    benchmark: str = ""
 
 
 def map_table(studies: Sequence[Examined]) -> Table:
@@ -146,6 +148,9 @@ def agreement_table(studies: Sequence[Examined]) -> Table:
         f"misaligned: of those with right words, the share whose mask misses the target (IoU below {MISSED:g})",
         *_coverage(studies),
     ]
+    parts = [part for study in studies for _, part in _parts(study.records)]
+    if any(len({record.image for record in part}) == 1 for part in parts):
+        notes.append("of parts about a single image the interval has no width: it says nothing of other images")
     for study in studies:
         lacking = sum(math.isnan(record.consistency) for record in study.records)
         if lacking:
@@ -156,10 +161,24 @@ def agreement_table(studies: Sequence[Examined]) -> Table:
 def tables(studies: Sequence[Examined]) -> list[Table]:
     """The three tables; with several models a group of rows for each."""
     found = [map_table(studies), prompt_table(studies), agreement_table(studies)]
-    if len(studies) > 1:
-        return found
-    title = printable(studies[0].name)
-    return [Table(f"{one.title}: {title}", one.first, one.columns, one.rows, one.notes) for one in found]
+    names = [(study.benchmark, study.name) for study in studies]
+    return [Table(titled(one.title, names), one.first, one.columns, one.rows, one.notes) for one in found]
+
+
+def titled(title: str, studies: Sequence[tuple[str, str]]) -> str:
+    """A table's title with the benchmark's name, and the model's where there is one.
+
+    Args:
+        title: what is shown.
+        studies: the benchmark's and the model's name of each; all have one benchmark.
+
+    >>> titled("What the maps know", [("scenes", "embedded")])
+    'scenes: What the maps know: embedded'
+    """
+    benchmark, model = studies[0]
+    before = f"{printable(benchmark)}: " if benchmark else ""
+    after = f"{' ' if title.endswith('?') else ': '}{printable(model)}" if len(studies) == 1 else ""
+    return f"{before}{title}{after}"
 
 
 def misaligned_table(study: Examined, most: int = 100) -> Table:
@@ -185,7 +204,13 @@ def misaligned_table(study: Examined, most: int = 100) -> Table:
     ]
     if told < len(study.records):
         notes.append(f"of {len(study.records) - told} masks it cannot be told whether the words are right")
-    return Table(f"Misaligned: {printable(study.name)}", "question's key", columns, rows, [*notes, *_coverage([study])])
+    return Table(
+        titled("Misaligned", [(study.benchmark, study.name)]),
+        "question's key",
+        columns,
+        rows,
+        [*notes, *_coverage([study])],
+    )
 
 
 class Target(Protocol):

@@ -75,7 +75,7 @@ def _look(job: Job, model: Model, points: PointOptions | None) -> Sweep:
         records = [Layered.from_json(record) for record in study.records]
     except ReadsegError as error:
         raise ReadsegError(f"{folder / RECORDS}: {error}") from error
-    return Sweep(model.name, records, str(study.settings["protocol"]), study.about)
+    return Sweep(model.name, records, str(study.settings["protocol"]), study.about, job.benchmark.name)
 
 
 def _chart(job: Job, sweeps: Sequence[Sweep], table: Table) -> Image.Image:

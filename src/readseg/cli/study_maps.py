@@ -77,7 +77,8 @@ def _examined(job: Job, model: Model, study: Study) -> Examined:
     except ReadsegError as error:
         raise ReadsegError(f"{model_folder(job, model) / RECORDS}: {error}") from error
     own = study.settings["prompt"] or model.segmenter.model.config.prompt
-    return Examined(model.name, records, str(study.settings["protocol"]), study.about, own, _missing(study))
+    protocol, benchmark = str(study.settings["protocol"]), job.benchmark.name
+    return Examined(model.name, records, protocol, study.about, own, _missing(study), benchmark)
 
 
 def _look(
