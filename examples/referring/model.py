@@ -85,8 +85,12 @@ class ReferringConfig:
     mask_channels: int = 64
 
     def __post_init__(self) -> None:
-        if len(self.channels) != 3 or len(self.depths) != 3:
-            raise ValueError("channels and depths need three numbers each, one for each stage")
+        for field in dataclasses.fields(self):
+            value, stages = getattr(self, field.name), field.name in ("channels", "depths")
+            numbers = value if stages and isinstance(value, tuple) else (value,)
+            if len(numbers) != (3 if stages else 1) or any(type(number) is not int or number < 1 for number in numbers):
+                wanted = "three numbers from 1 on, one for each stage" if stages else "a number from 1 on"
+                raise ValueError(f"{field.name}: expected {wanted}, got {value!r:.60}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if self.mask_channels % GROUPS or self.image_size % 16:

@@ -388,6 +388,15 @@ def test_a_size_that_is_given_is_not_ignored(
     assert "there is no 'vocabulary'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"channels": 64}, {"depths": (1, 2)}, {"depths": (1, 0, 1)}, {"width": (1, 2)}, {"inner": 0}, {"stem": "x"}],
+)
+def test_sizes_that_make_no_sense_are_named(parts: dict[str, ModuleType], change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(change))}: expected .* from 1 on.*, got "):
+        parts["model"].ReferringConfig.from_dict({"vocabulary": 9, **change})
+
+
 def test_a_question_of_no_unicode_is_asked(parts: dict[str, ModuleType]) -> None:
     ids = parts["model"].question_ids
     assert ids(small_tokenizer(), "the \udc80 cat") == ids(small_tokenizer(), "the ? cat")

@@ -393,7 +393,6 @@ Listening = Callable[[Page], Any]
 @contextmanager
 def hidden_parts_told_once(name: str, *, quiet: bool = False) -> Iterator[Listening]:
     """Of the warnings that a part of an image is hidden from the model the first is told, for all of a benchmark."""
-
     hidden = False
 
     @contextmanager
