@@ -169,7 +169,8 @@ def model_folder(job: Job, model: Model) -> Path:
     taken: list[str] = []
     for other in job.models:
         name = folder_name(other.name)
-        taken.append(next(one for one in (name, *(f"{name}-{k}" for k in count(2))) if one not in taken))
+        names = (name if k == 1 else f"{name}-{k}" for k in count(1))
+        taken.append(next(one for one in names if one not in taken))
         if other is model:
             break
     return job.out / taken[-1]
