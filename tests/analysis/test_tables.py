@@ -101,3 +101,8 @@ def test_plain_values(value: object, expected: object) -> None:
 
 def test_printable() -> None:
     assert printable("a\x1b[0m\tb\u202e é 杯") == "a?[0m b? é 杯"
+
+
+def test_a_zero_has_no_sign() -> None:
+    table = Table("t", "row", {"a": "a", "b": "b"}, [Row("r", {"a": -0.0001, "b": Estimate(-0.0, -0.0004, 0.0004, 5)})])
+    assert "| r | 0.000 | 0.000 [0.000, 0.000] |" in to_markdown(table)

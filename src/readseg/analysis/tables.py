@@ -144,7 +144,7 @@ def _short(value: Cell) -> str:
     if isinstance(value, Estimate):
         value = value.value
     if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.3f}"
+        return "-" if math.isnan(value) else f"{value:z.3f}"
     return "-" if value is None else printable(value)
 
 

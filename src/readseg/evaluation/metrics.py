@@ -54,7 +54,7 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        return "-" if math.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return "-" if math.isnan(self.value) else f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
 def mask_ious(intersections: Numbers, unions: Numbers) -> Floats:
