@@ -128,7 +128,10 @@ def _behind(
     longest = max(len(text) for text in texts)
     most = lmm.config.text_config.max_position_embeddings - len(prefix_ids) - room
     if longest > most:
-        raise ReadsegError(f"the question has {longest} tokens, at most {most} fit; ask in fewer words.")
+        raise ReadsegError(
+            f"the question, and the answer where it is given, have {longest} tokens, at most {most} fit; "
+            "use fewer words."
+        )
     ids = torch.zeros(len(texts), longest, dtype=torch.long)
     mask = torch.ones(len(texts), len(prefix_ids) + longest, dtype=torch.long)
     for row, text in enumerate(texts):

@@ -378,3 +378,10 @@ def test_a_file_gives_what_its_image_gives(tmp_path: Path) -> None:
     picture(*SIZE).save(tmp_path / "image.png")
     reading = read_answer(small(), tmp_path / "image.png", "the red cup", answer=TWO)
     np.testing.assert_array_equal(sam_maps(small(), reading)[0].scores, sam_maps(small(), reading_of())[0].scores)
+
+
+def test_a_hidden_part_is_told_once_for_all_maps_of_an_answer() -> None:
+    with pytest.warns(UserWarning, match="hidden") as heard:
+        reading = read_answer(small("crop"), picture(30, 90), "the red cup", answer=TWO)
+        sam_maps(small("crop"), reading)
+    assert len(heard) == 1

@@ -72,6 +72,7 @@ class Reading:
         result: the answer, its masks and points, as `Segmenter.segment` gives them.
         frame: of the image.
         patches: (N, D), projected CLIP patches: what enters the language model.
+        mask_embeddings: (1, C, h, w), of the mask model.
         h_img: (K + 1, N, D), states of the image tokens at all layers. Layer 0 are the embeddings, layer k < K what
             block k leaves, not normed; layer K is after the final norm, as everywhere in this package.
         h_answer: (K + 1, T, D), in the same layers the states that predict each token of the answer.
@@ -84,6 +85,7 @@ class Reading:
     result: Segmentation
     frame: Frame
     patches: Float[Tensor, "N D"] = field(repr=False)
+    mask_embeddings: Float[Tensor, "1 C h w"] = field(repr=False)
     h_img: Float[Tensor, "layers N D"] = field(repr=False)
     h_answer: Float[Tensor, "layers T D"] = field(repr=False)
     spans: tuple[tuple[int, int], ...] = field(repr=False)
@@ -169,6 +171,7 @@ def read_reply(
         result=result,
         frame=encoded.frame,
         patches=encoded.patches,
+        mask_embeddings=encoded.mask_embeddings,
         h_img=hidden[:, ids[0] == model.config.image_token_id],
         # The state one place before a token predicts it.
         h_answer=hidden[:, len(asked) - 1 : -1],
@@ -291,15 +294,12 @@ def sam_maps(segmenter: Segmenter, reading: Reading) -> list[SimilarityMap]:
         S maps with h * w scores each.
 
     Raises:
-        ReadsegError: the prompt is "points", so that no [SEG] enters the decoder; or the reading's image is gone.
+        ReadsegError: the prompt is "points", so that no [SEG] enters the decoder.
     """
     if reading.prompt == "points":
         raise ReadsegError('with prompt "points" no [SEG] enters the mask decoder: expected "both" or "seg".')
     model = segmenter.model
-    picture = reading.result.image
-    if picture is None:
-        raise ReadsegError("the reading's result has no image: expected a reading as read_answer makes it.")
-    embeddings = segmenter.encode(picture).mask_embeddings
+    embeddings = reading.mask_embeddings
     grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
     maps = []
     for h_seg in reading.h_seg:
