@@ -166,7 +166,7 @@ def main(
         raise ReadsegError("no answer holds [SEG]: there is nothing to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as place:
-        picture.quantize(256).save(place, "PNG", optimize=True)
+        picture.save(place, "PNG", optimize=True)
     Console().print(f"picture: {out}")
 
 
