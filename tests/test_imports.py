@@ -22,7 +22,7 @@ CORE = f"{PIXELS} grids sasp losses config"
 FILES = "lora weight_files descriptions layouts towers checkpoints base_models adapters loading"
 MODEL = f"{CORE} families conversation tokenizer packing prompting answering sam_keys model processor {FILES}"
 PICTURES = f"{PIXELS} draw"
-USER = f"{MODEL} draw segmentation queries replies segmenter processes"
+USER = f"{MODEL} draw segmentation queries replies segmenter processes json_lines"
 WORK = f"{USER} data evaluation training analysis charts sheets figures"
 
 MAY_IMPORT = {
@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "replies": f"{MODEL} queries",
     "segmenter": f"{MODEL} draw segmentation queries replies",
     "processes": "",
+    "json_lines": "errors",
     "evaluation": f"{USER} data",
     "training": f"{USER} data evaluation",
     "analysis": f"{USER} data evaluation training",

@@ -26,6 +26,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, chosen
 from readseg.evaluation.run import hidden_parts_told_once
 from readseg.files import lock, whole
+from readseg.json_lines import check_settings, complete_lines, from_line, to_line
 
 FORMAT = "readseg-analysis-1"
 RECORDS = "records.jsonl"
@@ -150,7 +151,7 @@ def _opened(
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         with whole(path) as place:
-            place.write_bytes(_line({**head, "about": dict(about)}))
+            place.write_bytes(to_line({**head, "about": dict(about)}))
     with path.open("r+b") as file:
         lock(file, str(path))
         there, known, length = _parse(path)
@@ -160,7 +161,7 @@ def _opened(
 
         def keep(page: str, kept: _Kept) -> None:
             records = list(kept.records)
-            file.write(_line({"page": page, "asked": kept.asked, "sum": _digest(records), "records": records}))
+            file.write(to_line({"page": page, "asked": kept.asked, "sum": _digest(records), "records": records}))
             file.flush()
 
         yield dict(known), keep
@@ -168,13 +169,8 @@ def _opened(
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, _Kept], int]:
     """The head, what is kept of each page, and the length in bytes of all complete lines."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReadsegError(f"{path}: cannot be read ({error.strerror}); expected the records of an analysis") from error
-    complete, _, _ = content.rpartition(b"\n")
-    lines = complete.split(b"\n")
-    head = _json(lines[0], path, 1)
+    lines, length = complete_lines(path, "the records of an analysis")
+    head = from_line(lines[0], path, 1)
     fields = {"study": str, "settings": dict, "about": dict}
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise ReadsegError(
@@ -185,7 +181,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, _Kept], int]:
             raise ReadsegError(f"{path}, line 1: {name!r}: expected {kind.__name__}, got {head.get(name)!r:.40}")
     pages: dict[str, _Kept] = {}
     for number, line in enumerate(lines[1:], start=2):
-        record = _json(line, path, number)
+        record = from_line(line, path, number)
         page, records = (record.get("page"), record.get("records")) if isinstance(record, dict) else (None, None)
         if not isinstance(page, str) or not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
             raise ReadsegError(f"{path}, line {number}: expected a page with its records; the file is damaged")
@@ -197,25 +193,10 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, _Kept], int]:
         if page in pages:
             raise ReadsegError(f"{path}, line {number}: the page {page!r} occurs twice; the file is damaged")
         pages[page] = _Kept(records, record.get("asked"))
-    return head, pages, len(complete) + 1
+    return head, pages, length
 
 
 def _check(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if there["study"] != now["study"]:
         raise ReadsegError(f"{path} is of the study {there['study']!r}, not {now['study']!r}; give another folder")
-    old, new = there["settings"], now["settings"]
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if changed:
-        detail = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in changed)
-        raise ReadsegError(f"{path} was made with other settings ({detail}); give another folder or delete it")
-
-
-def _json(line: bytes, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ReadsegError(f"{path}, line {number}: expected JSON; the file is damaged or of another kind") from error
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    check_settings(path, there["settings"], now["settings"])

@@ -26,6 +26,7 @@ from typing import Any, Self
 from readseg.errors import ReadsegError
 from readseg.files import lock, whole
 from readseg.images import MAX_PIXELS
+from readseg.json_lines import check_settings, complete_lines, from_line, to_line
 
 FORMAT = "readseg-predictions-2"
 
@@ -202,7 +203,7 @@ class PredictionFile:
         """
         if prediction.key in self.predictions:
             raise ReadsegError(f"{self.path}: a prediction with key {prediction.key!r} is there already")
-        self._file.write(_line(prediction.to_json()))
+        self._file.write(to_line(prediction.to_json()))
         self.predictions[prediction.key] = prediction
 
     def close(self) -> None:
@@ -246,24 +247,19 @@ def write_predictions(
 ) -> None:
     """Writes a file of predictions in one step: a file without a complete head never exists."""
     with whole(path) as place, place.open("wb") as file:
-        file.write(_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
-        file.writelines(_line(prediction.to_json()) for prediction in predictions)
+        file.write(to_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
+        file.writelines(to_line(prediction.to_json()) for prediction in predictions)
 
 
 def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[str, Prediction], int]:
     """Head, predictions by key, and the length in bytes of all complete lines."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReadsegError(f"{path}: cannot be read ({error.strerror}); expected a file of predictions") from error
-    complete, _, _ = content.rpartition(b"\n")
-    lines = complete.split(b"\n")
-    head = _head(_record(lines[0], path, 1), path)
+    lines, length = complete_lines(path, "a file of predictions")
+    head = _head(from_line(lines[0], path, 1), path)
     if expected is not None:
-        _check_settings(path, head.settings, json.loads(json.dumps(dict(expected))))
+        check_settings(path, head.settings, json.loads(json.dumps(dict(expected))))
     predictions: dict[str, Prediction] = {}
     for number, line in enumerate(lines[1:], start=2):
-        record = _record(line, path, number)
+        record = from_line(line, path, number)
         try:
             prediction = Prediction.from_json(record)
         except ReadsegError as error:
@@ -271,7 +267,7 @@ def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[s
         if prediction.key in predictions:
             raise ReadsegError(f"{path}, line {number}: key {prediction.key!r} occurs twice")
         predictions[prediction.key] = prediction
-    return head, predictions, len(complete) + 1
+    return head, predictions, length
 
 
 def _head(record: Any, path: Path) -> Head:
@@ -283,20 +279,6 @@ def _head(record: Any, path: Path) -> Head:
     if not isinstance(settings, dict) or not isinstance(about, dict):
         raise ReadsegError(f"{path}, line 1: expected the objects 'settings' and 'about' beside 'format'")
     return Head(settings, about)
-
-
-def _check_settings(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if there != now:
-        changed = [name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)]
-        detail = ", ".join(f"{name}: {there.get(name)!r} there, {now.get(name)!r} now" for name in changed)
-        raise ReadsegError(f"{path} was made with other settings ({detail}); give another folder or delete it")
-
-
-def _record(line: bytes, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ReadsegError(f"{path}, line {number}: expected JSON; the file is damaged or of another kind") from error
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -321,7 +303,3 @@ def _masks(value: Any, name: str) -> tuple[Rle, ...]:
 
 def _is_length(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
