@@ -24,7 +24,6 @@ from readseg.analysis.necessity import (
     seg_probabilities,
 )
 from readseg.conversation import Turn
-from readseg.data.mini import write_miniatures
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.outcomes import Outcome
@@ -34,13 +33,6 @@ from readseg.prompting import Points, decode_prompts, embed_prompts
 from readseg.segmenter import Segmenter
 from released import write_released
 from small import picture
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_miniatures(root, seed=3, images=8)
-    return root
 
 
 def records_of(segmenter: Segmenter, benchmark: Benchmark, count: int | None = None) -> list[Considered]:

@@ -125,8 +125,9 @@ def test_other_data_under_the_same_names_are_an_error(tmp_path: Path, change: st
 
 
 def test_settings_that_are_tuples_are_the_same_when_read_back(tmp_path: Path) -> None:
-    study(tmp_path, settings={"thresholds": (0.1, 0.2), 3: None})
-    study(tmp_path, settings={"thresholds": [0.1, 0.2], "3": None})
+    one = study(tmp_path, settings={"thresholds": (0.1, 0.2), 3: None})
+    other = study(tmp_path, settings={"thresholds": [0.1, 0.2], "3": None})
+    assert one.settings == other.settings
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,12 @@ import pytest
 from PIL import Image
 
 import commandline
-from readseg.data.mini import write_miniatures
 from readseg.evaluation.predictions import read_predictions
 from readseg.segmenter import Segmenter
 from released import write_released
-from tiny_segmenter import build
 
 Capture = pytest.CaptureFixture[str]
 GRID = [f"{ratio}, {number} points" for ratio in ("0.8/0.2", "0.7/0.3", "0.6/0.4") for number in (10, 30, 60)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_miniatures(root, seed=3, images=8)
-    return root
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -16,7 +16,6 @@ from readseg.analysis import examine as examining
 from readseg.analysis.measures import Measured
 from readseg.analysis.study import RECORDS, read_study
 from readseg.cli import study_layers, study_maps
-from readseg.data.mini import write_miniatures
 from readseg.errors import ReadsegError
 from readseg.training.recipe import PLAIN_SAM
 from released import write_released, write_sam
@@ -25,13 +24,6 @@ from tiny_segmenter import build
 
 Capture = pytest.CaptureFixture[str]
 TABLES = ["maps-1.csv", "maps-2.csv", "maps-3.csv", "maps.json", "maps.md"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_miniatures(root, seed=3, images=8)
-    return root
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

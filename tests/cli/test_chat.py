@@ -10,12 +10,6 @@ import pytest
 
 from readseg.cli import main
 from small import picture
-from tiny_segmenter import build
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"))
 
 
 class Terminal(io.StringIO):

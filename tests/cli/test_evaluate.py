@@ -12,24 +12,10 @@ import pytest
 
 import commandline
 import readseg
-from readseg.data.mini import write_miniatures
 from readseg.evaluation.benchmarks import DATA_SETS
 from readseg.evaluation.predictions import read_predictions
-from tiny_segmenter import build
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_miniatures(root, seed=3, images=8)
-    return root
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

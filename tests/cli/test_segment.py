@@ -16,12 +16,7 @@ from readseg.cli import main
 from readseg.segmentation import Segmentation
 from readseg.segmenter import Segmenter
 from small import picture
-from tiny_segmenter import ANSWERS, build
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("model"))
+from tiny_segmenter import ANSWERS
 
 
 @pytest.fixture
