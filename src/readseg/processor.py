@@ -174,9 +174,11 @@ class ReadProcessor:
                 )
                 tokens += [(token, first.learned) for token in ids]
                 continue
-            ids = self._encoded("".join(piece.text for piece in run))
+            text = "".join(piece.text for piece in run)
+            ids = self._encoded(text)
             # A run is prompt, then answer; a space divides them, so the prompt alone gives the same first ids.
-            asked = len(self._encoded("".join(piece.text for piece in run if not piece.learned)))
+            prompt = "".join(piece.text for piece in run if not piece.learned)
+            asked = len(ids) if prompt == text else len(self._encoded(prompt))
             tokens += [(token, place >= asked) for place, token in enumerate(ids)]
         return tokens
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS, fields
-from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS
+from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS, wide_expression
 
 FILL = {"x": "the cows", "be": "are", "it": "them", "bare": "cow", "a": "a cow", "rel": "left of the car"}
 FILLERS = r"\b(please|can you|could you|would you|i want you to|now|for me|here|in (this|the) (image|picture|scene))\b"
@@ -61,9 +61,17 @@ def test_a_wording_that_needs_words_not_given_is_passed_over() -> None:
     assert all("cows" in WIDE_REQUESTS["relation"].draw(rng, words) for _ in range(300))
 
 
-def test_one_word_in_some_wordings_is_made_up() -> None:
+def test_a_word_or_two_of_some_wordings_are_made_up() -> None:
     rng = np.random.default_rng(0)
     known = {word for wording in WIDE_REQUESTS["size"].all() for word in wording.split(" ")}
     drawn = [WIDE_REQUESTS["size"].draw(rng, {"x": "{x}", "be": "{be}", "it": "{it}"}) for _ in range(400)]
     strange = [sum(word not in known for word in text.split(" ")) for text in drawn]
-    assert max(strange) == 1 and 0.1 < sum(strange) / len(drawn) < 0.3
+    assert max(strange) == 2 and 0.15 < np.mean([n > 0 for n in strange]) < 0.35
+
+
+def test_made_up_words_never_stand_for_what_an_expression_says() -> None:
+    rng, words = np.random.default_rng(0), {"n": "{n}", "ns": "{ns}", "each": "{each}", "c": "{c}", "rel": "{rel}"}
+    for way, strange in (("tint", True), ("relation", True), ("leftmost", False), ("smaller", False)):
+        drawn = {wide_expression(way, rng, words) for _ in range(300)}
+        assert (drawn > set(WIDE_EXPRESSIONS[way])) is strange
+        assert all(fields(text) & {"n", "ns", "each"} for text in drawn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from readseg.data.scenes.classes import TRAINED
 from readseg.data.scenes.compose import make_scene, render
+from readseg.families import EOS
 from readseg.training.config import ReadStageConfig, load_recipe
 from readseg.training.read_stage import ReadStage, draw_lesson
 from readseg.training.stages import cell_coverage
@@ -109,22 +109,37 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
     assert not any(name.startswith("heads") for name in built.model.state_dict())
 
 
-def test_later_questions_are_of_other_kinds(tmp_path: Path) -> None:
-    kinds = {"kinds": {"category": 1.0}, "plain": 0.0, "late_kinds": {"count": 1.0}, "late_plain": 1.0}
-    built = stage(tmp_path, late_from=2, **kinds)
-    assert len(built.batch(1, 0, 1)["masks"]) and not len(built.batch(2, 0, 1)["masks"])
-    never = stage(tmp_path, **kinds)
-    assert len(never.batch(2, 0, 1)["masks"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_scenes_are_tinted_as_often_as_the_recipe_says(tmp_path: Path, share: float) -> None:
+    built = stage(tmp_path, tinted=share)
+    lesson = draw_lesson(built.options, 0, 0)
+    assert {thing.tint is not None for scene in lesson.scenes for thing in scene.things} == {bool(share)}
+    assert ((built.batch(0, 0, 1)["sight"]["tints"] > 0).any() == bool(share)).item()
 
 
-@pytest.mark.parametrize(
-    ("step", "first_seed", "words"), [(3, 20004536, "f88460bbf8ddabe1"), (1400, 20001364, "272bc997be5a349d")]
-)
-def test_a_lesson_of_the_preset_is_what_the_embedded_model_learned_from(step: int, first_seed: int, words: str) -> None:
-    recipe = load_recipe("tiny", ["read.images_per_step=2"])
-    options = recipe.stages[2]
+def test_features_are_those_of_the_scenes_as_they_were_tinted(tmp_path: Path) -> None:
+    plain, tinted = (stage(tmp_path, tinted=share).batch(0, 0, 1)["features"] for share in (0.0, 1.0))
+    assert not torch.equal(plain, tinted), "one cache holds both"
+
+
+def test_conversations_have_two_turns_in_all_of_a_step_or_in_none(tmp_path: Path) -> None:
+    for share, turns in ((0.0, 1), (1.0, 2)):
+        built = stage(tmp_path, next_turn=share)
+        batch = built.batch(0, 0, 1)
+        asked = len(draw_lesson(built.options, 0, 0).samples[0].turns)
+        ends = batch["labels"] == built.processor.tokenizer.convert_tokens_to_ids(EOS)
+        assert ends[0].sum() == asked, "every answer is learned"
+        assert len(batch["layout"].widths) == -(-asked // turns)
+
+
+def test_a_lesson_is_a_function_of_its_arguments() -> None:
+    options = load_recipe("tiny", ["read.images_per_step=2"]).stages[2]
     assert isinstance(options, ReadStageConfig)
-    lesson = draw_lesson(options, recipe.seed, step)
-    said = "\n".join(f"{turn.question}|{turn.answer}" for sample in lesson.samples for turn in sample.turns)
-    # Of the questions that the stage drew when it still drew them itself.
-    assert (lesson.first_seed, hashlib.sha256(said.encode()).hexdigest()[:16]) == (first_seed, words)
+
+    def said(*arguments: int) -> list[str]:
+        samples = draw_lesson(options, *arguments).samples
+        return [f"{turn.question}|{turn.answer}" for sample in samples for turn in sample.turns]
+
+    first = said(1, 3)
+    assert len(first) > 20 and said(1, 3) == first
+    assert all(said(*others) != first for others in ((2, 3), (1, 4), (1, 3, 1, 2)))

@@ -36,11 +36,11 @@ def _made_up(rng: np.random.Generator) -> str:
 
 
 def _estranged(template: str, rng: np.random.Generator) -> str:
-    """The template with a made-up word in the place of one of its own words."""
+    """The template with made-up words in the place of one or two of its own words."""
     parts = template.split(" ")
     places = [k for k, part in enumerate(parts) if part.isalpha()]
-    if places:
-        parts[places[int(rng.integers(len(places)))]] = _made_up(rng)
+    for k in rng.permutation(len(places))[: int(rng.integers(1, 3))]:
+        parts[places[int(k)]] = _made_up(rng)
     return " ".join(parts)
 
 
@@ -54,7 +54,7 @@ class Wide:
         closers: follow the body.
         alone: wordings with neither, drawn as often as the combined ones.
 
-    In one wording of five, one word is made up: what is asked for has to be understood beside words never heard.
+    In one wording of four, a word or two are made up: what is asked for has to be understood beside words never heard.
     """
 
     openers: tuple[tuple[str, str], ...]
@@ -72,7 +72,7 @@ class Wide:
                 body = self.bodies[int(rng.integers(len(self.bodies)))]
                 template = f"{opener}{body}{self.closers[int(rng.integers(len(self.closers)))]}{end}"
             if fields(template) <= words.keys():
-                return (_estranged(template, rng) if rng.random() < 0.2 else template).format_map(words)
+                return (_estranged(template, rng) if rng.random() < 0.25 else template).format_map(words)
 
     def all(self) -> Iterator[str]:
         """Every wording, not filled."""
@@ -105,7 +105,13 @@ _BODIES = (
     "see where {x} {be}", "lift {x} out of the background", "remove everything except {x}", "keep only {x}",
     "put your finger on {x}", "direct me to {x}", "guide me to {x}", "look at {x}", "find the pixels of {x}",
     "give me the outline of {x}", "sketch {x}", "figure out where {x} {be}", "take {x} and mask {it}",
-    "find {x} and show {it} to me", "see {x} and mark {it}", "spot {x} and give me {it} as a mask",
+    "examine {x}", "underline {x}", "encircle {x}", "ring {x}", "stamp {x}", "grab {x}", "snip out {x}",
+    "carve out {x}",
+    "select all of {x}", "choose {x}", "designate {x}", "expose {x}", "light up {x}", "glance at {x}", "consider {x}",
+    "count the pixels of {x}", "tell apart {x}", "note {x}", "check {x}", "bring up {x}", "call up {x}",
+    "describe with a mask where {x} {be}", "have a look at {x}", "erase all but {x}", "cover {x}", "scan for {x}",
+    "map {x}", "measure {x}", "draw {x}", "draw the contour of {x}", "output {x}", "render {x} as a mask",
+    "binarise {x}", "find {x} and show {it} to me", "see {x} and mark {it}", "spot {x} and give me {it} as a mask",
 )  # fmt: skip
 _CLOSERS = (
     "", "", "", "", " for me", " here", " in the photo", " in this drawing", " on the picture", " in the image",
@@ -130,6 +136,11 @@ _ALONE = (
     "there should be {x}: where?", "this is about {x}.", "it is {x} that i want.", "a segmentation of {x}.",
     "the shape of {x}, please.", "the outline of {x}.", "the area of {x}, please.", "the place of {x}?",
     "the position of {x}?", "the pixels of {x}.", "let me know where {x} {be}.", "someone asked for {x}.",
+    "{x}, quick!", "{x} if possible", "{x} would be good.", "hey, {x}?", "well, {x}.",
+    "{x} is what i mean.", "i mean {x}.", "i think of {x}.", "i talk about {x}.", "with {x} i need help.",
+    "can't find {x}.", "i do not see {x}. where?", "it should be {x}.", "let it be {x}.", "the answer is {x}; where?",
+    "{x}, wherever {it} may be.", "{x}. that is all.", "{x}. thanks in advance!", "i ask you for {x}.",
+    "my dog wants {x}.", "this time {x}.", "not the rest, only {x}.", "nothing but {x}.", "above all {x}.",
     "the teacher asks for {x}.", "my friend looks for {x}.", "do you see {x}? mask {it}.",
     "can you see {x}? show {it} to me.", "if you see {x}, mark {it}.", "once you see {x}, mask {it}.",
     "look closely: where {be} {x}?", "look for {x}, then mask {it}.", "look around for {x}.",
@@ -195,12 +206,17 @@ WIDE_EXPRESSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "name": (
             "the {n}", "the {n} here", "the {n} in the picture", "this {n}", "the {n} over there", "our {n}",
             "the one {n}", "the only {n}", "the {n} in it", "the {n} in this image",
+            "that one {n}", "a certain {n}", "the {n} drawn here", "the {n} we see", "the {n} in view",
+            "the whole {n}",
         ),
         "tint": (
             "the {n} in {c}", "the {c} coloured {n}", "the {n} which is {c}", "the {n} with the {c} colour",
             "the {c} one of the {ns}", "the {n}, the {c} one", "the one {n} that is {c}", "the {n} of {c} colour",
             "that {c} {n}", "the {c} looking {n}", "among the {ns} the {c} one", "this {c} {n}",
             "the {n} that looks {c}", "the {n} having a {c} colour", "the {n} that has {c} as its colour",
+            "the {n} coloured {c}", "the {n}, which is {c}", "the {n} that was made {c}",
+            "the {n} of the colour {c}", "the {c} {n} here", "the {n} showing {c}", "the {n} in the colour {c}",
+            "the {n} where all is {c}", "the {c} one, a {n}",
         ),
         "biggest": (
             "the biggest of the {ns}", "the largest of all {ns}", "the {n} that takes the most space",
@@ -208,6 +224,9 @@ WIDE_EXPRESSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "among the {ns} the biggest", "of the {ns} the largest one", "the {n} that is the largest",
             "whichever {n} is biggest", "the {n} with the biggest area", "the one {n} that is largest of all",
             "the {n} which is bigger than the rest", "the {n} larger than the others", "the {n} of the biggest area",
+            "the {n} that is bigger than any other", "the {n} of the greatest size", "the hugest {n}",
+            "the most big {n}", "the {n} with the greatest size", "the {n} that fills the most of the picture",
+            "the {n} no other is larger than",
         ),
         "smallest": (
             "the smallest of the {ns}", "the {n} that takes the least space", "the very smallest {n}",
@@ -216,112 +235,151 @@ WIDE_EXPRESSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "the {n} with the smallest area", "the one {n} that is smallest of all",
             "the {n} which is smaller than the rest", "the {n} smaller than the others",
             "the {n} of the smallest area",
+            "the {n} that is smaller than any other", "the {n} of the least size", "the most tiny {n}",
+            "the {n} with the least size", "the {n} that fills the least of the picture",
+            "the {n} no other is smaller than",
         ),
         "bigger": (
             "the {n} that is bigger", "the {n} that is larger", "the larger one of the {ns}",
             "the bigger of both {ns}", "of the two {ns} the larger", "of both {ns} the bigger one",
             "the {n} which is larger than the other", "the big {n}, not the small one", "whichever {n} is larger",
             "the {n} with the bigger area",
+            "the big one of the {ns}", "the {n} that is the larger of the two", "the {n} of greater size",
+            "the larger {n} of both", "the one that is bigger of the two {ns}", "the {n} that takes more space",
         ),
         "smaller": (
             "the {n} which is smaller", "the small {n}, not the big one", "the smaller one of the {ns}",
             "the smaller of both {ns}", "of the two {ns} the smaller", "of both {ns} the smaller one",
             "the {n} which is smaller than the other", "whichever {n} is smaller", "the {n} with the smaller area",
+            "the little one of the {ns}", "the {n} that is the smaller of the two", "the {n} of lesser size",
+            "the smaller {n} of both", "the one that is smaller of the two {ns}", "the {n} that takes less space",
         ),
         "leftmost": (
             "the {n} most to the left", "the left most {n}", "the furthest left {n}", "the {n} at the left end",
             "the first {n} from the left", "the {n} all the way to the left", "the leftmost of the {ns}",
             "of the {ns} the one furthest left", "the {n} left of all the others", "the {n} at the left border",
             "the {n} that lies furthest left", "the {n} close to the left side", "the {n} that is leftmost",
+            "the {n} left of all the rest", "the {n} on the left border", "the {n} closest to the left",
+            "the extreme left {n}", "the {n} that is on the left of all {ns}", "the {n} next to the left border",
         ),
         "rightmost": (
             "the {n} most to the right", "the right most {n}", "the furthest right {n}", "the {n} at the right end",
             "the first {n} from the right", "the {n} all the way to the right", "the rightmost of the {ns}",
             "of the {ns} the one furthest right", "the {n} right of all the others", "the {n} at the right border",
             "the {n} that lies furthest right", "the {n} close to the right side", "the {n} that is rightmost",
+            "the {n} right of all the rest", "the {n} on the right border", "the {n} closest to the right",
+            "the extreme right {n}", "the {n} that is on the right of all {ns}", "the {n} next to the right border",
         ),
         "topmost": (
             "the {n} furthest up", "the top {n}", "the uppermost {n}", "the {n} at the top end", "the {n} on top",
             "the first {n} from the top", "the {n} all the way up", "the topmost of the {ns}",
             "of the {ns} the highest one", "the {n} at the upper border", "the {n} that lies highest",
             "the {n} that is highest", "the {n} higher than the rest", "the {n} close to the top",
+            "the {n} that is above the rest", "the {n} on the upper border", "the {n} closest to the top",
+            "the {n} at the very top", "the {n} that is higher than any other", "the {n} over all the rest",
         ),
         "bottommost": (
             "the {n} lowest down", "the bottom {n}", "the lowermost {n}", "the {n} at the bottom end",
             "the first {n} from the bottom", "the {n} all the way down", "the bottommost of the {ns}",
             "of the {ns} the lowest one", "the {n} at the lower border", "the {n} that lies lowest",
             "the {n} that is lowest", "the {n} lower than the rest", "the {n} close to the bottom",
+            "the {n} that is below the rest", "the {n} on the lower border", "the {n} closest to the bottom",
+            "the {n} at the very bottom", "the {n} that is lower than any other", "the {n} under all the rest",
         ),
         "left": (
             "the {n} that is left", "the left one of the {ns}", "the left hand {n}", "of the two {ns} the left one",
             "of both {ns} the one to the left", "the {n} at the left", "the {n} on the left side",
             "the {n} to the left", "the {n} that lies left of the other", "the {n} left of the other one",
             "the left of both {ns}",
+            "the {n} left of its fellow", "the one on the left of the two {ns}", "the {n} that is more to the left",
+            "the left side {n}", "the {n} with the other on its right",
         ),
         "right": (
             "the {n} that is right", "the right one of the {ns}", "the right hand {n}",
             "of the two {ns} the right one", "of both {ns} the one to the right", "the {n} at the right",
             "the {n} on the right side", "the {n} to the right", "the {n} that lies right of the other",
             "the {n} right of the other one", "the right of both {ns}",
+            "the {n} right of its fellow", "the one on the right of the two {ns}",
+            "the {n} that is more to the right", "the right side {n}", "the {n} with the other on its left",
         ),
         "upper": (
             "the {n} that is higher", "the upper one of the {ns}", "the top {n} of the two",
             "of the two {ns} the upper one", "of both {ns} the higher one", "the {n} above",
             "the {n} on the upper side", "the {n} above the other", "the {n} that lies above the other one",
             "the upper of both {ns}",
+            "the {n} over its fellow", "the one above of the two {ns}", "the {n} that is more up",
+            "the upper side {n}", "the higher {n} of the two",
         ),
         "lower": (
             "the {n} which is lower", "the lower one of the {ns}", "the bottom {n} of the two",
             "of the two {ns} the lower one", "of both {ns} the lower one", "the {n} below",
             "the {n} on the lower side", "the {n} below the other", "the {n} that lies below the other one",
             "the lower of both {ns}",
+            "the {n} under its fellow", "the one below of the two {ns}", "the {n} that is more down",
+            "the lower side {n}", "the lower {n} of the two",
         ),
         "relation": (
             "the {n} which is {rel}", "the {n} that lies {rel}", "the {n} lying {rel}", "the {n} standing {rel}",
             "the {n} that stands {rel}", "the {n} that sits {rel}", "the one {n} {rel}", "the {n} just {rel}",
             "the {n}, the one {rel}", "the {n} placed {rel}", "the {n} found {rel}", "the {n} you find {rel}",
+            "the {n} that one sees {rel}", "the {n} which lies {rel}", "the {n} which stands {rel}",
+            "the {n} shown {rel}", "the {n} drawn {rel}", "the {n}, {rel}", "the {n} directly {rel}",
+            "the {n} there is {rel}",
         ),
         "all": (
             "all of these {ns}", "all these {ns}", "all the {ns} here", "every one of the {ns}",
             "every single {each}", "all {ns} in the picture", "the {ns}, all of them", "all {ns} together",
             "each one of the {ns}", "these {ns}", "every {each} here", "all {ns} at once",
+            "as many {ns} as there are", "the entire lot of {ns}", "all of those {ns}", "every {each} there is",
+            "both or all {ns}", "each {each} you see",
         ),
         "all tint": (
             "all the {c} {ns}", "all {ns} in {c}", "the {ns} that are {c}", "every {each} that is {c}",
             "all {ns} of {c} colour", "each {c} {each}", "every single {c} {each}", "all {c} coloured {ns}",
             "every {c} {each} here", "all these {c} {ns}",
+            "every one of the {c} {ns}", "the {ns} in {c}", "all {ns} coloured {c}", "as many {c} {ns} as there are",
+            "each {each} that is {c}", "all of those {c} {ns}",
         ),
         "several": (
             "the {n}, and the {m}", "the {n} plus the {m}", "the {n} and the {m} too", "the {n} along with the {m}",
             "first the {n} and then the {m}", "two things: the {n} and the {m}", "the {n} & the {m}",
             "the {n}, then the {m}", "the {n} with the {m}", "the {n} and, besides, the {m}", "the {n} and this {m}",
             "this {n} and this {m}",
+            "the {n}, also the {m}", "both {n} and {m}",
+            "one {n} and one {m}", "the pair of the {n} and the {m}", "the {n} - and the {m}",
         ),
     }
 )  # fmt: skip
 """More ways to refer to objects; those of "several" keep the order of the two."""
+_FILLED_IN = {"name", "tint", "relation", "all tint", "several"}
 
 WIDE_RELATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "left of": (
             "on the left of {o}", "at the left of {o}", "just left of {o}", "to the left side of {o}",
             "left from {o}", "further left than {o}", "on {o}'s left",
+            "leftwards of {o}", "more to the left than {o}", "over to the left of {o}", "to {o}'s left",
         ),
         "right of": (
             "on the right of {o}", "at the right of {o}", "just right of {o}", "to the right side of {o}",
             "right from {o}", "further right than {o}", "on {o}'s right",
+            "rightwards of {o}", "more to the right than {o}", "over to the right of {o}", "to {o}'s right",
         ),
         "above": (
             "on top of {o}", "just above {o}", "up above {o}", "right over {o}", "higher than {o}",
             "somewhere above {o}", "further up than {o}",
+            "more up than {o}", "at a higher place than {o}", "straight above {o}", "upwards of {o}",
         ),
         "below": (
             "underneath {o}", "beneath {o}", "just below {o}", "down below {o}", "lower than {o}",
             "somewhere below {o}", "further down than {o}",
+            "more down than {o}", "at a lower place than {o}", "straight below {o}", "downwards of {o}",
         ),
         "next to": (
             "close to {o}", "near {o}", "by {o}", "right next to {o}", "nearest of all to {o}", "at the side of {o}",
             "close by {o}", "near to {o}",
+            "touching or nearest to {o}", "in the place nearest to {o}", "not far from {o}",
+            "as close as can be to {o}", "next by {o}",
         ),
     }
 )  # fmt: skip
@@ -329,3 +387,14 @@ WIDE_RELATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 WIDE_THING_WORDS = ("item", "figure", "drawing")
 """More words for any object."""
+
+
+def wide_expression(way: str, rng: np.random.Generator, words: Mapping[str, str]) -> str:
+    """A phrase of `WIDE_EXPRESSIONS`, filled with ``words``; in some a word or two are made up.
+
+    Made up are only words of ways whose meaning lies in what is filled in.
+    """
+    bank = WIDE_EXPRESSIONS[way]
+    template = bank[int(rng.integers(len(bank)))]
+    strange = way in _FILLED_IN and rng.random() < 0.25
+    return (_estranged(template, rng) if strange else template).format_map(words)

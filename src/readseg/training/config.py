@@ -119,11 +119,10 @@ class ReadStageConfig(SceneStageConfig):
             learns text and map, which is cheap.
         false_premise: share of the segmentation questions whose object is not there.
         plain: share of questions that are answered in words.
-        next_turn: probability that a question continues the conversation before it, instead of standing alone.
+        tinted: share of the scenes in which every thing is painted in a tint; only there colours are asked for.
+        next_turn: share of the steps whose questions come in conversations of two turns, instead of standing alone.
         new_wordings: share of the questions worded by the wide banks of `readseg.data.wide_phrases`.
         kinds: weight of each kind of question; kinds that are absent keep their default.
-        late_from: from this step on, `late_kinds` and `late_plain` replace `kinds` and `plain`; never where 0.
-        late_kinds, late_plain: see `late_from`.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
     """
 
@@ -137,12 +136,10 @@ class ReadStageConfig(SceneStageConfig):
     masks_per_step: int = Field(default=0, ge=0)
     false_premise: float = Field(default=0.4, ge=0, le=1)
     plain: float = Field(default=0.15, ge=0, le=1)
+    tinted: float = Field(default=0.45, ge=0, le=1)
     next_turn: float = Field(default=0.1, ge=0, le=1)
     new_wordings: float = Field(default=0.0, ge=0, le=1)
     kinds: dict[str, float] = Field(default_factory=dict)
-    late_from: int = Field(default=0, ge=0)
-    late_kinds: dict[str, float] = Field(default_factory=dict)
-    late_plain: float = Field(default=0.15, ge=0, le=1)
     prompt: Literal["both", "seg", "points"] = "both"
 
 

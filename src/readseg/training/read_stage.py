@@ -109,23 +109,22 @@ def draw_lesson(options: ReadStageConfig, seed: int, step: int, rank: int = 0, w
     group = int(np.random.default_rng([seed, epoch, 5]).permutation(groups)[within])
     first = options.first_seed + group * per_group
     rng = np.random.default_rng([seed, place, 6])
-    scenes = [make_scene(number) for number in range(first, first + per_group)]
+    scenes = [make_scene(number, tinted=options.tinted) for number in range(first, first + per_group)]
     drawn = [render(scene) for scene in scenes]
-    late = 0 < options.late_from <= step
-    samples = [_sample(options, *pair, rng, late) for pair in zip(scenes, drawn, strict=True)]
+    samples = [_sample(options, *pair, rng) for pair in zip(scenes, drawn, strict=True)]
     return Lesson(first, scenes, drawn, samples, rng)
 
 
-def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator, late: bool) -> Sample:
+def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator) -> Sample:
     questions = ask(
         scene,
         drawn.areas,
         drawn.boxes,
         rng,
         count=options.questions_per_image,
-        kinds=(options.late_kinds if late else options.kinds) or None,
+        kinds=options.kinds or None,
         false_premise=options.false_premise,
-        plain=options.late_plain if late else options.plain,
+        plain=options.plain,
         new_wordings=options.new_wordings,
     )
     return from_scene(f"scene-{scene.seed}", drawn, questions)
@@ -171,6 +170,7 @@ class ReadStage(nn.Module):
             module.requires_grad_(False)
         self.model.sam.mask_decoder.requires_grad_(True)
         self.processor, self.options, self.seed, self.cache = processor, options, seed, cache
+        self.prefix = processor.prefix_ids()
         encoders = (self.model.lmm.model.vision_tower, self.model.sam.vision_encoder)
         self.key = digest(encoders)
 
@@ -184,13 +184,17 @@ class ReadStage(nn.Module):
         first, per_group, rng = lesson.first_seed, self.options.images_per_step, lesson.rng
         scenes, drawn, samples = lesson.scenes, lesson.drawn, lesson.samples
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
-        features = cached(self.cache, f"{self.key}-{first}-{per_group}", lambda: self._encode(images))
-        conversations = [self._conversations(sample, rng) for sample in samples]
+        precision = "bf16" if self.options.use_bf16() else "fp32"
+        key = f"{self.key}-{precision}-{self.options.tinted}-{first}-{per_group}"
+        features = cached(self.cache, key, lambda: self._encode(images))
+        # All of a step are alike: one long conversation would pad the questions of all images to its length.
+        turns_each = 2 if rng.random() < self.options.next_turn else 1
+        conversations = [_conversations(sample, turns_each) for sample in samples]
         rows = [[self._segment(turns) for turns in row] for row in conversations]
         # The longest first: `pack` gives the k-th questions of all rows the same room.
         order = [np.argsort([-len(ids) for ids, _ in row], kind="stable").tolist() for row in rows]
         rows = [[row[k] for k in ks] for row, ks in zip(rows, order, strict=True)]
-        filled = pack(self.processor.prefix_ids(), rows, self.model.config.lmm_config.text_config.pad_token_id)
+        filled = pack(self.prefix, rows, self.model.config.lmm_config.text_config.pad_token_id)
         turns = [turn for row, ks in zip(conversations, order, strict=True) for k in ks for turn in row[k]]
         masks = [mask for turn in turns for mask in turn.masks]
         wanted = self.options.masks_per_step or len(masks)
@@ -215,26 +219,16 @@ class ReadStage(nn.Module):
         device = self.model.device
         pixels = torch.stack([self.processor.lmm_pixels(image) for image in images]).to(device)
         mask_pixels = torch.stack([self.processor.mask_pixels(image) for image in images]).to(device)
-        return {
-            "features": self.model.look_at(pixels),
-            "embeddings": self.model.embed_masks_image(mask_pixels),
-        }
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.use_bf16()):
+            return {
+                "features": self.model.look_at(pixels),
+                "embeddings": self.model.embed_masks_image(mask_pixels),
+            }
 
-    def _conversations(self, sample: Sample, rng: np.random.Generator) -> list[list[SampleTurn]]:
-        """A sample's questions, most of them alone, some as the next turn of the conversation before them."""
-        conversations: list[list[SampleTurn]] = []
-        for turn in sample.turns:
-            if conversations and rng.random() < self.options.next_turn:
-                conversations[-1].append(turn)
-            else:
-                conversations.append([turn])
-        return conversations
-
-    def _segment(self, turns: list[SampleTurn]) -> tuple[list[int], list[int]]:
+    def _segment(self, turns: Sequence[SampleTurn]) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, as they follow the prefix."""
         ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in turns])
-        start = len(self.processor.prefix_ids())
-        return ids[start:], labels[start:]
+        return ids[len(self.prefix) :], labels[len(self.prefix) :]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Scalars: the loss, its parts, and how often the map's peak lies on the target.
@@ -280,6 +274,11 @@ class ReadStage(nn.Module):
         with full_precision(low_res.device):
             logits = [frames[i].masks_to_image(low[None])[0] for low, i in zip(low_res, images.tolist(), strict=True)]
             return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
+
+
+def _conversations(sample: Sample, turns_each: int) -> list[Sequence[SampleTurn]]:
+    """A sample's questions in their order, in conversations of this many turns; the last may be shorter."""
+    return [sample.turns[k : k + turns_each] for k in range(0, len(sample.turns), turns_each)]
 
 
 def what_cells_show(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:

@@ -174,19 +174,31 @@ def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
     assert 0.3 < false / seen.total() < 0.5
 
 
-def test_answers_name_first_and_then_settle_presence() -> None:
+def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
+    seen: Counter[str] = Counter()
     for case, q in asked(range(400), plain=0.0):
         world = World(case)
         if q.present:
             assert re.fullmatch(r"the [^.]*\[SEG\]\.", q.answer)
-            for target in q.targets if q.kind != "all" else ():
-                name = world.names[target[0]]
-                assert re.search(rf"\b{name} (\[SEG\]|(is|are) the \w+ one \[SEG\])", q.answer), q
+            if q.kind in ("all", "several"):
+                continue
+            name = world.names[q.targets[0][0]]
+            if q.kind == "reasoning":
+                assert q.answer == f"the {name} [SEG].", q
+            elif q.answer != f"the {q.subject} [SEG].":
+                assert q.answer == f"the {q.subject} is the {name} [SEG].", q
+                assert not re.search(rf"\b{name}\b", q.subject.split(" to the ")[0].split(" above ")[0]), q
+                seen[q.kind] += 1
             continue
         match = re.fullmatch(
-            r"(the .+? (?:is|are) not .+?|nothing is .+?)(?:, but there is an? (.+?)( elsewhere)?)?\.", q.answer
+            r"the (.+?) (?:is|are) not here(?:, but there is an? (.+?)( elsewhere)?|, nor (?:is|are) the (.+))?\.",
+            q.answer,
         )
         assert match, q.answer
+        assert match.group(1) == q.subject.removeprefix("all ") or q.kind in ("reasoning", "several"), q
+        if match.group(4):
+            assert q.kind == "relation" and q.subject.endswith(f"the {match.group(4)}"), q
+            assert not world.called(match.group(4)), q
         other = match.group(2)
         if other:
             tint = next((t for t in TINTS if other.startswith(f"{t} ")), None)
@@ -196,6 +208,7 @@ def test_answers_name_first_and_then_settle_presence() -> None:
             name = next(c for c in CLASSES.values() if c.name == q.subject or q.subject in described(c.name))
             there = [i for i in world.every if CLASSES[world.names[i]].group == name.group and case[1][i] >= 0.003]
             assert not there, "a similar object should have been named"
+    assert min(seen[kind] for kind in ("group", "colour", "size", "position", "relation")) > 10
 
 
 def test_answers_in_words() -> None:

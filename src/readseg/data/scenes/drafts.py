@@ -1,9 +1,11 @@
 """What may be asked about a layout: for each kind of question every true and false premise, and its answer.
 
 A form of question is a function (context, present) -> drafts in random order: those whose premise is true, or those
-whose premise is false. Owns the few fixed forms of answers. An answer names first what was asked for, then settles
-whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse." So a model can look for what it
-has just named before it decides. What is true comes from facts.py, how it is worded from questions.py.
+whose premise is false. Owns the few fixed forms of answers. An answer first says in plain words what was asked for,
+then settles whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse."; where the question
+named no class it goes on to say which thing it is: "the bird above the cow is the owl [SEG]." So a model decides when
+what it has to look for stands just before, in words that do not depend on how the question was put. What is true comes
+from facts.py, how it is worded from questions.py.
 """
 
 from __future__ import annotations
@@ -74,11 +76,7 @@ class Draft:
     """The plain form of the expression, without "the"."""
 
     def __post_init__(self) -> None:
-        words = dict(self.words)
-        if self.relation:
-            words["rel"] = plain_relation(self.relation, words["o"])
-        plain = EXPRESSIONS[self.way].short[0].format_map(words)
-        object.__setattr__(self, "subject", plain.removeprefix("the "))
+        object.__setattr__(self, "subject", plain_form(self.way, self.words, self.relation))
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,10 @@ class Context:
 Form = Callable[[Context, bool], Iterator[Draft]]
 
 
-def plain_relation(relation: Relation, other: str) -> str:
-    """The place in its plain words: "to the left of the cow"."""
-    return RELATIONS[relation].short[0].format(o=other)
+def plain_form(way: str, words: Mapping[str, str], relation: Relation | None = None) -> str:
+    """An object in plain words, without "the": "left cow", "bird to the left of the cow"."""
+    place = {} if relation is None else {"rel": RELATIONS[relation].short[0].format_map(words)}
+    return EXPRESSIONS[way].short[0].format_map({**words, **place}).removeprefix("the ")
 
 
 def _words(noun: Noun, tint: str = "") -> dict[str, str]:
@@ -122,14 +121,14 @@ def found(name: str, *, among: str | None = None) -> str:
     return f"the {name} {SEG}." if among is None else f"the {among} is the {name} {SEG}."
 
 
-def refusal(what: str, *, are: bool = False, similar: str | None = None, where: str = " here") -> str:
+def refusal(what: str, *, are: bool = False, similar: str | None = None) -> str:
     """The answer to a false premise.
 
     >>> refusal("cow", similar="a horse")
     'the cow is not here, but there is a horse.'
     """
     but = f", but there is {similar}" if similar else ""
-    return f"the {what} {'are' if are else 'is'} not{where}{but}."
+    return f"the {what} {'are' if are else 'is'} not here{but}."
 
 
 def _similar(context: Context, group: str | None) -> str | None:
@@ -223,12 +222,12 @@ def _colour(context: Context, present: bool, *, scope: Scope) -> Iterator[Draft]
             if present:
                 index = layout.only(members)
                 if index is not None:
-                    answer = found(f"{tint} {layout.names[index]}")
+                    answer = _found(layout, index, scope, "tint", words)
                     yield Draft("tint", words, answer, ((index,),), is_plural=noun.is_plural)
             elif not members:
                 other = None if scope == "thing" else layout.similar_of(noun.members)
                 similar = None if other is None else _a_tinted(layout, other)
-                answer = refusal(f"{tint} {noun.word}", are=noun.is_plural, similar=similar)
+                answer = refusal(plain_form("tint", words), are=noun.is_plural, similar=similar)
                 yield Draft("tint", words, answer, group=noun.group, is_plural=noun.is_plural)
                 break
 
@@ -244,9 +243,11 @@ def _extreme(context: Context, present: bool, *, scope: Scope, kinds: tuple[Extr
         for noun in _absent_groups(context) if scope == "group" else _absent_classes(context):
             which = context.pick(kinds)
             way = which if scope == "group" and context.rng.random() < 0.7 else _COMPARATIVES[which]
-            deny = _deny_group if scope == "group" else _deny_class
+            words = _words(noun)
+            near = wide_group(noun.group or "") if scope == "group" else noun.group
+            answer = refusal(plain_form(way, words), are=noun.is_plural, similar=_similar(context, near))
             asked = (noun.word,) if scope == "class" else ()
-            yield Draft(way, _words(noun), deny(context, noun), asked=asked, group=noun.group, is_plural=noun.is_plural)
+            yield Draft(way, words, answer, asked=asked, group=noun.group, is_plural=noun.is_plural)
     nouns = _nouns(layout, scope) if present else ()
     pairs = [(noun, which) for noun in nouns if len(noun.members) > 1 for which in kinds]
     for noun, which in context.shuffled(pairs):
@@ -255,11 +256,17 @@ def _extreme(context: Context, present: bool, *, scope: Scope, kinds: tuple[Extr
             continue
         two = len(noun.members) == 2 and scope != "thing"
         way = _COMPARATIVES[which] if two and (scope == "class" or context.rng.random() < 0.5) else which
-        answer = found(layout.names[index], among=noun.word if scope == "group" else None)
-        if scope == "class":
-            one = EXPRESSIONS[way].short[0].format(n="one")
-            answer = f"the {noun.word} {'are' if noun.is_plural else 'is'} {one} {SEG}."
-        yield Draft(way, _words(noun), answer, ((index,),), is_plural=noun.is_plural)
+        words = _words(noun)
+        answer = _found(layout, index, scope, way, words)
+        yield Draft(way, words, answer, ((index,),), is_plural=noun.is_plural)
+
+
+def _found(
+    layout: Layout, index: int, scope: Scope, way: str, words: Mapping[str, str], relation: Relation | None = None
+) -> str:
+    """The answer that repeats in plain words what was asked for, and names it where that was no class."""
+    plain = plain_form(way, words, relation)
+    return found(plain) if scope == "class" else found(layout.names[index], among=plain)
 
 
 def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Draft]:
@@ -279,18 +286,15 @@ def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Draf
             continue
         noun = context.pick(nouns)
         words = {**_words(noun), "o": f"the {anchor.word}"}
-        place = f" {plain_relation(relation, words['o'])}"
         if present:
             index = layout.related(noun.members, relation, at)
             if index is not None and layout.answerable(index):
-                answer = found(layout.names[index])
+                answer = _found(layout, index, scope, "relation", words, relation)
                 yield Draft("relation", words, answer, ((index,),), (at,), relation=relation, is_plural=noun.is_plural)
         elif layout.none_related(noun.members, relation, at):
-            answer = f"nothing is{place}."
-            if scope != "thing":
-                other = layout.similar_of(tuple(i for i in noun.members if i != at))
-                elsewhere = None if other is None else f"{article(CLASSES[layout.names[other]].counted)} elsewhere"
-                answer = refusal(noun.word, are=noun.is_plural, similar=elsewhere, where=place)
+            other = None if scope == "thing" else layout.similar_of(tuple(i for i in noun.members if i != at))
+            elsewhere = None if other is None else f"{article(CLASSES[layout.names[other]].counted)} elsewhere"
+            answer = refusal(plain_form("relation", words, relation), are=noun.is_plural, similar=elsewhere)
             yield Draft(
                 "relation", words, answer, (), (at,), group=noun.group, relation=relation, is_plural=noun.is_plural
             )
@@ -304,13 +308,16 @@ def _relation_to_absent(context: Context, scope: Scope) -> Iterator[Draft]:
     for anchor in _absent_classes(context):
         noun = context.pick(_nouns(context.layout, scope))
         words = {**_words(noun), "o": f"the {anchor.word}"}
+        relation = context.pick(facts.RELATIONS)
+        nor = f", nor {'are' if anchor.is_plural else 'is'} the {anchor.word}."
+        answer = refusal(plain_form("relation", words, relation), are=noun.is_plural).removesuffix(".") + nor
         yield Draft(
             "relation",
             words,
-            _deny_class(context, anchor),
+            answer,
             asked=(anchor.word,),
             group=anchor.group,
-            relation=context.pick(facts.RELATIONS),
+            relation=relation,
             is_plural=noun.is_plural,
         )
 

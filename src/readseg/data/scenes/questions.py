@@ -18,7 +18,13 @@ from readseg.data.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TRAINED
 from readseg.data.scenes.compose import Rendered, Scene
 from readseg.data.scenes.drafts import Context, Draft, Form, Source
 from readseg.data.scenes.facts import Layout
-from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS, WIDE_THING_WORDS
+from readseg.data.wide_phrases import (
+    WIDE_EXPRESSIONS,
+    WIDE_RELATIONS,
+    WIDE_REQUESTS,
+    WIDE_THING_WORDS,
+    wide_expression,
+)
 from readseg.errors import ReadsegError
 
 WEIGHTS: Mapping[str, float] = {
@@ -176,7 +182,7 @@ def _word(
     elif draft.relation:
         words["rel"] = RELATIONS[draft.relation].draw(rng, words, held_out=held_out and rng.random() < 0.5)
     if wide and draft.way in WIDE_EXPRESSIONS and rng.random() < 0.6:
-        phrase = context.pick(WIDE_EXPRESSIONS[draft.way]).format_map(words)
+        phrase = wide_expression(draft.way, rng, words)
     else:
         phrase = EXPRESSIONS[draft.way].draw(rng, words, held_out=held_out and rng.random() < 0.5)
     are = draft.is_plural and not phrase.startswith(("every", "each", "any", "the whole"))
