@@ -338,9 +338,30 @@ def test_extremes_in_the_original_sam(count: int) -> None:
     assert (record.prompts["plain_extremes"] == each()[0].prompts["plain_extremes"]) == (count == 5), "five by default"
 
 
+def test_points_from_the_true_mask_in_the_original_sam() -> None:
+    """Written out: cells of 10 x 15 pixels, the model's five points, from the highest share and from the lowest."""
+    for place, record in enumerate(each()):
+        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+        share = (target == 1).reshape(4, 10, 4, 15).mean(axis=(1, 3)).flatten()
+        assert share.min() == 0 < share.max()
+        share /= share.max()
+        positive = [k for k in np.argsort(-share, kind="stable") if share[k] >= 0.8]
+        negative = [k for k in np.argsort(share, kind="stable") if share[k] <= 0.2]
+        chosen = [*((k, 1) for k in positive), *((k, 0) for k in negative)][:5]
+        xy = torch.tensor([[k % 4 * 15 + 7, k // 4 * 10 + 5] for k, _ in chosen], dtype=torch.float32)
+        labels = torch.tensor([label for _, label in chosen])
+        assert set(labels.tolist()) == {0, 1}
+        assert record.prompts["plain_truth"] == counts(decoded(other_sam(), xy, labels, None), target)
+    unit = Unit(np.ones(SIZE, np.uint8), (0,))
+    assert examine(small(), case_of([unit]), Means(plain=other_sam()))[0].prompts["plain_truth"] is None
+    few = Means(points=PointConfig(num_points=1, downsample=1, alignment="exact"), plain=other_sam())
+    (record,) = examine(small(), case_of([Unit(target_of(0), (0,))]), few)
+    assert record.prompts["plain_truth"] != each()[0].prompts["plain_truth"], "settings that are given are used"
+
+
 def test_without_the_original_sam_and_clip_there_is_no_entry() -> None:
     (record,) = examine(small(), case_of([Unit(target_of(0), (0,))]))
-    assert PROMPTS.keys() - record.prompts.keys() == {"plain_points", "plain_extremes"}
+    assert PROMPTS.keys() - record.prompts.keys() == {"plain_points", "plain_extremes", "plain_truth"}
     assert MAPS.keys() - record.maps.keys() == {"clip"}
 
 
@@ -383,11 +404,14 @@ def test_an_answer_without_seg_has_nothing() -> None:
     case = case_of([Unit(target_of(0), ()), Unit(np.zeros(SIZE, np.uint8), ())], "there is no saw.")
     first, empty = examine(small(), case, Means(plain=other_sam()))
     for record in (first, empty):
-        assert set(record.maps.values()) == {None} and set(record.prompts.values()) == {None}
+        assert set(record.maps.values()) == {None}
+        assert {found for name, found in record.prompts.items() if name != "plain_truth"} == {None}
         assert (record.places, record.segs, record.words, record.points) == ((), 0, "", ())
         assert record.grids == {"lmm": (), "sam": ()}
         assert not decode_rle(dict(record.mask)).any()
     assert first.own_iou == 0 and empty.own_iou == 1 and np.isnan(empty.area)
+    assert first.prompts["plain_truth"] == each()[0].prompts["plain_truth"], "the truth gives points to any answer"
+    assert empty.prompts["plain_truth"] is None, "but nothing gives none"
 
 
 def test_a_second_target_without_seg_beside_a_first_one_with() -> None:

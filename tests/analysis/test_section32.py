@@ -101,6 +101,7 @@ def test_targets_that_have_no_place() -> None:
 
 def test_prompts() -> None:
     plain = measured().prompts | {"own": Counts(4, 10), "plain_points": Counts(1, 4), "plain_extremes": Counts(3, 4)}
+    plain["plain_truth"] = Counts(7, 8)
     none = measured(prompts=dict.fromkeys(PROMPTS), wanted=12)
     table = prompt_table([study(measured(prompts=plain), none)])
     lacking = measured(prompts=plain | {"plain_points": None})
@@ -115,18 +116,39 @@ def test_prompts() -> None:
     assert f"{PROMPTS['own']}: {PROMPTS['seg']}." in to_markdown(table)
 
 
+def test_points_from_the_true_mask_are_over_the_same_masks() -> None:
+    """Where there is no [SEG] too; where they are none, an empty mask, and a note of its own says how many."""
+    name = PROMPTS["plain_truth"]
+    found = measured(prompts=measured().prompts | {"plain_truth": Counts(9, 10)})
+    silent = measured(prompts=dict.fromkeys(PROMPTS) | {"plain_truth": Counts(3, 4)}, places=(), wanted=12)
+    nothing = measured(prompts=measured().prompts | {"plain_truth": None}, wanted=24)
+    table = prompt_table([study(found, silent, nothing)])
+    cells = row(table, name).cells
+    assert cells["giou"].count == 3 and value(cells["giou"]) == pytest.approx((0.9 + 0.75 + 0) / 3, abs=1e-5)
+    assert value(cells["ciou"]) == pytest.approx(12 / (10 + 4 + 24))
+    text = to_markdown(table)
+    assert (
+        f"{name}: 1 true masks cover all cells alike, none or every one: no points, and an empty mask counts." in text
+    )
+    assert "It knows the truth" in text and "of a range" not in text
+    assert "cover all cells alike" not in to_markdown(prompt_table([study(found, silent)]))
+    text = to_markdown(prompt_table([study(nothing)]))
+    assert f"{name}: not available: no mask has one" in text
+
+
 def test_what_is_not_available_is_told() -> None:
     wordless = measured(
         maps=measured().maps | {"words": None},
         prompts=measured().prompts | {"words_points": None, "words_projected": None},
     )
-    missing = {"clip": "no CLIP", "plain_points": "no SAM", "plain_extremes": "no SAM"}
+    missing = {"clip": "no CLIP", "plain_points": "no SAM", "plain_extremes": "no SAM", "plain_truth": "no SAM"}
     maps, prompts, _ = tables([study(wordless, missing=missing)])
     assert MAPS["words"] not in [one.name for one in maps.rows] and MAPS["clip"] not in [r.name for r in maps.rows]
     text = to_markdown(maps) + to_markdown(prompts)
     assert f"{MAPS['clip']}: not available: no CLIP." in text
     assert f"{MAPS['words']}: not available: no answer has words of its own" in text
     assert f"{PROMPTS['plain_points']}: not available: no SAM." in text
+    assert f"{PROMPTS['plain_truth']}: not available: no SAM." in text and "cover all cells alike" not in text
     assert f"{PROMPTS['words_projected']}: not available: no answer has words of its own" in text
 
 

@@ -50,7 +50,8 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert study.name == "maps" and list(study.pages) == ["scene-500000", "scene-500001"]
     records = [Measured.from_json(record) for record in study.records]
     assert {record.image for record in records} == set(study.pages)
-    assert all("plain_points" in record.prompts for record in records), "the original SAM lies beside the model"
+    for prompt in ("plain_points", "plain_truth"):
+        assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
     assert study.settings["original_sam"] and study.settings["clip"] is None and study.settings["extremes"] == 5
     printed = capsys.readouterr().out
     assert "language model, last layer" in printed and "points alone, original SAM" in printed
@@ -83,6 +84,19 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     before = len(calls)
     study_maps.run(studies.job(half))
     assert len(calls) == before and contents(half) == contents(whole)
+
+
+def test_a_folder_of_records_that_hold_less_is_refused(tmp_path: Path) -> None:
+    """Such as one from before the points from the true mask: no study is made of two kinds of records."""
+    study_maps.run(studies.job(tmp_path, limit=1))
+    head, *pages = (tmp_path / RECORDS).read_text().splitlines()
+    values = json.loads(head)
+    assert values["settings"].pop("record") == 2
+    old = "\n".join([json.dumps(values), *pages]) + "\n"
+    (tmp_path / RECORDS).write_text(old)
+    with pytest.raises(ReadsegError, match=r"record: None there, 2 now\); give another folder or delete it"):
+        study_maps.run(studies.job(tmp_path, limit=2))
+    assert (tmp_path / RECORDS).read_text() == old
 
 
 def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:

@@ -24,9 +24,10 @@ from readseg import sasp
 from readseg.analysis.agreement import consistency, localisation
 from readseg.analysis.cases import Case, Unit
 from readseg.analysis.clip import clip_map
-from readseg.analysis.looks import EXTREMES, Mask, maps_of, on_image, prompted, word_scores, words_of
+from readseg.analysis.looks import EXTREMES, Mask, in_plain_sam, maps_of, on_image, prompted, word_scores, words_of
 from readseg.analysis.maps import Reading, SimilarityMap, read_reply
 from readseg.analysis.measures import Counts, Drawn, Grid, MapScores, Measured, iou_of
+from readseg.analysis.oracle import true_points
 from readseg.analysis.own_words import OwnWords, names
 from readseg.analysis.thresholds import search_thresholds
 from readseg.config import PointConfig, Prompt
@@ -67,7 +68,8 @@ class Means:
 def examine(segmenter: Segmenter, case: Case, means: Means | None = None) -> list[Measured]:
     """Everything of section 3.2 about one question, measured against each mask that it expects.
 
-    A mask of several [SEG] ("union") has the union of their masks and the pixelwise maximum of their maps.
+    A mask of several [SEG] ("union") has the union of their masks and the pixelwise maximum of their maps. The points
+    of "plain_truth" come from the expected mask alone: they are there whatever the answer is.
 
     Args:
         segmenter: the model.
@@ -89,6 +91,7 @@ def examine(segmenter: Segmenter, case: Case, means: Means | None = None) -> lis
     drawn = prompted(segmenter, case.encoded, case.reply, reading, means.plain, means.extremes)
     masks: dict[str, Sequence[Mask | None]] = {name: [one.mask for one in found] for name, found in drawn.items()}
     masks |= _word_masks(segmenter, case, reading, words)
+    true = None if means.plain is None else _true_masks(segmenter, case, reading.points, means.plain)
     records = []
     for number, unit in enumerate(case.units):
         own = {name: _found(per_seg, unit) for name, per_seg in maps.items()}
@@ -99,6 +102,8 @@ def examine(segmenter: Segmenter, case: Case, means: Means | None = None) -> lis
             how = reading.points.alignment
             own["clip"] = [clip_map(segmenter, case.encoded.image, text, *means.clip, alignment=how)]
         of_unit = {name: _found(per_seg, unit) for name, per_seg in masks.items()}
+        if true is not None:
+            of_unit["plain_truth"] = true[number]
         records.append(_measured(case, number, reading, ", ".join(dict.fromkeys(said)), own, of_unit))
     return records
 
@@ -177,6 +182,14 @@ def _word_masks(
             drawn = iter(_decoded(segmenter, case, states, scores, reading.points))
         found[name] = [None if one is None else next(drawn) for one in words]
     return found
+
+
+def _true_masks(segmenter: Segmenter, case: Case, settings: PointConfig, plain: SamModel) -> list[list[Mask]]:
+    """Of each unit what the original SAM makes of points from its target; nothing where that gives no points."""
+    side, frame = math.isqrt(segmenter.model.config.num_image_tokens), case.encoded.frame
+    points = [true_points(unit.target, frame, side, settings) for unit in case.units]
+    drawn = in_plain_sam(plain, case.encoded, points)
+    return [[one.mask] if len(one.points.xy) else [] for one in drawn]
 
 
 def _decoded(

@@ -103,7 +103,7 @@ def prompted(
     plain: SamModel | None = None,
     extremes: int = EXTREMES,
 ) -> dict[str, list[Prompted]]:
-    """What every prompt makes of each [SEG], by the names of `measures.PROMPTS`; those of words are not among them.
+    """What every prompt makes of each [SEG], by the names of `measures.PROMPTS`; those of words and truth are not here.
 
     Args:
         segmenter: the model.
@@ -123,8 +123,8 @@ def prompted(
         found[prompt] = [Prompted(*pair) for pair in zip(result.masks, points, strict=True)]
     found = {"own": found[reading.prompt], **found}
     if plain is not None:
-        found["plain_points"] = _plain(plain, encoded, [one.points for one in found["points"]])
-        found["plain_extremes"] = _plain(plain, encoded, _extremes(reading, extremes))
+        found["plain_points"] = in_plain_sam(plain, encoded, [one.points for one in found["points"]])
+        found["plain_extremes"] = in_plain_sam(plain, encoded, _extremes(reading, extremes))
     return found
 
 
@@ -136,8 +136,14 @@ def on_image(frame: Frame, low_res: Float[Tensor, "S h w"]) -> list[Mask]:
     return [(frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in low_res]
 
 
-def _plain(plain: SamModel, encoded: EncodedImage, points: Sequence[Points]) -> list[Prompted]:
-    """What the original SAM makes of points alone."""
+def in_plain_sam(plain: SamModel, encoded: EncodedImage, points: Sequence[Points]) -> list[Prompted]:
+    """What the original SAM makes of points alone.
+
+    Args:
+        plain: of `plain_sam.plain_sam`.
+        encoded: the image.
+        points: of each mask; where there are none, it is empty.
+    """
     if not points:
         return []
     device = encoded.mask_embeddings.device

@@ -42,10 +42,15 @@ PROMPTS: Mapping[str, str] = {
     "points": "points alone",
     "plain_points": "points alone, original SAM",
     "plain_extremes": "highest and lowest cells, original SAM",
+    "plain_truth": "points from the true mask, original SAM",
     "words_points": "[SEG], and points of the words' map",
     "words_projected": "the words projected, and their points",
 }
 """What prompts the mask decoder, in the order of the tables."""
+
+
+RECORD = 2
+"""What a record holds. It counts up when that changes: no study is made of records of two kinds."""
 
 
 class Counts(NamedTuple):

@@ -33,10 +33,16 @@ PROMPT_NOTES: Mapping[str, str] = {
     "plain_points": "the same points as the only prompt of the mask decoder as it was before it met a [SEG]",
     "plain_extremes": "the highest cells of the map as positive points, and as many of the lowest as negative ones, in "
     "that same decoder",
+    "plain_truth": "SasP with the model's settings on the share of each image token's cell that the true mask covers, "
+    "in that same decoder; also where the answer holds no [SEG]. It knows the truth: what perfect maps would give, "
+    "not a score to be ranked",
     "words_points": "the projected [SEG], with the points of the words' map",
     "words_projected": "the mean state of the words is projected in place of [SEG], with the points of their map",
 }
 """What a prompt is where its name does not say it, for the notes of its table."""
+
+_TRUTH = "plain_truth"
+_WORDLESS = "no answer has words of its own for what a [SEG] stands for"
 
 MAP_COLUMNS: Mapping[str, str] = {
     "giou": "gIoU at best t",
@@ -106,7 +112,7 @@ def map_table(studies: Sequence[Examined]) -> Table:
 
 
 def prompt_table(studies: Sequence[Examined]) -> Table:
-    """Table 2: the masks of each prompt. No truth enters them."""
+    """Table 2: the masks of each prompt. Truth enters one of them only, which says so: points from the true mask."""
     rows = []
     for study in studies:
         for name in _measured(study, PROMPTS, "prompts"):
@@ -117,6 +123,12 @@ def prompt_table(studies: Sequence[Examined]) -> Table:
     for study in studies:
         if study.own:
             notes.append(f"{_prefix(study, studies)}{PROMPTS['own']}: {PROMPTS[study.own]}")
+        pointless = sum(record.prompts.get(_TRUTH, ()) is None for record in study.records)
+        if pointless:
+            notes.append(
+                f"{_prefix(study, studies)}{PROMPTS[_TRUTH]}: {pointless} true masks cover all cells alike, none or "
+                "every one: no points, and an empty mask counts"
+            )
     return Table(
         "What prompts the mask decoder",
         "prompt",
@@ -329,13 +341,17 @@ def _notes(studies: Sequence[Examined], names: Mapping[str, str], where: str) ->
         without = sum(not record.places for record in study.records)
         if without:
             notes.append(f"{_prefix(study, studies)}{without} of {total} masks: the answer holds no [SEG] for them")
-        lacking = {n: sum(getattr(record, where)[n] is None for record in study.records) for n in there}
+        lacking = {
+            name: sum(getattr(record, where)[name] is None for record in study.records)
+            for name in there
+            if name != _TRUTH  # it has reasons of its own
+        }
         told = ", ".join(f"{names[name]} {count}" for name, count in lacking.items() if count not in (0, without))
         if told:
             notes.append(f"{_prefix(study, studies)}empty, also for want of words or of a range: {told}")
         for name in names:
             if name not in there and total:
-                why = study.missing.get(name, "no answer has words of its own for what a [SEG] stands for")
+                why = study.missing.get(name, _WORDLESS if name.startswith("words") else "no mask has one")
                 notes.append(f"{_prefix(study, studies)}{names[name]}: not available: {why}")
     sections = dict.fromkeys(record.section for study in studies for record in study.records)
     if len(sections) > 1:

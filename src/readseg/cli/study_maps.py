@@ -89,6 +89,7 @@ def _look(
     from readseg.analysis.clip import load_clip
     from readseg.analysis.examine import Means, examine
     from readseg.analysis.looks import EXTREMES
+    from readseg.analysis.measures import RECORD
     from readseg.analysis.plain_sam import plain_sam
     from readseg.analysis.study import look_at
     from readseg.cli.jobs import model_folder
@@ -106,6 +107,7 @@ def _look(
         "original_sam": None if plain is None else digest([plain.mask_decoder]),
         "clip": None if pair is None else digest([pair[0]]),
         "extremes": means.extremes,
+        "record": RECORD,
     }
 
     def look(page: Any) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def _missing(study: Study) -> dict[str, str]:
         )
     if study.settings["original_sam"] is None:
         why = "the original SAM is not beside the model (--sam)"
-        missing |= dict.fromkeys(("plain_points", "plain_extremes"), why)
+        missing |= dict.fromkeys(("plain_points", "plain_extremes", "plain_truth"), why)
     return missing
 
 
