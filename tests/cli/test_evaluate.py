@@ -44,6 +44,26 @@ def test_scenes_are_scored_and_go_on(
     assert "more than are asked for now" in capsys.readouterr().err
 
 
+def test_what_was_never_seen_is_scored_and_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ("unseen", "--model", model, "--out", tmp_path, "--device", "cpu", "--limit")
+    assert run(monkeypatch, *words, 1) == 0
+    path = tmp_path / "unseen" / "predictions.jsonl"
+    first = path.read_bytes().splitlines()[1:]
+    assert run(monkeypatch, *words, 5) == 0
+    assert path.read_bytes().splitlines()[1 : 1 + len(first)] == first
+    head, predictions = read_predictions(path)
+    assert (head.settings["protocol"], head.about["images"], head.about["of"]) == ("generated", 5, 250)
+    assert [p.asked.section for p in predictions.values()].count("empty") == 4
+    capsys.readouterr()
+    assert commandline.run(monkeypatch, "score", tmp_path, "--out", tmp_path / "again") == 0
+    printed = capsys.readouterr().out
+    assert "Never seen" in printed and "refused" in printed and "IoU" not in printed
+    for name in ("report.json", "report.md", "report.html"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
 def test_every_benchmark_of_the_miniatures_runs(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -121,13 +141,15 @@ def test_a_broken_image_is_named_and_nothing_is_lost(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("coco", "--data", "{data}"), "there are scenes, reasonseg, refclef"),
+        (("coco", "--data", "{data}"), "there are scenes, unseen, reasonseg, refclef"),
         (("refcoco/dev", "--data", "{data}"), "no such split is below"),
         (("refcoco",), "--data"),
         (("all", "--data", "{none}"), "no such folder"),
         (("reasonseg", "--data", "{empty}"), "nothing to evaluate"),
         (("all", "--data", "{empty}"), "readseg data check"),
         (("scenes", "--protocol", "forced"), "generated only"),
+        (("unseen", "scenes", "--protocol", "forced"), "generated only"),
+        (("unseen/empty",), "no benchmark 'unseen/empty'"),
         (("scenes", "--variants", "--points", "on"), "--variants"),
         (("scenes", "-n", "0"), "count"),
         (("refcoco/val", "--data", "{data}", "--limit", "0"), "limit"),

@@ -45,7 +45,7 @@ def test_without_the_preferred_file_there_is_another(data: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("coco", "no benchmark 'coco'; there are scenes, reasonseg"),
+        ("coco", "no benchmark 'coco'; there are scenes, unseen, reasonseg"),
         ("refcoco/dev", "no such split .* refcoco/testA"),
         ("refcoco/umd/val", "no such split"),
         ("reasonseg/val/x", "no such split"),

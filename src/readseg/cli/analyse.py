@@ -265,13 +265,17 @@ def opened(
     Raises:
         ReadsegError: it stands for none or for several, or its data are not there.
     """
-    from readseg.evaluation.benchmarks import ALL, DATA_SETS, SCENES, open_benchmark, resolve
+    from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN, SCENES, UNSEEN, open_benchmark, resolve
 
-    known = name == ALL or name.split("/")[0] in (SCENES, *DATA_SETS)
+    known = name == ALL or name.split("/")[0] in (*DRAWN, *DATA_SETS)
     if not known and Path(name).is_file():
         raise ReadsegError(f"{name}: QUERY is missing: say what to ask about the picture.")
     if not known and (Path(name).suffix or Path(name).is_dir()):
         raise ReadsegError(f"{name}: no such picture, nor a benchmark such as scenes or reasonseg/val.")
+    if name == UNSEEN:
+        raise ReadsegError(
+            f"benchmark {UNSEEN}: it has no masks to compare with; readseg evaluate {UNSEEN} says what is refused."
+        )
     if protocol == "forced" and name == SCENES:
         raise ReadsegError("--protocol forced: scenes are scored under the protocol generated only.")
     names = resolve(data, [name])
@@ -296,9 +300,9 @@ def _check_used(work: str, given: Mapping[str, Any]) -> None:
 
 
 def _check_image(target: str) -> None:
-    from readseg.evaluation.benchmarks import ALL, DATA_SETS, SCENES
+    from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN
 
-    if target.split("/")[0] in (SCENES, ALL, *DATA_SETS) and not Path(target).exists():
+    if target.split("/")[0] in (*DRAWN, ALL, *DATA_SETS) and not Path(target).exists():
         raise ReadsegError(f"{target} is a benchmark: leave QUERY out, or name a picture's file.")
 
 

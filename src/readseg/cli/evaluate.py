@@ -23,7 +23,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="BENCHMARK",
-            help="scenes; reasonseg/val, refcoco/testA, ...; a data set for all its splits; all for all sets.",
+            help="scenes; unseen; reasonseg/val, refcoco/testA, ...; a data set for all its splits; all for all.",
         ),
     ],
     data: Annotated[Path | None, typer.Option(help="The folder that all data sets lie in.")] = None,
@@ -54,19 +54,19 @@ def evaluate(
     alignment: options.AlignmentName = None,
     threshold: options.ThresholdRule = None,
 ) -> None:
-    """Score a model on benchmarks: of the field, below --data, or the fixed set of drawn scenes.
+    """Score a model on benchmarks: of the field, below --data, or drawn: scenes, and what it never saw.
 
     Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
     from readseg.cli.jobs import settings_of
     from readseg.errors import ReadsegError
-    from readseg.evaluation.benchmarks import SCENES, resolve
+    from readseg.evaluation.benchmarks import DRAWN, resolve
     from readseg.evaluation.run import VARIANTS, model_system, run
     from readseg.processes import processes
 
     names = resolve(data, benchmark)
-    if protocol == "forced" and SCENES in names:
-        raise ReadsegError("--protocol forced: scenes are scored under the protocol generated only.")
+    if protocol == "forced" and (drawn := [name for name in DRAWN if name in names]):
+        raise ReadsegError(f"--protocol forced: {drawn[0]} is scored under the protocol generated only.")
     if variants and points is not None:
         raise ReadsegError("--variants: it asks with each kind of points by itself; leave --points out.")
     if out is not None:
@@ -128,11 +128,15 @@ def _opened(
     name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int
 ) -> tuple[Benchmark, list[System]]:
     """A benchmark by its name, and the blind baselines that stand beside a model on it."""
-    from readseg.evaluation.benchmarks import SCENES, open_benchmark
+    from readseg.evaluation.benchmarks import DRAWN, UNSEEN, open_benchmark
 
-    if name != SCENES:
+    if name not in DRAWN:
         return open_benchmark(data or Path(), name, protocol), []
-    from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # needs the extra "scenes"
+    if name == UNSEEN:
+        from readseg.evaluation.unseen import unseen_benchmark  # needs the extra "scenes"
+
+        return unseen_benchmark(), []
+    from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # likewise
 
     which = SceneSet(scenes=count)
     return scene_benchmark(which), list(blind_systems(which))

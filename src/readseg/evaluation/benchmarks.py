@@ -4,6 +4,8 @@
     refcoco/unc/testA                             the same, of one of several refs(SPLIT_BY) files
     reasonseg, refcoco, all                       every split but "train" of one data set, or of all of them
     scenes                                        the fixed set of drawn scenes (evaluation/scenes.py)
+    unseen                                        things that no model was trained on, and empty backgrounds
+                                                  (evaluation/unseen.py)
 
 Two protocols, never mixed in one number:
 
@@ -32,7 +34,11 @@ from readseg.evaluation.outcomes import Match
 
 Protocol = Literal["forced", "generated"]
 
-SCENES, ALL = "scenes", "all"
+SCENES, UNSEEN, ALL = "scenes", "unseen", "all"
+DRAWN = (SCENES, UNSEEN)
+"""The benchmarks that are drawn: they need no data, and are scored under "generated" only."""
+UNTRAINED = "untrained"
+"""Tag of a question about something that is there but that models are never trained on: it counts as absent."""
 FORCED = ("reasonseg", "refclef", "refcoco", "refcoco+", "refcocog")
 """The data sets whose published protocol is "forced"; the others' is "generated"."""
 DATA_SETS = ("reasonseg", *REFERRING)
@@ -195,11 +201,11 @@ def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         dataset = name.split("/")[0]
-        if name == SCENES:
+        if name in DRAWN:
             found.append(name)
         elif name != ALL and dataset not in DATA_SETS:
             raise ReadsegError(
-                f"no benchmark {name!r}; there are {SCENES}, {', '.join(DATA_SETS)}, a split of one of them such as "
+                f"no benchmark {name!r}; there are {', '.join((*DRAWN, *DATA_SETS))}, a split of one of them such as "
                 f"refcoco/testA, and {ALL}"
             )
         elif root is None:

@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import SCENES
+from readseg.evaluation.benchmarks import DRAWN, SCENES, UNSEEN, UNTRAINED
 from readseg.evaluation.metrics import Estimate, estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
+from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, remarks
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 
@@ -196,14 +197,14 @@ class Sheet:
 
 
 def sheets(results: Sequence[Result]) -> list[Sheet]:
-    """All tables of some results: the field's data sets, a table for each protocol, then scenes.
+    """All tables of some results: the field's data sets, a table for each protocol, then what is drawn.
 
     Raises:
         ReadsegError: a result of an unknown benchmark or protocol.
     """
     results = ordered(results)
     found = []
-    known = [SCENES, *(name for field in FIELDS for name in field.datasets)]
+    known = [*DRAWN, *(name for field in FIELDS for name in field.datasets)]
     for result in results:
         if _dataset(result) not in known or result.settings["protocol"] not in PROTOCOLS:
             told = f"benchmark {result.settings['benchmark']!r}, protocol {result.settings['protocol']!r}"
@@ -221,12 +222,13 @@ def sheets(results: Sequence[Result]) -> list[Sheet]:
     if len(scenes) > 1:
         beside = tuple(summarise(label(r), [o for o in r.outcomes if o.section == "scenes"]) for r in scenes)
         found.append(_sheet("Scenes, new ones: side by side", beside, _notes("generated", scenes)))
+    found += [_unseen_sheet(result) for result in results if _dataset(result) == UNSEEN]
     return found
 
 
 def ordered(results: Sequence[Result]) -> list[Result]:
     """Results as the tables have them, whatever order they were made in: by data set and split, models first."""
-    datasets = [*(name for field in FIELDS for name in field.datasets), SCENES]
+    datasets = [*(name for field in FIELDS for name in field.datasets), *DRAWN]
 
     def place(result: Result) -> tuple[int, bool, str, bool, str]:
         name = str(result.settings["benchmark"])
@@ -324,6 +326,17 @@ def _field_sheet(field: Field, protocol: str, results: Sequence[Result]) -> Shee
     columns = field.forced if protocol == "forced" else field.generated
     title = field.title if several else f"{field.title}: {label(results[0])}"
     return _sheet(title, [row for row in rows if row.questions], _notes(protocol, results), columns)
+
+
+def _unseen_sheet(result: Result) -> Sheet:
+    """The share refused of each section of `unseen`, and of each kind of question about empty backgrounds."""
+    untrained, empty = ([o for o in result.outcomes if o.section == section] for section in (UNTRAINED, EMPTY))
+    rows = [summarise("classes never trained", untrained), summarise("empty backgrounds", empty)]
+    rows += [summarise(f"  {kind}", [o for o in empty if o.kind == kind]) for kind in EMPTY_KINDS]
+    # There is no target, so no score of masks; and what counts both premises would only repeat the share refused.
+    columns = {"refused": COLUMNS["refused"]}
+    notes = [*_notes("generated", [result]), *remarks(result)]
+    return _sheet(f"Never seen: {label(result)}", [row for row in rows if row.questions], notes, columns)
 
 
 def _sheet(

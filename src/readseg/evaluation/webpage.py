@@ -20,7 +20,7 @@ from PIL import Image
 
 from readseg.draw import overlay
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import SCENES
+from readseg.evaluation.benchmarks import SCENES, UNSEEN, UNTRAINED
 from readseg.evaluation.metrics import Estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.predictions import Prediction, Rle
@@ -91,6 +91,8 @@ def find_picture(result: Result, prediction: Prediction, data: Path | None = Non
     try:
         if result.settings["benchmark"] == SCENES:
             picture = _scene(result, asked.image)
+        elif result.settings["benchmark"] == UNSEEN:
+            picture = _unseen(asked.image)
         else:
             place = PurePosixPath(asked.image)
             root = data if data is not None else result.about.get("data")
@@ -110,11 +112,19 @@ def _scene(result: Result, name: str) -> Image.Image:
     return load_image(scene_case(number, SceneSet(number + 1, questions, first)).picture.image)
 
 
+def _unseen(name: str) -> Image.Image:
+    from readseg.evaluation.unseen import unseen_benchmark  # needs the extra "scenes"
+
+    benchmark = unseen_benchmark()
+    return load_image(benchmark[benchmark.names.index(name)].image)
+
+
 def worst_and_best(result: Result, count: int) -> tuple[list[Example], list[Example]]:
     """Questions to look at, each of another image as far as there are as many, none in both lists.
 
     The worst: up to a third each of things claimed that are not there and of things refused that are, the largest
-    first; else the lowest IoU. The best: the highest IoU, and up to a quarter false premises that were refused.
+    first; else the lowest IoU. The best: the highest IoU, and up to a quarter false premises that were refused. Where
+    all premises are false there are no others, and both lists are filled with these.
 
     Args:
         result: whose questions.
@@ -129,10 +139,11 @@ def worst_and_best(result: Result, count: int) -> tuple[list[Example], list[Exam
             found[example.verdict].append((outcome, example))
     for pairs in found.values():
         pairs.sort(key=lambda pair: (pair[1].iou, -sum(pair[0].unions)))
-    worst = _picked(found["invented"], count // 3, ())
+    true = bool(found["mask"] or found["refused"])
+    worst = _picked(found["invented"], count // 3 if true else count, ())
     worst += _picked(found["refused"], count // 3, worst)
     worst += _picked(found["mask"], count - len(worst), worst)
-    best = _picked(found["refused rightly"], count // 4, ())
+    best = _picked(found["refused rightly"], count // 4 if true else count, ())
     shown = {id(example) for example in worst}
     rest = [pair for pair in reversed(found["mask"]) if id(pair[1]) not in shown]
     best = [*_picked(rest, count - len(best), best), *best]
@@ -144,6 +155,10 @@ _VERDICTS: Mapping[Verdict, str] = {
     "refused": "refused, but it is there",
     "invented": "claimed, but it is not there",
     "refused rightly": "refused: it is not there",
+}
+_UNTRAINED: Mapping[str, str] = {
+    "invented": "claimed, but it was never learned",
+    "refused rightly": "refused: it was never learned",
 }
 
 
@@ -257,12 +272,15 @@ def _histogram(result: Result) -> str:
 
 def _card(example: Example, picture: Image.Image | None) -> str:
     asked, said = example.prediction.asked, example.prediction
-    verdict = _VERDICTS[example.verdict]
+    untrained = UNTRAINED in asked.tags and not asked.present
+    verdict = (_UNTRAINED if untrained else _VERDICTS)[example.verdict]
     bad = example.verdict in ("refused", "invented") or (example.verdict == "mask" and example.iou < 0.5)
     badge = verdict or f"IoU {example.iou:.2f}"
     pictures = ""
     if picture is not None:
-        pictures = _figure("answer", picture, said.masks) + _figure("truth", picture, asked.targets)
+        pictures = _figure("answer", picture, said.masks)
+        if not untrained:  # the thing is there, without a mask
+            pictures += _figure("truth", picture, asked.targets)
     cut = " <em>(cut off)</em>" if not said.finished else ""
     kind = "bad" if bad else "good"
     return (
