@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS, fields
-from readseg.data.wide_phrases import WIDE_EXPRESSIONS, WIDE_RELATIONS, WIDE_REQUESTS, wide_expression
+from readseg.data.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
+from readseg.data.wide_phrases import (
+    UNKNOWN_NOUNS,
+    WIDE_EXPRESSIONS,
+    WIDE_RELATIONS,
+    WIDE_REQUESTS,
+    unknown_noun,
+    wide_expression,
+)
 
 FILL = {"x": "the cows", "be": "are", "it": "them", "bare": "cow", "a": "a cow", "rel": "left of the car"}
 FILLERS = r"\b(please|can you|could you|would you|i want you to|now|for me|here|in (this|the) (image|picture|scene))\b"
@@ -75,3 +83,15 @@ def test_made_up_words_never_stand_for_what_an_expression_says() -> None:
         drawn = {wide_expression(way, rng, words) for _ in range(300)}
         assert (drawn > set(WIDE_EXPRESSIONS[way])) is strange
         assert all(fields(text) & {"n", "ns", "each"} for text in drawn)
+
+
+def test_unknown_nouns_are_no_words_of_any_scene() -> None:
+    known = [f"{c.name} {c.plural} {c.counted}" for c in CLASSES.values()]
+    known += [text for c in CLASSES.values() for text in (*c.descriptions, *c.held_out_descriptions)]
+    known += [f"{g.singular} {g.plural}" for g in (*GROUPS.values(), *WIDE_GROUPS.values())]
+    words = set(re.findall("[a-z]+", " ".join(known)))
+    assert len(set(UNKNOWN_NOUNS)) == len(UNKNOWN_NOUNS) > 100
+    assert not words & {*UNKNOWN_NOUNS, *(f"{noun}s" for noun in UNKNOWN_NOUNS)}
+    rng = np.random.default_rng(0)
+    drawn = [unknown_noun(rng) for _ in range(400)]
+    assert 0.4 < np.mean([noun in UNKNOWN_NOUNS for noun in drawn]) < 0.6

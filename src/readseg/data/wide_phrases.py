@@ -389,6 +389,28 @@ WIDE_THING_WORDS = ("item", "figure", "drawing")
 """More words for any object."""
 
 
+UNKNOWN_NOUNS = (
+    "anchor", "arrow", "backpack", "balloon", "barrel", "bear", "beetle", "bench", "boot", "bottle", "bracelet",
+    "brick", "bridge", "brush", "bucket", "button", "calculator", "canoe", "castle", "cello", "cherry", "clock",
+    "cloud", "coat", "compass", "crow", "curtain", "deer", "diamond", "dinosaur", "dolphin", "dragon", "drill",
+    "eagle", "engine", "envelope", "fan", "fence", "fern", "ferry", "fig", "flag", "flute", "fork", "fox", "frog",
+    "garlic", "gate", "ghost", "giraffe", "goat", "goose", "gorilla", "hedgehog", "helmet", "horse", "jacket", "jar",
+    "kettle", "kite", "lamp", "lantern", "leaf", "lion", "lizard", "lobster", "magnet", "microscope", "mirror",
+    "moose", "mosquito", "motorbike", "mountain", "mouse", "mug", "necklace", "needle", "nest", "oven", "panda",
+    "parachute", "peach", "pear", "pen", "pencil", "pepper", "plate", "plum", "potato", "pumpkin", "purse", "puzzle",
+    "raccoon", "robot", "rope", "ruler", "sandwich", "scooter", "seal", "ship", "shovel", "skateboard", "sled",
+    "snail", "snake", "spider", "spoon", "squirrel", "statue", "suitcase", "sweater", "sword", "table", "taxi",
+    "telescope", "tent", "tiger", "toaster", "toothbrush", "truck", "tuba", "vase", "wallet", "whistle", "wolf",
+    "worm", "wrench", "zebra",
+)  # fmt: skip
+"""Names of things that no scene shows; no class, group or description has any of them."""
+
+
+def unknown_noun(rng: np.random.Generator) -> str:
+    """One of `UNKNOWN_NOUNS`, or, half of the time, a made-up word."""
+    return UNKNOWN_NOUNS[int(rng.integers(len(UNKNOWN_NOUNS)))] if rng.random() < 0.5 else _made_up(rng)
+
+
 def wide_expression(way: str, rng: np.random.Generator, words: Mapping[str, str]) -> str:
     """A phrase of `WIDE_EXPRESSIONS`, filled with ``words``; in some a word or two are made up.
 

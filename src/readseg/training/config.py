@@ -119,6 +119,7 @@ class ReadStageConfig(SceneStageConfig):
             learns text and map, which is cheap.
         false_premise: share of the segmentation questions whose object is not there.
         plain: share of questions that are answered in words.
+        strange: share of the absent classes that are words which no class has; see `data.scenes.questions.ask`.
         tinted: share of the scenes in which every thing is painted in a tint; only there colours are asked for.
         next_turn: share of the steps whose questions come in conversations of two turns, instead of standing alone.
         new_wordings: share of the questions worded by the wide banks of `readseg.data.wide_phrases`.
@@ -136,6 +137,7 @@ class ReadStageConfig(SceneStageConfig):
     masks_per_step: int = Field(default=0, ge=0)
     false_premise: float = Field(default=0.4, ge=0, le=1)
     plain: float = Field(default=0.15, ge=0, le=1)
+    strange: float = Field(default=0.0, ge=0, le=0.5)
     tinted: float = Field(default=0.45, ge=0, le=1)
     next_turn: float = Field(default=0.1, ge=0, le=1)
     new_wordings: float = Field(default=0.0, ge=0, le=1)

@@ -126,6 +126,7 @@ def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.ran
         false_premise=options.false_premise,
         plain=options.plain,
         new_wordings=options.new_wordings,
+        strange=options.strange,
     )
     return from_scene(f"scene-{scene.seed}", drawn, questions)
 

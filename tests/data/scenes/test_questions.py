@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from readseg.data.phrases import EXPRESSIONS, RELATIONS
 from readseg.data.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINTS, TRAINED, WIDE_GROUPS, plural
 from readseg.data.scenes.compose import Rendered, Scene, Thing
 from readseg.data.scenes.drafts import NUMBERS, PLAIN, SEGMENTING
@@ -386,3 +387,25 @@ def test_new_wordings_change_words_alone() -> None:
     new = [q.question.lower().rstrip(".?") not in texts for q in wide if q.kind in SEGMENTING]
     assert sum(new) > 0.7 * len(new)
     assert [q for _, q in asked(range(5), new_wordings=0.0)] == [q for _, q in asked(range(5))]
+
+
+def test_strange_questions_are_false_and_the_answer_repeats_the_word() -> None:
+    texts = [text for c in CLASSES.values() for text in (c.name, c.plural, *c.descriptions, *c.held_out_descriptions)]
+    texts += [f"{g.singular} {g.plural}" for g in (*GROUPS.values(), *WIDE_GROUPS.values())]
+    texts += [bank.short[0] for bank in (*EXPRESSIONS.values(), *RELATIONS.values())] + [*TINTS, "thing things"]
+    known = set(re.findall("[a-z]+", " ".join(texts)))
+    strange, absent = 0, Counter[str]()
+    for case, q in asked(range(150), strange=0.5, plain=0.0):
+        world, words = World(case), re.findall("[a-z]+", q.subject)
+        if not set(words) - known:
+            if not q.present and q.kind in ("colour", "relation") and "here, nor" not in q.answer:
+                noun = q.subject.split(" to the ")[0].split(" above ")[0].split(" below ")[0].split(" next to ")[0]
+                noun = noun.split(" ", 1)[1] if q.kind == "colour" else noun
+                absent[q.kind] += noun in CLASSES and not world.called(noun)
+            continue
+        strange += 1
+        assert not q.present and q.targets == ()
+        assert all(word in q.answer for word in set(words) - known), q
+        assert " but there is " not in q.answer or q.kind == "several", q
+    assert strange > 60 and min(absent["colour"], absent["relation"]) > 5
+    assert not any(set(re.findall("[a-z]+", q.subject)) - known for _, q in asked(range(40), plain=0.0))

@@ -23,6 +23,7 @@ from readseg.data.sample import SEG
 from readseg.data.scenes import facts
 from readseg.data.scenes.classes import CLASSES, GROUPS, TINTS, WIDE_GROUPS, article
 from readseg.data.scenes.facts import Extreme, Layout, Noun, Relation, wide_group
+from readseg.data.wide_phrases import unknown_noun
 
 T = TypeVar("T")
 Source = Literal["train", "held_out"]
@@ -81,13 +82,21 @@ class Draft:
 
 @dataclass(frozen=True)
 class Context:
-    """What forms draw from: the facts, a random generator, which descriptions, the classes that may be absent."""
+    """What forms draw from: the facts, a random generator, which descriptions, the classes that may be absent.
+
+    strange: see `questions.ask`; at 0 no form draws anything for it.
+    """
 
     layout: Layout
     rng: np.random.Generator
     descriptions: Source
     pool: Mapping[str, Sequence[str]]
     """Names of classes by group."""
+    strange: float = 0.0
+
+    def is_strange(self, share: float = 1.0) -> bool:
+        """By lot, whether a false premise goes beyond those of the test set; `share` times as often as `strange`."""
+        return self.strange > 0 and bool(self.rng.random() < self.strange * share)
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """The items in random order."""
@@ -136,25 +145,33 @@ def _similar(context: Context, group: str | None) -> str | None:
     return None if index is None else article(CLASSES[context.layout.names[index]].counted)
 
 
-def _deny_class(context: Context, noun: Noun) -> str:
-    return refusal(noun.word, are=noun.is_plural, similar=_similar(context, noun.group))
-
-
 def _deny_group(context: Context, noun: Noun) -> str:
     return refusal(noun.word, similar=_similar(context, wide_group(noun.group or "")))
 
 
-def _absent_classes(context: Context) -> Iterator[Noun]:
-    """Classes that are not there, mostly of a group that is there (as often as it has things), else of any group."""
+def _absent_classes(context: Context, *, known: bool = False) -> Iterator[Noun]:
+    """Classes that are not there, mostly of a group that is there (as often as it has things), else of any group.
+
+    Some are words that no class has, unless they must be known.
+    """
     layout = context.layout
     every = [name for names in context.pool.values() for name in names]
     for _ in range(12):
+        if not known and context.is_strange():
+            yield _unknown(context)
+            continue
         hard = bool(layout.groups) and context.rng.random() < HARD_SHARE
         names = context.pool.get(context.pick(layout.groups), ()) if hard else every
         if names:
             noun = layout.class_noun(context.pick(names))
             if not noun.members:
                 yield noun
+
+
+def _unknown(context: Context) -> Noun:
+    """A noun that no scene shows: a real one that is no class, or a made-up one."""
+    word = unknown_noun(context.rng)
+    return Noun(word, f"{word}s", word, False, "class", (), None)
 
 
 def _absent_groups(context: Context) -> Iterator[Noun]:
@@ -171,7 +188,7 @@ def _category(context: Context, present: bool) -> Iterator[Draft]:
     """Ask "the cow": the only one of its class."""
     if not present:
         for noun in _absent_classes(context):
-            yield _absent(context, noun, "name")
+            yield _absent(context, noun, "name", _words(noun))
         return
     for noun in context.shuffled(context.layout.classes):
         index = context.layout.only(noun.members)
@@ -179,10 +196,14 @@ def _category(context: Context, present: bool) -> Iterator[Draft]:
             yield Draft("name", _words(noun), found(noun.word), ((index,),), is_plural=noun.is_plural)
 
 
-def _absent(context: Context, noun: Noun, way: str) -> Draft:
+def _absent(
+    context: Context, noun: Noun, way: str, words: Mapping[str, str], relation: Relation | None = None
+) -> Draft:
     """A draft that asks for a class that is not there."""
-    answer = _deny_class(context, noun)
-    return Draft(way, _words(noun), answer, asked=(noun.word,), group=noun.group, is_plural=noun.is_plural)
+    what = plain_form(way, words, relation)
+    answer = refusal(what, are=noun.is_plural, similar=_similar(context, noun.group))
+    asked, group = (noun.word,), noun.group
+    return Draft(way, words, answer, asked=asked, group=group, relation=relation, is_plural=noun.is_plural)
 
 
 def _group(context: Context, present: bool) -> Iterator[Draft]:
@@ -213,6 +234,9 @@ def _colour(context: Context, present: bool, *, scope: Scope) -> Iterator[Draft]
     nouns = context.shuffled([noun for noun in _nouns(layout, scope) if scope != "group" or len(noun.members) > 1])
     if context.rng.random() < 0.5:
         nouns.sort(key=lambda noun: len(noun.members) < 2)
+    if not present and scope == "class" and context.is_strange(2.0):
+        for noun in _absent_classes(context):
+            yield _absent(context, noun, "tint", _words(noun, context.pick(TINTS)))
     there = context.shuffled(sorted({str(tint) for tint in layout.tints}))
     tints = there if present else there + context.shuffled([tint for tint in TINTS if tint not in there])
     for noun in nouns:
@@ -244,10 +268,11 @@ def _extreme(context: Context, present: bool, *, scope: Scope, kinds: tuple[Extr
             which = context.pick(kinds)
             way = which if scope == "group" and context.rng.random() < 0.7 else _COMPARATIVES[which]
             words = _words(noun)
-            near = wide_group(noun.group or "") if scope == "group" else noun.group
-            answer = refusal(plain_form(way, words), are=noun.is_plural, similar=_similar(context, near))
-            asked = (noun.word,) if scope == "class" else ()
-            yield Draft(way, words, answer, asked=asked, group=noun.group, is_plural=noun.is_plural)
+            if scope == "class":
+                yield _absent(context, noun, way, words)
+                continue
+            answer = refusal(plain_form(way, words), similar=_similar(context, wide_group(noun.group or "")))
+            yield Draft(way, words, answer, group=noun.group)
     nouns = _nouns(layout, scope) if present else ()
     pairs = [(noun, which) for noun in nouns if len(noun.members) > 1 for which in kinds]
     for noun, which in context.shuffled(pairs):
@@ -279,6 +304,10 @@ def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Draf
         yield from _relation_to_absent(context, scope)
     anchors = [noun for noun in layout.classes if len(noun.members) == 1]
     anchors = [noun for noun in anchors if layout.areas[noun.members[0]] >= facts.TARGET_AREA[0]]
+    if not present and scope == "class" and anchors and context.is_strange(2.0):
+        for noun in _absent_classes(context):
+            words = {**_words(noun), "o": f"the {context.pick(anchors).word}"}
+            yield _absent(context, noun, "relation", words, context.pick(facts.RELATIONS))
     for anchor, relation in context.shuffled([(a, r) for a in anchors for r in facts.RELATIONS]):
         at = anchor.members[0]
         nouns = [noun for noun in _nouns(layout, scope) if set(noun.members) - {at}]
@@ -355,7 +384,7 @@ def _describe(context: Context, noun: Noun) -> str | None:
 def _reasoning(context: Context, present: bool) -> Iterator[Draft]:
     """Ask "something to cut paper with": what a thing is or is for; the answer names it."""
     layout = context.layout
-    for noun in context.shuffled(layout.classes) if present else _absent_classes(context):
+    for noun in context.shuffled(layout.classes) if present else _absent_classes(context, known=True):
         description = _describe(context, noun)
         index = layout.only(noun.members)
         if description is None or (present and index is None):
@@ -364,7 +393,8 @@ def _reasoning(context: Context, present: bool) -> Iterator[Draft]:
         if index is not None:
             yield Draft("description", words, found(noun.word), ((index,),))
         else:
-            yield Draft("description", words, _deny_class(context, noun), asked=(noun.word,), group=noun.group)
+            answer = refusal(noun.word, are=noun.is_plural, similar=_similar(context, noun.group))
+            yield Draft("description", words, answer, asked=(noun.word,), group=noun.group)
 
 
 def _several(context: Context, present: bool) -> Iterator[Draft]:

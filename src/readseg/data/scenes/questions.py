@@ -93,6 +93,7 @@ def ask(
     false_premise: float = 0.4,
     plain: float = 0.15,
     new_wordings: float = 0.0,
+    strange: float = 0.0,
 ) -> list[Question]:
     """Draw questions about a scene.
 
@@ -111,6 +112,9 @@ def ask(
         false_premise: share of false premises among the questions that ask for a mask.
         plain: share of questions that are answered in words.
         new_wordings: share of questions worded by the wide banks of ``wide_phrases``, whatever `phrasing` is.
+        strange: share of the absent classes that are no classes but nouns that no scene shows, real or made up; the
+            answer repeats the word. Twice as often a colour or a relation is asked of a class that is not there at all.
+            For training.
 
     Raises:
         ReadsegError: if a kind is unknown, or areas or boxes do not fit the scene.
@@ -121,7 +125,7 @@ def ask(
         raise ReadsegError(f"unknown kinds of question {unknown}: expected some of {sorted(WEIGHTS)}")
     layout = Layout(scene, areas, boxes)
     pool = _POOL if all(CLASSES[name].trained for name in layout.names) else _WHOLE_POOL
-    context = Context(layout, rng, descriptions, pool)
+    context = Context(layout, rng, descriptions, pool, strange)
     segmenting = {kind: w for kind, w in kinds.items() if w > 0 and kind in drafts.SEGMENTING}
     worded = {kind: w for kind, w in kinds.items() if w > 0 and kind in drafts.PLAIN}
     used: set[object] = set()
@@ -226,7 +230,8 @@ def _tags(context: Context, draft: Draft, phrasing: Source) -> frozenset[str]:
         tags.add("description")
     if any(frozenset((layout.names[i], name)) in HELD_OUT_PAIRS for i in about for name in layout.names):
         tags.add("pair")
-    if any(not CLASSES[name].trained for name in (*draft.asked, *(layout.names[i] for i in targets))):
+    about_classes = [name for name in (*draft.asked, *(layout.names[i] for i in targets)) if name in CLASSES]
+    if any(not CLASSES[name].trained for name in about_classes):
         tags.add("untrained")
     others = {layout.groups[i] for i in layout.things.members if i not in targets}
     groups = {layout.groups[i] for i in targets} if targets else {draft.group}
