@@ -23,8 +23,8 @@ from readseg.evaluation.scenes import BLIND, Case, SceneSet, blind, evaluate_sce
 
 HW = (6, 8)
 SMALL = SceneSet(scenes=3, questions=4)
-FROZEN = "0caf5bdc85ec8887"
-"""Of the questions and answers of the first 20 scenes, taken before the embedded model was trained on any question."""
+FROZEN = "b4dedb8d0ee4059c"
+"""Of what is scored in the first 20 scenes: questions, targets, and answers in words; other answers are not scored."""
 
 
 def block(rows: slice, columns: slice) -> np.ndarray:
@@ -156,7 +156,9 @@ def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
         assert np.array_equal(a.picture.image, b.picture.image)
     assert len({c.name for c in whole}) == 3
     words = [
-        (c.section, q.question, q.targets, q.present) for c in scene_cases(SceneSet(scenes=20)) for q in c.questions
+        (c.section, q.question, q.answer if q.present is None else "", q.targets, q.present)
+        for c in scene_cases(SceneSet(scenes=20))
+        for q in c.questions
     ]
     digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
     assert digest[:16] == FROZEN, "the test set has changed: published scores hold for the old one"

@@ -130,23 +130,20 @@ def found(name: str, *, among: str | None = None) -> str:
     return f"the {name} {SEG}." if among is None else f"the {among} is the {name} {SEG}."
 
 
-def refusal(what: str, *, are: bool = False, similar: str | None = None) -> str:
-    """The answer to a false premise.
+def refusal(what: str, *, are: bool = False, similar: str | None = None, nor: Noun | None = None) -> str:
+    """The answer to a false premise; ``nor`` is something else that is not there.
 
     >>> refusal("cow", similar="a horse")
     'the cow is not here, but there is a horse.'
     """
     but = f", but there is {similar}" if similar else ""
-    return f"the {what} {'are' if are else 'is'} not here{but}."
+    also = f", nor {'are' if nor.is_plural else 'is'} the {nor.word}" if nor else ""
+    return f"the {what} {'are' if are else 'is'} not here{but}{also}."
 
 
 def _similar(context: Context, group: str | None) -> str | None:
     index = context.layout.similar(group)
     return None if index is None else article(CLASSES[context.layout.names[index]].counted)
-
-
-def _deny_group(context: Context, noun: Noun) -> str:
-    return refusal(noun.word, similar=_similar(context, wide_group(noun.group or "")))
 
 
 def _absent_classes(context: Context, *, known: bool = False) -> Iterator[Noun]:
@@ -199,18 +196,19 @@ def _category(context: Context, present: bool) -> Iterator[Draft]:
 def _absent(
     context: Context, noun: Noun, way: str, words: Mapping[str, str], relation: Relation | None = None
 ) -> Draft:
-    """A draft that asks for a class that is not there."""
-    what = plain_form(way, words, relation)
-    answer = refusal(what, are=noun.is_plural, similar=_similar(context, noun.group))
-    asked, group = (noun.word,), noun.group
-    return Draft(way, words, answer, asked=asked, group=group, relation=relation, is_plural=noun.is_plural)
+    """A draft that asks for a class or a group that is not there."""
+    is_class = noun.kind == "class"
+    similar = _similar(context, noun.group if is_class else wide_group(noun.group or ""))
+    answer = refusal(plain_form(way, words, relation), are=noun.is_plural, similar=similar)
+    asked = (noun.word,) if is_class else ()
+    return Draft(way, words, answer, asked=asked, group=noun.group, relation=relation, is_plural=noun.is_plural)
 
 
 def _group(context: Context, present: bool) -> Iterator[Draft]:
     """Ask "the bird": the only one of its group."""
     if not present:
         for noun in _absent_groups(context):
-            yield Draft("name", _words(noun), _deny_group(context, noun), group=noun.group)
+            yield _absent(context, noun, "name", _words(noun))
         return
     for noun in context.shuffled(context.layout.supers):
         index = context.layout.only(noun.members)
@@ -267,12 +265,7 @@ def _extreme(context: Context, present: bool, *, scope: Scope, kinds: tuple[Extr
         for noun in _absent_groups(context) if scope == "group" else _absent_classes(context):
             which = context.pick(kinds)
             way = which if scope == "group" and context.rng.random() < 0.7 else _COMPARATIVES[which]
-            words = _words(noun)
-            if scope == "class":
-                yield _absent(context, noun, way, words)
-                continue
-            answer = refusal(plain_form(way, words), similar=_similar(context, wide_group(noun.group or "")))
-            yield Draft(way, words, answer, group=noun.group)
+            yield _absent(context, noun, way, _words(noun))
     nouns = _nouns(layout, scope) if present else ()
     pairs = [(noun, which) for noun in nouns if len(noun.members) > 1 for which in kinds]
     for noun, which in context.shuffled(pairs):
@@ -338,12 +331,10 @@ def _relation_to_absent(context: Context, scope: Scope) -> Iterator[Draft]:
         noun = context.pick(_nouns(context.layout, scope))
         words = {**_words(noun), "o": f"the {anchor.word}"}
         relation = context.pick(facts.RELATIONS)
-        nor = f", nor {'are' if anchor.is_plural else 'is'} the {anchor.word}."
-        answer = refusal(plain_form("relation", words, relation), are=noun.is_plural).removesuffix(".") + nor
         yield Draft(
             "relation",
             words,
-            answer,
+            refusal(plain_form("relation", words, relation), are=noun.is_plural, nor=anchor),
             asked=(anchor.word,),
             group=anchor.group,
             relation=relation,
