@@ -34,8 +34,8 @@ from transformers import AutoImageProcessor, AutoModel
 from readseg import ReadsegError, Segmenter
 from readseg.cli.errors import run
 from readseg.data.scenes.compose import make_scene, render
+from readseg.evaluation.benchmarks import FIRST_TEST_SEED
 from readseg.evaluation.metrics import estimate
-from readseg.evaluation.scenes import FIRST_TEST_SEED
 from readseg.files import whole
 from readseg.masks import iou
 from readseg.processor import CLIP_MEAN, CLIP_STD

@@ -152,6 +152,7 @@ def test_a_broken_image_is_named_and_nothing_is_lost(
         (("unseen/empty",), "no benchmark 'unseen/empty'"),
         (("scenes", "--variants", "--points", "on"), "--variants"),
         (("scenes", "-n", "0"), "count"),
+        (("unseen", "--first-seed", "1"), "--first-seed"),
         (("refcoco/val", "--data", "{data}", "--limit", "0"), "limit"),
         (("scenes", "--model", "{none}"), "none"),
         ((), "BENCHMARK"),
@@ -171,6 +172,20 @@ def test_bad_input(
     printed = capsys.readouterr()
     assert told in printed.err and printed.err.startswith("readseg: ") and printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_scenes_to_choose_by_are_not_those_of_the_test_set(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ("scenes", "--model", model, "--out", tmp_path, "--device", "cpu", "-n", 1)
+    assert run(monkeypatch, *words, "--first-seed", 700_000) == 0
+    head, answers = read_predictions(tmp_path / "scenes" / "predictions.jsonl")
+    assert head.settings["first_seed"] == 700_000
+    assert set(answers) == {f"scene-700000/{k}" for k in range(6)}
+    assert "from seed 700000 on: not the fixed test set" in (tmp_path / "report.md").read_text()
+    capsys.readouterr()
+    assert run(monkeypatch, *words) == 2, "scores of the test set are not mixed with others"
+    assert "first_seed" in capsys.readouterr().err
 
 
 def test_a_foreign_file_in_its_place_is_left_alone(

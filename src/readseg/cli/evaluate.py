@@ -36,6 +36,10 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each benchmark, evenly spread.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of scenes of the fixed set.")] = 600,
+    first_seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the scenes; others than the fixed set's are for choosing between models."),
+    ] = None,
     variants: Annotated[bool, typer.Option(help="Also with points only and with the SEG embedding only.")] = False,
     model: options.Model = None,
     device: options.Device = None,
@@ -60,11 +64,13 @@ def evaluate(
     """
     from readseg.cli.jobs import settings_of
     from readseg.errors import ReadsegError
-    from readseg.evaluation.benchmarks import DRAWN, resolve
+    from readseg.evaluation.benchmarks import DRAWN, SCENES, resolve
     from readseg.evaluation.run import VARIANTS, model_system, run
     from readseg.processes import processes
 
     names = resolve(data, benchmark)
+    if first_seed is not None and SCENES not in names:
+        raise ReadsegError("--first-seed: it is of the benchmark scenes only.")
     if protocol == "forced" and (drawn := [name for name in DRAWN if name in names]):
         raise ReadsegError(f"--protocol forced: {drawn[0]} is scored under the protocol generated only.")
     if variants and points is not None:
@@ -102,7 +108,7 @@ def evaluate(
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []
     for name in names:
-        there, blind = _opened(name, data, protocol, count)
+        there, blind = _opened(name, data, protocol, count, first_seed)
         systems = [
             model_system(segmenter, there, settings=settings, prompt=kind, points=own_points)
             for kind in (prompt, *others)
@@ -125,10 +131,10 @@ def evaluate(
 
 
 def _opened(
-    name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int
+    name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int, first_seed: int | None
 ) -> tuple[Benchmark, list[System]]:
     """A benchmark by its name, and the blind baselines that stand beside a model on it."""
-    from readseg.evaluation.benchmarks import DRAWN, UNSEEN, open_benchmark
+    from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, UNSEEN, open_benchmark
 
     if name not in DRAWN:
         return open_benchmark(data or Path(), name, protocol), []
@@ -138,7 +144,7 @@ def _opened(
         return unseen_benchmark(), []
     from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # likewise
 
-    which = SceneSet(scenes=count)
+    which = SceneSet(scenes=count, first_seed=FIRST_TEST_SEED if first_seed is None else first_seed)
     return scene_benchmark(which), list(blind_systems(which))
 
 

@@ -37,6 +37,8 @@ Protocol = Literal["forced", "generated"]
 SCENES, UNSEEN, ALL = "scenes", "unseen", "all"
 DRAWN = (SCENES, UNSEEN)
 """The benchmarks that are drawn: they need no data, and are scored under "generated" only."""
+FIRST_TEST_SEED = 500_000
+"""The scenes of the fixed test set have the seeds from here on; training draws from 1,000,000 on."""
 UNTRAINED = "untrained"
 """Tag of a question about something that is there but that models are never trained on: it counts as absent."""
 FORCED = ("reasonseg", "refclef", "refcoco", "refcoco+", "refcocog")

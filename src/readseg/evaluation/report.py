@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import DRAWN, SCENES, UNSEEN, UNTRAINED
+from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, SCENES, UNSEEN, UNTRAINED
 from readseg.evaluation.metrics import Estimate, estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, remarks
@@ -355,6 +355,9 @@ def _notes(protocol: str, results: Sequence[Result]) -> list[str]:
     if left_out:
         notes.append(f"false premises are left out, {left_out} of them: they have no truth when the answer is given")
     samples, unfinished = {}, {}
+    seeds = {r.settings.get("first_seed") for r in results if _dataset(r) == SCENES} - {FIRST_TEST_SEED}
+    if seeds:
+        notes.append(f"scenes from seed {', '.join(sorted(map(str, seeds)))} on: not the fixed test set")
     for result in results:
         name, wanted, of = _printable(str(result.settings["benchmark"])), _count(result, "images"), _count(result, "of")
         there = len({outcome.key.rpartition("/")[0] for outcome in result.outcomes})

@@ -19,15 +19,12 @@ from readseg.config import Prompt
 from readseg.data.scenes.compose import Rendered, make_scene, render
 from readseg.data.scenes.questions import Question, ask
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import SCENES, Benchmark, Page, Query
+from readseg.evaluation.benchmarks import FIRST_TEST_SEED, SCENES, Benchmark, Page, Query
 from readseg.evaluation.outcomes import Outcome
 from readseg.evaluation.outcomes import score as score_prediction
 from readseg.evaluation.run import Answers, Said, Segments, System, asked_of, model_system, prediction_of, run
 from readseg.images import load_image
 from readseg.masks import union
-
-FIRST_TEST_SEED = 500_000
-"""Test scenes have the seeds from here on; training draws from 1,000,000 on."""
 
 SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
 """Section of the test scene whose number modulo 10 is the place here. "scenes": all of it is new but words and pairs of
