@@ -1,7 +1,7 @@
 """The trained model as something to ask: a folder of weights, answers to questions about an image, scores on scenes.
 
-A folder holds `model.safetensors` (weights in bfloat16), and `config.json` (sizes, points). The tokenizer and SAM's
-frozen encoders are those of the embedded model, which the file names by a digest and does not repeat.
+A folder holds `model.safetensors` (weights in bfloat16), `config.json` (sizes, points) and the tokenizer. SAM's frozen
+encoders are those of the embedded model, which the file names by a digest and does not repeat.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from readseg import sasp
+from readseg.config import ReadConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
 from readseg.evaluation.run import System
@@ -73,7 +75,7 @@ class Referring:
 
     Args:
         model: put into evaluation mode.
-        processor: of the embedded model: its tokenizer and views of an image.
+        processor: the tokenizer, and the embedded model's views of an image.
     """
 
     def __init__(self, model: Referrer, processor: ReadProcessor) -> None:
@@ -166,7 +168,7 @@ def scene_system(referring: Referring, head: Head, name: str) -> System:
     return System(head, settings, answer)
 
 
-def save(model: Referrer, folder: Path) -> None:
+def save(model: Referrer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a model's folder, whole or not at all."""
     weights = dict(model.named_parameters())  # the statistics of the CNN's batch norms are small, and stay exact
     state = {
@@ -183,18 +185,20 @@ def save(model: Referrer, folder: Path) -> None:
     with whole(folder) as place:
         place.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, place / "model.safetensors")
+        tokenizer.save_pretrained(place)
         (place / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Referring:
-    """The model of a folder that `save` wrote, with the embedded model's tokenizer and SAM.
+    """The model of a folder that `save` wrote, with the embedded model's SAM and views of an image.
 
     Raises:
         ReadsegError: there is no such folder, a file of it is missing or damaged, or it was trained on other encoders
             than the embedded model has; the message names the file.
     """
     values = _read_config(folder / "config.json")
-    embedded, processor, _ = load_model(dtype="float32", device="cpu")
+    embedded, own, _ = load_model(dtype="float32", device="cpu")
+    processor = ReadProcessor(_tokenizer(folder, own.config), own.config)
     try:
         sizes = ReferringConfig.from_dict(values["sizes"])
         points = type(processor.config.points).from_dict(values["points"])
@@ -212,6 +216,17 @@ def load(folder: Path) -> Referring:
         raise ReadsegError(f"{path}: damaged, it cannot be read ({error})") from error
     _fill(model, state, embedded.sam.state_dict(), path)
     return Referring(model, processor)
+
+
+def _tokenizer(folder: Path, config: ReadConfig) -> PreTrainedTokenizerBase:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ReadsegError(f"{path}: no such file; a model has it beside config.json")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, config=config)
+    except Exception as error:  # of tokenizers, json, ...: they share no base class
+        raise ReadsegError(f"{path}: damaged, it cannot be read ({error})") from error
+    return tokenizer
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

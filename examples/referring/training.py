@@ -73,7 +73,7 @@ def train_referring(
         sam = embedded.sam.state_dict() | _weights(EMBEDDED / PLAIN_SAM)
         stage = FusionStage(processor, config, read, recipe.seed, sam, _weights(cnn_path), out / "cache")
         train(stage, read, out / "fusion")
-        save(stage.model, out / "model")
+        save(stage.model, processor.tokenizer, out / "model")
         _write(stage.model.state_dict(), fusion_path)
     return out / "model"
 

@@ -306,11 +306,15 @@ def test_bad_input_is_one_line(
 ) -> None:
     picture = tmp_path / "in.png"
     Image.new("RGB", (40, 30), (200, 30, 30)).save(picture)
-    broken, cut, foreign = tmp_path / "broken", tmp_path / "cut", tmp_path / "foreign"
-    for folder in (broken, cut, foreign):
+    broken, cut, foreign, wordless, garbled = (
+        tmp_path / name for name in ("broken", "cut", "foreign", "wordless", "garbled")
+    )
+    for folder in (broken, cut, foreign, wordless, garbled):
         shutil.copytree(trained / "model", folder)
     (broken / "config.json").write_text("{")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    (wordless / "tokenizer.json").unlink()
+    (garbled / "tokenizer.json").write_text("{")
     values = json.loads((foreign / "config.json").read_text())
     values["sizes"]["width"] = 32
     (foreign / "config.json").write_text(json.dumps(values))
@@ -320,6 +324,8 @@ def test_bad_input_is_one_line(
         ((*draw, broken), "broken/config.json"),
         ((*draw, cut), "cut/model.safetensors"),
         ((*draw, foreign), "of another shape"),
+        ((*draw, wordless), "wordless/tokenizer.json: no such file"),
+        ((*draw, garbled), "garbled/tokenizer.json: damaged"),
         (("segment", tmp_path / "no.png", "the cow", "--out", tmp_path / "out.png"), "no.png"),
         (("segment", picture, " ", "--out", tmp_path / "out.png", "--model", trained / "model"), "question is empty"),
         (("segment", picture, "the cow", "--out", tmp_path / "out.bmp", "--model", trained / "model"), ".png"),

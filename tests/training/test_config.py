@@ -100,25 +100,6 @@ def test_presets_are_the_published_recipes(preset: tuple[str, str]) -> None:
     assert set(stage.trained) == {"lm_head", "embed_tokens", "mask_decoder", "seg_projection"}
 
 
-@pytest.mark.parametrize(
-    ("able", "expected"),
-    [
-        ({"amx_bf16": True, "avx512_bf16": True}, True),
-        ({"amx_bf16": False, "avx512_bf16": True}, False),
-        ({"bf16": True}, True),
-    ],
-)
-def test_bf16_where_a_cpu_is_faster_with_it(
-    able: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: able)
-    stage = load_recipe("tiny").stages[0]
-    assert stage.use_bf16() is expected
-    assert stage.model_copy(update={"precision": "bf16"}).use_bf16()
-    assert not stage.model_copy(update={"precision": "fp32"}).use_bf16()
-
-
 def test_settings_can_be_replaced() -> None:
     recipe = load_recipe("read-13b", ["stage2.learning_rate=2.0e-5", "steps=7", "seed=4", "stage1.points={t_pos: 0.9}"])
     first, second = recipe.stages

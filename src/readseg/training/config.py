@@ -33,7 +33,7 @@ class StageConfig(BaseModel):
         warmup_steps: steps of linear warm-up.
         schedule: how the rate falls then, "cosine" (to 2%) or "linear" (to 0).
         optimizer: "muon" for matrices and AdamW for the rest, or "adamw" for all.
-        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device multiplies it faster (see `use_bf16`).
+        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device multiplies it natively.
         log_every, checkpoint_every: intervals in steps.
         workers: threads that make batches ahead; their number changes no batch.
         ema_decay: of a running mean of the weights, which is then what is validated and kept; 0 for none.
@@ -58,17 +58,12 @@ class StageConfig(BaseModel):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def use_bf16(self) -> bool:
-        """Whether to run under bf16 autocast on this machine.
-
-        "auto" asks the GPU, or else the CPU for products of bf16 that it does as a whole (AMX; ARM's bf16). One with no
-        more than AVX-512's bf16 multiplied it at 0.6 times the speed of float32 (docs/LOG.md, 2026-11-29).
-        """
+        """Whether to run under bf16 autocast on this machine."""
         if self.precision != "auto":
             return self.precision == "bf16"
         if torch.cuda.is_available():
             return torch.cuda.is_bf16_supported()
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("amx_bf16") or able.get("bf16"))
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class ScoredStageConfig(StageConfig):
