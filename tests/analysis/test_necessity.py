@@ -192,12 +192,17 @@ def outcomes(segmenter: Segmenter, benchmark: Benchmark) -> dict[str, Outcome]:
 
 
 def agree(records: Sequence[Considered], found: dict[str, Outcome]) -> None:
-    """What the study counts of the answers as they are is what evaluation counts."""
+    """What the study counts of the answers as they are is what evaluation counts.
+
+    Not always to the pixel: both decode other batches, and on some processors a logit of nearly 0 then rounds to the
+    other side.
+    """
     assert [record.key for record in records] == list(found)
     for record in records:
         outcome = found[record.key]
         counts = record.drawn if record.said else record.refused
-        assert counts == tuple(zip(outcome.intersections, outcome.unions, strict=True)), record.key
+        expected = tuple(zip(outcome.intersections, outcome.unions, strict=True))
+        np.testing.assert_allclose(counts, expected, rtol=1e-4, atol=1, err_msg=record.key)
         assert (record.present, record.image, record.kind, record.section, set(record.tags)) == (
             outcome.present,
             outcome.image,
