@@ -100,47 +100,53 @@ def written(folder: Path) -> list[list[str]]:
     return found
 
 
-def words_of(command: str, folder: Path, number: int) -> tuple[list[str], Path | None]:
+def words_of(command: str, folder: Path) -> tuple[list[str], Path | None]:
     """What is run for a command, and the folder that it writes to, if it is known."""
-    words = shlex.split(command)
-    words = [re.sub(r"^runs/", f"{folder.as_posix()}/", word) for word in words]
+    words = [re.sub(r"^runs/", f"{folder.as_posix()}/", word) for word in shlex.split(command)]
     if words[0] == "readseg":
         if words[1] in WITH_OUT and "--out" not in words:
-            words += ["--out", str(folder / str(number))]
+            words += ["--out", str(folder / hashlib.sha256(command.encode()).hexdigest()[:12])]
         words = [sys.executable, "-m", *words]
     else:
         words = [sys.executable, *words[1:]]
     return words, Path(words[words.index("--out") + 1]) if "--out" in words else None
 
 
+def run_all(commands: Sequence[str], folder: Path, console: Console) -> list[Path]:
+    """Runs what was not run before; the folders that the commands write to.
+
+    Raises:
+        ReadsegError: a command ended with an error.
+    """
+    done = folder / "done"
+    outs: list[Path] = []
+    for command in commands:
+        words, out = words_of(command, folder)
+        console.print(f"$ {command}")
+        if not done.exists() or command not in done.read_text(encoding="utf-8").splitlines():
+            if code := subprocess.run(words, check=False).returncode:
+                raise ReadsegError(f"{command!r} ended with {code}; nothing was changed")
+            with done.open("a", encoding="utf-8") as stream:
+                stream.write(command + "\n")
+        outs += [out] if out else []
+    return outs
+
+
 def main(
     document: Annotated[Path, typer.Argument(help="A Markdown file, which is changed.")],
-    folder: Annotated[Path | None, typer.Option(help="Of what commands write.", show_default="runs/tables")] = None,
+    folder: Annotated[Path, typer.Option(help="Of what commands write.")] = Path("runs/tables"),
 ) -> None:
     """Run the commands of a document, and take their tables and pictures over."""
     if not document.is_file():
         raise ReadsegError(f"{document}: no such file")
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    digest = hashlib.sha256((EMBEDDED / "model.safetensors").read_bytes()).hexdigest()[:12]
-    folder = (folder or Path("runs/tables")) / digest
+    folder /= hashlib.sha256((EMBEDDED / "model.safetensors").read_bytes()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    done = folder / f"{document.stem}.done"
-    finished = done.read_text(encoding="utf-8").splitlines() if done.exists() else []
     lines = document.read_text(encoding="utf-8").splitlines()
     changes: list[tuple[int, int, list[str]]] = []
-    number = 0
+    copies: list[tuple[Path, Path]] = []
     for part in parts_of(lines):
-        outs: list[Path] = []
-        for command in part.commands:
-            number += 1
-            words, out = words_of(command, folder, number)
-            console.print(f"$ {command}")
-            if command not in finished:
-                if code := subprocess.run(words, check=False).returncode:
-                    raise ReadsegError(f"{command!r} of {document} ended with {code}; nothing was changed")
-                with done.open("a", encoding="utf-8") as stream:
-                    stream.write(command + "\n")
-            outs += [out] if out else []
+        outs = run_all(part.commands, folder, console)
         tables = [table for out in outs for table in written(out)]
         for first, last in part.tables:
             fitting = [(table, made) for table in tables if (made := take_over(lines[first:last], table))]
@@ -152,13 +158,16 @@ def main(
         for picture in part.pictures:
             place = document.parent / picture
             if made := [path for out in outs for path in sorted(out.rglob(place.name))]:
-                shutil.copyfile(made[0], place)
+                copies.append((made[0], place))
             else:
                 console.print(f"{document}: no command wrote {place.name}, it is left as it is")
     for first, last, table in sorted(changes, reverse=True):
         if lines[first:last] != table:
             console.print(*(f"- {line}" for line in lines[first:last]), *(f"+ {line}" for line in table), sep="\n")
             lines[first:last] = table
+    for source, place in copies:
+        with whole(place) as part_:
+            shutil.copyfile(source, part_)
     with whole(document) as place:
         place.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

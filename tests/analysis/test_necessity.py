@@ -194,15 +194,14 @@ def outcomes(segmenter: Segmenter, benchmark: Benchmark) -> dict[str, Outcome]:
 def agree(records: Sequence[Considered], found: dict[str, Outcome]) -> None:
     """What the study counts of the answers as they are is what evaluation counts.
 
-    Not always to the pixel: both decode other batches, and on some processors a logit of nearly 0 then rounds to the
-    other side.
+    But for two pixels: on a processor without AMX one of 54,946 came out on the other side of 0.
     """
     assert [record.key for record in records] == list(found)
     for record in records:
         outcome = found[record.key]
         counts = record.drawn if record.said else record.refused
         expected = tuple(zip(outcome.intersections, outcome.unions, strict=True))
-        np.testing.assert_allclose(counts, expected, rtol=1e-4, atol=1, err_msg=record.key)
+        np.testing.assert_allclose(counts, expected, rtol=0, atol=2, err_msg=record.key)
         assert (record.present, record.image, record.kind, record.section, set(record.tags)) == (
             outcome.present,
             outcome.image,

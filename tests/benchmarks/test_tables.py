@@ -45,29 +45,9 @@ Words. ![a curve](images/curve.png) ![another](images/other.png)
 |---|---:|
 | by hand | 7 |
 """
-AFTER = """# Results
-
-| map | AUC |
-|---|---:|
-| above all commands | 9 |
-
-    python writer.py --out runs/one   # a comment
-
-Words. ![a curve](images/curve.png) ![another](images/other.png)
-
-| map | AUC | gIoU |
-|---|---:|---:|
-| **a group** | | |
-| one | 3 | 1 |
-
-| map | gIoU |
-|---|---:|
-| two | 4 [3, 5] |
-
-| map | time |
-|---|---:|
-| by hand | 7 |
-"""
+AFTER = BEFORE.replace("| old | 0 | 0 |\n| older | 0 | 0 |", "| **a group** | | |\n| one | 3 | 1 |").replace(
+    "| old | 0 |", "| two | 4 [3, 5] |"
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -108,7 +88,7 @@ def test_a_failing_command_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     path = document(tmp_path, "raise SystemExit(3)")
     assert run(monkeypatch, "results.md") != 0
     assert path.read_text() == BEFORE
-    assert "'python writer.py --out runs/one' of results.md ended with 3" in capsys.readouterr().err
+    assert "'python writer.py --out runs/one' ended with 3; nothing was changed" in capsys.readouterr().err
 
 
 def test_a_document_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
