@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -439,3 +440,20 @@ def test_stages_0_and_1_of_a_run_serve_siblings(
     for name, changes in siblings.items():
         config = json.loads((tmp_path / "out" / name / "config.json").read_text())
         assert {key: config[key] for key in changes} == changes
+
+
+# -- those that are kept -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "points"), [("seg", 0), ("points", 30)])
+def test_siblings_of_the_repository_fit_the_model_that_ships(
+    name: str, points: int, script: ModuleType, tmp_path: Path
+) -> None:
+    """A new embedded model needs new siblings: of these `unpack` would say that they were made beside another one."""
+    script.unpack(tmp_path, [name])
+    sibling = Segmenter.from_pretrained(tmp_path / name, device="cpu")
+    examples = Path(script.__file__).parent
+    truth = np.asarray(Image.open(examples / "reasoning_truth.png").convert("L")) > 0
+    found = sibling.segment(Image.open(examples / "reasoning.png").convert("RGB"), "the bird that can talk")
+    assert sibling.model.config.prompt == name and len(found.points_xy[0]) == points
+    assert (found.masks[0] & truth).sum() / (found.masks[0] | truth).sum() > 0.7
