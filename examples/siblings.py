@@ -3,6 +3,8 @@
 A sibling shares the embedded model's encoders, tokenizer and plain mask decoder. Kept is only what differs: matrices
 rounded to 8 bits, with a scale for each row, and vectors in bfloat16.
 
+    python examples/siblings.py stages --out runs/seg           # stages 0 and 1, as the embedded model holds them
+    readseg train tiny --stage read --set read.prompt=seg --out runs/seg
     python examples/siblings.py pack seg runs/seg/model         # -> weights/siblings/seg.safetensors
     python examples/siblings.py unpack --out runs/siblings      # -> runs/siblings/seg and all others, whole models
     readseg ablate prompt --model embedded --model runs/siblings/seg
@@ -40,6 +42,7 @@ from readseg.cli.segment import check_writable
 from readseg.config import Prompt
 from readseg.descriptions import read_json
 from readseg.files import whole
+from readseg.loading import load_model
 from readseg.training.recipe import PLAIN_SAM
 from readseg.weight_files import differences, read_weights
 
@@ -156,6 +159,27 @@ def shared_digest(base: Checkpoint, apart: Mapping[str, Tensor]) -> str:
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
+
+
+@app.command()
+def stages(
+    out: Annotated[Path, typer.Option(help="Folder of a run; gets masks/ and vision/.")], base: Base = EMBEDDED
+) -> None:
+    """Write the weights of the embedded model's stages 0 and 1, as `readseg train --stage read` begins with them."""
+    if not (base / PLAIN_SAM).is_file():
+        raise ReadsegError(f"{base / PLAIN_SAM}: no such file; it is the mask decoder as stage 0 left it")
+    places = {name: out / name / "weights.safetensors" for name in ("masks", "vision")}
+    if taken := [path.parent for path in places.values() if path.parent.exists() or path.parent.is_symlink()]:
+        raise ReadsegError(f"{taken[0]} is there already: remove it, or choose another --out")
+    check_writable(out)
+    model, _, _ = load_model(base, device="cpu", dtype="float32")
+    plain = {name: weight.float() for name, weight in read_weights(base / PLAIN_SAM).items()}
+    found = {"masks": model.sam.state_dict() | plain, "vision": model.lmm.model.vision_tower.state_dict()}
+    for name, path in places.items():
+        path.parent.mkdir(parents=True)
+        with whole(path, new=True) as place:
+            save_file({one: weight.contiguous().clone() for one, weight in found[name].items()}, place)
+        _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

@@ -220,6 +220,20 @@ def test_numbers_are_what_the_code_beside_them_prints(page: str, start: str, num
     assert number in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+def test_the_readme_shows_what_the_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in PYTHON if block.page == "README.md"]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)  # it writes a picture
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(block.text, names)
+    told = "  ".join(re.findall(r"answer\)  # (.+)", block.text)).split("  ")
+    assert [line for line in printed.getvalue().splitlines() if line.endswith(".")] == told and len(told) == 3
+    wrong = names["seg"].segment("examples/reasoning.png", "the red bird").answer
+    assert f'asked for "the red bird" in the same picture, it says "{wrong}"' in text
+
+
 def test_names_of_code_exist() -> None:
     """`module.name`, as the pages point to code, of a module of this package."""
     package = ROOT / "src" / "readseg"

@@ -378,6 +378,8 @@ def test_nothing_is_half_written(script: ModuleType, place: Path, monkeypatch: p
         (("unpack", "--out", "{0}/base/config.json"), "config.json"),
         (("unpack", "--out", "{0}/out", "--packed", "{0}/none"), "no sibling in {0}/none: pack one first"),
         (("unpack",), "--out"),
+        (("stages", "--out", "{0}/taken"), "{0}/taken/vision is there already: remove it, or choose another --out"),
+        (("stages", "--out", "{0}/base/config.json"), "config.json"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -389,10 +391,11 @@ def test_bad_input_is_one_line(
     capfd: Capture,
 ) -> None:
     pack(script, place)
+    (place / "taken" / "vision").mkdir(parents=True)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     capfd.readouterr()
     given = [word.format(place) for word in words]
-    given += [] if "--packed" in given else ["--packed", str(place / "packed")]
+    given += [] if "--packed" in given or given[0] == "stages" else ["--packed", str(place / "packed")]
     assert run(monkeypatch, "siblings", *given, "--base", place / "base") == 2
     shown = capfd.readouterr()
     error = shown.err.strip()
@@ -440,6 +443,24 @@ def test_stages_0_and_1_of_a_run_serve_siblings(
     for name, changes in siblings.items():
         config = json.loads((tmp_path / "out" / name / "config.json").read_text())
         assert {key: config[key] for key in changes} == changes
+
+
+def test_stages_0_and_1_come_out_of_a_model(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its run had them, rounded to the model's bfloat16, but for Fourier features, which it keeps as they are."""
+    monkeypatch.setattr(read_stage, "VOCABULARY_SCENES", 6)
+    model = run_recipe(recipe(), tmp_path / "read")
+    script.stages(tmp_path / "again", model)
+    for stage in ("masks", "vision"):
+        file = f"{stage}/weights.safetensors"
+        found, expected = load_file(tmp_path / "again" / file), load_file(tmp_path / "read" / file)
+        assert found.keys() == expected.keys()
+        for name, weight in expected.items():
+            kept = weight if name.endswith("positional_embedding") else weight.bfloat16().float()
+            assert found[name].dtype == torch.float32 and torch.equal(found[name], kept), name
+    again = run_recipe(recipe(prompt="seg"), tmp_path / "again", only="read")
+    script.pack("seg", again, model, tmp_path / "packed")
 
 
 # -- those that are kept -----------------------------------------------------------------------------------------------
