@@ -52,6 +52,8 @@ NO_ATTENTION = -1e9
 """Added to attention between tokens that must not see each other."""
 GROUPS = 8
 """Of the group norms of the fine map."""
+FEWEST_CHANNELS = 16
+"""With fewer, strided 1x1 convolutions of torch write beyond their memory (oneDNN's issue 6035; float32, AVX-512)."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class ReferringConfig:
 
     vocabulary: tokens that the tokenizer has.
     image_size: side in pixels of the square that the CNN sees; one token for each 16 x 16 of them.
-    stem, channels, depths: of the ResNet: channels behind its stem, then of its stages at stride 4, 8 and 16, and
-        their blocks.
+    stem, channels, depths: of the ResNet: channels behind its stem, then of its stages at stride 4, 8 and 16 (at least
+        `FEWEST_CHANNELS`), and their blocks.
     width, heads, inner: D, attention heads and the inner width of all transformers.
     text_layers, image_layers, fusion_layers: of the three transformers.
     longest: the most tokens of a question; what is longer is cut.
@@ -91,6 +93,8 @@ class ReferringConfig:
             if len(numbers) != (3 if stages else 1) or any(type(number) is not int or number < 1 for number in numbers):
                 wanted = "three numbers from 1 on, one for each stage" if stages else "a number from 1 on"
                 raise ValueError(f"{field.name}: expected {wanted}, got {value!r:.60}")
+        if min(self.channels) < FEWEST_CHANNELS:
+            raise ValueError(f"channels: expected at least {FEWEST_CHANNELS} in each stage, got {self.channels}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if self.mask_channels % GROUPS or self.image_size % 16:

@@ -35,7 +35,7 @@ SHRUNK = [
     *("read.mask_warmup_steps=1", "read.masks_per_step=2", "checkpoint_every=1"),
 ]
 SIZES = [
-    *("stem=4", "channels=4,4,8", "depths=1,1,1", "width=16", "heads=2", "inner=16"),
+    *("stem=4", "channels=16,16,16", "depths=1,1,1", "width=16", "heads=2", "inner=16"),
     *("text_layers=1", "image_layers=1", "fusion_layers=2", "mask_channels=8"),
 ]
 TRAIN = [word for change in SHRUNK for word in ("--set", change)] + [w for size in SIZES for w in ("--size", size)]
@@ -77,7 +77,7 @@ def network(parts: dict[str, ModuleType]) -> Any:
         vocabulary=len(small_tokenizer()),
         image_size=64,
         stem=4,
-        channels=(4, 4, 8),
+        channels=(16, 16, 16),
         depths=(1, 1, 1),
         width=16,
         heads=2,
@@ -401,6 +401,18 @@ def test_a_size_that_is_given_is_not_ignored(
 def test_sizes_that_make_no_sense_are_named(parts: dict[str, ModuleType], change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(change))}: expected .* from 1 on.*, got "):
         parts["model"].ReferringConfig.from_dict({"vocabulary": 9, **change})
+
+
+def test_too_few_channels_are_refused(parts: dict[str, ModuleType]) -> None:
+    with pytest.raises(ValueError, match=r"channels: expected at least 16 in each stage, got \(48, 8, 160\)"):
+        parts["model"].ReferringConfig(vocabulary=9, channels=(48, 8, 160))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_trains_in_either_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    out = tmp_path / "run"
+    assert run(monkeypatch, "train", "--out", out, *TRAIN, "--set", f"precision={precision}") == 0
+    assert f'"cnn.computes in": "{precision}"' in (out / "settings.json").read_text(encoding="utf-8")
 
 
 def test_a_question_of_no_unicode_is_asked(parts: dict[str, ModuleType]) -> None:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 
 from readseg.errors import ReadsegError
 from readseg.training.config import MixtureStageConfig, load_recipe, with_start
@@ -98,6 +99,28 @@ def test_presets_are_the_published_recipes(preset: tuple[str, str]) -> None:
     assert (stage.images_per_step, stage.accumulation, stage.warmup_steps) == (2, 10, 100)
     assert (stage.optimizer, stage.schedule, stage.precision) == ("adamw", "linear", "auto")
     assert set(stage.trained) == {"lm_head", "embed_tokens", "mask_decoder", "seg_projection"}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "bf16"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True, "bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_trains_in_bf16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, cpu: dict[str, bool], bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    stage = load_recipe("tiny").stages[0]
+    assert stage.use_bf16() == bf16
+    assert stage.model_copy(update={"precision": "bf16"}).use_bf16()
+    assert not stage.model_copy(update={"precision": "fp32"}).use_bf16()
 
 
 def test_settings_can_be_replaced() -> None:

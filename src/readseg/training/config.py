@@ -33,7 +33,8 @@ class StageConfig(BaseModel):
         warmup_steps: steps of linear warm-up.
         schedule: how the rate falls then, "cosine" (to 2%) or "linear" (to 0).
         optimizer: "muon" for matrices and AdamW for the rest, or "adamw" for all.
-        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device multiplies it natively.
+        precision: "bf16" autocast, "fp32", or "auto": bf16 where the device multiplies it faster, which are GPUs that
+            know it, x86 CPUs with AMX and ARM CPUs with bf16.
         log_every, checkpoint_every: intervals in steps.
         workers: threads that make batches ahead; their number changes no batch.
         ema_decay: of a running mean of the weights, which is then what is validated and kept; 0 for none.
@@ -63,7 +64,8 @@ class StageConfig(BaseModel):
             return self.precision == "bf16"
         if torch.cuda.is_available():
             return torch.cuda.is_bf16_supported()
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        told = torch.cpu.get_capabilities()
+        return torch.backends.mkldnn.is_available() and bool(told.get("amx_bf16") or told.get("bf16"))
 
 
 class ScoredStageConfig(StageConfig):
