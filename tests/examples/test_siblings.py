@@ -466,15 +466,19 @@ def test_stages_0_and_1_come_out_of_a_model(
 # -- those that are kept -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "points"), [("seg", 0), ("points", 30)])
+@pytest.mark.parametrize(
+    ("name", "prompt", "weight", "points", "finds"),
+    [("seg", "seg", 2.0, 0, True), ("points", "points", 2.0, 30, True), ("no_map", "both", 0.0, 30, False)],
+)
 def test_siblings_of_the_repository_fit_the_model_that_ships(
-    name: str, points: int, script: ModuleType, tmp_path: Path
+    name: str, prompt: str, weight: float, points: int, finds: bool, script: ModuleType, tmp_path: Path
 ) -> None:
     """A new embedded model needs new siblings: of these `unpack` would say that they were made beside another one."""
     script.unpack(tmp_path, [name])
     sibling = Segmenter.from_pretrained(tmp_path / name, device="cpu")
+    assert (sibling.model.config.prompt, sibling.model.config.map_loss_weight) == (prompt, weight)
     examples = Path(script.__file__).parent
     truth = np.asarray(Image.open(examples / "reasoning_truth.png").convert("L")) > 0
     found = sibling.segment(Image.open(examples / "reasoning.png").convert("RGB"), "the bird that can talk")
-    assert sibling.model.config.prompt == name and len(found.points_xy[0]) == points
-    assert (found.masks[0] & truth).sum() / (found.masks[0] | truth).sum() > 0.7
+    assert found.answer == "the parrot [SEG]." and len(found.points_xy[0]) == points
+    assert ((found.masks[0] & truth).sum() / (found.masks[0] | truth).sum() > 0.7) == finds
