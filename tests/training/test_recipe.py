@@ -74,6 +74,19 @@ def test_finished_stages_are_kept(run: Path) -> None:
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+def test_a_finished_model_that_was_deleted_is_written_again(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("model", "checkpoint-*"))
+    weights = out / "two" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert run_recipe(RECIPE, out) == out / "model"
+    assert weights.stat().st_mtime_ns == before, "nothing is trained again"
+    again, first = load_file(out / "model" / "model.safetensors"), load_file(run / "model" / "model.safetensors")
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert (out / "model" / PLAIN_SAM).exists()
+
+
 def test_a_run_does_not_go_on_with_other_settings(run: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     shutil.copy(run / "one" / "settings.json", tmp_path / "one")

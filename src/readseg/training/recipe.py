@@ -1,7 +1,7 @@
 """A recipe from its first stage to the finished model folder.
 
 Each stage leaves ``weights.safetensors`` in its own folder when it is done; a stage whose file is there is not run
-again, and one that was killed goes on from its checkpoint.
+again, and one that was killed goes on from its checkpoint. A finished model that was deleted is written again.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def _result(out: Path, options: AnyStageConfig) -> Path:
 
 def _is_done(out: Path, options: AnyStageConfig) -> bool:
     place = _result(out, options)
-    return is_adapter(place) if isinstance(options, MixtureStageConfig) else place.exists()
+    if isinstance(options, MixtureStageConfig):
+        return is_adapter(place)
+    return place.exists() and (not isinstance(options, ReadStageConfig) or (out / "model").exists())
 
 
 def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
@@ -193,9 +195,12 @@ def _run_stage(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProc
     elif isinstance(options, ReadStageConfig):
         sam, tower = _earlier(recipe, out, "masks"), _earlier(recipe, out, "vision")
         read_stage = ReadStage(processor, options, recipe.seed, sam, tower, out / "cache")
-        train(read_stage, options, path.parent)
+        if path.exists():  # only the finished model was deleted
+            read_stage.model.load_state_dict(load_file(path))
+        else:
+            train(read_stage, options, path.parent)
+            _write(read_stage.model.state_dict(), path)
         _write_model(read_stage.model, processor, sam, out / "model")
-        _write(read_stage.model.state_dict(), path)
     processes().wait_for_everyone()
 
 
