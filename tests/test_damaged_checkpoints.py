@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 import released
-from readseg.checkpoints import build, read_checkpoint, save_checkpoint
+from readseg.checkpoints import EMBEDDED, build, read_checkpoint, save_checkpoint
 from readseg.errors import ReadsegError
 from readseg.families import FAMILIES
 from released import (
@@ -614,3 +616,30 @@ def test_an_end_that_contradicts_the_tokenizer_is_refused(folder: Path, eos: Any
     write_released(folder, "read")
     change_settings(folder, eos_token_id=eos)
     refused(folder, "eos_token_id.*the tokenizer says 2")
+
+
+@pytest.mark.parametrize("command", ["segment", "convert"])
+def test_code_in_a_models_folder_is_never_run(tmp_path: Path, command: str) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.update(tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
+    write_json(folder / "tokenizer_config.json", settings)
+    trap = tmp_path / "it_ran"
+    (folder / "own.py").write_text(f"open({str(trap)!r}, 'w').close()\nclass OwnTokenizer: pass\n")
+    arguments = {
+        "segment": [str(EMBEDDED.parents[3] / "examples" / "reasoning.png"), "the bird", "--model", str(folder)],
+        "convert": [str(folder), str(tmp_path / "out")],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", "readseg", command, *arguments],
+        input="yes\nyes\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(EMBEDDED.parents[2]), "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "code of its own" in done.stderr
+    assert not trap.exists()
+    assert not (tmp_path / "out").exists()

@@ -226,13 +226,34 @@ class ReadProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ReadProcessor:
-        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only."""
+        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only.
+
+        Raises:
+            ReadsegError: the tokenizer needs code from its own folder, which is never run.
+        """
         config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path)
         if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
             return cls(LegacyTokenizer.from_folder(folder), config)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **kwargs)
-        return cls(tokenizer, config)
+        return cls(load_tokenizer(pretrained_model_name_or_path, config=config, **kwargs), config)
+
+
+def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
+    """The fast tokenizer of a folder or a hub id; no code that comes with it is run.
+
+    Raises:
+        ReadsegError: the tokenizer needs code of its own.
+    """
+    try:
+        # None, the default, asks on the terminal, and a pipe can answer "yes".
+        return AutoTokenizer.from_pretrained(name, **{**kwargs, "trust_remote_code": False})
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ReadsegError(
+            f"{name}: the tokenizer needs code of its own (auto_map in tokenizer_config.json), and code from a model's "
+            "folder is never run. Expected a tokenizer.json that transformers reads by itself."
+        ) from error
 
 
 def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1400) -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 
 from readseg import sasp
 from readseg.analysis.maps import SimilarityMap, lmm_frame_map
@@ -25,7 +25,7 @@ from readseg.geometry import Frame
 from readseg.grids import Alignment
 from readseg.images import load_image
 from readseg.loading import quiet_libraries
-from readseg.processor import CLIP_MEAN, CLIP_STD
+from readseg.processor import CLIP_MEAN, CLIP_STD, load_tokenizer
 from readseg.prompting import full_precision
 from readseg.segmenter import Segmenter
 from readseg.weight_files import fetch
@@ -58,7 +58,9 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
             model, info = CLIPModel.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_tokenizer(folder)
+    except ReadsegError:
+        raise
     except Exception as error:  # the libraries' own share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReadsegError(f"{folder}: this CLIP cannot be read: {reason}") from error
