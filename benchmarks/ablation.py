@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from readseg import Segmenter
-from readseg.analysis.ablation import ablate, point_variants
+from readseg.analysis.studies.ablation import ablate, point_variants
 from readseg.evaluation.predictions import Prediction
 from readseg.evaluation.run import model_system, run
 from readseg.evaluation.scenes import SceneSet, scene_benchmark

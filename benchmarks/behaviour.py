@@ -41,7 +41,8 @@ PARTS = {
     "knowledge": ["analyse scenes --study knowledge -n 30 --out {out}"],
     "answers": ["analyse scenes --study answers -n 30 --out {out}"],
     "image": [
-        "analyse {root}/examples/reasoning.png 'the bird that can talk' --truth {root}/examples/reasoning_truth.png --layers --out {out}"
+        "analyse {root}/examples/reasoning.png 'the bird that can talk' --layers --out {out}"
+        " --truth {root}/examples/reasoning_truth.png"
     ],
     "points": ["ablate points -n 20 --out {out}"],
     "prompt": ["ablate prompt -n 10 --out {out}"],

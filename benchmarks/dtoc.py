@@ -16,7 +16,7 @@ import torch
 from timing import seconds
 from torch import Tensor, nn
 
-from readseg.sasp import PointPrompts, discrete_to_continuous, normalise, select_points
+from readseg.core.sasp import PointPrompts, discrete_to_continuous, normalise, select_points
 
 SIDE = 24
 LEAST_SPEEDUP = 100

@@ -25,12 +25,12 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, SamConfig
 
-from readseg import layouts
-from readseg.config import ReadConfig
-from readseg.families import READ
-from readseg.model import ReadModel
-from readseg.tokenizer import LegacyTokenizer
-from readseg.weight_files import write_weights
+from readseg.checkpoints import key_mapping
+from readseg.checkpoints.files import write_weights
+from readseg.model.config import ReadConfig
+from readseg.model.families import READ
+from readseg.model.modeling import ReadModel
+from readseg.model.tokenizer import LegacyTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_BYTES = 9_900_000_000  # the first of two shards, as these models were released
@@ -84,12 +84,12 @@ def write_checkpoint(folder: Path) -> None:
     """The released layout, with a small tokenizer of its own: no released file is at hand here."""
     config = full_size()
     with torch.device("meta"):
-        released = layouts.to_released(ReadModel(config).state_dict(), READ.mask_model)
-    shapes = {n: v.shape for n, v in released.items() if not n.startswith(layouts.TOWER_RELEASED)}
+        released = key_mapping.to_released(ReadModel(config).state_dict(), READ.mask_model)
+    shapes = {n: v.shape for n, v in released.items() if not n.startswith(key_mapping.TOWER_RELEASED)}
     checkpoint = folder / "READ-7B"
     checkpoint.mkdir(parents=True)
     write_weights(RandomWeights(shapes), checkpoint, safe=False, shard_bytes=SHARD_BYTES)
-    settings = layouts.released_settings(config, READ, "clip")
+    settings = key_mapping.released_settings(config, READ, "clip")
     (checkpoint / "config.json").write_text(json.dumps(settings))
     model = BytesIO()
     SentencePieceTrainer.Train(

@@ -24,11 +24,11 @@ from PIL import Image
 from readseg import ReadsegError, Segmentation, Segmenter
 from readseg.cli.errors import printable, run
 from readseg.cli.segment import check_writable
-from readseg.data.scenes.classes import CLASSES, TRAINED
-from readseg.draw import contact_sheet, overlay
+from readseg.core.images import load_image
+from readseg.core.io import whole
 from readseg.evaluation.unseen import names_what_is_not_there
-from readseg.files import whole
-from readseg.images import load_image
+from readseg.scenes.classes import CLASSES, TRAINED
+from readseg.viz.overlays import contact_sheet, overlay
 
 SHIPPED = {"china.jpg": ("tree",), "flower.jpg": ("sunflower", "tulip")}
 """The photographs of scikit-learn: a pagoda among trees; a dahlia, neither of the two flowers but like them."""

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 from readseg import Segmentation, Segmenter
-from readseg.data.scenes.compose import Scene, make_scene, render
-from readseg.data.scenes.questions import ask
+from readseg.scenes.questions import ask
+from readseg.scenes.render import Scene, make_scene, render
 
 QUESTIONS = 8
 MOST_RATIO = 3.0

@@ -28,9 +28,9 @@ import typer
 from rich.console import Console
 
 from readseg import ReadsegError
-from readseg.checkpoints import EMBEDDED
+from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
-from readseg.files import whole
+from readseg.core.io import whole
 
 COMMAND = re.compile(r"    (?:readseg|python) ")
 PICTURE = re.compile(r"!\[[^]]*]\(([^)]+)\)")

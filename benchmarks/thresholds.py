@@ -17,7 +17,7 @@ import numpy as np
 from timing import seconds
 
 from readseg.analysis.thresholds import search_thresholds
-from readseg.masks import IGNORED, intersection_and_union
+from readseg.core.masks import IGNORED, intersection_and_union
 
 THRESHOLDS = [k / 100 for k in range(101)]
 LEAST_SPEEDUP = 20

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from readseg.adapters import EMBEDDED_NAME, Base, open_base
-from readseg.data.mini import write_miniatures
+from readseg.checkpoints.adapters import EMBEDDED_NAME, Base, open_base
+from readseg.miniatures import write_miniatures
 from readseg.training.config import MixtureStageConfig
-from readseg.training.mixture_stage import MixtureStage
+from readseg.training.stages.finetuning import MixtureStage
 
 WAYS = {
     "neither": {"pack": False, "cache": False},

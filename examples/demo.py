@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from readseg import Segmenter
-from readseg.draw import explanation
-from readseg.masks import iou, load_png
+from readseg.core.masks import iou, load_png
+from readseg.viz.overlays import explanation
 
 HERE = Path(__file__).resolve().parent
 BAR = 0.7

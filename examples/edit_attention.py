@@ -33,14 +33,14 @@ from transformers import AutoImageProcessor, AutoModel
 
 from readseg import ReadsegError, Segmenter
 from readseg.cli.errors import run
-from readseg.data.scenes.compose import make_scene, render
+from readseg.core.io import whole
+from readseg.core.masks import iou
+from readseg.core.sasp import discrete_to_continuous_on_map, select_extremes
+from readseg.core.stats import estimate
 from readseg.evaluation.benchmarks import FIRST_TEST_SEED
-from readseg.evaluation.metrics import estimate
-from readseg.files import whole
-from readseg.masks import iou
-from readseg.processor import CLIP_MEAN, CLIP_STD
-from readseg.sasp import discrete_to_continuous_on_map, select_extremes
-from readseg.training.stages import cell_coverage
+from readseg.model.processing import CLIP_MEAN, CLIP_STD
+from readseg.scenes.render import make_scene, render
+from readseg.training.stages.pretraining import cell_coverage
 
 POINTS, RATE, RANDOM = 8, 0.3, "random vector"
 

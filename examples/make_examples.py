@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from readseg.data.scenes.compose import make_scene, render
-from readseg.masks import save_png
+from readseg.core.masks import save_png
+from readseg.scenes.render import make_scene, render
 
 HERE = Path(__file__).resolve().parent
 

@@ -28,16 +28,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from readseg import ReadModel, ReadsegError, Segmenter
-from readseg.checkpoints import EMBEDDED
+from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
-from readseg.config import Prompt
-from readseg.conversation import Turn
-from readseg.data.scenes.compose import make_scene, render
-from readseg.data.scenes.questions import ask
-from readseg.files import whole
-from readseg.geometry import Frame
-from readseg.losses import mask_losses
-from readseg.masks import union
+from readseg.core.frames import Frame
+from readseg.core.io import whole
+from readseg.core.masks import union
+from readseg.model.config import Prompt
+from readseg.model.losses import mask_losses
+from readseg.model.prompt_format import Turn
+from readseg.scenes.questions import ask
+from readseg.scenes.render import make_scene, render
 from readseg.training.recipe import PLAIN_SAM
 
 FIRST_SEED = 2_000_000  # training draws from 1,000,000 on, the test set from 500,000 on

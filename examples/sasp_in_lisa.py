@@ -33,15 +33,15 @@ from torch import Tensor
 
 from readseg import PointConfig, ReadModel, ReadsegError, Segmenter
 from readseg.cli.errors import run
-from readseg.conversation import Turn, inference_question
-from readseg.draw import contact_sheet, heat_map, overlay
-from readseg.evaluation.metrics import estimate, mask_ious
+from readseg.core.frames import Frame
+from readseg.core.io import whole
+from readseg.core.masks import intersection_and_union, union
+from readseg.core.sasp import PointPrompts, full_map, points_from_scores, similarity
+from readseg.core.stats import estimate, mask_ious
 from readseg.evaluation.scenes import SceneSet, scene_cases
-from readseg.files import whole
-from readseg.geometry import Frame
-from readseg.masks import intersection_and_union, union
-from readseg.prompting import decode_prompts, embed_prompts
-from readseg.sasp import PointPrompts, full_map, points_from_scores, similarity
+from readseg.model.mask_prompts import decode_prompts, embed_prompts
+from readseg.model.prompt_format import Turn, inference_question
+from readseg.viz.overlays import contact_sheet, heat_map, overlay
 
 LISA, DISCRETE, DTOC = "[SEG] alone", "[SEG] + discrete points", "[SEG] + points with DtoC"
 

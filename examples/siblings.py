@@ -36,15 +36,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from readseg import ReadsegError
-from readseg.checkpoints import EMBEDDED, Checkpoint, read_checkpoint, save_checkpoint
+from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, read_checkpoint, save_checkpoint
+from readseg.checkpoints.config_json import read_json
+from readseg.checkpoints.files import differences, read_weights
+from readseg.checkpoints.load import load_model
 from readseg.cli.errors import run
 from readseg.cli.segment import check_writable
-from readseg.config import Prompt
-from readseg.descriptions import read_json
-from readseg.files import whole
-from readseg.loading import load_model
+from readseg.core.io import whole
+from readseg.model.config import Prompt
 from readseg.training.recipe import PLAIN_SAM
-from readseg.weight_files import differences, read_weights
 
 PACKED = Path(__file__).resolve().parents[1] / "weights" / "siblings"
 FORMAT = "readseg-sibling-1"

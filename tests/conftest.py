@@ -20,7 +20,7 @@ import torch
 from jaxtyping import config, install_import_hook
 
 # Every shape that a signature of these modules states is checked at each call, with what it returns.
-SHAPED = ("grids", "sasp", "geometry", "masks", "losses")
+SHAPED = ("core.token_grid", "core.sasp", "core.frames", "core.masks", "model.losses")
 install_import_hook([f"readseg.{name}" for name in SHAPED], "shapes.check")
 
 # By their names, tests that give wrong input on purpose: they must meet our own errors, not the checker's.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from readseg.analysis.measures import Drawn
 from readseg.analysis.page_data import PageCase, PageMap, PageView
+from readseg.analysis.studies.measures import Drawn
 from readseg.analysis.thresholds import search_thresholds
-from readseg.evaluation.metrics import ciou, giou
-from readseg.masks import intersection_and_union
+from readseg.core.masks import intersection_and_union
+from readseg.core.stats import ciou, giou
 
 HW = (12, 20)
 MAPS = ("lmm", "sam")

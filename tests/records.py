@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from readseg.analysis.measures import Counts, Drawn, Grid, MapScores, Measured
-from readseg.masks import encode_rle
+from readseg.analysis.studies.measures import Counts, Drawn, Grid, MapScores, Measured
+from readseg.core.masks import encode_rle
 
 HW = (4, 6)
 

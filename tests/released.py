@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from readseg.checkpoints import build, read_checkpoint
+from readseg.checkpoints.checkpoint import build, read_checkpoint
 from readseg.errors import ReadsegError
 
 Form = Literal["bin-sharded", "bin", "safetensors"]

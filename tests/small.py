@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerFast, SamConfig
 
-from readseg.config import PointConfig, ReadConfig
-from readseg.model import ReadModel
-from readseg.processor import ReadProcessor, build_tiny_tokenizer
+from readseg.model.config import PointConfig, ReadConfig
+from readseg.model.modeling import ReadModel
+from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
 
 TEXTS = ("where is the red cup?", "it is the red cup [SEG].", "there is no saw, but there is a cup [SEG].")
 

@@ -17,7 +17,7 @@ import numpy as np
 import tiny_segmenter
 from readseg.cli.jobs import Job, Model
 from readseg.evaluation.benchmarks import Benchmark, Page, Query
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
 from small import picture
 
 HW = (40, 60)

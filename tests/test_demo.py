@@ -10,8 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from readseg import loading
-from readseg.masks import save_png
+from readseg.checkpoints import load as loading
+from readseg.core.masks import save_png
 from small import picture
 from tiny_segmenter import build, load
 

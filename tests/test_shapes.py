@@ -6,7 +6,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from readseg.sasp import similarity
+from readseg.core.sasp import similarity
 
 
 def test_a_contradiction_of_sizes_is_caught() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from readseg.conversation import Turn
-from readseg.model import ReadModel
-from readseg.processor import ReadProcessor, build_tiny_tokenizer
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
+from readseg.model.modeling import ReadModel
+from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
+from readseg.model.prompt_format import Turn
 from small import picture, small_config
 
 ANSWERS = {

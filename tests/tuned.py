@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from readseg.adapters import Base, open_base
+from readseg.checkpoints.adapters import Base, open_base
 from readseg.training.config import MixtureStageConfig, TrainConfig
-from readseg.training.mixture_stage import MixtureStage
+from readseg.training.stages.finetuning import MixtureStage
 from small import small_model, small_processor
 
 RATIO = "3:2:1:1:1:3"

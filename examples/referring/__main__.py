@@ -80,9 +80,9 @@ def segment(
     """Draw map, points and the masks of both heads, a row for each question."""
     from picture import figure
 
+    from readseg.core.images import load_image
+    from readseg.core.io import whole
     from readseg.errors import ReadsegError
-    from readseg.files import whole
-    from readseg.images import load_image
 
     if out.suffix.lower() != ".png":
         raise ReadsegError(f"--out {out}: expected the name of a picture that ends in .png")

@@ -14,23 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from model import Fused, Referrer, ReferringConfig, pack_questions, question_ids
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from readseg import sasp
-from readseg.config import ReadConfig
+from model import Fused, Referrer, ReferringConfig, pack_questions, question_ids
+from readseg.checkpoints.load import load_model
+from readseg.core import sasp
+from readseg.core.io import whole
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
 from readseg.evaluation.run import System
-from readseg.files import whole
-from readseg.loading import load_model
-from readseg.processor import ReadProcessor
-from readseg.prompting import Points
-from readseg.training.cache import digest
+from readseg.model.config import ReadConfig
+from readseg.model.mask_prompts import Points
+from readseg.model.processing import ReadProcessor
+from readseg.training.feature_cache import digest
 
 Head = Literal["sam", "features"]
 HEADS: tuple[Head, ...] = ("sam", "features")

@@ -42,11 +42,11 @@ from transformers import (
     SamModel,
 )
 
-from readseg import sasp
-from readseg.config import PointConfig
-from readseg.conversation import writable
-from readseg.geometry import Frame
-from readseg.prompting import Points, full_precision, masks_from_prompts, select_points
+from readseg.core import sasp
+from readseg.core.frames import Frame
+from readseg.model.config import PointConfig
+from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
+from readseg.model.prompt_format import writable
 
 NO_ATTENTION = -1e9
 """Added to attention between tokens that must not see each other."""

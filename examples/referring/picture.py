@@ -9,7 +9,7 @@ import numpy as np
 from answering import HEADS, load
 from PIL import Image
 
-from readseg.draw import contact_sheet, heat_map, overlay
+from readseg.viz.overlays import contact_sheet, heat_map, overlay
 
 TITLES = {"sam": "mask: SAM, from the points", "features": "mask: features, without SAM"}
 TILE = 300

@@ -19,14 +19,14 @@ from pathlib import Path
 from answering import HEADS, Head, Reference, load, scene_system
 from PIL import Image
 
-from readseg.analysis.systems import Answered, aligned, left_out, read_systems
+from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
+from readseg.core.io import whole
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
 from readseg.evaluation.outcomes import Result, result_of
 from readseg.evaluation.report import COLUMNS, breakdown, label
 from readseg.evaluation.run import Answers, System, run
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
-from readseg.files import whole
 
 _COMPARED = ("giou", "ciou", "answered", "refused")
 

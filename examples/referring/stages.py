@@ -11,27 +11,27 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from model import Fused, Packed, Referrer, ReferringConfig, build_cnn, pack_questions, question_ids
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from readseg import losses
-from readseg.masks import union
-from readseg.processor import ReadProcessor
-from readseg.prompting import Points, full_precision
-from readseg.training.cache import cached, digest
+from model import Fused, Packed, Referrer, ReferringConfig, build_cnn, pack_questions, question_ids
+from readseg.core.masks import union
+from readseg.model import losses
+from readseg.model.mask_prompts import Points, full_precision
+from readseg.model.processing import ReadProcessor
 from readseg.training.config import ReadStageConfig, VisionStageConfig
-from readseg.training.initialise import initialise
-from readseg.training.read_stage import SIGHT, draw_lesson, what_cells_show
-from readseg.training.stages import cell_coverage, vision_batch, vision_heads, vision_losses
+from readseg.training.feature_cache import cached, digest
+from readseg.training.stages.initialise import initialise
+from readseg.training.stages.pretraining import cell_coverage, vision_batch, vision_heads, vision_losses
+from readseg.training.stages.read import SIGHT, draw_lesson, what_cells_show
 
 
 class CnnStage(nn.Module):
     """The CNN alone: each cell of its last map says what it shows. What the vision tower of the embedded model learns.
 
-    loss = CE(class) + 0.5 CE(tint) + 2 L1(box), as `readseg.training.stages.VisionStage`; a box is told from the centre
-    of its cell, because a convolution does not know where it is.
+    loss = CE(class) + 0.5 CE(tint) + 2 L1(box), as `training.stages.pretraining.VisionStage`; a box is
+    told from the centre of its cell, because a convolution does not know where it is.
     """
 
     uses_all = True

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from answering import save
-from model import ReferringConfig
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stages import CnnStage, FusionStage
 from torch import Tensor
 
-from readseg.checkpoints import EMBEDDED
+from model import ReferringConfig
+from readseg.checkpoints.checkpoint import EMBEDDED
+from readseg.checkpoints.load import load_model
+from readseg.core.io import whole
 from readseg.errors import ReadsegError
-from readseg.files import whole
-from readseg.loading import load_model
 from readseg.training.config import ReadStageConfig, TrainConfig, VisionStageConfig, load_recipe
 from readseg.training.loop import train
 from readseg.training.recipe import PLAIN_SAM

@@ -14,23 +14,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from readseg.config import PointConfig, ReadConfig
     from readseg.errors import ReadsegError
-    from readseg.model import ReadModel, ReadOutput
-    from readseg.processor import ReadProcessor
-    from readseg.segmenter import Segmentation, Segmenter
+    from readseg.inference.segmenter import Segmentation, Segmenter
+    from readseg.model.config import PointConfig, ReadConfig
+    from readseg.model.modeling import ReadModel, ReadOutput
+    from readseg.model.processing import ReadProcessor
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PointConfig": "config",
-    "ReadConfig": "config",
-    "ReadModel": "model",
-    "ReadOutput": "model",
-    "ReadProcessor": "processor",
+    "PointConfig": "model.config",
+    "ReadConfig": "model.config",
+    "ReadModel": "model.modeling",
+    "ReadOutput": "model.modeling",
+    "ReadProcessor": "model.processing",
     "ReadsegError": "errors",
-    "Segmentation": "segmenter",
-    "Segmenter": "segmenter",
+    "Segmentation": "inference.result",
+    "Segmenter": "inference.segmenter",
 }
 
 __all__ = [

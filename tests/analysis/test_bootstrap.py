@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from readseg.analysis.bootstrap import difference, of_sums, of_weights
+from readseg.core.stats import estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import estimate
 from readseg.evaluation.outcomes import Outcome
 
 

@@ -14,7 +14,7 @@ from readseg.analysis.cases import Unit, cases_of, counts_of
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.run import evaluate
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
 from released import write_released
 from studies import CAT, HW, TWO, UNICORN, block
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from readseg.analysis.clip import clip_map, clip_scores, load_clip
+from readseg.core.frames import Frame
+from readseg.core.sasp import full_map
 from readseg.errors import ReadsegError
-from readseg.geometry import Frame
-from readseg.sasp import full_map
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
 from released import write_tower
 from small import picture, small_model, small_processor, small_tokenizer
 

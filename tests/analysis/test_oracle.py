@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from readseg.analysis.oracle import true_coverage, true_points
-from readseg.config import PointConfig
-from readseg.geometry import Frame
+from readseg.core.frames import Frame
+from readseg.model.config import PointConfig
 
 SETTINGS = PointConfig(num_points=30, downsample=1, alignment="exact")
 

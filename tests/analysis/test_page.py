@@ -19,14 +19,14 @@ import torch
 from PIL import Image, ImageFilter
 
 from page_study import HW, MAPS, study, view
-from readseg.analysis.measures import Counts, Drawn, Grid, MapScores, Measured
 from readseg.analysis.page import PageData, page_case, picked, to_html, write_page
 from readseg.analysis.page_data import PageCase, PageMap, PageView
-from readseg.analysis.tables import Row, Table
+from readseg.analysis.studies.measures import Counts, Drawn, Grid, MapScores, Measured
 from readseg.analysis.thresholds import ThresholdCurve, search_thresholds
+from readseg.core.masks import encode_rle
+from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate
-from readseg.masks import encode_rle
+from readseg.viz.tables import Row, Table
 
 MARKUP = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)>\"' & $title {}"
 NASTY = MARKUP + " \u2028 \ud800 \x00\x1b[31m \u202e"

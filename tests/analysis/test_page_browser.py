@@ -15,11 +15,11 @@ from PIL import Image
 
 from browser import Browser, Tab, browser
 from page_study import HW, MAPS, Known, scores, study
-from readseg.analysis.measures import Drawn
 from readseg.analysis.page import PageData, write_page
 from readseg.analysis.page_data import PageMap, PageView
-from readseg.analysis.tables import Row, Table
-from readseg.evaluation.metrics import Estimate, giou
+from readseg.analysis.studies.measures import Drawn
+from readseg.core.stats import Estimate, giou
+from readseg.viz.tables import Row, Table
 
 UNITS, OTHERS = study(130), study(7, "B", seed=1)
 TABLE = Table("Maps", "map", {"giou": "gIoU"}, [Row("lmm", {"giou": Estimate(0.5, 0.25, 0.75, 3)})], ["n = 3"])

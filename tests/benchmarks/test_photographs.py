@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from readseg.data.scenes.classes import CLASSES, TRAINED
+from readseg.scenes.classes import CLASSES, TRAINED
 from small import picture
 from tiny_segmenter import build
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from readseg.data.mini import write_miniatures
+from readseg.miniatures import write_miniatures
 from tiny_segmenter import build
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import commandline
 from readseg.evaluation.predictions import read_predictions
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
 from released import write_released
 
 Capture = pytest.CaptureFixture[str]

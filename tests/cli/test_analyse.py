@@ -12,11 +12,11 @@ from PIL import Image
 
 import commandline
 import studies
-from readseg.analysis import examine as examining
-from readseg.analysis.measures import Measured
-from readseg.analysis.study import RECORDS, read_study
+from readseg.analysis.studies import examine as examining
+from readseg.analysis.studies.measures import Measured
 from readseg.cli import study_layers, study_maps
 from readseg.errors import ReadsegError
+from readseg.evaluation.study import RECORDS, read_study
 from readseg.training.recipe import PLAIN_SAM
 from released import write_released, write_sam
 from small import picture

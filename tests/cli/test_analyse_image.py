@@ -15,8 +15,8 @@ from PIL import Image
 from commandline import run
 from readseg.cli import analyse_image as command
 from readseg.cli.jobs import Model
+from readseg.core.masks import decode_rle, load_png, save_png
 from readseg.errors import ReadsegError
-from readseg.masks import decode_rle, load_png, save_png
 from released import write_released
 from small import picture
 from tiny_segmenter import ANSWERS, build, load

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from readseg.cli import main, options
-from readseg.families import RELEASED, SYSTEMS
+from readseg.model.families import RELEASED, SYSTEMS
 from released import ADDED, our_state, weights_of, write_released
 from small import picture
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 import studies
-from readseg.analysis.tables import Row, Table
 from readseg.cli import options
 from readseg.cli.jobs import Job, LaterModel, Model, finish, folder_name, model_folder, models_of, settings_of
+from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
+from readseg.viz.tables import Row, Table
 from small import small_model, small_processor
 
 Capture = pytest.CaptureFixture[str]

@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from commandline import run
-from readseg.adapters import read_adapter
-from readseg.data.mini import write_miniatures
+from readseg.checkpoints.adapters import read_adapter
+from readseg.miniatures import write_miniatures
 from small import picture
 from tuned import SETTINGS, write_start
 

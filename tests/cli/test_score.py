@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commandline import run
-from readseg.data.mini import write_miniatures
+from readseg.miniatures import write_miniatures
 from tiny_segmenter import build
 
 Capture = pytest.CaptureFixture[str]

@@ -13,8 +13,8 @@ import pytest
 
 import readseg
 from readseg.cli import main
-from readseg.segmentation import Segmentation
-from readseg.segmenter import Segmenter
+from readseg.inference.result import Segmentation
+from readseg.inference.segmenter import Segmenter
 from small import picture
 from tiny_segmenter import ANSWERS
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import studies
-from readseg.analysis import necessity
+from readseg.analysis.studies import necessity
 from readseg.cli.study_necessity import run
 from readseg.errors import ReadsegError
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from readseg.data import mixture
-from readseg.data.catalogue import data_sets
 from readseg.data.entries import Entry, Expression
-from readseg.data.mini import write_miniatures
-from readseg.data.mini.pictures import draw_pictures
 from readseg.data.mixture import DATA_SETS, KINDS, Drawn, Mixture, Skipped, parse_ratio
-from readseg.data.refcoco import RefCoco
+from readseg.data.readers.refer import RefCoco
+from readseg.data.registry import data_sets
 from readseg.errors import ReadsegError
+from readseg.miniatures import write_miniatures
+from readseg.miniatures.pictures import draw_pictures
 
 IMAGES = 8
 REFER = ("refer_seg", "correct_refer_seg", "neg_refer_seg")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS, fields
-from readseg.data.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 from readseg.data.wide_phrases import (
     UNKNOWN_NOUNS,
     WIDE_EXPRESSIONS,
@@ -17,6 +16,7 @@ from readseg.data.wide_phrases import (
     unknown_noun,
     wide_expression,
 )
+from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 
 FILL = {"x": "the cows", "be": "are", "it": "them", "bare": "cow", "a": "a cow", "rel": "left of the car"}
 FILLERS = r"\b(please|can you|could you|would you|i want you to|now|for me|here|in (this|the) (image|picture|scene))\b"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from readseg.data.reasonseg import ReasonSeg
-from readseg.data.refcoco import RefCoco
+from readseg.data.readers.reasonseg import ReasonSeg
+from readseg.data.readers.refer import RefCoco
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import DATA_SETS, Benchmark, chosen, open_benchmark, resolve
 

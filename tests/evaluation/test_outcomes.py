@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import Match, Outcome, read_result, result_of, score
 from readseg.evaluation.predictions import Asked, Prediction, write_predictions
-from readseg.masks import encode_rle
 
 HW = (4, 6)
 

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 import readseg
-from readseg.config import PointConfig
-from readseg.data.refcoco import RefCoco
+from readseg.core.images import load_image
+from readseg.data.readers.refer import RefCoco
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
 from readseg.evaluation.benchmarks import Benchmark, Page, Query, open_benchmark
 from readseg.evaluation.predictions import read_predictions
 from readseg.evaluation.run import Said, evaluate
-from readseg.images import load_image
+from readseg.model.config import PointConfig
 from rule_model import RuleModel, left_or_nothing
 
 SETTINGS = {"model": "rule", "weights": "none"}

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.data.scenes.compose import Rendered
-from readseg.data.scenes.questions import Question
+from readseg.core import stats
 from readseg.errors import ReadsegError
-from readseg.evaluation import metrics, report
+from readseg.evaluation import report
 from readseg.evaluation.outcomes import Outcome
 from readseg.evaluation.run import Said
 from readseg.evaluation.scenes import BLIND, Case, SceneSet, blind, evaluate_scenes, scene_cases, score
+from readseg.scenes.questions import Question
+from readseg.scenes.render import Rendered
 
 HW = (6, 8)
 SMALL = SceneSet(scenes=3, questions=4)
@@ -88,7 +89,7 @@ def test_a_missing_mask_counts_and_so_does_one_too_many() -> None:
 def test_refusals() -> None:
     absent = question((), False)
     right, wrong = outcome(absent), outcome(absent, LEFT, BELOW)
-    assert not right.said and metrics.giou(right.intersections, right.unions) == 1.0
+    assert not right.said and stats.giou(right.intersections, right.unions) == 1.0
     assert wrong.said and (wrong.intersections, wrong.unions) == ((0,), (22,))
     silent = outcome(question(((2,),), True))
     assert not silent.said and (silent.intersections, silent.unions) == ((0,), (16,))

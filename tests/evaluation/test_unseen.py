@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from readseg.core.masks import encode_rle
 from readseg.data.phrases import REQUESTS
-from readseg.data.scenes.classes import CLASSES, TRAINED
-from readseg.data.scenes.compose import BACKGROUNDS, SIZES_HW, make_scene, render
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page, open_benchmark, resolve
 from readseg.evaluation.outcomes import Result, read_result, result_of
@@ -31,7 +30,8 @@ from readseg.evaluation.unseen import (
     unseen_page,
 )
 from readseg.evaluation.webpage import find_picture, to_html, write_report
-from readseg.masks import encode_rle
+from readseg.scenes.classes import CLASSES, TRAINED
+from readseg.scenes.render import BACKGROUNDS, SIZES_HW, make_scene, render
 from rule_model import RuleModel
 
 FROZEN = "d55d7991b186f302"

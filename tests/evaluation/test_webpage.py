@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from readseg.core.masks import encode_rle
 from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.outcomes import Result, result_of
 from readseg.evaluation.predictions import Asked, Prediction, read_predictions
@@ -21,7 +22,6 @@ from readseg.evaluation.report import sheets
 from readseg.evaluation.run import evaluate
 from readseg.evaluation.scenes import SceneSet, scene_case
 from readseg.evaluation.webpage import find_picture, to_html, worst_and_best, write_report
-from readseg.masks import encode_rle
 from rule_model import RuleModel
 
 HW = (10, 10)

@@ -35,8 +35,8 @@ from transformers import (
     ViTModel,
 )
 
-from readseg.processor import CLIP_MEAN, CLIP_STD
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
+from readseg.model.processing import CLIP_MEAN, CLIP_STD
 from scripts import load, run
 
 SIZES = {

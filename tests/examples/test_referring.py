@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from readseg.checkpoints.load import load_model
+from readseg.core.frames import Frame
 from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import read_result
-from readseg.geometry import Frame
-from readseg.loading import load_model
-from readseg.prompting import Points, masks_from_prompts
+from readseg.model.mask_prompts import Points, masks_from_prompts
 from readseg.training.config import load_recipe
-from readseg.training.initialise import initialise
-from readseg.training.read_stage import draw_lesson
+from readseg.training.stages.initialise import initialise
+from readseg.training.stages.read import draw_lesson
 from small import small_config, small_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "examples" / "referring"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
 from scripts import load as load_script
 from scripts import run
 from small import picture

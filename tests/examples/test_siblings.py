@@ -19,10 +19,10 @@ from torch import Tensor
 
 import commandline
 from readseg.errors import ReadsegError
-from readseg.segmenter import Segmenter
-from readseg.training import read_stage
+from readseg.inference.segmenter import Segmenter
 from readseg.training.config import TrainConfig
 from readseg.training.recipe import PLAIN_SAM, run_recipe
+from readseg.training.stages import read
 from scripts import load as load_script
 from scripts import run
 from small import picture, small_model, small_processor
@@ -423,7 +423,7 @@ def test_stages_0_and_1_of_a_run_serve_siblings(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their folders are copied, stage 2 is trained with one setting changed, and what comes out can be packed."""
-    monkeypatch.setattr(read_stage, "VOCABULARY_SCENES", 6)
+    monkeypatch.setattr(read, "VOCABULARY_SCENES", 6)
     run_recipe(recipe(), tmp_path / "read")
     # The second leaves without a gradient what a sibling can: the projection of [SEG], and the map's bias.
     siblings = {"seg": {"prompt": "seg"}, "bare": {"prompt": "points", "map_loss_weight": 0.0}}
@@ -449,7 +449,7 @@ def test_stages_0_and_1_come_out_of_a_model(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As its run had them, rounded to the model's bfloat16, but for Fourier features, which it keeps as they are."""
-    monkeypatch.setattr(read_stage, "VOCABULARY_SCENES", 6)
+    monkeypatch.setattr(read, "VOCABULARY_SCENES", 6)
     model = run_recipe(recipe(), tmp_path / "read")
     script.stages(tmp_path / "again", model)
     for stage in ("masks", "vision"):

@@ -23,14 +23,14 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig
 
-from readseg.checkpoints import build, read_checkpoint
-from readseg.config import ConversationConfig, ReadConfig
-from readseg.conversation import ASSISTANT, USER, Turn
-from readseg.families import FAMILIES, SEG
-from readseg.geometry import Frame
-from readseg.model import ReadModel, ReadOutput
-from readseg.processor import ReadProcessor
-from readseg.tokenizer import ADDED_FILE, MODEL_FILE, LegacyTokenizer
+from readseg.checkpoints.checkpoint import build, read_checkpoint
+from readseg.core.frames import Frame
+from readseg.model.config import ConversationConfig, ReadConfig
+from readseg.model.families import FAMILIES, SEG
+from readseg.model.modeling import ReadModel, ReadOutput
+from readseg.model.processing import ReadProcessor
+from readseg.model.prompt_format import ASSISTANT, USER, Turn
+from readseg.model.tokenizer import ADDED_FILE, MODEL_FILE, LegacyTokenizer
 
 IMAGE_PLACE = -200  # what stands for the image in stored ids
 IGNORED = -100

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from parity.released_cases import close, part_or_skip, processor_alone, read_json, stored
-from readseg.data import reasonseg, refcoco
-from readseg.data.polygons import segmentation_mask
-from readseg.evaluation import metrics
-from readseg.geometry import Frame
-from readseg.masks import encode_rle, intersection_and_union
-from readseg.tokenizer import MODEL_FILE
+from readseg.core import stats
+from readseg.core.frames import Frame
+from readseg.core.masks import encode_rle, intersection_and_union
+from readseg.data.annotations import segmentation_mask
+from readseg.data.readers import reasonseg, refer
+from readseg.model.tokenizer import MODEL_FILE
 
 EPSILON = 1e-5
 SCORES = 1e-6
@@ -102,10 +102,10 @@ def test_coco_annotations(index: dict[str, Any], tensors: dict[str, Tensor], tmp
     hw = tuple(facts["hw"])
     names = sorted(facts["ann"])
     annotations = [facts["ann"][name] for name in names] + [runs["rle"][name] for name in names]
-    place = tmp_path / refcoco.PLACE / "refcoco"
+    place = tmp_path / refer.PLACE / "refcoco"
     place.mkdir(parents=True)
-    (tmp_path / refcoco.COCO_IMAGES).mkdir(parents=True)
-    Image.new("RGB", hw[::-1]).save(tmp_path / refcoco.COCO_IMAGES / "a.jpg")
+    (tmp_path / refer.COCO_IMAGES).mkdir(parents=True)
+    Image.new("RGB", hw[::-1]).save(tmp_path / refer.COCO_IMAGES / "a.jpg")
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": hw[0], "width": hw[1]}],
         "annotations": [{"id": k, "image_id": 1, "segmentation": parts} for k, parts in enumerate(annotations)],
@@ -115,7 +115,7 @@ def test_coco_annotations(index: dict[str, Any], tensors: dict[str, Tensor], tmp
         {"image_id": 1, "ann_id": k, "split": "val", "sentences": [{"sent": "it"}]} for k in range(len(annotations))
     ]
     (place / "refs(unc).json").write_text(json.dumps(refs))
-    expressions = refcoco.RefCoco(tmp_path, "refcoco|val")[0].expressions
+    expressions = refer.RefCoco(tmp_path, "refcoco|val")[0].expressions
     assert len(expressions) == 2 * len(names)
     for k, name in enumerate(names):
         theirs = tensors[f"coco.{name}"].numpy()
@@ -176,18 +176,18 @@ def test_validate(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         assert background[0] == [counts[0] for counts in item["intersection"]], item["i"]
         assert background[1] == [counts[0] for counts in item["union"]], item["i"]
         assert (gt == 0).flatten(1).sum(1).tolist() == [counts[0] for counts in item["target"]], item["i"]
-        ours = metrics.giou(inter, union)
+        ours = stats.giou(inter, union)
         assert ours * len(inter) / (len(inter) + EPSILON) == pytest.approx(item["giou_alone"], abs=SCORES)
-        assert metrics.ciou(inter, union) == pytest.approx(item["ciou_alone"], abs=SCORES)
+        assert stats.ciou(inter, union) == pytest.approx(item["ciou_alone"], abs=SCORES)
         if not any(union):
             assert ours == 1
         intersections += inter
         unions += union
     count = len(unions)
-    ours = metrics.giou(intersections, unions)
+    ours = stats.giou(intersections, unions)
     assert ours * count / (count + EPSILON) == pytest.approx(facts["giou"], abs=SCORES)
     assert ours == pytest.approx(facts["giou"], abs=EPSILON)
-    assert metrics.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
+    assert stats.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
 
 
 def test_run_eval(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -209,9 +209,9 @@ def test_run_eval(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         facts["intersection"][0],
         facts["union"][0],
     ]
-    assert metrics.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
+    assert stats.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
     printed = [float(number) for number in re.findall(r"(?:cIoU|Accuracy): ([\d.]+)", facts["stdout"])]
-    assert [round(metrics.ciou(intersections, unions), 4), round(metrics.see_accuracy(said, true), 4)] == printed
+    assert [round(stats.ciou(intersections, unions), 4), round(stats.see_accuracy(said, true), 4)] == printed
 
 
 def test_wrong_values_are_refused_where_the_reference_loses_them(index: dict[str, Any]) -> None:

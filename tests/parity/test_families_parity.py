@@ -30,10 +30,10 @@ from parity.released_cases import (
     released,
     same_masks,
 )
-from readseg.config import PointConfig
-from readseg.families import FAMILIES, REJ, RELEASED, SEG
-from readseg.model import ReadOutput
-from readseg.processor import ReadProcessor
+from readseg.model.config import PointConfig
+from readseg.model.families import FAMILIES, REJ, RELEASED, SEG
+from readseg.model.modeling import ReadOutput
+from readseg.model.processing import ReadProcessor
 
 # As the folders of part E are named; a folder of another reference may hold fewer.
 OTHERS = ("LISA", "SESAME", "GSVA", "GLaMM")

@@ -22,8 +22,8 @@ from parity.released_cases import (
     released,
     stored,
 )
-from readseg import layouts, lora
-from readseg.checkpoints import read_checkpoint
+from readseg.checkpoints import key_mapping, lora
+from readseg.checkpoints.checkpoint import read_checkpoint
 
 # Mean and standard deviation of CLIP's pixels in 0..1 and of SAM's in 0..255, as both were published.
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -99,14 +99,14 @@ def test_sharded_files_hold_the_same_weights(folder: Path) -> None:
 
 def test_names_of_the_weights(folder: Path, read: Released) -> None:
     said = read_json(part_or_skip(folder, "state_dict_keys.json") / "state_dict_keys.json")
-    ours = layouts.to_released(read.model.state_dict(), "visual_model")
-    theirs = layouts.without_computed(
+    ours = key_mapping.to_released(read.model.state_dict(), "visual_model")
+    theirs = key_mapping.without_computed(
         {name: torch.empty(size) for name, (size, _) in said["with_vision_tower"].items()}
     )
     assert {name: list(value.shape) for name, value in ours.items()} == {
         name: list(value.shape) for name, value in theirs.items()
     }
-    own = {name for name in ours if not name.startswith(layouts.TOWER_RELEASED)}
+    own = {name for name in ours if not name.startswith(key_mapping.TOWER_RELEASED)}
     assert own <= said["without_vision_tower"].keys()
 
 
@@ -143,7 +143,7 @@ def test_weights_of_a_training_run_load_merged(
     prefix = "base_model.model."
     state = {f"{prefix}{name}": value for name, value in load_file(folder / "ckpt" / "model.safetensors").items()} | pre
     tower = {
-        f"{prefix}{layouts.TOWER_RELEASED}{name}": value
+        f"{prefix}{key_mapping.TOWER_RELEASED}{name}": value
         for name, value in read.model.lmm.model.vision_tower.state_dict().items()
     }
     target = tmp_path / "run"
@@ -156,7 +156,7 @@ def test_weights_of_a_training_run_load_merged(
         computed = {name: torch.zeros(size) for name, (size, _) in keys.items() if name not in state}
         state |= computed
         assert {name: list(value.shape) for name, value in state.items()} == {n: s for n, (s, _) in keys.items()}
-        assert not layouts.without_computed({n.removeprefix(prefix): v for n, v in computed.items()})
+        assert not key_mapping.without_computed({n.removeprefix(prefix): v for n, v in computed.items()})
     torch.save(state, target / "pytorch_model.bin")
     settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     vision_tower = folder / settings["mm_vision_tower"]
@@ -164,10 +164,10 @@ def test_weights_of_a_training_run_load_merged(
     assert any("LoRA" in note for note in loaded.notes)
 
     plain = read_checkpoint(folder / "ckpt")
-    own = layouts.to_released(loaded.weights, "visual_model")
-    for name, weight in layouts.to_released(plain.weights, "visual_model").items():
+    own = key_mapping.to_released(loaded.weights, "visual_model")
+    for name, weight in key_mapping.to_released(plain.weights, "visual_model").items():
         if name in merged:
             assert torch.equal(own[name], merged[name]) and own[name].dtype == merged[name].dtype, name
-        elif not name.startswith(layouts.TOWER_RELEASED):
+        elif not name.startswith(key_mapping.TOWER_RELEASED):
             assert torch.equal(own[name], weight), name
-    assert own.keys() == layouts.to_released(plain.weights, "visual_model").keys()
+    assert own.keys() == key_mapping.to_released(plain.weights, "visual_model").keys()

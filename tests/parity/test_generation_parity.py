@@ -24,8 +24,8 @@ from parity.released_cases import (
     released,
     same_masks,
 )
-from readseg.answering import Answer
-from readseg.checkpoints import build, read_checkpoint
+from readseg.checkpoints.checkpoint import build, read_checkpoint
+from readseg.model.generation import Answer
 
 
 @pytest.fixture(scope="module")

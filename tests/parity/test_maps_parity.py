@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from parity.released_cases import LOGITS, Case, close, part_or_skip, teacher_forced, turns_of, values
-from readseg.analysis.maps import Reading, layer_maps, lmm_frame_map, lmm_maps, mask_frame_map, read_answer
-from readseg.geometry import Frame
-from readseg.grids import REFERENCE_SIDE
-from readseg.sasp import full_map
-from readseg.segmenter import Segmenter
+from readseg.analysis.similarity_maps import Reading, layer_maps, lmm_frame_map, lmm_maps, mask_frame_map, read_answer
+from readseg.core.frames import Frame
+from readseg.core.sasp import full_map
+from readseg.core.token_grid import REFERENCE_SIDE
+from readseg.inference.segmenter import Segmenter
 
 MAP_TOLERANCE = 1e-5
 

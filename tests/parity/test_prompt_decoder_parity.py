@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
-from readseg.geometry import Frame
-from readseg.prompting import decode_prompts, embed_prompts
-from readseg.sam_keys import to_stock
+from readseg.checkpoints.sam_keys import to_stock
+from readseg.core.frames import Frame
+from readseg.model.mask_prompts import decode_prompts, embed_prompts
 
 TOLERANCE = 1e-3
 PREFIX = "model.visual_model."

@@ -32,9 +32,9 @@ from parity.released_cases import (
     teacher_forced,
     values,
 )
-from readseg import sasp
+from readseg.core import sasp
 from readseg.errors import ReadsegError
-from readseg.prompting import decode_prompts, embed_prompts
+from readseg.model.mask_prompts import decode_prompts, embed_prompts
 
 MARGINS = 1e-5
 

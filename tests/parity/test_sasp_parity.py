@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from readseg.geometry import Frame
-from readseg.grids import REFERENCE_SIDE
-from readseg.sasp import (
+from readseg.core.frames import Frame
+from readseg.core.sasp import (
     PointPrompts,
     discrete_to_continuous,
     discrete_to_continuous_on_map,
@@ -27,6 +26,7 @@ from readseg.sasp import (
     select_points,
     similarity,
 )
+from readseg.core.token_grid import REFERENCE_SIDE
 
 POINT_TOLERANCE = 2e-3  # pixels
 MAP_TOLERANCE = 1e-5

@@ -27,10 +27,10 @@ from parity.released_cases import (
     turns_of,
     unpadded,
 )
-from readseg.conversation import ASSISTANT, USER, Turn
-from readseg.families import IM_END, IM_START, SEG
-from readseg.processor import ReadProcessor
-from readseg.tokenizer import MODEL_FILE
+from readseg.model.families import IM_END, IM_START, SEG
+from readseg.model.processing import ReadProcessor
+from readseg.model.prompt_format import ASSISTANT, USER, Turn
+from readseg.model.tokenizer import MODEL_FILE
 
 OTHERS = ("LISA", "SESAME", "GSVA", "GLaMM")
 

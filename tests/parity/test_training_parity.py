@@ -24,7 +24,8 @@ from parity.released_cases import (
     teacher_forced,
     values,
 )
-from readseg import layouts, losses
+from readseg.checkpoints import key_mapping
+from readseg.model import losses
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_text_logits(cases: list[Case]) -> None:
 @pytest.fixture
 def weights(read: Released) -> Iterator[dict[str, Tensor]]:
     """All weights under their released names; frozen, and without gradients afterwards."""
-    named = layouts.to_released(dict(read.model.named_parameters()), "visual_model")
+    named = key_mapping.to_released(dict(read.model.named_parameters()), "visual_model")
     assert all(isinstance(weight, torch.nn.Parameter) for weight in named.values())
     before = {name: weight.requires_grad for name, weight in named.items()}
     for weight in named.values():

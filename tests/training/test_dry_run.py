@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from commandline import run
-from readseg.adapters import Base, open_base
+from readseg.checkpoints.adapters import Base, open_base
 from readseg.training.config import load_recipe, with_start
 from readseg.training.dry_run import memory, sizes, tell
-from readseg.training.mixture_stage import mixture_of, trained_config
+from readseg.training.stages.finetuning import mixture_of, trained_config
 from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_llava, write_released, write_sam
 from tuned import options, stage
 

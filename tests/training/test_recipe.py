@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import SamModel
 
 from readseg.errors import ReadsegError
-from readseg.model import ReadModel
-from readseg.processor import ReadProcessor
-from readseg.segmenter import Segmenter
+from readseg.inference.segmenter import Segmenter
+from readseg.model.modeling import ReadModel
+from readseg.model.processing import ReadProcessor
 from readseg.training.config import TrainConfig
 from readseg.training.recipe import PLAIN_SAM, run_recipe
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from readseg.core.stats import Estimate, mask_ious
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome
 
 _TOGETHER = 4_000_000  # weights that are held at once

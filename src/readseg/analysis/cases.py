@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from readseg.core.masks import IGNORED, intersection_and_union, union
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, Query
-from readseg.masks import IGNORED, intersection_and_union, union
-from readseg.replies import EncodedImage, Reply
-from readseg.segmenter import Segmenter
+from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.segmenter import Segmenter
 
 
 class Unit(NamedTuple):

@@ -17,18 +17,18 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from readseg import sasp
-from readseg.analysis.maps import SimilarityMap, lmm_frame_map
-from readseg.descriptions import read_settings
+from readseg.analysis.similarity_maps import SimilarityMap, lmm_frame_map
+from readseg.checkpoints.config_json import read_settings
+from readseg.checkpoints.files import fetch
+from readseg.checkpoints.load import quiet_libraries
+from readseg.core import sasp
+from readseg.core.frames import Frame
+from readseg.core.images import load_image
+from readseg.core.token_grid import Alignment
 from readseg.errors import ReadsegError
-from readseg.geometry import Frame
-from readseg.grids import Alignment
-from readseg.images import load_image
-from readseg.loading import quiet_libraries
-from readseg.processor import CLIP_MEAN, CLIP_STD, load_tokenizer
-from readseg.prompting import full_precision
-from readseg.segmenter import Segmenter
-from readseg.weight_files import fetch
+from readseg.inference.segmenter import Segmenter
+from readseg.model.mask_prompts import full_precision
+from readseg.model.processing import CLIP_MEAN, CLIP_STD, load_tokenizer
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 

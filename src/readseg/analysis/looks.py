@@ -18,14 +18,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import SamModel
 
-from readseg import sasp
-from readseg.analysis.maps import Reading, SimilarityMap, before_maps, lmm_maps, sam_maps, similarity_of, token_map
 from readseg.analysis.own_words import OwnWords, own_words
-from readseg.config import Prompt
-from readseg.geometry import Frame
-from readseg.prompting import Points, full_precision, masks_from_prompts
-from readseg.replies import EncodedImage, Reply
-from readseg.segmenter import Segmenter
+from readseg.analysis.similarity_maps import (
+    Reading,
+    SimilarityMap,
+    before_maps,
+    lmm_maps,
+    sam_maps,
+    similarity_of,
+    token_map,
+)
+from readseg.core import sasp
+from readseg.core.frames import Frame
+from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.segmenter import Segmenter
+from readseg.model.config import Prompt
+from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts
 
 EXTREMES = 5
 """k of the prompt "plain_extremes", where it is not given."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from readseg.config import PointConfig
-from readseg.geometry import Frame
-from readseg.grids import Box
-from readseg.prompting import Points, select_points
+from readseg.core.frames import Frame
+from readseg.core.token_grid import Box
+from readseg.model.config import PointConfig
+from readseg.model.mask_prompts import Points, select_points
 
 
 def true_coverage(target: Shaped[np.ndarray, "H W"], side: int, box: Box) -> Float[np.ndarray, "n n"]:

@@ -27,14 +27,14 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from readseg.analysis.measures import MAPS, PROMPTS, Measured, iou_of
 from readseg.analysis.page_data import PageCase, PageMap, PageView, content_of, shown, small_picture
-from readseg.analysis.tables import Cell, Table
+from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured, iou_of
 from readseg.analysis.thresholds import STEPS, ThresholdCurve
+from readseg.core.io import whole
+from readseg.core.masks import decode_rle
+from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate
-from readseg.files import whole
-from readseg.masks import decode_rle
+from readseg.viz.tables import Cell, Table
 
 MOST_PICTURES = 200
 """So many units have a picture, by default: about 2 MB."""

@@ -20,10 +20,10 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from readseg.analysis.measures import Drawn
+from readseg.analysis.studies.measures import Drawn
 from readseg.analysis.thresholds import STEPS, ThresholdCurve
+from readseg.core.token_grid import Box
 from readseg.errors import ReadsegError
-from readseg.grids import Box
 
 _SIDE, _SMALL_SIDE = 240, 160  # pixels of a picture's longer side
 _JPEG_BYTES, _QUALITIES = 5000, (85, 75, 65, 55, 45, 35)

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 
+from readseg.core.masks import IGNORED
+from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.errors import ReadsegError
-from readseg.evaluation.metrics import Estimate, estimate, mask_ious
-from readseg.masks import IGNORED
 
 STEPS = 100
 # Divided, not summed up: each is the float next to k / 100.

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from readseg.core.images import load_image
+from readseg.core.masks import IGNORED, union
 from readseg.errors import ReadsegError
-from readseg.images import load_image
-from readseg.masks import IGNORED, union
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from readseg.analysis.ablation import Ablated, Ablation, Variant
-    from readseg.analysis.tables import Table
+    from readseg.analysis.studies.ablation import Ablated, Ablation, Variant
     from readseg.cli.jobs import Job
-    from readseg.config import ReadConfig
+    from readseg.model.config import ReadConfig
+    from readseg.viz.tables import Table
 
 
 def ablate(
@@ -102,7 +102,7 @@ def ablate(
         "lora_alpha": lora_alpha,
     }
 
-    from readseg.analysis.ablation import ablate as run_ablation
+    from readseg.analysis.studies.ablation import ablate as run_ablation
     from readseg.cli.analyse import opened
     from readseg.cli.jobs import Job, folder_name, model_folder, models_of
 
@@ -178,7 +178,7 @@ def _variants(
     changes: dict[str, Any],
 ) -> tuple[Variant, ...]:
     """What a model is asked with; the options of points say what all rows share."""
-    from readseg.analysis.ablation import (
+    from readseg.analysis.studies.ablation import (
         NUMBERS,
         RATIOS,
         alignment_variants,
@@ -198,7 +198,7 @@ def _variants(
 
 def _finish(what: Ablation, found: Sequence[Ablated], job: Job) -> None:
     """Tables on the terminal and as files, and their pictures."""
-    from readseg.analysis.ablation_tables import prompted_table, trained_table
+    from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
     from readseg.cli.jobs import finish
 
     tables = [prompted_table(what, ablated) for ablated in found]
@@ -219,9 +219,9 @@ def _picture(what: Ablation, ablated: Ablated, table: Table) -> Image.Image:
 
 
 def _curves(ablated: Ablated, title: str) -> Image.Image:
-    from readseg.analysis.ablation import cells
-    from readseg.charts import Curve, line_chart
+    from readseg.analysis.studies.ablation import cells
     from readseg.evaluation.report import summarise
+    from readseg.viz.charts import Curve, line_chart
 
     curves = []
     grid = [variant for variant in ablated.variants if variant.key != "own"]
@@ -253,9 +253,9 @@ def _curves(ablated: Ablated, title: str) -> Image.Image:
 def _bars(table: Table, title: str) -> Image.Image:
     import math
 
-    from readseg.analysis.ablation import PROMPTED
-    from readseg.charts import Bar, bar_chart
-    from readseg.evaluation.metrics import Estimate
+    from readseg.analysis.studies.ablation import PROMPTED
+    from readseg.core.stats import Estimate
+    from readseg.viz.charts import Bar, bar_chart
 
     bars = []
     for column in ("giou", "ciou"):

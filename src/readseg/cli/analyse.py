@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from readseg.cli.jobs import Job, Model
-    from readseg.config import PointConfig, Prompt
     from readseg.evaluation.benchmarks import Benchmark
-    from readseg.segmenter import Segmenter
+    from readseg.inference.segmenter import Segmenter
+    from readseg.model.config import PointConfig, Prompt
 
 Study = Literal["maps", "layers", "necessity", "knowledge", "answers"]
 

@@ -12,11 +12,11 @@ from readseg.cli.segment import check_writable
 if TYPE_CHECKING:
     from PIL import Image
 
-    from readseg.analysis.single import ImageFound, ModelFound
+    from readseg.analysis.studies.single_image import ImageFound, ModelFound
     from readseg.analysis.truth import Truth
     from readseg.cli.jobs import Model
-    from readseg.config import PointConfig, Prompt
-    from readseg.segmenter import Segmenter
+    from readseg.inference.segmenter import Segmenter
+    from readseg.model.config import PointConfig, Prompt
 
 FIGURE, LAYERS, NUMBERS = "analysis.png", "layers.png", "analysis.json"
 
@@ -54,9 +54,9 @@ def check_inputs(
             written to.
     """
     from readseg.analysis.truth import read_truth
+    from readseg.core.images import load_image
     from readseg.errors import ReadsegError
-    from readseg.images import load_image
-    from readseg.queries import check_query
+    from readseg.inference.queries import check_query
 
     check_query(query)
     if answer is not None and not answer.strip():
@@ -106,12 +106,12 @@ def analyse_image(
     from rich.progress import track
 
     from readseg.analysis.looks import EXTREMES
-    from readseg.analysis.plain_sam import plain_sam
-    from readseg.analysis.single import ImageFound, examine_image
-    from readseg.analysis.single_tables import tables_of
+    from readseg.analysis.original_sam import plain_sam
+    from readseg.analysis.studies.figures import image_figure, layers_figure
+    from readseg.analysis.studies.single_image import ImageFound, examine_image
+    from readseg.analysis.studies.single_tables import tables_of
     from readseg.cli.jobs import show
-    from readseg.conversation import writable
-    from readseg.figures import image_figure, layers_figure
+    from readseg.model.prompt_format import writable
 
     given = check_inputs(target, query, truth=truth, out=out, answer=answer)
     looked = []
@@ -170,7 +170,7 @@ def _write(folder: Path, found: ImageFound, pictures: dict[str, Image.Image]) ->
     import json
     from contextlib import ExitStack
 
-    from readseg.files import whole
+    from readseg.core.io import whole
 
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / LAYERS if LAYERS not in pictures and (folder / NUMBERS).exists() else None

@@ -37,7 +37,7 @@ def chat(
 
     Questions may also come through a pipe, one a line.
     """
-    from readseg.images import load_image
+    from readseg.core.images import load_image
 
     picture = load_image(image)
     if out is not None:

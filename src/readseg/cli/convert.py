@@ -11,7 +11,7 @@ from readseg.cli import options
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
-    from readseg.checkpoints import Checkpoint
+    from readseg.checkpoints.checkpoint import Checkpoint
 
 
 def convert(
@@ -51,12 +51,12 @@ def convert(
         )
     check_new(out)
 
-    from readseg.loading import read_model
+    from readseg.checkpoints.load import read_model
 
     if sam is None:
         checkpoint = read_model(model, family=family, vision_tower=vision_tower, system=system, lora_alpha=lora_alpha)
     else:
-        from readseg.base_models import start_from
+        from readseg.checkpoints.base_models import start_from
 
         checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed or 0)
     write(checkpoint, out, layout)
@@ -76,7 +76,7 @@ def write(checkpoint: Checkpoint, out: Path, layout: str) -> None:
     """Write a whole model, and say what it is."""
     from rich.console import Console
 
-    from readseg.checkpoints import save_checkpoint
+    from readseg.checkpoints.checkpoint import save_checkpoint
 
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)

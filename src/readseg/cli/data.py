@@ -25,7 +25,7 @@ def scenes(
     wording: Annotated[str, typer.Option(help="Phrasings and descriptions: train or held_out.")] = "train",
 ) -> None:
     """Write drawn scenes: pictures, ReasonSeg-style JSON, exact masks and a contact sheet."""
-    from readseg.data.scenes.export import write_scenes
+    from readseg.scenes.export import write_scenes
 
     written = write_scenes(out, count, seed, size=size, questions=questions, wording=wording)
     typer.echo(f"{written.scenes} scenes, {written.questions} questions, {written.targets} with a mask: {out}")
@@ -41,7 +41,7 @@ def mini(
     """Write miniatures of all data sets of the field, each in its true layout on disk, made from drawn scenes."""
     import sys
 
-    from readseg.data.mini import write_miniatures
+    from readseg.miniatures import write_miniatures
 
     counts = write_miniatures(out, seed=seed, images=images, progress=sys.stderr.isatty())
     typer.echo(f"{', '.join(f'{name} {count}' for name, count in counts.items())}: {out}")
@@ -63,7 +63,7 @@ def check(
     from rich.table import Table
 
     from readseg.cli.errors import printable
-    from readseg.data.catalogue import check as check_folder
+    from readseg.data.registry import check as check_folder
 
     # Whatever reads a pipe does not break lines.
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -102,8 +102,8 @@ def show(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
     """Draw samples of data sets: pictures, one mask each, and what is said of it."""
-    from readseg.data.catalogue import show as show_samples
-    from readseg.files import whole
+    from readseg.core.io import whole
+    from readseg.data.registry import show as show_samples
 
     sheet = show_samples(folder, name, split, count=count, seed=seed)
     with whole(out) as place:

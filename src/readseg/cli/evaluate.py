@@ -63,10 +63,10 @@ def evaluate(
     Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
     from readseg.cli.jobs import settings_of
+    from readseg.core.processes import processes
     from readseg.errors import ReadsegError
     from readseg.evaluation.benchmarks import DRAWN, SCENES, resolve
     from readseg.evaluation.run import VARIANTS, model_system, run
-    from readseg.processes import processes
 
     names = resolve(data, benchmark)
     if first_seed is not None and SCENES not in names:

@@ -14,9 +14,9 @@ from readseg.errors import ReadsegError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from readseg.analysis.tables import Table
     from readseg.evaluation.benchmarks import Benchmark
-    from readseg.segmenter import Segmenter
+    from readseg.inference.segmenter import Segmenter
+    from readseg.viz.tables import Table
 
 EMBEDDED = "embedded"
 """What the embedded model is called, also as --model."""
@@ -116,7 +116,7 @@ def settings_of(segmenter: Segmenter, source: str | None, loading: Mapping[str, 
         source: folder or hub id; None for the embedded one.
         loading: options that it was loaded with.
     """
-    from readseg.training.cache import digest
+    from readseg.training.feature_cache import digest
 
     return {
         "model": EMBEDDED if source is None else str(Path(source)),  # with a slash behind it is the same
@@ -138,7 +138,7 @@ def models_of(given: Sequence[str] | None, *, loading: Mapping[str, Any]) -> lis
     Raises:
         ReadsegError: one of them is not there, or is given twice.
     """
-    from readseg.weight_files import fetch
+    from readseg.checkpoints.files import fetch
 
     paths = [str(Path(source)) for source in given or (EMBEDDED,)]  # with a slash behind it is the same
     for path in paths:
@@ -191,7 +191,7 @@ def show(tables: Sequence[Table]) -> None:
 
     from rich.console import Console
 
-    from readseg.analysis.tables import to_rich
+    from readseg.viz.tables import to_rich
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in tables:
@@ -209,9 +209,9 @@ def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, 
 
     import typer
 
-    from readseg.analysis.tables import to_csv, to_json, to_markdown
     from readseg.cli.errors import printable
-    from readseg.files import whole
+    from readseg.core.io import whole
+    from readseg.viz.tables import to_csv, to_json, to_markdown
 
     show(tables)
     texts = {

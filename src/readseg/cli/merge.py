@@ -28,6 +28,6 @@ def merge(
     """Write a trained model whole: the weights that training started from, with the adapter merged into them."""
     check_new(out)
 
-    from readseg.adapters import read_adapter
+    from readseg.checkpoints.adapters import read_adapter
 
     write(read_adapter(adapter, base=base, sam=sam, vision_tower=vision_tower), out, layout)

@@ -10,8 +10,8 @@ import typer
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
-    from readseg.config import PointConfig, Prompt
-    from readseg.segmenter import Segmenter
+    from readseg.inference.segmenter import Segmenter
+    from readseg.model.config import PointConfig, Prompt
 
 MODEL, POINTS = "Model", "Points"  # panels of --help
 
@@ -92,7 +92,7 @@ _PROMPTS: dict[str | None, Prompt | None] = {None: None, "on": "both", "off": "s
 
 def load_segmenter(name: str | None, **options: Any) -> Segmenter:
     """The model of the options above."""
-    from readseg.segmenter import Segmenter  # brings torch along
+    from readseg.inference.segmenter import Segmenter  # brings torch along
 
     return Segmenter.from_pretrained(name, **options)
 

@@ -14,7 +14,7 @@ from readseg.errors import ReadsegError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from readseg.segmentation import Segmentation
+    from readseg.inference.result import Segmentation
 
 
 def segment(
@@ -61,7 +61,7 @@ def segment(
     Writes result.json, overlay.png, mask_K.png and heatmap_K.png;
     of several queries into folders query_1, query_2, ... of the output folder.
     """
-    from readseg.images import load_image
+    from readseg.core.images import load_image
 
     picture = load_image(image)  # before the model is loaded: a wrong name fails at once
     folder = out if out is not None else Path("outputs") / (image.stem or "image")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from readseg.analysis.systems import Answered
+    from readseg.analysis.studies.systems import Answered
     from readseg.cli.jobs import Job
     from readseg.evaluation.predictions import Rle
-    from readseg.sheets import Line
+    from readseg.viz.sheets import Line
 
 NAME = "answers"
 
@@ -34,11 +34,11 @@ def run(
     Raises:
         ReadsegError: predictions that do not fit the benchmark, no question that can be shown, or an unknown pick.
     """
-    from readseg.analysis import answers
-    from readseg.analysis.systems import aligned
+    from readseg.analysis.studies import answers
+    from readseg.analysis.studies.systems import aligned
     from readseg.cli.jobs import finish
     from readseg.cli.study_knowledge import ask
-    from readseg.sheets import answer_sheet
+    from readseg.viz.sheets import answer_sheet
 
     systems = aligned(ask(job, predictions))
     keys = answers.pick(systems[0].result, count, pick, seed)
@@ -62,10 +62,10 @@ def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
     """One question with the truth and all answers, its image found again."""
     import numpy as np
 
-    from readseg.analysis.answers import judge
+    from readseg.analysis.studies.answers import judge
+    from readseg.core.masks import decode_rle
     from readseg.evaluation.webpage import find_picture
-    from readseg.masks import decode_rle
-    from readseg.sheets import Line, Shown
+    from readseg.viz.sheets import Line, Shown
 
     places = [next(k for k, p in enumerate(s.result.predictions) if p.key == key) for s in systems]
     asked = systems[0].result.predictions[places[0]].asked

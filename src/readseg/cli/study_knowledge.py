@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from readseg.analysis.systems import Answered
-    from readseg.analysis.tables import Table
+    from readseg.analysis.studies.systems import Answered
     from readseg.cli.jobs import Job
+    from readseg.viz.tables import Table
 
 NAME = "knowledge"
 
@@ -24,11 +24,11 @@ def run(job: Job, predictions: Sequence[Path] = ()) -> None:
     Raises:
         ReadsegError: predictions that do not fit the benchmark, or no question that can be compared.
     """
-    from readseg.analysis.knowledge import knowledge_tables
-    from readseg.analysis.systems import aligned, left_out
-    from readseg.charts import Bar, bar_chart
+    from readseg.analysis.studies.knowledge import knowledge_tables
+    from readseg.analysis.studies.systems import aligned, left_out
     from readseg.cli.jobs import finish
-    from readseg.evaluation.metrics import Estimate
+    from readseg.core.stats import Estimate
+    from readseg.viz.charts import Bar, bar_chart
 
     found = ask(job, predictions)
     systems = aligned(found)
@@ -61,7 +61,7 @@ def ask(job: Job, predictions: Sequence[Path]) -> list[Answered]:
     Raises:
         ReadsegError: predictions that do not fit the benchmark; known before a model is asked.
     """
-    from readseg.analysis.systems import Answered, read_systems
+    from readseg.analysis.studies.systems import Answered, read_systems
     from readseg.cli.jobs import model_folder
     from readseg.evaluation.run import model_system
     from readseg.evaluation.run import run as run_systems

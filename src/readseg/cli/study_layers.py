@@ -11,10 +11,10 @@ from readseg.errors import ReadsegError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from readseg.analysis.layers import Sweep
-    from readseg.analysis.tables import Table
-    from readseg.charts import Curve
+    from readseg.analysis.studies.layers import Sweep
     from readseg.cli.jobs import Job, Model
+    from readseg.viz.charts import Curve
+    from readseg.viz.tables import Table
 
 NAME = "layers"
 
@@ -38,7 +38,7 @@ def run(job: Job, points: PointOptions | None = None) -> None:
     Raises:
         ReadsegError: a question, an image or a record cannot be read.
     """
-    from readseg.analysis.layers import layer_table
+    from readseg.analysis.studies.layers import layer_table
     from readseg.cli.jobs import finish, model_folder
 
     sweeps, pictures = [], {}
@@ -57,9 +57,9 @@ def _look(job: Job, model: Model, points: PointOptions | None) -> Sweep:
     from dataclasses import asdict
 
     from readseg.analysis.cases import cases_of
-    from readseg.analysis.layers import Layered, Sweep, sweep
-    from readseg.analysis.study import RECORDS, look_at
+    from readseg.analysis.studies.layers import Layered, Sweep, sweep
     from readseg.cli.jobs import model_folder
+    from readseg.evaluation.study import RECORDS, look_at
 
     segmenter, folder = model.segmenter, model_folder(job, model)
     prompt, chosen = (None, None) if points is None else points(segmenter)
@@ -80,7 +80,7 @@ def _look(job: Job, model: Model, points: PointOptions | None) -> Sweep:
 
 def _chart(job: Job, sweeps: Sequence[Sweep], table: Table) -> Image.Image:
     """One model: its three scores over the layers. Several: the gIoU of each."""
-    from readseg.charts import line_chart
+    from readseg.viz.charts import line_chart
 
     single = len(sweeps) == 1
     scores = _SCORES if single else {"giou": _SCORES["giou"]}
@@ -101,7 +101,7 @@ def _chart(job: Job, sweeps: Sequence[Sweep], table: Table) -> Image.Image:
 
 
 def _curve(name: str, cells: Sequence[Any]) -> Curve:
-    from readseg.charts import Curve
+    from readseg.viz.charts import Curve
 
     return Curve(
         name,
@@ -119,11 +119,11 @@ def _picture(job: Job, model: Model, found: Sweep, points: PointOptions | None) 
     import numpy as np
 
     from readseg.analysis.cases import cases_of
-    from readseg.analysis.layers import samples, spread, unit_maps
-    from readseg.analysis.maps import read_reply
-    from readseg.analysis.measures import iou_of
-    from readseg.draw import contact_sheet, panel, scale_legend, stack
-    from readseg.masks import IGNORED
+    from readseg.analysis.similarity_maps import read_reply
+    from readseg.analysis.studies.layers import samples, spread, unit_maps
+    from readseg.analysis.studies.measures import iou_of
+    from readseg.core.masks import IGNORED
+    from readseg.viz.overlays import contact_sheet, panel, scale_legend, stack
 
     segmenter = model.segmenter
     prompt, chosen = (None, None) if points is None else points(segmenter)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
-    from readseg.analysis.section32 import Examined
-    from readseg.analysis.study import Study
-    from readseg.analysis.tables import Table
+    from readseg.analysis.studies.maps import Examined
     from readseg.cli.jobs import Job, Model
-    from readseg.config import PointConfig, Prompt
-    from readseg.segmenter import Segmenter
+    from readseg.evaluation.study import Study
+    from readseg.inference.segmenter import Segmenter
+    from readseg.model.config import PointConfig, Prompt
+    from readseg.viz.tables import Table
 
 NAME = "maps"
 MISALIGNED, PAGE = "misaligned.md", "report.html"
@@ -45,10 +45,10 @@ def run(
     """
     import typer
 
-    from readseg.analysis.section32 import misaligned_table, tables
-    from readseg.analysis.tables import to_markdown
+    from readseg.analysis.studies.maps import misaligned_table, tables
     from readseg.cli.jobs import finish, model_folder
-    from readseg.files import whole
+    from readseg.core.io import whole
+    from readseg.viz.tables import to_markdown
 
     examined = []
     written = []
@@ -67,10 +67,10 @@ def run(
 
 def _examined(job: Job, model: Model, study: Study) -> Examined:
     """A study's records, read."""
-    from readseg.analysis.measures import Measured
-    from readseg.analysis.section32 import Examined
-    from readseg.analysis.study import RECORDS
+    from readseg.analysis.studies.maps import Examined
+    from readseg.analysis.studies.measures import Measured
     from readseg.cli.jobs import model_folder
+    from readseg.evaluation.study import RECORDS
 
     try:
         records = [Measured.from_json(record) for record in study.records]
@@ -87,13 +87,13 @@ def _look(
     """What is recorded of every expected mask, from disk where it was measured before."""
     from readseg.analysis.cases import cases_of
     from readseg.analysis.clip import load_clip
-    from readseg.analysis.examine import Means, examine
     from readseg.analysis.looks import EXTREMES
-    from readseg.analysis.measures import RECORD
-    from readseg.analysis.plain_sam import plain_sam
-    from readseg.analysis.study import look_at
+    from readseg.analysis.original_sam import plain_sam
+    from readseg.analysis.studies.examine import Means, examine
+    from readseg.analysis.studies.measures import RECORD
     from readseg.cli.jobs import model_folder
-    from readseg.training.cache import digest
+    from readseg.evaluation.study import look_at
+    from readseg.training.feature_cache import digest
 
     segmenter = model.segmenter
     prompt, chosen = (None, None) if points is None else points(segmenter)
@@ -144,8 +144,8 @@ def _write_page(job: Job, examined: Examined, study: Study, path: Path) -> None:
     from rich.progress import track
 
     from readseg.analysis.page import PageData, page_case, picked, write_page
-    from readseg.analysis.section32 import tables
-    from readseg.images import load_image
+    from readseg.analysis.studies.maps import tables
+    from readseg.core.images import load_image
 
     records = examined.records
     shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from readseg.analysis.necessity import Considered
-    from readseg.analysis.study import Study
-    from readseg.analysis.tables import Table
+    from readseg.analysis.studies.necessity import Considered
     from readseg.cli.jobs import Job, Model
+    from readseg.evaluation.study import Study
+    from readseg.viz.tables import Table
 
 NAME = "necessity"
 
@@ -24,9 +24,9 @@ def run(job: Job) -> None:
     """
     import json
 
-    from readseg.analysis.necessity import check_premises
+    from readseg.analysis.studies.necessity import check_premises
     from readseg.cli.jobs import finish, model_folder
-    from readseg.files import whole
+    from readseg.core.io import whole
 
     check_premises(job.benchmark, job.limit)
     tables: list[Table] = []
@@ -44,10 +44,10 @@ def run(job: Job) -> None:
 
 def _look(job: Job, model: Model) -> tuple[Study, list[Considered]]:
     """What is recorded of every question, from disk where it was asked before."""
-    from readseg.analysis.necessity import Considered, consider
-    from readseg.analysis.study import RECORDS, look_at
+    from readseg.analysis.studies.necessity import Considered, consider
     from readseg.cli.jobs import model_folder
     from readseg.errors import ReadsegError
+    from readseg.evaluation.study import RECORDS, look_at
 
     folder = model_folder(job, model)
     study = look_at(
@@ -69,10 +69,10 @@ def _told(
     job: Job, model: Model, study: Study, records: list[Considered]
 ) -> tuple[list[Table], dict[str, Any], Image.Image]:
     """Tables, ROC curves as JSON values, and the chart of one model."""
-    from readseg.analysis.necessity import SCORES
-    from readseg.analysis.necessity_tables import curves, decide, necessity_tables, operating_point
-    from readseg.analysis.roc import auc
-    from readseg.charts import Curve, line_chart
+    from readseg.analysis.studies.necessity import SCORES
+    from readseg.analysis.studies.necessity_tables import curves, decide, necessity_tables, operating_point
+    from readseg.core.roc import auc
+    from readseg.viz.charts import Curve, line_chart
 
     benchmark = job.benchmark.name
     images = f"{study.about['images']} of {study.about['of']} images"

@@ -17,13 +17,13 @@ from zlib import crc32
 
 import numpy as np
 
-from readseg.data.catalogue import REFERRING, DataSet, Reader
-from readseg.data.catalogue import data_sets as all_data_sets
+from readseg.core.images import load_image
 from readseg.data.entries import Entry, Expression
-from readseg.data.sample import IGNORE, Sample, Turn
-from readseg.data.wording import rounds, turn
+from readseg.data.registry import REFERRING, DataSet, Reader
+from readseg.data.registry import data_sets as all_data_sets
+from readseg.data.templates import rounds, turn
+from readseg.data.types import IGNORE, Sample, Turn
 from readseg.errors import ReadsegError
-from readseg.images import load_image
 
 KINDS = ("sem_seg", "refer_seg", "correct_refer_seg", "vqa", "neg_refer_seg", "reason_seg")
 """Kinds of data, in the order of a ratio."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from readseg.data.records import content
+from readseg.data.json_records import content
 from readseg.errors import ReadsegError
 
 MAX_BYTES = 1 << 30

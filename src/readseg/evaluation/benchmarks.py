@@ -25,10 +25,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from readseg.data.catalogue import REFERRING, DataSet, Reader, data_sets
 from readseg.data.entries import Entry, Expression
-from readseg.data.reasonseg import ReasonSeg
-from readseg.data.refcoco import RefCoco, preferred
+from readseg.data.readers.reasonseg import ReasonSeg
+from readseg.data.readers.refer import RefCoco, preferred
+from readseg.data.registry import REFERRING, DataSet, Reader, data_sets
 from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import Match
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from readseg.core.masks import IGNORED, decode_rle, intersection_and_union, union
 from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Prediction, Rle, read_predictions
-from readseg.masks import IGNORED, decode_rle, intersection_and_union, union
 
 Match = Literal["union", "order"]
 MATCHES: tuple[Match, ...] = ("union", "order")

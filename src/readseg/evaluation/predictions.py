@@ -23,10 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from readseg.core.images import MAX_PIXELS
+from readseg.core.io import lock, whole
+from readseg.core.json_lines import check_settings, complete_lines, from_line, to_line
 from readseg.errors import ReadsegError
-from readseg.files import lock, whole
-from readseg.images import MAX_PIXELS
-from readseg.json_lines import check_settings, complete_lines, from_line, to_line
 
 FORMAT = "readseg-predictions-2"
 

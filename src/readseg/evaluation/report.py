@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, SCENES, UNSEEN, UNTRAINED
-from readseg.evaluation.metrics import Estimate, estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, remarks
 

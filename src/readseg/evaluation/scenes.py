@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from readseg.config import Prompt
-from readseg.data.scenes.compose import Rendered, make_scene, render
-from readseg.data.scenes.questions import Question, ask
+from readseg.core.images import load_image
+from readseg.core.masks import union
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import FIRST_TEST_SEED, SCENES, Benchmark, Page, Query
 from readseg.evaluation.outcomes import Outcome
 from readseg.evaluation.outcomes import score as score_prediction
 from readseg.evaluation.run import Answers, Said, Segments, System, asked_of, model_system, prediction_of, run
-from readseg.images import load_image
-from readseg.masks import union
+from readseg.model.config import Prompt
+from readseg.scenes.questions import Question, ask
+from readseg.scenes.render import Rendered, make_scene, render
 
 SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
 """Section of the test scene whose number modulo 10 is the place here. "scenes": all of it is new but words and pairs of

@@ -21,13 +21,13 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from readseg.core.stats import estimate
 from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS
-from readseg.data.scenes.classes import CLASSES, TINTS, TRAINED, article
-from readseg.data.scenes.compose import BACKGROUNDS, SIZES_HW, Scene, make_scene, render
-from readseg.data.scenes.facts import TARGET_AREA, is_a
 from readseg.evaluation.benchmarks import UNSEEN, UNTRAINED, Benchmark, Page, Query
-from readseg.evaluation.metrics import estimate
 from readseg.evaluation.outcomes import Result
+from readseg.scenes.classes import CLASSES, TINTS, TRAINED, article
+from readseg.scenes.facts import TARGET_AREA, is_a
+from readseg.scenes.render import BACKGROUNDS, SIZES_HW, Scene, make_scene, render
 
 FIRST_UNSEEN_SEED = 800_000
 """Seeds of the set begin here; training draws from 1,000,000 on, the test set of scenes from 500,000 on."""

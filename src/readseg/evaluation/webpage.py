@@ -18,16 +18,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from readseg.draw import overlay
+from readseg.core.images import load_image
+from readseg.core.io import whole
+from readseg.core.masks import decode_rle, union
+from readseg.core.stats import Estimate, mask_ious
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES, UNSEEN, UNTRAINED
-from readseg.evaluation.metrics import Estimate, mask_ious
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.predictions import Prediction, Rle
 from readseg.evaluation.report import Sheet, label, number, ordered, side_by_side, to_json, to_markdown
-from readseg.files import whole
-from readseg.images import load_image
-from readseg.masks import decode_rle, union
+from readseg.viz.overlays import overlay
 
 FILES = ("report.json", "report.md", "report.html")
 _MANY, _CASES, _FEW_CASES = 4, 12, 4  # of more results than these, fewer cases are shown, folded away

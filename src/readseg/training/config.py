@@ -11,9 +11,9 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from readseg.config import PointConfig
 from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
+from readseg.model.config import PointConfig
 
 # Of a date that there is not, of thousands of digits, of thousands of brackets.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)

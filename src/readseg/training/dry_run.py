@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from readseg.checkpoints import Checkpoint
-from readseg.config import ReadConfig
+from readseg.checkpoints.checkpoint import Checkpoint
 from readseg.data.mixture import Mixture
-from readseg.model import ReadModel
-from readseg.training.batches import Batches, Row
+from readseg.model.config import ReadConfig
+from readseg.model.modeling import ReadModel
 from readseg.training.config import MixtureStageConfig
-from readseg.training.mixture_stage import trained_config
-from readseg.training.tuning import PARTS, tune
+from readseg.training.stages.batches import Batches, Row
+from readseg.training.stages.finetuning import trained_config
+from readseg.training.stages.tuning import PARTS, tune
 
 _LONGEST = 200  # characters of a text that are shown
 

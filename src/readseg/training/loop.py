@@ -31,9 +31,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from readseg.core.io import lock, remove_parts, whole
+from readseg.core.processes import processes
 from readseg.errors import ReadsegError
-from readseg.files import lock, remove_parts, whole
-from readseg.processes import processes
 from readseg.training.config import ScoredStageConfig, StageConfig
 from readseg.training.ema import Ema
 

@@ -18,12 +18,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from readseg.adapters import Base, is_adapter, open_base
+from readseg.checkpoints.adapters import Base, is_adapter, open_base
+from readseg.core.io import whole
+from readseg.core.processes import processes
 from readseg.errors import ReadsegError
-from readseg.files import whole
-from readseg.model import ReadModel
-from readseg.processes import processes
-from readseg.processor import ReadProcessor
+from readseg.model.modeling import ReadModel
+from readseg.model.processing import ReadProcessor
 from readseg.training.config import (
     AnyStageConfig,
     MaskStageConfig,
@@ -34,9 +34,9 @@ from readseg.training.config import (
 )
 from readseg.training.dry_run import tell
 from readseg.training.loop import FINISHED, check_trackers, train
-from readseg.training.mixture_stage import MixtureStage, benchmarks_of, mixture_of
-from readseg.training.read_stage import ReadStage, blank_processor
-from readseg.training.stages import MaskStage, VisionStage
+from readseg.training.stages.finetuning import MixtureStage, benchmarks_of, mixture_of
+from readseg.training.stages.pretraining import MaskStage, VisionStage
+from readseg.training.stages.read import ReadStage, blank_processor
 
 PLAIN_SAM = "sam_mask_decoder.safetensors"
 """The mask decoder as stage 0 left it: with the model's own encoders, the "original SAM" of the analysis."""

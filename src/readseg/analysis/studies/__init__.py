@@ -1,0 +1,1 @@
+"""The paper's questions, one study a file."""

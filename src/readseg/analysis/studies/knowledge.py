@@ -1,0 +1,213 @@
+"""World knowledge: how much a system loses when a thing is described instead of named, and who loses less (appendix E).
+
+A question that names a thing needs its look; one that describes what it is for needs, in the paper's words, the world
+knowledge of a language model. The same questions are put to several systems, with a language model or without one, and
+gIoU is compared over true premises, where a refusal counts as an empty mask:
+
+    difference = gIoU(A) - gIoU(B) over the same questions        drop = gIoU(naming) - gIoU(reasoning) of one system
+
+All intervals are bootstrapped by whole images. Speaks outcomes; no model and no image.
+
+Source: appendix E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+
+from readseg.analysis.bootstrap import difference, of_sums
+from readseg.analysis.studies.systems import Answered
+from readseg.core.stats import Estimate, mask_ious
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import SCENES
+from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.report import PROTOCOLS, summarise
+from readseg.viz.tables import Cell, Row, Table
+
+NAMING, SEEN, UNSEEN = "naming", "reasoning, seen descriptions", "reasoning, unseen descriptions"
+SHORT, LONG, ALL = "short queries", "long queries", "all queries"
+
+Asks = Callable[[Outcome], bool]
+
+_SCENES: Mapping[str, Asks] = {
+    NAMING: lambda outcome: outcome.section == "scenes" and outcome.kind == "category",
+    SEEN: lambda outcome: outcome.section == "scenes" and outcome.kind == "reasoning",
+    UNSEEN: lambda outcome: outcome.section == "descriptions" and outcome.kind == "reasoning",
+}
+_LENGTHS: Mapping[str, Asks] = {
+    SHORT: lambda outcome: "short" in outcome.tags,
+    LONG: lambda outcome: "long" in outcome.tags,
+    ALL: lambda outcome: True,
+}
+
+
+def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, Asks]:
+    """The parts whose questions are compared, each with what belongs to it; a part without a true premise is left out.
+
+    Args:
+        benchmark: name of it. Scenes have `NAMING`, `SEEN` and `UNSEEN`; ReasonSeg's queries, which all reason, have
+            `SHORT`, `LONG` and `ALL`; any other has `ALL`.
+        outcomes: of a system.
+
+    Raises:
+        ReadsegError: no true premise is there at all.
+    """
+    wanted = _SCENES if benchmark == SCENES else _LENGTHS
+    found = {name: asks for name, asks in wanted.items() if any(asks(o) and o.present for o in outcomes)}
+    if not found:
+        raise ReadsegError(
+            f"benchmark {benchmark}: no question that names or describes a thing which is there; ask about more images"
+        )
+    return found
+
+
+def knowledge_tables(benchmark: str, protocol: str, systems: Sequence[Answered], notes: Sequence[str]) -> list[Table]:
+    """The tables of the study: scores, paired differences between systems, and each system's own drop.
+
+    Args:
+        benchmark: name of it.
+        protocol: of it.
+        systems: of `systems.aligned`.
+        notes: what else a reader must know of them, for the first table.
+
+    Raises:
+        ReadsegError: what `parts_of` raises.
+    """
+    parts = parts_of(benchmark, systems[0].result.outcomes)
+    counted = [PROTOCOLS[protocol], *_counted(parts, systems[0].result.outcomes)]
+    tables = [_scores(benchmark, parts, systems, [*counted, *notes])]
+    if len(systems) > 1:
+        tables.append(_differences(benchmark, parts, systems, counted))
+    if _drops(parts):
+        tables.append(_drop_table(benchmark, parts, systems, counted))
+    return tables
+
+
+def drop(outcomes: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
+    """How far a system's gIoU falls from the questions of one part to those of another.
+
+    Args:
+        outcomes: of the system, those of both parts among them.
+        first: what belongs to the one part.
+        second: what belongs to the other.
+    """
+    terms = np.concatenate([_terms(outcomes, first), _terms(outcomes, second)], axis=1)
+    count = sum(bool(o.present) and (first(o) or second(o)) for o in outcomes)
+    return of_sums(terms, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3], groups=_images(outcomes), count=count)
+
+
+def drop_difference(one: Sequence[Outcome], other: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
+    """How much more one system's gIoU falls than another's (`drop`); paired.
+
+    Args:
+        one: outcomes of a system.
+        other: of another, about the same questions in the same order.
+        first: as in `drop`.
+        second: as in `drop`.
+    """
+    parts = [_terms(outcomes, asks) for outcomes in (one, other) for asks in (first, second)]
+
+    def score(s: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
+        ratios = [s[:, k] / s[:, k + 1] for k in range(0, 8, 2)]
+        return (ratios[0] - ratios[1]) - (ratios[2] - ratios[3])
+
+    count = sum(bool(o.present) and (first(o) or second(o)) for o in one)
+    return of_sums(np.concatenate(parts, axis=1), score, groups=_images(one), count=count)
+
+
+def _scores(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
+    rows = []
+    for part, asks in parts.items():
+        for system in systems:
+            summary = summarise(part, [o for o in system.result.outcomes if asks(o)])
+            cells: dict[str, Cell] = {name: summary.scores()[name] for name in ("giou", "answered", "refused")}
+            rows.append(Row(system.name, cells, group=part))
+    columns = {"giou": "gIoU", "answered": "answered", "refused": "refused"}
+    if not any(o.present is False and asks(o) for o in systems[0].result.outcomes for asks in parts.values()):
+        del columns["refused"]
+    told = [
+        "gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask",
+        *(["refused: share of false premises without a mask"] if "refused" in columns else []),
+        *notes,
+    ]
+    return Table(f"{benchmark}: who can name, and who can reason", "questions, system", columns, rows, told)
+
+
+def _differences(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
+    pairs = {f"{a.name} - {b.name}": (a.result.outcomes, b.result.outcomes) for a, b in combinations(systems, 2)}
+    rows = []
+    for part, asks in parts.items():
+        cells = {
+            name: difference([o for o in one if asks(o)], [o for o in other if asks(o)])[0]
+            for name, (one, other) in pairs.items()
+        }
+        rows.append(Row(part, cells))
+    told = ["differences are paired: both scores of a bootstrap draw are over the same images", *notes]
+    return Table(
+        f"{benchmark}: gIoU of one system less that of another", "questions", {name: name for name in pairs}, rows, told
+    )
+
+
+def _drop_table(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
+    drops = _drops(parts)
+    columns = {f"{first} to {second}": f"{first} to {second}" for first, second in drops}
+    rows = [
+        Row(
+            system.name,
+            {f"{a} to {b}": drop(system.result.outcomes, parts[a], parts[b]) for a, b in drops},
+            group="system",
+        )
+        for system in systems
+    ]
+    rows += [
+        Row(
+            f"{one.name} - {other.name}",
+            {
+                f"{a} to {b}": drop_difference(one.result.outcomes, other.result.outcomes, parts[a], parts[b])
+                for a, b in drops
+            },
+            group="one falls more than another by",
+        )
+        for one, other in combinations(systems, 2)
+    ]
+    told = [
+        "a drop is positive where gIoU falls; the questions of the parts differ in more than in their words",
+        *notes,
+    ]
+    return Table(f"{benchmark}: how far gIoU falls from one part to another", "system", columns, rows, told)
+
+
+def _drops(parts: Mapping[str, Asks]) -> list[tuple[str, str]]:
+    """The parts that are compared with each other."""
+    wanted = [(NAMING, SEEN), (SEEN, UNSEEN), (NAMING, UNSEEN), (SHORT, LONG)]
+    return [(first, second) for first, second in wanted if first in parts and second in parts]
+
+
+def _terms(outcomes: Sequence[Outcome], asks: Asks) -> Float[np.ndarray, "M 2"]:
+    """Sum of IoU and number of masks of each true premise that belongs to a part, 0 and 0 of all else."""
+    found = [
+        (mask_ious(o.intersections, o.unions).sum(), len(o.unions)) if o.present and asks(o) else (0.0, 0.0)
+        for o in outcomes
+    ]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _images(outcomes: Sequence[Outcome]) -> list[str]:
+    return [outcome.image for outcome in outcomes]
+
+
+def _true(outcomes: Sequence[Outcome]) -> int:
+    return sum(bool(outcome.present) for outcome in outcomes)
+
+
+def _counted(parts: Mapping[str, Asks], outcomes: Sequence[Outcome]) -> list[str]:
+    told = []
+    for name, asks in parts.items():
+        own = [o for o in outcomes if asks(o) and o.present is not None]
+        images, true = len({o.image for o in own}), _true(own)
+        told.append(f"{name} {true} true and {len(own) - true} false premises about {images} images")
+    return [f"questions: {'; '.join(told)}; intervals of 95% draw whole images"]

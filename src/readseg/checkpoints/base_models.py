@@ -1,0 +1,179 @@
+"""Where training starts: a LLaVA that answers in words and a SAM, made one model by new tokens and a fresh projection.
+
+Both base models are read in either of their layouts: LLaVA-1.5 as its authors saved it or as transformers does
+(`llava-hf/...`), SAM as `facebook/sam-vit-*` or as the original `sam_vit_*.pth`. Speaks names and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
+
+from readseg.checkpoints import key_mapping, lora, sam_keys
+from readseg.checkpoints.checkpoint import Checkpoint, check_names
+from readseg.checkpoints.config_json import read_settings
+from readseg.checkpoints.files import differences, fetch, read_weights
+from readseg.checkpoints.vision_tower import read_tower
+from readseg.errors import ReadsegError
+from readseg.model.config import Projector
+from readseg.model.families import FAMILIES, RELEASED, SEG
+from readseg.model.tokenizer import LegacyTokenizer
+
+# (transformers' names of LLaVA, ours): it has saved them in several ways.
+_LLAVA_HF = (
+    ("language_model.lm_head.", "lmm.lm_head."),
+    ("language_model.model.", "lmm.model.language_model."),
+    ("multi_modal_projector.", "lmm.model.multi_modal_projector."),
+    ("vision_tower.vision_model.", key_mapping.TOWER),
+    ("vision_tower.", key_mapping.TOWER),
+    ("lm_head.", "lmm.lm_head."),
+    ("model.language_model.", "lmm.model.language_model."),
+    ("model.multi_modal_projector.", "lmm.model.multi_modal_projector."),
+    ("model.vision_tower.vision_model.", key_mapping.TOWER),
+    ("model.vision_tower.", key_mapping.TOWER),
+)
+_OPENAI_TOWER = "openai/clip-vit-large-patch14-336"
+"""The tower of LLaVA-1.5, for weights whose config does not name it."""
+
+
+def start_from(
+    llava: str | Path,
+    sam: str | Path,
+    *,
+    family: str = "read",
+    vision_tower: str | Path | None = None,
+    seed: int = 0,
+) -> Checkpoint:
+    """A model of a family before any training: the base models' weights, and what joins them.
+
+    A new token's row, in both tables of embeddings, is the mean of the rows that there were. The projection
+    Linear(D, D) - ReLU - Linear(D, C) is drawn as torch draws it, from `seed`.
+
+    Args:
+        llava: folder or hub id of LLaVA-1.5.
+        sam: folder or hub id of a SAM, or the file `sam_vit_*.pth`.
+        family: whose tokens, words and points to use: one of `families.RELEASED`.
+        vision_tower: folder or hub id of the CLIP tower, for a LLaVA that does not hold it; by default where its
+            config.json says.
+        seed: of the projection.
+
+    Raises:
+        ReadsegError: as `checkpoints.read_checkpoint`; or `llava` is no LLaVA, `sam` no SAM.
+    """
+    if family not in RELEASED:
+        raise ReadsegError(f"family must be one of {', '.join(RELEASED)}; got {family!r}.")
+    chosen = FAMILIES[family]
+    folder = fetch(llava)
+    settings = read_settings(folder)
+    if settings.get("model_type") not in ("llava", "llava_llama"):
+        raise ReadsegError(f"{folder} is a model of type {settings.get('model_type')!r}: expected a LLaVA-1.5.")
+    base = LegacyTokenizer.from_folder(folder)
+    if SEG in base.added:
+        raise ReadsegError(f"{folder} knows {SEG} already: it is no base model, load it as it is.")
+    tokenizer = base.with_added(chosen.added_tokens)
+    state = key_mapping.without_computed(lora.unwrapped(read_weights(folder)))
+    read = _llava_hf if "text_config" in settings else _llava
+    lmm, weights, tower = read(folder, settings, state, vision_tower, base)
+    rows, old_rows = len(tokenizer), len(tokenizer) - len(chosen.added_tokens)
+    for name in key_mapping.TABLES.values():
+        weights[name] = _with_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
+    lmm.text_config.vocab_size = lmm.image_token_index = rows
+    mask, mask_weights = read_sam(sam)
+    weights |= {f"sam.{name}": value for name, value in mask_weights.items()}
+    projector: Projector = "linear" if f"{key_mapping.PROJECTOR}weight" in weights else "mlp"
+    config = key_mapping.family_config(chosen, lmm, mask, tokenizer, projector)
+    config.released = key_mapping.released_settings(config, chosen, tower)
+    weights |= _projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
+    weights |= {own: torch.zeros(()) for own in key_mapping.OWN}
+    check_names(weights, config, folder)
+    return Checkpoint(config, tokenizer, weights, folder)
+
+
+def read_sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
+    """A SAM's configuration and weights, under the names of transformers' `SamModel`.
+
+    Args:
+        source: folder or hub id of a SAM, or the file `sam_vit_*.pth`.
+
+    Raises:
+        ReadsegError: there is no such SAM, it is another model, or its weights are incomplete or damaged.
+    """
+    path = Path(source).expanduser()
+    place = path if path.is_file() else fetch(source)
+    state = read_weights(place)
+    if any(name.startswith("image_encoder.") for name in state):
+        config, weights = sam_keys.config_of(state), sam_keys.to_stock(state)
+    else:
+        if place.is_file() or read_settings(place).get("model_type") != "sam":
+            raise ReadsegError(f"{place} is no SAM: expected facebook/sam-vit-* or an original sam_vit_*.pth.")
+        config, weights = SamConfig.from_pretrained(place), sam_keys.with_both_names(state)
+    with torch.device("meta"):
+        expected = SamModel(config).state_dict()
+    if problems := differences(weights, expected):
+        raise ReadsegError(f"{place}: the weights are not those of a SAM; {problems}.")
+    return config, weights
+
+
+def _llava(
+    folder: Path,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    given: str | Path | None,
+    tokenizer: LegacyTokenizer,
+) -> tuple[LlavaConfig, dict[str, Tensor], str]:
+    """The authors' layout: configuration, weights under our names, and where the tower came from."""
+    if key_mapping.mask_model_of(state) is not None:
+        raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
+    tower = read_tower(settings, folder, given, with_weights=not key_mapping.holds_tower(state))
+    weights, unknown = key_mapping.to_ours(state, mask_model="visual_model")
+    if unknown:
+        raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
+    return key_mapping.lmm_config(settings, tower.config, tokenizer), weights | tower.weights, tower.name
+
+
+def _llava_hf(
+    folder: Path,
+    settings: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    given: str | Path | None,
+    tokenizer: LegacyTokenizer,
+) -> tuple[LlavaConfig, dict[str, Tensor], str]:
+    """Transformers' layout, which holds the tower."""
+    if given is not None:
+        raise ReadsegError(f"{folder} holds its vision tower: leave out --vision-tower.")
+    lmm = LlavaConfig.from_pretrained(folder)
+    if not isinstance(lmm.vision_config, CLIPVisionConfig) or lmm.text_config.model_type != "llama":
+        raise ReadsegError(f"{folder}: expected a LLaVA of a CLIP tower and a LLaMA, as LLaVA-1.5 is.")
+    lmm.text_config.pad_token_id = tokenizer.unk_token_id
+    lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
+    weights = {}
+    unknown = []
+    for name, value in state.items():
+        own = next((own + name.removeprefix(old) for old, own in _LLAVA_HF if name.startswith(old)), None)
+        if own is None:
+            unknown.append(name)
+        else:
+            weights[own] = value
+    if unknown:
+        raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
+    return lmm, weights, _OPENAI_TOWER
+
+
+def _with_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:
+    """The first `old` rows of a table and `new` times their mean; rows that pad a table are dropped."""
+    if name not in weights or weights[name].ndim != 2 or len(weights[name]) < old:
+        raise ReadsegError(f"{folder}: expected {old} rows or more in {name}, as the tokenizer has tokens.")
+    table = weights[name][:old]
+    return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(new, -1)])
+
+
+def _projection(width: int, out: int, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+    return {f"seg_projection.{name}": value for name, value in layers.state_dict().items()}

@@ -1,0 +1,1 @@
+"""Tensors, pixels, numbers and files: no model, no transformers."""

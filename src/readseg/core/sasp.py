@@ -1,0 +1,520 @@
+"""Similarity as Points (SasP), the method of READ: from the similarity of [SEG] to the image tokens to points.
+
+This module owns the similarity map, the choice of points on it and their discrete-to-continuous step (DtoC).
+It speaks image pixels: a point (x, y) = (column, row) is the index of a pixel, whose centre lies at
+(x + 0.5, y + 0.5). Tokens form a row-major n x n grid; `grids.py` knows where it lies on the image. No model and no
+image enters here.
+
+Axes: S = [SEG] tokens, N = n * n image tokens, D = width of the hidden states, P = points of one [SEG],
+H, W = image height and width, m = n // downsample, K = side of the window of DtoC.
+
+Source: "Reasoning to Attend: Try to Understand How <SEG> Token Works" (CVPR 2025), section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from readseg.core.token_grid import Alignment, Axis, Box, axes, cell_pixels, cells_inside, pixel_weights
+
+Threshold = Literal["range", "std"]
+# exp(-r^2) is below the resolution of float32 beyond r = 5: this many bandwidths make the window of DtoC.
+WINDOW_BANDWIDTHS = 5
+
+
+class PointPrompts(NamedTuple):
+    """Point prompts of S [SEG] tokens on one image, packed to the left.
+
+    Row s uses its first `valid[s].sum()` columns. The others are padding, (0, 0) with label -1, and must not
+    reach a mask decoder: there a point of any label changes the mask.
+    """
+
+    xy: Float[Tensor, "S P 2"]
+    """Image pixels, (x, y)."""
+    labels: Int[Tensor, "S P"]
+    """1 positive, 0 negative, -1 neutral."""
+    valid: Bool[Tensor, "S P"]
+    """Which columns hold a point."""
+
+
+def similarity(
+    h_seg: Float[Tensor, "S D"], h_img: Float[Tensor, "N D"] | Float[Tensor, "S N D"]
+) -> Float[Tensor, "S N"]:
+    """Scores of every image token for every [SEG]: the plain dot product s = h_seg . h_img^T.
+
+    Args:
+        h_seg: hidden states that predict the [SEG] tokens.
+        h_img: hidden states of the image tokens, one set for all rows (N, D) or one for each row (S, N, D).
+
+    >>> similarity(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])).tolist()
+    [[3.0, 2.0]]
+    """
+    if h_img.ndim == 2:
+        return h_seg @ h_img.transpose(0, 1)
+    return torch.einsum("sd,snd->sn", h_seg, h_img)
+
+
+def normalise(
+    maps: Float[Tensor, "S ..."], inside: Bool[Tensor, ...] | None = None
+) -> tuple[Float[Tensor, "S ..."], Bool[Tensor, " S"]]:
+    """Min-max of each map to [0, 1], in the map's own dtype, and which maps have one.
+
+    v = (s - min s) / (max s - min s). A map that is constant, or holds NaN or infinity, has no range: it
+    comes back as zeros with a False flag, and its gradient is zero.
+
+    Args:
+        maps: any number of maps, of any shape (S, ...).
+        inside: (...) the cells that count for min and max (all by default); the others are cut to [0, 1].
+
+    Returns:
+        The normalised maps and the flags `usable` (S,).
+
+    >>> normalise(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]]))
+    (tensor([[0.0000, 1.0000, 0.5000],
+            [0.0000, 0.0000, 0.0000]]), tensor([ True, False]))
+    """
+    flat = maps.flatten(1)
+    finite = flat.isfinite().all(dim=1, keepdim=True)
+    # Zeros instead of NaN before any arithmetic, so that no NaN enters the backward pass either.
+    flat = torch.where(finite, flat, 0)
+    if inside is None:
+        low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
+    else:
+        outside = ~inside.flatten()
+        low = flat.masked_fill(outside, math.inf).amin(dim=1, keepdim=True)
+        high = flat.masked_fill(outside, -math.inf).amax(dim=1, keepdim=True)
+    extent = high - low
+    usable = finite & (extent > 0) & extent.isfinite()
+    unit = torch.where(usable, flat - torch.where(usable, low, 0), 0) / torch.where(usable, extent, 1)
+    if inside is not None:
+        unit = unit.clamp(0, 1)
+    return unit.view_as(maps), usable.squeeze(1)
+
+
+def full_map(
+    scores: Float[Tensor, "S N"],
+    image_hw: tuple[int, int],
+    *,
+    alignment: Alignment = "exact",
+    box: Box | None = None,
+) -> Float[Tensor, "S H W"]:
+    """The similarity map g at the size of the image: g = A_y V A_x^T.
+
+    V is the normalised n x n grid; the rows of A_y (H, n) and A_x (W, n) hold the weights of bilinear
+    interpolation. Outside the part of the image that the grid covers g is 0, and so is the whole map of scores
+    without a range (see `normalise`).
+
+    Args:
+        scores: similarity of each [SEG] to the image tokens.
+        image_hw: (H, W) in pixels.
+        alignment: "exact": g is V sampled inside `box`. "reference": the rounding that released READ weights
+            were trained with, n x n -> 336 x 336 -> zero padding -> (H, W).
+        box: (x0, y0, x1, y1) in image pixels, the rectangle that the grid covers; it may reach outside the
+            image. By default the centred square of side min(H, W). Only for "exact".
+
+    Raises:
+        ValueError: N is no square number, the image is empty, or the box does not fit the alignment.
+    """
+    axis_y, axis_x = axes(image_hw, alignment, box)
+    grid, _ = _value_grid(scores, axis_y, axis_x)
+    side = grid.shape[-1]
+    rows = torch.arange(axis_y.length, device=grid.device, dtype=grid.dtype)
+    columns = torch.arange(axis_x.length, device=grid.device, dtype=grid.dtype)
+    return pixel_weights(axis_y, rows, side) @ grid @ pixel_weights(axis_x, columns, side).transpose(0, 1)
+
+
+def select_cells(
+    grid: Float[Tensor, "S rows columns"],
+    inside: Bool[Tensor, "rows columns"],
+    *,
+    num_points: int = 30,
+    t_pos: float = 0.8,
+    t_neg: float = 0.2,
+    threshold: Threshold = "range",
+) -> tuple[Int[Tensor, "S P"], Int[Tensor, "S P"], Bool[Tensor, "S P"]]:
+    """Ranks the cells of normalised grids and keeps the first `num_points`.
+
+    Order: positive cells, v >= t_pos, from the highest; negative cells, 0 <= v <= t_neg, from the lowest;
+    neutral cells in raster order. Equal values keep raster order.
+
+    Args:
+        grid: values in [0, 1].
+        inside: cells that may be selected.
+        num_points: P = min(num_points, rows * columns).
+        t_pos: lowest value of a positive cell.
+        t_neg: highest value of a negative cell.
+        threshold: "range" takes t_pos and t_neg; "std", the rule in the paper's text, takes
+            mean + 0.5 std and mean - 0.5 std of each grid (population std) in their place.
+
+    Returns:
+        Flat cell indices, labels (1, 0, -1) and which of them are real, packed to the left.
+
+    Raises:
+        ValueError: num_points < 1, an unknown threshold, or t_neg not below t_pos (threshold "range").
+    """
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    high, low = _thresholds(grid, inside, t_pos, t_neg, threshold)
+    values, selectable = grid.flatten(1), inside.flatten()
+    positive = values >= high
+    negative = (values >= 0) & (values <= low)
+
+    rank = torch.where(positive, 0, torch.where(negative, 1, 2)).masked_fill(~selectable, 3)
+    within_rank = torch.where(positive, -values, torch.where(negative, values, 0))
+    # Two stable sorts, the minor key first, order by (rank, key within the rank, raster).
+    by_key = within_rank.argsort(dim=1, stable=True)
+    cells = by_key.gather(1, rank.gather(1, by_key).argsort(dim=1, stable=True))[:, :num_points]
+    chosen = rank.gather(1, cells)
+    labels = torch.where(chosen == 0, 1, torch.where(chosen == 1, 0, -1))
+    return cells, labels, chosen < 3
+
+
+def select_points(
+    scores: Float[Tensor, "S N"],
+    image_hw: tuple[int, int],
+    *,
+    num_points: int = 30,
+    t_pos: float = 0.8,
+    t_neg: float = 0.2,
+    downsample: int = 2,
+    threshold: Threshold = "range",
+    alignment: Alignment = "exact",
+    box: Box | None = None,
+) -> PointPrompts:
+    """Discrete points: the pixels under the selected cells of the downsampled map. No gradient.
+
+    The n x n scores are resized (bilinear) to m x m, m = n // downsample, normalised to [0, 1] and ranked by
+    `select_cells`; cell (row, col) becomes the pixel that holds the cell's centre. A map without a range gives
+    no points. With fewer cells than `num_points`, fewer points come out.
+
+    Args:
+        scores: similarity of each [SEG] to the image tokens, any dtype.
+        image_hw: (H, W) in pixels.
+        num_points: most points of one [SEG].
+        t_pos: lowest value of a positive cell (threshold "range").
+        t_neg: highest value of a negative cell (threshold "range").
+        downsample: how many token cells make one cell, per side.
+        threshold: "range" or "std", see `select_cells`.
+        alignment: see `full_map`.
+        box: see `full_map`. Cells whose centre lies outside the image are never selected.
+
+    Raises:
+        ValueError: N is no square number, downsample outside 1 ... n, what `full_map` raises, or
+            what `select_cells` raises.
+    """
+    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
+    inside = cells_inside(axis_y, axis_x, grid.shape[-1], grid.device)
+    cells, labels, valid = select_cells(
+        grid, inside, num_points=num_points, t_pos=t_pos, t_neg=t_neg, threshold=threshold
+    )
+    return _points_of_cells(cells, labels, valid & usable[:, None], grid, axis_y, axis_x)
+
+
+def select_extremes(
+    scores: Float[Tensor, "S N"],
+    image_hw: tuple[int, int],
+    *,
+    count: int,
+    downsample: int = 1,
+    alignment: Alignment = "exact",
+    box: Box | None = None,
+) -> PointPrompts:
+    """The `count` highest cells as positive points, then the `count` lowest as negative ones. No gradient.
+
+    This is the choice for points that are the only prompt of an original SAM (the paper's appendix). Where
+    the image holds fewer than 2 * count cells, half of the cells are positive and half negative.
+
+    Args:
+        scores: similarity of each [SEG] to the image tokens, any dtype.
+        image_hw: (H, W) in pixels.
+        count: points of each sign.
+        downsample: how many token cells make one cell, per side.
+        alignment: see `full_map`.
+        box: see `full_map`.
+
+    Raises:
+        ValueError: count < 1, or what `select_points` raises about scores, image and grid.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
+    side = grid.shape[-1]
+    # Counted on the host, where the layout is known: the shape of the result does not wait for the device.
+    available = math.prod(cell_pixels(axis, side)[1].tolist().count(True) for axis in (axis_y, axis_x))
+    count = min(count, available // 2)
+    values, outside = grid.flatten(1), ~cells_inside(axis_y, axis_x, side, grid.device).flatten()
+    highest = values.masked_fill(outside, -math.inf).argsort(dim=1, descending=True, stable=True)
+    lowest = values.masked_fill(outside, math.inf).argsort(dim=1, stable=True)
+    cells = torch.cat([highest[:, :count], lowest[:, :count]], dim=1)
+    labels = torch.ones_like(cells)
+    labels[:, count:] = 0
+    valid = usable[:, None].expand(cells.shape)
+    return _points_of_cells(cells, labels, valid, grid, axis_y, axis_x)
+
+
+def discrete_to_continuous(
+    points: PointPrompts,
+    scores: Float[Tensor, "S N"],
+    image_hw: tuple[int, int],
+    *,
+    alignment: Alignment = "exact",
+    box: Box | None = None,
+    bandwidth: float = 1.0,
+) -> Float[Tensor, "S P 2"]:
+    """DtoC: moves each point to a weighted mean of the pixels around it, so that gradients reach the scores.
+
+        w(q) = exp(-|q - p|^2 / bandwidth^2) * softmax(g)(q),    p' = sum_q w(q) q / sum_q w(q)
+
+    with g of `full_map`. The softmax's denominator cancels and far pixels weigh nothing, so g is evaluated
+    only at the pixels of a window of 5 bandwidths around p, cut at the image's border: the cost does not
+    depend on the image. With bandwidth 1, the paper's formula, p' is within hundredths of a pixel of p on
+    smooth maps: a path for gradients, not a move. A wider one follows the map further.
+
+    Args:
+        points: from `select_points`.
+        scores: similarity of each [SEG] to the image tokens.
+        image_hw: (H, W) in pixels.
+        alignment: as the points were selected with, see `full_map`.
+        box: as the points were selected with, see `full_map`.
+        bandwidth: in image pixels.
+
+    Returns:
+        The moved points in image pixels, float32, or float64 for float64 scores; 0 where not valid.
+
+    Raises:
+        ValueError: a bandwidth that is not a positive number, or what `full_map` raises.
+
+    Source: paper section 3.3, discrete to continuous.
+    """
+    axis_y, axis_x = axes(image_hw, alignment, box)
+    grid, usable = _value_grid(scores, axis_y, axis_x)
+    xy = points.xy.to(grid.dtype)
+    columns, rows = _window(xy, image_hw, _radius(bandwidth, image_hw))
+    side = grid.shape[-1]
+    along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
+    along_x = pixel_weights(axis_x, columns, side)
+    values = (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)  # (S, P, K, K)
+    moved = _weighted_mean(values, xy, columns, rows, image_hw, bandwidth)
+    return torch.where((points.valid & usable[:, None])[..., None], moved, 0)
+
+
+def discrete_to_continuous_on_map(
+    points_xy: Float[Tensor, "S P 2"],
+    maps: Float[Tensor, "S H W"],
+    *,
+    bandwidth: float = 1.0,
+    radius: int | None = None,
+) -> Float[Tensor, "S P 2"]:
+    """DtoC (see `discrete_to_continuous`) on any given map of the image's size, taken as it is.
+
+    For attention maps of any model: the result is differentiable with respect to `maps`.
+
+    Args:
+        points_xy: pixels of the maps, (x, y).
+        maps: one map for each row of points, not normalised here.
+        bandwidth: in pixels.
+        radius: half side of the window in pixels; by default 5 bandwidths, enough for maps of range 1. For a
+            range R take about bandwidth * sqrt(R + 17).
+
+    Returns:
+        The moved points; one whose window holds NaN or infinity stays where it is.
+
+    Raises:
+        ValueError: a bandwidth that is not a positive number, or a negative radius.
+    """
+    height, width = maps.shape[-2:]
+    radius = _radius(bandwidth, (height, width), radius)
+    xy = points_xy.to(torch.promote_types(maps.dtype, torch.float32))
+    columns, rows = _window(xy, (height, width), radius)
+    near = rows.clamp(0, height - 1).long()[..., :, None] * width
+    near = near + columns.clamp(0, width - 1).long()[..., None, :]
+    values = maps.flatten(1).gather(1, near.flatten(1)).view(near.shape).to(xy.dtype)
+    finite = values.isfinite().flatten(2).all(dim=2)[..., None]
+    values = torch.where(finite[..., None], values, 0)
+    moved = _weighted_mean(values, xy, columns, rows, (height, width), bandwidth)
+    return torch.where(finite, moved, xy)
+
+
+def points_from_scores(
+    scores: Float[Tensor, "S N"],
+    image_hw: tuple[int, int],
+    *,
+    num_points: int = 30,
+    t_pos: float = 0.8,
+    t_neg: float = 0.2,
+    downsample: int = 2,
+    threshold: Threshold = "range",
+    alignment: Alignment = "exact",
+    box: Box | None = None,
+    dtoc: bool = True,
+    bandwidth: float = 1.0,
+) -> PointPrompts:
+    """SasP in one call: `select_points`, then, with `dtoc`, `discrete_to_continuous`. Their arguments and errors.
+
+    >>> scores = torch.zeros(1, 16)
+    >>> scores[0, 5] = 1.0  # second row, second column of a 4 x 4 grid
+    >>> points = points_from_scores(scores, (8, 8), num_points=1, downsample=1, dtoc=False)
+    >>> points.xy.tolist(), points.labels.tolist()
+    ([[[3.0, 3.0]]], [[1]])
+    """
+    points = select_points(
+        scores,
+        image_hw,
+        num_points=num_points,
+        t_pos=t_pos,
+        t_neg=t_neg,
+        downsample=downsample,
+        threshold=threshold,
+        alignment=alignment,
+        box=box,
+    )
+    if not dtoc:
+        return points
+    xy = discrete_to_continuous(points, scores, image_hw, alignment=alignment, box=box, bandwidth=bandwidth)
+    return points._replace(xy=xy)
+
+
+def sample_features(
+    feature_map: Float[Tensor, "C h w"], points_xy: Float[Tensor, "S P 2"], image_hw: tuple[int, int]
+) -> Float[Tensor, "S P C"]:
+    """Features of a map that covers the whole image, interpolated at points (like a light RoI pooling).
+
+    Bilinear between cell centres, constant beyond the outermost ones; differentiable in map and points.
+
+    Args:
+        feature_map: C channels on an h x w grid stretched over the image.
+        points_xy: image pixels.
+        image_hw: (H, W) in pixels.
+
+    Source: the paper's appendix on models without a language model.
+    """
+    height, width = image_hw
+    dtype = torch.promote_types(feature_map.dtype, torch.float32)
+    size = torch.tensor([width, height], device=points_xy.device, dtype=dtype)
+    position = (points_xy.to(dtype) + 0.5) / size * 2 - 1
+    sampled = nn.functional.grid_sample(
+        feature_map[None].to(dtype), position[None], padding_mode="border", align_corners=False
+    )
+    return sampled[0].permute(1, 2, 0).to(feature_map.dtype)
+
+
+def _square(scores: Float[Tensor, "S N"]) -> Float[Tensor, "S n n"]:
+    """Scores on their square grid."""
+    side = math.isqrt(scores.shape[1])
+    if side == 0 or side * side != scores.shape[1]:
+        raise ValueError(f"expected a square number of image tokens, got scores of shape {tuple(scores.shape)}")
+    return scores.unflatten(1, (side, side))
+
+
+def _value_grid(
+    scores: Float[Tensor, "S N"], axis_y: Axis, axis_x: Axis
+) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
+    """The grid V of `full_map`: normalised in the dtype of the scores, then at least float32."""
+    square = _square(scores)
+    inside = cells_inside(axis_y, axis_x, square.shape[-1], scores.device) if axis_y.exact else None
+    grid, usable = normalise(square, inside)
+    return grid.to(torch.promote_types(scores.dtype, torch.float32)), usable
+
+
+def _selection_grid(
+    scores: Float[Tensor, "S N"], image_hw: tuple[int, int], downsample: int, alignment: Alignment, box: Box | None
+) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], Axis, Axis]:
+    """The m x m grid that points are selected on, normalised in float32 (or float64), and which rows have one."""
+    axis_y, axis_x = axes(image_hw, alignment, box)
+    grid = _square(scores.detach())
+    side = grid.shape[-1]
+    if not 1 <= downsample <= side:
+        raise ValueError(f"downsample must be 1 to {side} for a grid of {side} x {side} tokens, got {downsample}")
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32) if axis_y.exact else torch.float32)
+    _, has_range = normalise(grid)
+    cells = side // downsample
+    if downsample > 1 and len(grid):
+        grid = nn.functional.interpolate(grid[:, None], (cells, cells), mode="bilinear", align_corners=False)[:, 0]
+    elif downsample > 1:
+        grid = grid.new_zeros(0, cells, cells)  # interpolation refuses an empty batch
+    # With "reference" the padded and the cropped cells count for the range, as in training of released weights.
+    inside = cells_inside(axis_y, axis_x, cells, grid.device) if axis_y.exact else None
+    grid, usable = normalise(grid, inside)
+    return grid, usable & has_range, axis_y, axis_x
+
+
+def _thresholds(
+    grid: Float[Tensor, "S r c"], inside: Bool[Tensor, "r c"], t_pos: float, t_neg: float, threshold: Threshold
+) -> tuple[float | Tensor, float | Tensor]:
+    """Upper and lower threshold, numbers or (S, 1)."""
+    if threshold == "range":
+        if not t_neg < t_pos:
+            raise ValueError(f"t_neg must be below t_pos, got t_neg {t_neg} and t_pos {t_pos}")
+        return t_pos, t_neg
+    if threshold != "std":
+        raise ValueError(f'threshold must be "range" or "std", got {threshold!r}')
+    weight = inside.flatten().to(grid.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    values = grid.flatten(1)
+    mean = (values * weight).sum(dim=1, keepdim=True)
+    half_std = 0.5 * ((values - mean).square() * weight).sum(dim=1, keepdim=True).sqrt()
+    return mean + half_std, mean - half_std
+
+
+def _points_of_cells(
+    cells: Int[Tensor, "S P"],
+    labels: Int[Tensor, "S P"],
+    valid: Bool[Tensor, "S P"],
+    grid: Float[Tensor, "S m m"],
+    axis_y: Axis,
+    axis_x: Axis,
+) -> PointPrompts:
+    """Turns cells into pixels and blanks what is not valid."""
+    side = grid.shape[-1]
+    pixel_y = cell_pixels(axis_y, side)[0].to(grid.device, grid.dtype)
+    pixel_x = cell_pixels(axis_x, side)[0].to(grid.device, grid.dtype)
+    row = cells.div(side, rounding_mode="floor")
+    xy = torch.stack([pixel_x[cells - row * side], pixel_y[row]], dim=-1)
+    return PointPrompts(torch.where(valid[..., None], xy, 0), torch.where(valid, labels, -1), valid)
+
+
+def _radius(bandwidth: float, image_hw: tuple[int, int], radius: int | None = None) -> int:
+    """Half side of the window in pixels; never more than the image has."""
+    if not (math.isfinite(bandwidth) and bandwidth > 0):
+        raise ValueError(f"bandwidth must be a positive number of pixels, got {bandwidth}")
+    if radius is None:
+        radius = math.ceil(WINDOW_BANDWIDTHS * bandwidth)
+    if radius < 0:
+        raise ValueError(f"radius must not be negative, got {radius}")
+    return min(radius, max(image_hw))
+
+
+def _window(
+    xy: Float[Tensor, "S P 2"], image_hw: tuple[int, int], radius: int
+) -> tuple[Float[Tensor, "S P K"], Float[Tensor, "S P K"]]:
+    """Columns and rows of the window around each point; some may lie outside the image, the middle never does."""
+    height, width = image_hw
+    offsets = torch.arange(-radius, radius + 1, device=xy.device, dtype=xy.dtype)
+    middle = xy.detach().round()
+    columns = middle[..., 0].clamp(0, width - 1)[..., None] + offsets
+    rows = middle[..., 1].clamp(0, height - 1)[..., None] + offsets
+    return columns, rows
+
+
+def _weighted_mean(
+    values: Float[Tensor, "S P K K"],
+    xy: Float[Tensor, "S P 2"],
+    columns: Float[Tensor, "S P K"],
+    rows: Float[Tensor, "S P K"],
+    image_hw: tuple[int, int],
+    bandwidth: float,
+) -> Float[Tensor, "S P 2"]:
+    """sum_q w(q) q with w = softmax(g(q) - |q - p|^2 / bandwidth^2) over the window's pixels in the image."""
+    height, width = image_hw
+    away_x, away_y = columns - xy[..., 0:1], rows - xy[..., 1:2]
+    near_x = (-(away_x / bandwidth).square()).masked_fill((columns < 0) | (columns >= width), -math.inf)
+    near_y = (-(away_y / bandwidth).square()).masked_fill((rows < 0) | (rows >= height), -math.inf)
+    weights = (values + near_y[..., :, None] + near_x[..., None, :]).flatten(2).softmax(dim=2).view_as(values)
+    # Mean of the offsets, not of the positions: float32 keeps its resolution on large images.
+    shift = torch.stack([(weights.sum(dim=2) * away_x).sum(dim=2), (weights.sum(dim=3) * away_y).sum(dim=2)], dim=2)
+    return xy + shift

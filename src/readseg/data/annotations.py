@@ -1,0 +1,124 @@
+"""How annotation files tell a mask: COCO's polygons and run lengths. Frame: pixels of the upright image.
+
+What ReasonSeg's files hold is painted in another way, by `readseg.core.masks.polygons_to_mask`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+from pycocotools import mask as coco
+
+from readseg.core.images import MAX_PIXELS, load_image
+from readseg.core.masks import decode_rle
+
+MAX_LENGTH = 1_000_000
+"""Of a polygon's outline, and its distance from the origin, in pixels: painting takes memory or time by the length."""
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that lay the image on its side
+
+
+def image_hw(path: Path) -> tuple[int, int]:
+    """(H, W) of the image that `load_image` gives, from the file's head: nothing is decoded.
+
+    Raises:
+        ImageError: the file is missing, no image, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, and of damaged EXIF
+            if not path.is_file():  # a pipe would be waited for
+                raise FileNotFoundError(path)
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except Exception:  # what is wrong, if anything is, the whole reader says in its own words
+        width, height, turned = *load_image(path).size, False
+    if not 0 < width * height <= MAX_PIXELS:
+        width, height = load_image(path).size  # raises, with the limit
+    return (width, height) if turned else (height, width)
+
+
+def segmentation_mask(segmentation: Any, hw: tuple[int, int]) -> np.ndarray:
+    """The mask of one annotation, as COCO paints it: overlapping parts of one object are one mask.
+
+    Args:
+        segmentation: a list of polygons, each flat x0, y0, x1, y1, ... in pixels; or run lengths, compressed or plain,
+            a dict or a list of dicts. A polygon of fewer than three points covers nothing; what lies outside the image
+            is cut off.
+        hw: (H, W) of the image.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        ValueError: anything else, a coordinate that is not finite or absurdly far away, or run lengths of another size.
+
+    >>> segmentation_mask([[0, 0, 2, 0, 2, 2, 0, 2], [1, 1, 3, 1, 3, 3, 1, 3]], (3, 3)).astype(int)
+    array([[1, 1, 0],
+           [1, 1, 1],
+           [0, 1, 1]])
+    """
+    parts = [segmentation] if isinstance(segmentation, Mapping) else segmentation
+    if not isinstance(parts, list | tuple):
+        raise ValueError(f"a segmentation must be polygons or run lengths, got {type(parts).__name__}")
+    mask = np.zeros(hw, dtype=bool)
+    polygons: list[list[float]] = []
+    for part in parts:
+        if isinstance(part, Mapping):
+            size = part.get("size")
+            if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):  # before a hostile size takes the memory
+                told = f"run lengths are of the size {size!s:.60}"
+                raise ValueError(f"{told}, the image is {hw[0]} x {hw[1]} (height x width)")
+            mask |= decode_rle(dict(part))
+        elif len(flat := _flat(part)) >= 6:
+            polygons.append(flat.tolist())
+    if polygons:
+        mask |= coco.decode(coco.merge(coco.frPyObjects(polygons, *hw))).astype(bool)
+    return mask
+
+
+def covers_nothing(segmentation: Any) -> bool:
+    """Whether a segmentation can be seen to be empty without painting it: no run lengths, no polygon of three points.
+
+    >>> covers_nothing([]), covers_nothing([[1, 1, 2, 2]]), covers_nothing([[1, 1, 2, 2, 3, 3]])
+    (True, True, False)
+    """
+    if not isinstance(segmentation, list | tuple):
+        return False
+    return all(isinstance(part, list | tuple | np.ndarray) and len(part) < 6 for part in segmentation)
+
+
+def compact(segmentation: Any) -> Any:
+    """A segmentation with its polygons as arrays (2 K,) of float64: a third of the memory of lists of numbers.
+
+    What is no list of numbers stays as it is: it is an error only where it is painted.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    try:
+        return [np.array(part, dtype=np.float64) if isinstance(part, list) else part for part in segmentation]
+    except (TypeError, ValueError, OverflowError):
+        return segmentation
+
+
+def _flat(polygon: Any) -> np.ndarray:
+    """A polygon's x0, y0, x1, y1, ... (2 K,)."""
+    try:
+        flat = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("a polygon must be a list of numbers x0, y0, x1, y1, ...") from error
+    if flat.ndim != 1 or len(flat) % 2:
+        raise ValueError(f"a polygon must be a list of pairs x0, y0, x1, y1, ..., got shape {flat.shape}")
+    if not np.isfinite(flat).all():
+        raise ValueError("a polygon has a coordinate that is not finite")
+    points = flat.reshape(-1, 2)
+    steps = np.abs(points - np.roll(points, 1, axis=0))
+    if len(flat) and (np.abs(flat).max() > MAX_LENGTH or steps.max(axis=1).sum() > MAX_LENGTH):
+        raise ValueError(f"a polygon has coordinates up to {np.abs(flat).max():g}: these are no pixels of an image")
+    return flat

@@ -1,0 +1,1 @@
+"""What a user calls: a segmenter, its queries and its results."""

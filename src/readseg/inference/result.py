@@ -1,0 +1,288 @@
+"""The result type: one question's answer with its masks, and its way to JSON, PNG and pictures.
+
+Speaks image pixels: masks (S, H, W), points (x, y), S counts the [SEG] of the answer, N the image tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from readseg.core.masks import decode_rle, encode_rle, union
+from readseg.errors import ReadsegError
+from readseg.viz import overlays
+
+FORMAT = "readseg.inference.result/1"
+_OUR_FILES = re.compile(r"overlay\.png|(mask|heatmap)_\d+\.png")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """An answer and its masks.
+
+    Attributes:
+        query: what was asked, in the user's words.
+        answer: what the model said, with its [SEG].
+        present: True if there is a mask; False if an object was asked for and the model gave none (a refusal:
+            it is not there); None where no object was asked for.
+        image_size: (H, W).
+        masks: (S, H, W) bool, one for each [SEG].
+        points_xy: for each [SEG] (P, 2) float32, pixel indices (x, y); P differs, and may be 0.
+        point_labels: for each [SEG] (P,), 1 positive, 0 negative, -1 neutral.
+        scores: (S, N) float32, similarity of each [SEG] to the image tokens, row-major n x n.
+        alignment: how the token grid lies on the image, "exact" or "reference" (`sasp.full_map`).
+        box: (x0, y0, x1, y1), the image's rectangle under the grid, for "exact".
+        finished: False where the answer was cut off at the limit of its length.
+        phrases: for each [SEG] the words of the answer that it belongs to, "" where the family's answers do not say.
+        rejected: what the answer says is not there, of several objects asked for at once ([REJ]).
+        said: for each [SEG] of a given answer (teacher forcing) whether the model itself would have said it there;
+            None for a generated answer.
+        answer_ids: the answer as the model's tokens; () after `from_json`.
+        image: what was asked about, RGB; None after `from_json`.
+
+    Raises:
+        ValueError: shapes, types or numbers that contradict each other.
+    """
+
+    query: str
+    answer: str
+    present: bool | None
+    image_size: tuple[int, int]
+    masks: np.ndarray
+    points_xy: tuple[np.ndarray, ...] = ()
+    point_labels: tuple[np.ndarray, ...] = ()
+    scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32), repr=False)
+    alignment: str = "exact"
+    box: tuple[float, float, float, float] | None = None
+    finished: bool = True
+    phrases: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    said: tuple[bool, ...] | None = None
+    answer_ids: tuple[int, ...] = field(default=(), repr=False)
+    image: Image.Image | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.masks)
+        if self.masks.dtype != np.bool_ or self.masks.shape != (count, *self.image_size):
+            raise ValueError(
+                f"masks must be bool (S, {self.image_size[0]}, {self.image_size[1]}); "
+                f"got {self.masks.dtype} {self.masks.shape}"
+            )
+        if self.image is not None and (self.image.height, self.image.width) != tuple(self.image_size):
+            raise ValueError(f"the image is {self.image.size} (W, H), image_size (H, W) {self.image_size}")
+        if (self.present is True) != (count > 0):
+            raise ValueError(f"present is {self.present}, which does not fit {count} masks")
+        if not len(self.points_xy) == len(self.point_labels) == len(self.scores) == count:
+            raise ValueError(
+                f"{count} masks, but {len(self.points_xy)} sets of points, {len(self.point_labels)} of labels and "
+                f"{len(self.scores)} rows of scores"
+            )
+        if not self.phrases:
+            object.__setattr__(self, "phrases", ("",) * count)
+        if len(self.phrases) != count or (self.said is not None and len(self.said) != count):
+            raise ValueError(f"{count} masks, but {len(self.phrases)} phrases, and said is {self.said}")
+        for xy, labels in zip(self.points_xy, self.point_labels, strict=True):
+            if xy.shape != (len(labels), 2) or not np.isin(labels, (1, 0, -1)).all():
+                raise ValueError(f"points must be (P, 2) with P labels 1, 0 or -1; got {xy.shape}, {labels!r}")
+        if self.scores.ndim != 2 or math.isqrt(self.scores.shape[1]) ** 2 != self.scores.shape[1]:
+            raise ValueError(f"scores must be (S, N) with N = n * n; got {self.scores.shape}")
+        if self.alignment not in ("exact", "reference"):
+            raise ValueError(f'alignment must be "exact" or "reference"; got {self.alignment!r}')
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"box must be (x0, y0, x1, y1); got {self.box}")
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"Segmentation(query={self.query!r}, answer={self.answer!r}, present={self.present}, "
+            f"{len(self.masks)} masks of {height} x {width})"
+        )
+
+    @cached_property
+    def similarity(self) -> np.ndarray:
+        """(S, H, W) float32 in [0, 1]: the similarity map g of each [SEG], 0 where the model does not see."""
+        import torch
+
+        from readseg.core.sasp import full_map
+
+        if not len(self.masks):
+            return np.zeros((0, *self.image_size), np.float32)
+        alignment: Any = self.alignment
+        box = self.box if alignment == "exact" else None
+        return full_map(torch.from_numpy(self.scores), self.image_size, alignment=alignment, box=box).numpy()
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool: the union of all masks, empty where there is none."""
+        return union(self.masks, self.image_size)
+
+    def overlay(self, image: Image.Image | None = None) -> Image.Image:
+        """The masks, points and answer on the image (`draw.overlay`).
+
+        Args:
+            image: needed only where this result has none, as after `from_json`.
+
+        Raises:
+            ReadsegError: there is no image.
+        """
+        caption = f"{self.query} - {self.answer}"
+        return overlays.overlay(
+            self._image(image),
+            self.masks,
+            points_xy=self.points_xy,
+            point_labels=self.point_labels,
+            caption=caption,
+        )
+
+    def heatmap(self, index: int = 0, image: Image.Image | None = None) -> Image.Image:
+        """The similarity map and the points of one [SEG] on the image (`draw.heat_map`).
+
+        Raises:
+            ReadsegError: there is no image, or no such [SEG].
+        """
+        if not 0 <= index < len(self.masks):
+            raise ReadsegError(f"there is no heat map {index}: the answer has {len(self.masks)} [SEG]")
+        return overlays.heat_map(
+            self._image(image),
+            self.similarity[index],
+            points_xy=self.points_xy[index],
+            point_labels=self.point_labels[index],
+            caption=self.query,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, masks as COCO run lengths; `from_dict` reads it back. The image is not in it."""
+        return {
+            "format": FORMAT,
+            "query": self.query,
+            "answer": self.answer,
+            "present": self.present,
+            "finished": self.finished,
+            "phrases": list(self.phrases),
+            "rejected": list(self.rejected),
+            "said": None if self.said is None else list(self.said),
+            "image_size": list(self.image_size),
+            "masks": [encode_rle(mask) for mask in self.masks],
+            "points": [
+                {"xy": [[_short(x), _short(y)] for x, y in xy], "labels": [int(label) for label in labels]}
+                for xy, labels in zip(self.points_xy, self.point_labels, strict=True)
+            ],
+            "similarity": {
+                "alignment": self.alignment,
+                "box": None if self.box is None else [float(side) for side in self.box],
+                "scores": [[_short(score) for score in row] for row in self.scores],
+            },
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], image: Image.Image | None = None) -> Segmentation:
+        """What `to_dict` gave; `image` is what pictures are drawn on.
+
+        Raises:
+            ReadsegError: the data is not of that form.
+        """
+        try:
+            if values["format"] != FORMAT:
+                raise ValueError(f"its format is {values['format']!r}")
+            height, width = (int(side) for side in values["image_size"])
+            masks = [decode_rle(rle) for rle in values["masks"]]
+            points, similarity = values["points"], values["similarity"]
+            return cls(
+                query=values["query"],
+                answer=values["answer"],
+                present=values["present"],
+                finished=values["finished"],
+                phrases=tuple(values.get("phrases", ())),
+                rejected=tuple(values.get("rejected", ())),
+                said=None if values.get("said") is None else tuple(values["said"]),
+                image_size=(height, width),
+                masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
+                points_xy=tuple(np.array(p["xy"], np.float32).reshape(-1, 2) for p in points),
+                point_labels=tuple(np.array(p["labels"], np.int64) for p in points),
+                scores=_matrix(similarity["scores"]),
+                alignment=similarity["alignment"],
+                box=None if similarity["box"] is None else tuple(similarity["box"]),
+                image=image,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ReadsegError(f"this is not a saved segmentation ({FORMAT}): {what}") from error
+
+    @classmethod
+    def from_json(cls, text: str, image: Image.Image | None = None) -> Segmentation:
+        """What `to_json` gave.
+
+        Raises:
+            ReadsegError: the text is not JSON, or not of that form.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ReadsegError(f"this is not a saved segmentation: {error}") from error
+        return cls.from_dict(values, image)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write result.json, overlay.png, and mask_1.png, heatmap_1.png for each [SEG], each whole or not at all.
+
+        The folder is made if it is not there. Masks and heat maps of an earlier result in it are removed, so that
+        all its files tell of one result.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ReadsegError: the folder cannot be written, or there is no image to draw on.
+        """
+        folder = Path(folder)
+        pictures = {"overlay.png": self.overlay()}
+        for index, mask in enumerate(self.masks):
+            pictures[f"mask_{index + 1}.png"] = Image.fromarray(mask.astype(np.uint8) * 255)
+            pictures[f"heatmap_{index + 1}.png"] = self.heatmap(index)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as place:
+                for name, picture in pictures.items():
+                    picture.save(Path(place) / name)
+                (Path(place) / "result.json").write_text(self.to_json() + "\n", encoding="utf-8")
+                # All are complete now: only renames are left, the result last.
+                if (folder / "result.json").exists():
+                    for old in folder.iterdir():
+                        if _OUR_FILES.fullmatch(old.name) and old.name not in pictures:
+                            old.unlink()
+                for name in (*pictures, "result.json"):
+                    (Path(place) / name).replace(folder / name)
+        except OSError as error:
+            raise ReadsegError(f"cannot write to {folder}: {error.strerror or error}") from error
+        return folder
+
+    def _image(self, image: Image.Image | None) -> Image.Image:
+        chosen = image or self.image
+        if chosen is None:
+            raise ReadsegError("this result has no image to draw on: pass image=")
+        if (chosen.height, chosen.width) != tuple(self.image_size):
+            raise ReadsegError(f"the image is {chosen.size} (W, H), the result's size (H, W) {self.image_size}")
+        return chosen
+
+
+def _short(value: np.floating) -> float | None:
+    """The shortest number that reads back as this float32; None for what JSON cannot hold."""
+    return float(str(np.float32(value))) if np.isfinite(value) else None
+
+
+def _matrix(rows: list[list[float | None]]) -> np.ndarray:
+    if not rows:
+        return np.zeros((0, 1), np.float32)
+    return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float32)

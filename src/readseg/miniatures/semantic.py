@@ -1,0 +1,131 @@
+"""ADE20K, COCO-Stuff, Mapillary (maps of labels) and PACO, PASCAL-Part (objects and parts), as on disk.
+
+ade20k/{images,annotations}/training, ade20k/objectInfo150.txt
+coco/train2017, cocostuff/train2017
+mapillary/{training/{images,v2.0/labels},config_v2.0.json}
+vlpart/paco/annotations/paco_lvis_v1_train.json (pictures in coco/train2017)
+vlpart/pascal_part/{train.json,VOCdevkit/VOC2010/JPEGImages}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from readseg.miniatures.names import ADE20K, BACKDROP, COCO_STUFF, UNLABELLED, lvis_name
+from readseg.miniatures.pictures import Picture
+from readseg.miniatures.shapes import annotation, halves
+from readseg.miniatures.writing import coco_file, image_record, write_bytes, write_json, write_labels
+from readseg.scenes.classes import CLASSES
+
+_ORDER = {name: index for index, name in enumerate((*CLASSES, BACKDROP))}
+_FRAME = 3
+
+
+def label_map(picture: Picture, values: Mapping[str, int], unlabelled: int) -> np.ndarray:
+    """uint8 (H, W): the value of what each pixel shows, `unlabelled` where there is none.
+
+    The backdrop has none along the edges of the picture, as edges of real annotations often have.
+    """
+    labels = np.full(picture.hw, unlabelled, np.uint8)
+    labels[_FRAME:-_FRAME, _FRAME:-_FRAME] = values.get(BACKDROP, unlabelled)
+    for name, mask in zip(picture.layout.names, picture.rendered.masks, strict=True):
+        labels[mask] = values.get(name, unlabelled)
+    return labels
+
+
+def write_ade20k(root: Path, pictures: Sequence[Picture]) -> int:
+    """Writes ade20k; value 0 is unlabelled, class k of objectInfo150.txt is k. Returns the number of images."""
+    values = {name: index + 1 for name, index in _ORDER.items()}
+    pixels, seen = np.zeros(151), np.zeros(151, np.int64)
+    for picture in pictures:
+        stem = f"ADE_train_{picture.number + 1:08d}"
+        labels = label_map(picture, values, 0)
+        counts = np.bincount(labels.ravel(), minlength=151)
+        pixels, seen = pixels + counts, seen + (counts > 0)
+        write_bytes(root / f"ade20k/images/training/{stem}.jpg", picture.jpeg)
+        write_labels(root / f"ade20k/annotations/training/{stem}.png", labels)
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    for index, name in enumerate(ADE20K, 1):
+        lines.append(f"{index}\t{pixels[index] / pixels.sum():.4f}\t{seen[index]}\t0\t0\t{name}")
+    write_bytes(root / "ade20k/objectInfo150.txt", "".join(f"{line}\n" for line in lines).encode())
+    return len(pictures)
+
+
+def write_cocostuff(root: Path, pictures: Sequence[Picture]) -> int:
+    """Writes coco/train2017 and its maps in cocostuff/train2017. Returns the number of images."""
+    for picture in pictures:
+        stem = f"train2017/{picture.image_id:012d}"
+        write_bytes(root / f"coco/{stem}.jpg", picture.jpeg)
+        write_labels(root / f"cocostuff/{stem}.png", label_map(picture, COCO_STUFF, UNLABELLED))
+    return len(pictures)
+
+
+def write_mapillary(root: Path, pictures: Sequence[Picture]) -> int:
+    """Writes mapillary: maps with a palette, whose last label is "Unlabeled". Returns the number of images."""
+    labels: list[dict[str, Any]] = [
+        {
+            "name": f"object--{name.replace(' ', '-')}",
+            "readable": name.title(),
+            "color": [37 * (index + 1) % 256, (91 * index + 40) % 256, (157 * index + 80) % 256],
+            "instances": True,
+            "evaluate": True,
+        }
+        for name, index in _ORDER.items()
+    ]
+    unlabelled = {"name": "void--unlabeled", "readable": "Unlabeled", "color": [0, 0, 0], "instances": False}
+    labels.append({**unlabelled, "evaluate": False})
+    palette = [channel for label in labels for channel in label["color"]]
+    for picture in pictures:
+        stem = f"mini{picture.image_id:018d}"
+        write_bytes(root / f"mapillary/training/images/{stem}.jpg", picture.jpeg)
+        maps = label_map(picture, _ORDER, len(_ORDER))
+        write_labels(root / f"mapillary/training/v2.0/labels/{stem}.png", maps, palette)
+    config = {"version": "2.0", "mapping": "public", "labels": labels}
+    write_json(root / "mapillary/config_v2.0.json", config)
+    return len(pictures)
+
+
+def write_paco(root: Path, pictures: Sequence[Picture]) -> int:
+    """Writes PACO: objects and their halves, named as LVIS does. Returns the number of annotations."""
+    categories: dict[str, dict[str, Any]] = {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for picture in pictures:
+        images.append(image_record(picture, picture.image_id, f"train2017/{picture.image_id:012d}.jpg"))
+        for index in picture.alone:
+            mask, name = picture.rendered.masks[index], lvis_name(picture.layout.names[index])
+            owner = len(annotations) + 1
+            every = {name: mask} | {f"{name}:{part.replace(' ', '_')}": half for part, half in halves(mask).items()}
+            for full, piece in every.items():
+                kind = "PART" if ":" in full else "OBJECT"
+                new = {"supercategory": kind, "id": len(categories) + 1, "name": full}
+                category = categories.setdefault(full, new)
+                record = annotation(len(annotations) + 1, picture.image_id, category["id"], piece)
+                annotations.append({**record, "obj_ann_id": owner})
+    path = root / "vlpart/paco/annotations/paco_lvis_v1_train.json"
+    write_json(path, coco_file(images, annotations, list(categories.values())))
+    return len(annotations)
+
+
+def write_pascal_part(root: Path, pictures: Sequence[Picture]) -> int:
+    """Writes PASCAL-Part: halves of objects. Returns the number of annotations."""
+    folder = root / "vlpart/pascal_part"
+    categories: dict[str, dict[str, Any]] = {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for picture in pictures:
+        file_name = f"2008_{picture.number + 1:06d}.jpg"
+        write_bytes(folder / "VOCdevkit/VOC2010/JPEGImages" / file_name, picture.jpeg)
+        images.append(image_record(picture, picture.number + 1, file_name))
+        for index in picture.alone:
+            for part, half in halves(picture.rendered.masks[index]).items():
+                name = f"{picture.layout.names[index]}:{part}"
+                new = {"supercategory": "PART", "id": len(categories) + 1, "name": name}
+                category = categories.setdefault(name, new)
+                annotations.append(annotation(len(annotations) + 1, picture.number + 1, category["id"], half))
+    write_json(folder / "train.json", coco_file(images, annotations, list(categories.values())))
+    return len(annotations)

@@ -1,0 +1,1 @@
+"""READ on the LLaVA and SAM of transformers."""

@@ -1,0 +1,315 @@
+"""What a model is made of, and how it prompts: every value that a saved folder carries in `config.json`.
+
+Plain data, no tensors. A family's values are held here (`ConversationConfig`, `PointConfig`), so that a saved
+model explains itself; the table that they come from is `families.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, SamConfig
+
+from readseg.core.frames import View
+from readseg.core.sasp import Threshold
+from readseg.core.token_grid import Alignment
+
+Prompt = Literal["both", "seg", "points"]
+Projector = Literal["mlp", "linear"]
+
+_CHOICES = {
+    "prompt": get_args(Prompt),
+    "view": get_args(View),
+    "projector": get_args(Projector),
+    "alignment": get_args(Alignment),
+    "threshold": get_args(Threshold),
+}
+
+
+def check_choice(name: str, value: str) -> None:
+    """Raises ValueError where `value` is not one of the words that the setting `name` can have."""
+    if value not in _CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """How a similarity map becomes point prompts (Similarity as Points).
+
+    num_points: the most points that one [SEG] gets, at least 1 (the prompt "seg" of `ReadConfig` takes none).
+    t_pos, t_neg: thresholds on the min-max map: v >= t_pos is positive, 0 <= v <= t_neg negative.
+    downsample: the token grid of side n is reduced to n // downsample before points are chosen.
+    alignment: "reference" is the rounding that released READ weights were trained with, "exact" knows the
+        rectangle of the image that the grid covers.
+    threshold: "range" uses t_pos and t_neg, "std" the mean +/- 0.5 standard deviations of the map (the paper's text).
+    dtoc: whether points are made continuous, so that gradients reach the similarity.
+    bandwidth: scale of the kernel of that step, in pixels: exp(-|q - p|^2 / bandwidth^2).
+
+    Raises ValueError where a value makes no sense.
+    """
+
+    num_points: int = 30
+    t_pos: float = 0.8
+    t_neg: float = 0.2
+    downsample: int = 2
+    alignment: Alignment = "reference"
+    threshold: Threshold = "range"
+    dtoc: bool = True
+    bandwidth: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("alignment", self.alignment)
+        check_choice("threshold", self.threshold)
+        if self.num_points < 1:
+            raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
+        if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
+            raise ValueError(
+                f"thresholds must obey 0 <= t_neg < t_pos <= 1; got t_neg {self.t_neg}, t_pos {self.t_pos}."
+            )
+        if self.downsample < 1:
+            raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
+        if not 0.0 < self.bandwidth < math.inf:
+            raise ValueError(f"bandwidth must be above 0 and finite; got {self.bandwidth}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain data; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PointConfig:
+        """Raises ValueError for a name that is not a setting of points."""
+        return _from_dict(cls, values)
+
+
+@dataclass(frozen=True)
+class ConversationConfig:
+    """The words around a question, as the weights were trained with them.
+
+    system: text before the first turn; may be empty.
+    image_text: text of the first turn before the question; "<image>" stands for the image's tokens.
+    name_question: what to ask for the name of an object ("{name}").
+    sentence_question: what to ask for a whole sentence ("{sentence}").
+    names_question: what to ask for several objects at once ("{names}"); empty where the weights were not trained so.
+    forced_answer: the answer of teacher forcing, where an evaluation gives the model its answer.
+    answer_tokens: what is a token where it stands in an answer; anywhere else it is text.
+    """
+
+    system: str = ""
+    image_text: str = "<im_start><image><im_end>\n"
+    name_question: str = "{name}"
+    sentence_question: str = "{sentence}"
+    names_question: str = ""
+    forced_answer: str = "[SEG]."
+    answer_tokens: tuple[str, ...] = ("[SEG]",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer_tokens", tuple(self.answer_tokens))
+        if self.names_question and self.names_question.count("{names}") != 1:
+            raise ValueError(f"names_question must be empty or contain '{{names}}' once; got {self.names_question!r}.")
+        for field, part in (
+            ("image_text", "<image>"),
+            ("name_question", "{name}"),
+            ("sentence_question", "{sentence}"),
+        ):
+            if getattr(self, field).count(part) != 1:
+                raise ValueError(f"{field} must contain {part!r} once; got {getattr(self, field)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain data; `from_dict` reads them back."""
+        return {**dataclasses.asdict(self), "answer_tokens": list(self.answer_tokens)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ConversationConfig:
+        """Raises ValueError for a name that is not a setting of conversations."""
+        return _from_dict(cls, values)
+
+
+def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+    return cls(**values)
+
+
+class ReadConfig(PreTrainedConfig):
+    """Configuration of `ReadModel`: the two stock models, and what joins them.
+
+    lmm_config: the language and vision model (`LlavaConfig`).
+    mask_config: the mask model (`SamConfig`).
+    points: how points are made (`PointConfig`).
+    conversation: the words around a question (`ConversationConfig`).
+    family: the family that the weights belong to; a name, nothing depends on it.
+    projector: what takes image features to the language model: "mlp" (two layers, LLaVA-1.5) or "linear" (LLaVA-1).
+    prompt: what prompts the mask decoder: the points and the projected [SEG] ("both", the paper), "seg" or "points".
+    view: how the language model sees an image: "crop" (shortest side, centre), "letterbox" or "stretch".
+    seg_token_id: the id of [SEG] in this model's tokenizer.
+    rej_token_id: the id of [REJ], with which a family says of one of several objects that it is not there; or None.
+    released: the config.json of the released weights that the model was loaded from, for the way back; or None.
+    text_loss_weight, bce_loss_weight, dice_loss_weight: of loss = text * CE + bce * BCE + dice * DICE.
+    map_loss_weight: of the auxiliary loss on the similarity map; 0 is the paper.
+
+    Raises ValueError where a value makes no sense.
+    """
+
+    model_type = "readseg"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {"lmm_config": LlavaConfig, "mask_config": SamConfig}
+
+    # Any: transformers and __post_init__ turn plain data, as read from a file, into the types named above.
+    lmm_config: Any = None
+    mask_config: Any = None
+    points: Any = None
+    conversation: Any = None
+    family: str = "read"
+    prompt: Prompt = "both"
+    view: View = "crop"
+    projector: Projector = "mlp"
+    seg_token_id: int = 32000
+    rej_token_id: int | None = None
+    released: Any = None
+    text_loss_weight: float = 1.0
+    bce_loss_weight: float = 2.0
+    dice_loss_weight: float = 0.5
+    map_loss_weight: float = 0.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.points = _as(PointConfig, self.points)
+        self.conversation = _as(ConversationConfig, self.conversation)
+        check_choice("prompt", self.prompt)
+        check_choice("view", self.view)
+        check_choice("projector", self.projector)
+        for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
+            weight = getattr(self, name)
+            if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ValueError(f"{name} must be a number, 0 or more; got {weight!r}.")
+        super().__post_init__(**kwargs)
+        self.check_points(self.points)
+
+    def check_points(self, points: PointConfig) -> None:
+        """Raises ValueError where settings of points do not fit this model's view of images or its token grid."""
+        if points.alignment == "reference" and self.view != "crop":
+            raise ValueError(
+                f'alignment "reference" is a rounding of the centre crop, but the view is {self.view!r}: '
+                'use alignment "exact".'
+            )
+        if points.downsample**2 > self.num_image_tokens:
+            raise ValueError(
+                f"downsample must not exceed the side of the grid of {self.num_image_tokens} image tokens; "
+                f"got {points.downsample}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as written to `config.json`."""
+        values = super().to_dict()
+        values["points"] = self.points.to_dict()
+        values["conversation"] = self.conversation.to_dict()
+        return values
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that marks the image's places in `input_ids`."""
+        return self.lmm_config.image_token_index
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, the number of tokens that one image fills: (side // patch)^2."""
+        vision = self.lmm_config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    @property
+    def lmm_size(self) -> int:
+        """Side in pixels of the square that the language model sees."""
+        return self.lmm_config.vision_config.image_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side in pixels of the square that the mask model sees."""
+        return self.mask_config.vision_config.image_size
+
+
+AutoConfig.register(ReadConfig.model_type, ReadConfig, exist_ok=True)
+
+
+def _as(cls: type, value: Any) -> Any:
+    if isinstance(value, cls):
+        return value
+    return cls.from_dict(value or {})  # type: ignore[attr-defined]
+
+
+def tiny_config(
+    *,
+    vocab_size: int,
+    image_token_id: int,
+    seg_token_id: int,
+    bos_token_id: int,
+    eos_token_id: int,
+    pad_token_id: int,
+) -> ReadConfig:
+    """The embedded model: the classes of READ-7B at under 12 million parameters, for drawn scenes.
+
+    224 px and 14 x 14 image tokens for the language model, 160 px and 20 x 20 embeddings for the mask model; both
+    see the whole image. The ids are those of the tokenizer that the model is trained with.
+    """
+    vision = CLIPVisionConfig(
+        image_size=224,
+        patch_size=16,
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        projection_dim=192,
+    )
+    text = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+    lmm = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token_id,
+        image_seq_length=196,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    mask = SamConfig(
+        vision_config={
+            "image_size": 160,
+            "patch_size": 8,
+            "hidden_size": 128,
+            "output_channels": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "mlp_dim": 512,
+            "global_attn_indexes": [0, 1, 2, 3],
+            "window_size": 0,
+            "num_pos_feats": 64,
+            "scale": 1.0,  # std of the random Fourier features: the stock hidden_size / 2 aliases on a small grid
+        },
+        prompt_encoder_config={"hidden_size": 128, "image_size": 160, "patch_size": 8},
+        mask_decoder_config={
+            "hidden_size": 128,
+            "mlp_dim": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "iou_head_hidden_dim": 128,
+        },
+    )
+    return ReadConfig(
+        lmm_config=lmm,
+        mask_config=mask,
+        points=PointConfig(num_points=30, t_pos=0.8, t_neg=0.2, downsample=1, alignment="exact"),
+        conversation=ConversationConfig(),
+        family="tiny",
+        view="stretch",
+        seg_token_id=seg_token_id,
+    )

@@ -1,0 +1,488 @@
+"""The model: a stock LLaVA, a stock SAM, the projection that joins them, and SasP between them.
+
+Speaks tokens, hidden states and logits; points are in image pixels until the `Frame` of their image takes them to
+the mask model's input. S counts [SEG] tokens in reading order (row by row), R rows of text, I images, N image
+tokens, D the width of the language model, C the width of the mask model's prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    DynamicCache,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    SamModel,
+)
+from transformers.utils import ModelOutput
+
+from readseg.core import sasp
+from readseg.core.frames import Frame
+from readseg.errors import ReadsegError
+from readseg.model import generation, losses
+from readseg.model.config import PointConfig, Prompt, ReadConfig, check_choice
+from readseg.model.generation import Answer
+from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
+from readseg.model.packing import Layout, allow_packing
+
+IGNORED_LABEL = -100
+_MANY_PATCHES = 32  # a side
+
+
+@dataclass
+class ReadOutput(ModelOutput):
+    """What `ReadModel.forward` gives. Losses are scalars, unweighted but for `loss`.
+
+    loss: the weighted sum of the losses whose targets were given, else None.
+    text_loss, bce_loss, dice_loss, map_loss: None where their targets were not given.
+    logits: (R, L, vocabulary) with `return_logits`, else None.
+    h_seg: (S, D), the states that predict each [SEG];  h_img: (R, N, D), the states of the image tokens.
+    scores: (S, N) similarity, float32;  seg_rows, seg_images: (S,) the row and the image of each [SEG].
+    points: the `Points` of each [SEG];  low_res_logits: (S, h, w), in the frame of the mask model's square.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    bce_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    map_loss: Tensor | None = None
+    logits: Tensor | None = None
+    h_seg: Tensor | None = None
+    h_img: Tensor | None = None
+    scores: Tensor | None = None
+    seg_rows: Tensor | None = None
+    seg_images: Tensor | None = None
+    points: list[Points] | None = None
+    low_res_logits: Tensor | None = None
+
+
+def default_attention(config: ReadConfig) -> str:
+    """The attention used where `attn_implementation` is not given.
+
+    Without a GPU "eager" is the faster one for the embedded model's 20 x 20 patches; for SAM's 64 x 64 "sdpa" takes
+    half the time and a third of the memory.
+    """
+    side = config.mask_size // config.mask_config.vision_config.patch_size
+    return "sdpa" if torch.cuda.is_available() or side > _MANY_PATCHES else "eager"
+
+
+class ReadModel(PreTrainedModel):
+    """READ: reasoning segmentation by similarity as points (arXiv 2412.17741).
+
+        hidden = LMM(image, text);  h_seg = hidden before each [SEG];  h_img = hidden at the image tokens
+        scores = h_seg . h_img^T -> points -> SAM(points ++ projection(h_seg)) -> mask logits
+
+    lmm: `LlavaForConditionalGeneration`;  sam: `SamModel`;
+    seg_projection: Linear(D, D) - ReLU - Linear(D, C);  map_bias: b of the auxiliary loss on the map.
+    """
+
+    config_class = ReadConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "CLIPVisionModel", "SamModel"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    # SAM's random Fourier features turn a rounded value into another place in the image.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["positional_embedding"]
+
+    config: ReadConfig
+    lmm: LlavaForConditionalGeneration
+    sam: SamModel
+
+    def __init__(self, config: ReadConfig) -> None:
+        if config._attn_implementation is None:
+            config._attn_implementation = default_attention(config)
+        super().__init__(config)
+        self.lmm = LlavaForConditionalGeneration(config.lmm_config)
+        self.sam = SamModel(config.mask_config)
+        width = config.lmm_config.text_config.hidden_size
+        if config.projector == "linear":
+            seen = config.lmm_config.vision_config.hidden_size
+            self.lmm.model.multi_modal_projector = nn.Linear(seen, width)
+        self.seg_projection = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, config.mask_config.prompt_encoder_config.hidden_size),
+        )
+        self.map_bias = nn.Parameter(torch.zeros(()))
+        self.post_init()
+
+    # -- images, once for all questions ------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N D"]:
+        """Image tokens for the language model: pixels (I, 3, s, s) -> projected features (I, N, D)."""
+        return self.project(self.look_at(pixel_values))
+
+    def look_at(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N d"]:
+        """The vision tower's patch states, of the layer that the configuration names: (I, 3, s, s) -> (I, N, d)."""
+        tower, layer = self.lmm.model.vision_tower, self.config.lmm_config.vision_feature_layer
+        states = tower(pixel_values=pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
+        return states[layer][:, 1:]
+
+    def project(self, features: Float[Tensor, "I N d"]) -> Float[Tensor, "I N D"]:
+        """Patch states as the language model takes them: (I, N, d) -> (I, N, D)."""
+        projector = self.lmm.model.multi_modal_projector
+        return projector(features.to(next(projector.parameters()).dtype))
+
+    def embed_masks_image(self, mask_pixel_values: Float[Tensor, "I 3 S S"]) -> Float[Tensor, "I C h w"]:
+        """The mask model's view of images: pixels (I, 3, S, S) -> embeddings (I, C, h, w)."""
+        return self.sam.vision_encoder(mask_pixel_values.to(self.sam.vision_encoder.dtype)).last_hidden_state
+
+    # -- the algorithm -----------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "R L"],
+        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None = None,
+        position_ids: Int[Tensor, "_ L"] | None = None,
+        pixel_values: Float[Tensor, "I 3 s s"] | None = None,
+        image_features: Float[Tensor, "I N D"] | None = None,
+        mask_pixel_values: Float[Tensor, "I 3 S S"] | None = None,
+        mask_embeddings: Float[Tensor, "I C h w"] | None = None,
+        frames: Sequence[Frame] | None = None,
+        row_images: Int[Tensor, " R"] | None = None,
+        labels: Int[Tensor, "R L"] | None = None,
+        masks: Sequence[Shaped[Tensor, "_ _"]] | None = None,
+        coverage: Float[Tensor, "segs N"] | None = None,
+        points: PointConfig | None = None,
+        prompt: Prompt | None = None,
+        layout: Layout | None = None,
+        return_logits: bool = False,
+    ) -> ReadOutput:
+        """Teacher forcing: the whole text is given, the masks of all its [SEG] come out, and the losses.
+
+            loss = w_text * CE + w_bce * BCE + w_dice * DICE + w_map * BCE(scores / sqrt(D) + b, coverage)
+
+        Args:
+            input_ids: (R, L), each row with N image tokens. A row may hold several questions packed behind one
+                image, kept apart by `layout` (or a 4-D `attention_mask`) and `position_ids`.
+            attention_mask: (R, L), 1 where there is text, padding on either side; or (R or 1, 1, L, L), bool (True:
+                may attend) or additive. Default: no padding.
+            position_ids: (R, L). Default: counted along the text, padding left out.
+            pixel_values: (I, 3, s, s); or `image_features` (I, N, D), as `encode_image` gives.
+            image_features: see `pixel_values`.
+            mask_pixel_values: (I, 3, S, S); or `mask_embeddings` (I, C, h, w), as `embed_masks_image` gives. Without
+                both, no masks are made.
+            mask_embeddings: see `mask_pixel_values`.
+            frames: the I images' frames; needed for masks.
+            row_images: (R,) the image of each row. Default: one row for each image.
+            labels: (R, L), the ids to learn, -100 elsewhere (not shifted).
+            masks: S targets, each (H, W) in the size of its image: 1, 0, or 255 for pixels that do not count. A family
+                with [REJ] has a target for each of those too, in reading order; its logits are 0 there, as trained.
+            coverage: (S, N) in [0, 1], the share of each image token's cell that the target covers.
+            points: settings that replace the configured ones.
+            prompt: replaces the configured one.
+            layout: where the questions lie that `packing.pack` packed; `attention_mask` is then not looked at.
+            return_logits: text logits at all positions; they are else computed only where there is a label.
+
+        Raises:
+            ReadsegError: neither `pixel_values` nor `image_features`, a row without an image of its own or without N
+                image tokens, masks without `frames`, or another number of masks than of [SEG].
+        """
+        if image_features is None:
+            if pixel_values is None:
+                raise ReadsegError("forward needs pixel_values or image_features.")
+            image_features = self.encode_image(pixel_values)
+        if row_images is None:
+            row_images = torch.arange(len(input_ids), device=input_ids.device)
+        if len(row_images) != len(input_ids) or not all(0 <= i < len(image_features) for i in row_images.tolist()):
+            raise ReadsegError(
+                f"row_images must give one of {len(image_features)} images for each of {len(input_ids)} rows; "
+                f"got {row_images.tolist()}."
+            )
+
+        if layout is not None:
+            allow_packing(self.lmm.model.language_model)
+        hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images], layout=layout)
+        h_img = hidden[self._image_places(input_ids)].unflatten(0, (len(input_ids), -1))
+        seg_rows, seg_columns = self._seg_places(input_ids)
+        h_seg = hidden[seg_rows, seg_columns - 1]
+        seg_images = row_images[seg_rows]
+        scores = self.similarity(h_seg, h_img[seg_rows])
+        output = ReadOutput(h_seg=h_seg, h_img=h_img, scores=scores, seg_rows=seg_rows, seg_images=seg_images)
+
+        if mask_embeddings is None and mask_pixel_values is not None:
+            mask_embeddings = self.embed_masks_image(mask_pixel_values)
+        if mask_embeddings is not None:
+            if frames is None:
+                raise ReadsegError("masks need the frames of their images: pass frames.")
+            output.points, output.low_res_logits = self.decode_masks(
+                h_seg, scores, seg_images, mask_embeddings, frames, points=points, prompt=prompt
+            )
+
+        if return_logits:
+            output.logits = self.lmm.lm_head(hidden)
+        if labels is not None:
+            output.text_loss = self._text_loss(hidden, labels)
+        if masks is not None:
+            output.bce_loss, output.dice_loss = self._mask_losses(output, input_ids, row_images, frames, masks)
+        if coverage is not None:
+            with full_precision(self.device):
+                output.map_loss = losses.map_loss(scores, coverage, self.map_bias, width=h_seg.shape[-1])
+        output.loss = self._weighted(output)
+        return output
+
+    def similarity(
+        self, h_seg: Float[Tensor, "S D"], h_img: Float[Tensor, "N D"] | Float[Tensor, "S N D"]
+    ) -> Float[Tensor, "S N"]:
+        """Similarity h_seg . h_img^T: (S, D) with (N, D) or (S, N, D) -> (S, N), in float32 also under autocast."""
+        with full_precision(h_seg.device):
+            return sasp.similarity(h_seg.float(), h_img.float())
+
+    def decode_masks(
+        self,
+        h_seg: Float[Tensor, "S D"],
+        scores: Float[Tensor, "S N"],
+        seg_images: Int[Tensor, " S"],
+        mask_embeddings: Float[Tensor, "I C h w"],
+        frames: Sequence[Frame],
+        points: PointConfig | None = None,
+        prompt: Prompt | None = None,
+    ) -> tuple[list[Points], Float[Tensor, "S 4*h 4*w"]]:
+        """From the states of S [SEG] tokens to their masks, as the configured or the given prompt says.
+
+        Args:
+            h_seg: (S, D).
+            scores: (S, N) similarity with the image tokens.
+            seg_images: (S,) the image of each [SEG], an index into `mask_embeddings` and `frames`.
+            mask_embeddings: (I, C, h, w).
+            frames: the I images' frames.
+            points: settings that replace the configured ones.
+            prompt: "both", "seg" (no points are made) or "points"; replaces the configured one.
+
+        Returns:
+            The points of each [SEG], and logits (S, 4h, 4w) float32 in the frame of the mask model's square; a [SEG]
+            without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
+
+        Raises:
+            ValueError: an unknown prompt, or settings of points that do not fit the model (`ReadConfig.check_points`).
+        """
+        prompt, points = prompt or self.config.prompt, points or self.config.points
+        check_choice("prompt", prompt)
+        self.config.check_points(points)
+        images = seg_images.tolist()
+        # The parts of a model that is spread over devices meet where the mask model is.
+        h_seg, scores = h_seg.to(mask_embeddings.device), scores.to(mask_embeddings.device)
+        if prompt == "seg":
+            found = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
+        else:
+            found = select_points(scores, images, frames, points)
+        tokens = None if prompt == "points" else self.seg_projection(h_seg)
+        return found, masks_from_prompts(self.sam, found, tokens, images, mask_embeddings, frames)
+
+    # -- generation: the prefix once, the questions as one batch --------------------------------------------------
+
+    @torch.no_grad()
+    def prefill(
+        self, prefix_ids: Sequence[int], image_features: Float[Tensor, "1 N D"]
+    ) -> tuple[DynamicCache, Float[Tensor, "N D"]]:
+        """Runs the part of the prompt that no question changes: the text up to the image, and the image.
+
+        Args:
+            prefix_ids: ids with N image tokens.
+            image_features: (1, N, D) from `encode_image`.
+
+        Returns:
+            The keys and values of the prefix, and h_img (N, D).
+        """
+        ids = torch.tensor([list(prefix_ids)], device=self.device)
+        cache = DynamicCache()
+        hidden = self._hidden_states(ids, None, None, image_features, cache=cache)
+        return cache, hidden[self._image_places(ids)]
+
+    def generate_answers(
+        self,
+        prefix_ids: Sequence[int],
+        cache: DynamicCache,
+        queries: Sequence[Sequence[int]],
+        max_new_tokens: int = 64,
+    ) -> list[Answer]:
+        """Greedy answers to Q questions behind one prefix, decoded as one batch: `answering.generate`."""
+        return generation.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
+
+    def force_answers(
+        self,
+        prefix_ids: Sequence[int],
+        cache: DynamicCache,
+        queries: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> list[Answer]:
+        """The states of given answers, and what the model itself would have said: `answering.force`."""
+        return generation.force(self.lmm, prefix_ids, cache, queries, answers)
+
+    # -- pieces of forward -----------------------------------------------------------------------------------------
+
+    def _hidden_states(
+        self,
+        input_ids: Int[Tensor, "R L"],
+        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None,
+        position_ids: Int[Tensor, "_ L"] | None,
+        image_features: Float[Tensor, "R N D"],
+        cache: DynamicCache | None = None,
+        layout: Layout | None = None,
+    ) -> Float[Tensor, "R L D"]:
+        """Last hidden states, after the final norm, with the image features at the image's places."""
+        places = self._image_places(input_ids)
+        embeddings = self.lmm.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        embeddings = embeddings.masked_scatter(places[..., None], image_features.to(embeddings.dtype))
+        if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            lowest = torch.finfo(embeddings.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeddings.dtype).masked_fill(
+                ~attention_mask, lowest
+            )
+        return self.lmm.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({} if layout is None else {"layout": layout}),
+        ).last_hidden_state
+
+    def _image_places(self, input_ids: Int[Tensor, "R L"]) -> Bool[Tensor, "R L"]:
+        """True at the N image tokens that every row must have."""
+        places = input_ids == self.config.image_token_id
+        counts = places.sum(-1).tolist()
+        expected = self.config.num_image_tokens
+        for row, count in enumerate(counts):
+            if count != expected:
+                raise ReadsegError(f"row {row} of input_ids has {count} image tokens, expected {expected}.")
+        return places
+
+    def _seg_places(self, input_ids: Int[Tensor, "R L"]) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"]]:
+        """Rows and columns of all [SEG], in reading order. Nothing predicts a first token: it is not counted."""
+        places = input_ids == self.config.seg_token_id
+        rows, columns = places[:, 1:].nonzero(as_tuple=True)
+        return rows, columns + 1
+
+    def _text_loss(self, hidden: Float[Tensor, "R L D"], labels: Int[Tensor, "R L"]) -> Float[Tensor, ""]:
+        """Mean cross entropy over the labelled tokens; the output layer sees only the states that predict one."""
+        targets = labels[:, 1:]
+        learned = targets != IGNORED_LABEL
+        logits = self.lmm.lm_head(hidden[:, :-1][learned]).float()
+        total = F.cross_entropy(logits, targets[learned], reduction="sum")
+        return total / learned.sum().clamp(min=1)
+
+    def _mask_losses(
+        self,
+        output: ReadOutput,
+        input_ids: Int[Tensor, "R L"],
+        row_images: Int[Tensor, " R"],
+        frames: Sequence[Frame] | None,
+        masks: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        low_res = output.low_res_logits
+        if low_res is None or frames is None:
+            raise ReadsegError("mask losses need mask_pixel_values or mask_embeddings, and frames.")
+        rejections = -1 if self.config.rej_token_id is None else self.config.rej_token_id
+        rows, columns = ((input_ids == self.config.seg_token_id) | (input_ids == rejections))[:, 1:].nonzero(
+            as_tuple=True
+        )
+        targets = input_ids[rows, columns + 1].tolist()
+        if len(masks) != len(targets):
+            raise ReadsegError(f"{len(masks)} masks for {len(targets)} [SEG] (or [REJ]) tokens; give one for each.")
+        with full_precision(self.device):
+            found = iter(low_res)
+            logits = [
+                low_res.new_zeros(frames[image].hw)
+                if token == rejections
+                else frames[image].masks_to_image(next(found)[None])[0]
+                for token, image in zip(targets, row_images[rows].tolist(), strict=True)
+            ]
+            bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks])
+            zero = self._mask_branch_zero()
+        return bce + zero, dice + zero
+
+    def _mask_branch_zero(self) -> Tensor:
+        """0, with every trained parameter of the mask branch in its graph.
+
+        Distributed training waits for the gradient of each of them, also in a batch without a mask.
+        """
+        zero = torch.zeros((), device=self.device)
+        if torch.is_grad_enabled():
+            for weight in (*self.seg_projection.parameters(), *self.sam.parameters(), self.map_bias):
+                if weight.requires_grad:
+                    zero = zero + weight.flatten()[:0].float().sum()
+        return zero
+
+    def _weighted(self, output: ReadOutput) -> Tensor | None:
+        weights = self.config
+        terms = (
+            (weights.text_loss_weight, output.text_loss),
+            (weights.bce_loss_weight, output.bce_loss),
+            (weights.dice_loss_weight, output.dice_loss),
+            (weights.map_loss_weight, output.map_loss),
+        )
+        given = [weight * loss for weight, loss in terms if loss is not None]
+        return sum(given[1:], start=given[0]) if given else None
+
+    # -- files and precision -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As transformers' own, but weights that are missing, unexpected, of a wrong shape or not finite are an error.
+
+        Raises:
+            ReadsegError: names the keys. Silent random weights are no model.
+        """
+        # transformers' own error of this kind names no key: let it pass, and name them here.
+        kwargs["ignore_mismatched_sizes"] = True
+        where = pretrained_model_name_or_path or "state_dict"
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        problems = [
+            f"{what}: {', '.join(sorted(map(str, info[key])))}"
+            for key, what in (
+                ("missing_keys", "missing"),
+                ("unexpected_keys", "unexpected"),
+                ("mismatched_keys", "of a wrong shape"),
+            )
+            if info[key]
+        ]
+        if problems:
+            raise ReadsegError(
+                f"{where}: these weights are not those of the model that its config describes; {'; '.join(problems)}."
+            )
+        broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+        if broken:
+            raise ReadsegError(f"{where}: weights that are no numbers: {', '.join(broken)}.")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """As transformers' own, under the names that the modules have here (so that nothing is renamed on load)."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts, but leaves in float32 what a lower type would spoil."""
+        kept = [(owner, name, tensor.detach()) for owner, name, tensor in self._float32_tensors()]
+        super()._apply(fn, recurse)
+        for owner, name, before in kept:
+            after = getattr(owner, name)
+            if after.is_floating_point() and after.dtype != before.dtype:
+                after.data = before.to(device=after.device)
+        return self
+
+    def _float32_tensors(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        """Rotary frequencies (whole positions go wrong in bfloat16) and SAM's Fourier features."""
+        for module in self.modules():
+            for name in ("inv_freq", "original_inv_freq", "positional_embedding"):
+                tensor = getattr(module, name, None)
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+                    yield module, name, tensor
+
+
+AutoModel.register(ReadConfig, ReadModel, exist_ok=True)

@@ -1,0 +1,297 @@
+"""Images and conversations to tensors, and ids back to text: everything around the model that is not the model.
+
+Speaks PIL images (RGB, upright), text and token ids. The view of an image is `geometry.Frame`'s, the layout of a
+conversation `conversation.py`'s; normalisation and ids are here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from readseg.core.frames import Frame
+from readseg.errors import ReadsegError
+from readseg.model import prompt_format
+from readseg.model.config import ReadConfig
+from readseg.model.families import BOS, EOS, IMAGE, PAD, PHRASE, PHRASE_END, REJ, SEG, TINY
+from readseg.model.prompt_format import Piece, Turn
+from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
+
+# CLIP's and SAM's statistics of RGB values, for values in 0..1 and in 0..255.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+_CLOSING = frozenset(".,;:!?)'")  # no space stands before these
+
+
+class ReadProcessor:
+    """What a `ReadModel` needs around it: its tokenizer, and the sizes and words of its config.
+
+    Args:
+        tokenizer: with "[SEG]" as one token.
+        config: the model's.
+
+    Raises:
+        ReadsegError: the tokenizer and the config disagree about [SEG].
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | LegacyTokenizer, config: ReadConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        if (seg := self._special(SEG)) != config.seg_token_id:
+            raise ReadsegError(f"the tokenizer's {SEG} is {seg}, the config's {config.seg_token_id}.")
+        self._answer_ids = {self._special(token): token for token in config.conversation.answer_tokens}
+
+    # -- images ------------------------------------------------------------------------------------------------
+
+    def frame(self, image: Image.Image) -> Frame:
+        """The frames of an image, as this model sees it."""
+        config = self.config
+        return Frame(image.height, image.width, config.lmm_size, config.mask_size, config.view)
+
+    def lmm_pixels(self, image: Image.Image) -> Tensor:
+        """What the language model sees: (3, s, s) float32, (value / 255 - mean) / std of CLIP."""
+        pixels = _to_tensor(self.frame(image).lmm_view(image)) / 255
+        return _normalised(pixels, CLIP_MEAN, CLIP_STD)
+
+    def mask_pixels(self, image: Image.Image) -> Tensor:
+        """What the mask model sees: (3, S, S) float32, (value - mean) / std of SAM, then 0 right and below."""
+        pixels = _normalised(_to_tensor(self.frame(image).mask_view(image)), SAM_MEAN, SAM_STD)
+        square = pixels.new_zeros(3, self.config.mask_size, self.config.mask_size)
+        square[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+        return square
+
+    # -- text --------------------------------------------------------------------------------------------------
+
+    def prefix_ids(self) -> list[int]:
+        """The ids before the first question, with N image tokens: the same for every question on an image."""
+        pieces = prompt_format.prefix(self.config.conversation)
+        if isinstance(self.tokenizer, LegacyTokenizer):
+            # Text between the image and the question is encoded as one with the question.
+            while not pieces[-1].special:
+                pieces.pop()
+        return [token for token, _ in self._tokens(pieces)]
+
+    def query_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """The ids that follow the prefix, up to where the answer to the last question begins.
+
+        Raises:
+            ReadsegError: an empty question, or an earlier turn without an answer (`conversation.dialogue`).
+        """
+        return self.prompt_ids(turns)[len(self.prefix_ids()) :]
+
+    def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Prefix and query: what the answer to the last question is generated from. Raises what `query_ids` does."""
+        *history, last = turns
+        return [token for token, _ in self._tokens(self._pieces([*history, Turn(last.question)]))]
+
+    def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """The ids of the last turn's answer, as they follow `prompt_ids`, without the end token.
+
+        Raises:
+            ReadsegError: what `conversation.dialogue` raises.
+        """
+        return self.encode(turns)[0][len(self.prompt_ids(turns)) : -1]
+
+    def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """A whole conversation for training or teacher forcing.
+
+        Returns:
+            input_ids, and labels: the same ids in answers (with their end token), -100 elsewhere.
+
+        Raises:
+            ReadsegError: what `conversation.dialogue` raises.
+        """
+        tokens = self._tokens(self._pieces(turns))
+        return [token for token, _ in tokens], [token if learned else -100 for token, learned in tokens]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer's ids: " [SEG]" for each [SEG] (and its like in other families), no other special token."""
+        legacy = isinstance(self.tokenizer, LegacyTokenizer)
+        text = ""
+        for is_token, group in groupby(ids, key=lambda token: token in self._answer_ids):
+            if is_token:
+                text += "".join(f" {self._answer_ids[token]}" for token in group)
+                continue
+            part = self.tokenizer.decode(list(group), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # The legacy tokenizer drops the space behind a token: it is put back before words.
+            text += f" {part}" if legacy and part and part[0] not in _CLOSING else part
+        return text.strip()
+
+    def targets(self, ids: Sequence[int]) -> list[tuple[str, str]]:
+        """The objects that an answer speaks of, in reading order: its token, [SEG] or [REJ], and its words.
+
+        The words stand between <p> and </p> where the family writes so, else, where it names several objects ("Sure,a
+        fox:[SEG], a heron:[REJ]."), between two tokens; other families do not say: "".
+        """
+        found = []
+        start = 0
+        for place, token in enumerate(ids):
+            if (name := self._answer_ids.get(token)) in (SEG, REJ):
+                found.append((str(name), self._phrase(ids[start:place])))
+                start = place + 1
+        return found
+
+    def _phrase(self, ids: Sequence[int]) -> str:
+        words = self.config.conversation
+        if PHRASE in words.answer_tokens:
+            marks = [(place, name) for place, token in enumerate(ids) if (name := self._answer_ids.get(token))]
+            ends = [place for place, name in marks if name == PHRASE_END]
+            starts = [place for place, name in marks if name == PHRASE and ends and place < ends[-1]]
+            return self.decode(ids[starts[-1] + 1 : ends[-1]]) if starts else ""
+        if not words.names_question:
+            return ""
+        return re.sub(r"^(Sure)?[\s,]*|[\s:]*$", "", self.decode(ids))
+
+    def _pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        words = self.config.conversation
+        return prompt_format.prefix(words) + prompt_format.dialogue(turns, words.answer_tokens)
+
+    def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, bool]]:
+        """Each id of a conversation, and whether the model learns to say it."""
+        tokens: list[tuple[int, bool]] = []
+        for run in self._runs(pieces):
+            first = run[0]
+            if first.ids is not None:
+                tokens += [(token, first.learned) for token in first.ids]
+                continue
+            if first.special:
+                image = first.text == IMAGE
+                ids = (
+                    [self.config.image_token_id] * self.config.num_image_tokens
+                    if image
+                    else [self._special(first.text)]
+                )
+                tokens += [(token, first.learned) for token in ids]
+                continue
+            text = "".join(piece.text for piece in run)
+            ids = self._encoded(text)
+            # A run is prompt, then answer; a space divides them, so the prompt alone gives the same first ids.
+            prompt = "".join(piece.text for piece in run if not piece.learned)
+            asked = len(ids) if prompt == text else len(self._encoded(prompt))
+            tokens += [(token, place >= asked) for place, token in enumerate(ids)]
+        return tokens
+
+    def _runs(self, pieces: Sequence[Piece]) -> list[list[Piece]]:
+        """What is encoded together: a special token by itself, and text as the tokenizer was used in training.
+
+        In the legacy tokenizer's way all text between two tokens is one run, and an added token takes the space
+        around it away.
+        """
+        if not isinstance(self.tokenizer, LegacyTokenizer):
+            return [[piece] for piece in pieces]
+        runs: list[list[Piece]] = []
+        for piece in pieces:
+            if runs and not piece.special and not runs[-1][0].special:
+                runs[-1].append(piece)
+            else:
+                runs.append([piece])
+        added = self.tokenizer.added
+        for place, run in enumerate(runs):
+            if run[0].special:
+                continue
+            if place and runs[place - 1][0].text in added:
+                run[0] = run[0]._replace(text=run[0].text.lstrip())
+            if place + 1 < len(runs) and runs[place + 1][0].text in added:
+                run[-1] = run[-1]._replace(text=run[-1].text.rstrip())
+        return runs
+
+    def _encoded(self, text: str) -> list[int]:
+        # Without the option, a user who writes "</s>" or "[SEG]" would write the token.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+
+    def _special(self, token: str) -> int:
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        if index is None or index == self.tokenizer.unk_token_id:
+            raise ReadsegError(f"the tokenizer does not know {token}; it is not one of a model of this kind.")
+        return int(index)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes the tokenizer and the config; a model saved into the same folder writes the same config."""
+        self.tokenizer.save_pretrained(save_directory)
+        if not (Path(save_directory) / "config.json").exists():
+            self.config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ReadProcessor:
+        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only.
+
+        Raises:
+            ReadsegError: the tokenizer needs code from its own folder, which is never run.
+        """
+        config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():
+            return cls(LegacyTokenizer.from_folder(folder), config)
+        return cls(load_tokenizer(pretrained_model_name_or_path, config=config, **kwargs), config)
+
+
+def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
+    """The fast tokenizer of a folder or a hub id; no code that comes with it is run.
+
+    Raises:
+        ReadsegError: the tokenizer needs code of its own.
+    """
+    try:
+        # None, the default, asks on the terminal, and a pipe can answer "yes".
+        return AutoTokenizer.from_pretrained(name, **{**kwargs, "trust_remote_code": False})
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ReadsegError(
+            f"{name}: the tokenizer needs code of its own (auto_map in tokenizer_config.json), and code from a model's "
+            "folder is never run. Expected a tokenizer.json that transformers reads by itself."
+        ) from error
+
+
+def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for the embedded model, learned from `texts` (questions and answers).
+
+    Its first ids are the special tokens of the tiny family, then the 256 bytes: any text can be written. The same
+    texts in the same order give the same tokenizer. `vocab_size` is a limit; few texts give fewer tokens.
+    """
+    corpus = [prompt_format.USER, prompt_format.ASSISTANT]
+    for text in texts:
+        words = prompt_format.plain(text).replace(SEG, "")
+        corpus += [words, f" {words}"]  # a question stands without, an answer with a space before it
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(TINY.added_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        extra_special_tokens=[token for token in TINY.added_tokens if token not in (PAD, BOS, EOS)],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
+
+
+def _normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+AutoProcessor.register(ReadConfig, ReadProcessor, exist_ok=True)

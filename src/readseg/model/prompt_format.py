@@ -1,0 +1,165 @@
+r"""The layout of a conversation, as pieces of text and special tokens: which of them is prompt, which is answer.
+
+    {system} USER: <im_start><image><im_end>\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: ...
+
+Text that a user wrote is always text: a piece says by its type what is a special token, nobody searches for one.
+No token ids here: `processor.py` knows those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from readseg.errors import ReadsegError
+from readseg.model.config import ConversationConfig
+from readseg.model.families import BOS, EOS, IM_END, IM_START, IMAGE, SEG
+
+USER, ASSISTANT = "USER: ", " ASSISTANT:"
+
+
+class Turn(NamedTuple):
+    """A question, and its answer where there is one yet. In an answer "[SEG]" and its like are tokens.
+
+    ids: of an answer that a model gave, what it said to the id; text alone does not always give these ids again.
+    """
+
+    question: str
+    answer: str | None = None
+    ids: tuple[int, ...] | None = None
+
+
+class Piece(NamedTuple):
+    """A stretch of plain text, or one special token; `learned` in the parts that the model has to say itself.
+
+    ids: where it is known already, what stands for it.
+    """
+
+    text: str
+    special: bool = False
+    learned: bool = False
+    ids: tuple[int, ...] | None = None
+
+
+def prefix(conversation: ConversationConfig) -> list[Piece]:
+    r"""What stands before the first question, the same for every question on an image.
+
+    >>> [piece.text for piece in prefix(ConversationConfig(system="Be brief."))]
+    ['<s>', 'Be brief. USER: ', '<im_start>', '<image>', '<im_end>', '\n']
+    """
+    system = f"{conversation.system} " if conversation.system else ""
+    parts = re.split(f"({IM_START}|{IMAGE}|{IM_END})", conversation.image_text)
+    return [
+        Piece(BOS, special=True),
+        Piece(system + USER),
+        *(Piece(part, special=part in (IM_START, IMAGE, IM_END)) for part in parts if part),
+    ]
+
+
+def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Piece]:
+    """What follows the prefix: questions and answers. A last turn without an answer ends where the answer begins.
+
+    Args:
+        turns: the conversation.
+        tokens: what is a token in an answer (`ConversationConfig.answer_tokens`).
+
+    Raises:
+        ReadsegError: an empty question, no turn at all, or a turn without an answer before the last one.
+    """
+    if not turns:
+        raise ReadsegError("a conversation needs at least one question.")
+    pieces: list[Piece] = []
+    for place, turn in enumerate(turns):
+        question = plain(turn.question)
+        if not question:
+            raise ReadsegError("the question is empty; say what to look for.")
+        pieces += [Piece(USER)] * (place > 0) + [Piece(question), Piece(ASSISTANT)]
+        if turn.ids is not None:
+            said = Piece(turn.answer or "", special=True, learned=True, ids=turn.ids)
+            pieces += [said, Piece(EOS, special=True, learned=True)]
+        elif turn.answer is not None:
+            pieces += answer(turn.answer, tokens)
+        elif place < len(turns) - 1:
+            raise ReadsegError(f"turn {place + 1} of {len(turns)} has no answer; only the last may lack one.")
+    return pieces
+
+
+def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
+    """An answer, with the space before it and the end token after it.
+
+    The space before a token such as [SEG] belongs to the token: it is left out here and put back when ids are decoded.
+
+    >>> [piece.text for piece in answer("it is the cow [SEG].")]
+    [' it is the cow', '[SEG]', '.', '</s>']
+    """
+    parts = re.split(f"({'|'.join(map(re.escape, tokens))})", f" {plain(text)}")
+    # What the pattern found stands at the odd places.
+    pieces = [
+        Piece(part, special=True, learned=True) if place % 2 else Piece(part.rstrip(" "), learned=True)
+        for place, part in enumerate(parts[:-1])
+    ]
+    pieces += [Piece(parts[-1], learned=True), Piece(EOS, special=True, learned=True)]
+    return [piece for piece in pieces if piece.text]
+
+
+def names_question(conversation: ConversationConfig, names: Sequence[str]) -> str:
+    """What a model is asked when a user wants several objects segmented with one question.
+
+    Raises:
+        ReadsegError: the weights were not trained to be asked so; there is no name, an empty one, or one that holds a
+            token of answers.
+
+    >>> names_question(ConversationConfig(names_question="Where are {names}?"), ["a cup", "a hat"])
+    'Where are a cup, a hat?'
+    """
+    if not conversation.names_question:
+        raise ReadsegError("this model was not trained to find several objects with one question: ask for each.")
+    cleaned = _bare(names)
+    if not cleaned or not all(cleaned):
+        raise ReadsegError("a name is empty; say what to look for.")
+    if held := [token for token in conversation.answer_tokens if any(token in name for name in cleaned)]:
+        raise ReadsegError(f"a name holds {held[0]}, which stands for an object in answers: say it in other words.")
+    return conversation.names_question.replace("{names}", ", ".join(cleaned))
+
+
+def names_answer(names: Sequence[str]) -> str:
+    """The answer of teacher forcing to `names_question`, in which every object is there.
+
+    >>> names_answer(["a cup", "a hat"])
+    'Sure,a cup:[SEG], a hat:[SEG].'
+    """
+    return f"Sure,{', '.join(f'{name}:{SEG}' for name in _bare(names))}."
+
+
+def _bare(names: Sequence[str]) -> list[str]:
+    return [plain(name).rstrip(".") for name in names]
+
+
+def inference_question(conversation: ConversationConfig, query: str, *, sentence: bool | None = None) -> str:
+    """What a model is asked when a user wants `query` segmented, in the words that its family was trained with.
+
+    Args:
+        conversation: the model's own.
+        query: the name of a thing ("the red cup") or a whole sentence ("Where could I sit?").
+        sentence: which of the two it is; by default a sentence is what ends like one.
+
+    >>> inference_question(ConversationConfig(name_question="Where is {name}?"), "the cup")
+    'Where is the cup?'
+    """
+    query = plain(query)
+    if sentence is None:
+        sentence = query.endswith((".", "?", "!"))
+    if sentence:
+        return conversation.sentence_question.replace("{sentence}", query)
+    return conversation.name_question.replace("{name}", query)
+
+
+def plain(text: str) -> str:
+    """Text without space around it, and without what UTF-8 cannot hold (lone surrogates become "?")."""
+    return writable(text).strip()
+
+
+def writable(text: str) -> str:
+    """Text without what UTF-8 cannot hold: lone surrogates, as a shell passes bytes that are no text, become "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,295 @@
+"""Stages 0 and 1: the mask model and the vision tower, each trained alone on scenes before they are frozen.
+
+Both draw their scenes from the step's number, so a batch is a function of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModel, SamModel
+
+from readseg.core.frames import Frame
+from readseg.core.sasp import select_points
+from readseg.model.losses import mask_losses
+from readseg.model.processing import ReadProcessor
+from readseg.scenes.classes import TINTS, TRAINED
+from readseg.scenes.render import Rendered, Scene, make_scene, render
+from readseg.training.config import MaskStageConfig, VisionStageConfig
+from readseg.training.stages.initialise import initialise, initialise_sam
+
+
+def scene_of(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, Rendered]:
+    """A training scene; a share ``dense`` of them holds up to 12 things, which teaches more per image."""
+    scene = make_scene(seed, count=(7, 12) if rng.random() < dense else (4, 8))
+    return scene, render(scene)
+
+
+def cell_coverage(masks: np.ndarray, side: int) -> np.ndarray:
+    """Share of each cell of a side x side grid, stretched over the image, that a mask covers: (T, side, side)."""
+    cover = np.empty((len(masks), side, side), np.float32)
+    for mask, cells in zip(masks, cover, strict=True):
+        cells[:] = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+    return cover
+
+
+def under_cells(scene: Scene, drawn: Rendered, side: int) -> dict[str, np.ndarray]:
+    """What each cell of a side x side grid shows: ``names``, ``tints``, ``front`` (N,).
+
+    Names count from 1 in the order of `TRAINED` (0: nothing there; -100: a border of things, left out), tints from 1
+    in the order of `TINTS` (0: the thing's own colours; -100: nothing there). ``front`` is the index of the thing that
+    covers the cell most.
+    """
+    cover = cell_coverage(drawn.masks, side).reshape(len(scene.things), -1)
+    front, share = cover.argmax(0), cover.max(0)
+    on, off = share >= 0.35, cover.sum(0) < 0.03
+    class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.things])
+    tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.things])
+    return {
+        "names": np.where(on, class_ids[front], np.where(off, 0, -100)),
+        "tints": np.where(on, tint_ids[front], -100),
+        "front": front,
+    }
+
+
+def vision_heads(width: int) -> nn.ModuleDict:
+    """Linear layers on the states (B, N, width) of patches or cells: ``name``, ``tint`` and ``box``."""
+    return nn.ModuleDict(
+        {
+            "name": nn.Linear(width, 1 + len(TRAINED)),
+            "tint": nn.Linear(width, 1 + len(TINTS)),
+            "box": nn.Linear(width, 4),
+        }
+    )
+
+
+def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> dict[str, Tensor]:
+    """Scenes with what lies under each of the N cells of a side x side grid, one scene for each seed.
+
+    Returns:
+        ``pixels`` (B, 3, s, s), ``names``, ``tints`` (B, N) as `under_cells` numbers them, ``boxes`` (B, N, 4).
+    """
+    pixels, names, tints, boxes = [], [], [], []
+    for seed in seeds:
+        scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
+        pixels.append(processor.lmm_pixels(Image.fromarray(drawn.image)))
+        under = under_cells(scene, drawn, side)
+        names.append(under["names"])
+        tints.append(under["tints"])
+        boxes.append(drawn.boxes[under["front"]].astype(np.float32))
+    return {
+        "pixels": torch.stack(pixels),
+        "names": torch.from_numpy(np.stack(names)),
+        "tints": torch.from_numpy(np.stack(tints)),
+        "boxes": torch.from_numpy(np.stack(boxes)),
+    }
+
+
+def vision_losses(
+    heads: nn.ModuleDict, states: Tensor, batch: dict[str, Tensor], centres: Tensor | float = 0.0
+) -> dict[str, Tensor]:
+    """The loss of `VisionStage`, and the accuracy of class and tint over the cells that show a thing.
+
+    Args:
+        heads: of `vision_heads`.
+        states: (B, N, width).
+        batch: of `vision_batch`.
+        centres: (N, 4), added to the boxes that are told.
+    """
+    names, tints = batch["names"].flatten(), batch["tints"].flatten()
+    name_logits = heads["name"](states).flatten(0, 1).float()
+    tint_logits = heads["tint"](states).flatten(0, 1).float()
+    boxes = (heads["box"](states).float() + centres).flatten(0, 1)
+    on = tints >= 0
+    weight = torch.ones(name_logits.shape[1], device=states.device)
+    weight[0] = 0.2
+    name_loss = F.cross_entropy(name_logits, names, weight=weight)
+    tint_loss = F.cross_entropy(tint_logits, tints)
+    box_loss = F.l1_loss(boxes[on], batch["boxes"].flatten(0, 1)[on])
+    return {
+        "loss": name_loss + 0.5 * tint_loss + 2.0 * box_loss,
+        "name_accuracy": (name_logits[on].argmax(1) == names[on]).float().mean(),
+        "tint_accuracy": (tint_logits[on].argmax(1) == tints[on]).float().mean(),
+        "box_error": box_loss.detach(),
+    }
+
+
+class VisionStage(nn.Module):
+    """Stage 1. Each of the N patches says what it shows: class, tint, and the thing's box.
+
+    loss = CE(class) + 0.5 CE(tint) + 2 L1(box); tint and box only where a thing covers the patch, the class of empty
+    patches at a fifth of the weight, and patches on a border of things left out.
+    """
+
+    uses_all = True
+
+    def __init__(self, processor: ReadProcessor, options: VisionStageConfig, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        vision = processor.config.lmm_config.vision_config
+        self.tower = CLIPVisionModel._from_config(vision, attn_implementation="eager")
+        width = vision.hidden_size
+        self.heads = vision_heads(width)
+        initialise(self)
+        self.grid = vision.image_size // vision.patch_size
+        self.processor, self.options = processor, options
+
+    def learning_rates(self) -> dict[str, float]:
+        """One rate for all."""
+        return {}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """Scenes with what lies under each patch: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
+        first = self.options.first_seed + (step * world + rank) * self.options.images_per_step
+        return vision_batch(self.processor, range(first, first + self.options.images_per_step), self.grid)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and the accuracy of class and tint over the patches that show a thing."""
+        return vision_losses(self.heads, self.tower(pixel_values=batch["pixels"]).last_hidden_state[:, 1:], batch)
+
+
+class MaskStage(nn.Module):
+    """Stage 0. The mask model learns what a point, a click and a box mean, on one thing or on several at once.
+
+    loss = 2 BCE + DICE at the mask model's own size + MSE of its IoU estimate. Six tenths of the batches are prompted
+    as READ prompts: points chosen by :func:`readseg.core.sasp.select_points` from a noisy coverage map.
+    """
+
+    uses_all = False
+
+    def __init__(self, processor: ReadProcessor, options: MaskStageConfig, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        config = processor.config
+        self.sam = SamModel._from_config(config.mask_config, attn_implementation="eager")
+        initialise_sam(self.sam)
+        self.size, self.grid = config.mask_size, round(config.num_image_tokens**0.5)
+        self.processor, self.options = processor, options
+        self.sam.mask_decoder.requires_grad_(True)
+        self.sam.prompt_encoder.mask_embed.requires_grad_(False)
+
+    def learning_rates(self) -> dict[str, float]:
+        """One rate for all."""
+        return {}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """Scenes, targets (B, P, S, S) uint8 with 255 on the padding, and one kind of prompt for all of them."""
+        count, per_image = self.options.images_per_step, self.options.masks_per_image
+        rng = np.random.default_rng([step, rank, 3])
+        kind = str(rng.choice(["points", "clicks", "box"], p=[0.6, 0.3, 0.1]))
+        clicks = int(rng.integers(1, 4))
+        first = self.options.first_seed + (step * world + rank) * count
+        pixels, targets, prompts, labels = [], [], [], []
+        for seed in range(first, first + count):
+            scene, drawn = scene_of(seed, 0.3, rng)
+            image = Image.fromarray(drawn.image)
+            frame = self.processor.frame(image)
+            pixels.append(self.processor.mask_pixels(image))
+            chosen = np.stack([_target(drawn, rng) for _ in range(per_image)])
+            targets.append(torch.from_numpy(_to_mask_frame(chosen, frame)))
+            if kind == "points":
+                xy, label = self._read_points(chosen, frame, rng)
+            elif kind == "clicks":
+                xy, label = _clicks(chosen, clicks, frame, rng)
+            else:
+                xy, label = _boxes(chosen, frame, rng), torch.zeros(per_image)
+            prompts.append(xy)
+            labels.append(label)
+        batch = {"pixels": torch.stack(pixels), "targets": torch.stack(targets)}
+        if kind == "box":
+            return batch | {"boxes": torch.stack(prompts)}
+        return batch | {"points": torch.stack(prompts), "labels": torch.stack(labels).long()}
+
+    def _read_points(self, masks: np.ndarray, frame: Frame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Points as SasP would choose them from a similarity map that roughly shows the target."""
+        cover = cell_coverage(masks, self.grid)
+        smooth = rng.normal(0, 1, (len(masks), 5, 5)).astype(np.float32)
+        noise = np.stack([cv2.resize(field, (self.grid, self.grid)) for field in smooth])
+        level = rng.uniform(0.0, 0.25)
+        fine = rng.normal(0, 1, cover.shape).astype(np.float32)
+        scores = torch.from_numpy(np.sqrt(cover) + level * (0.5 * noise + 0.6 * fine)).flatten(1)
+        setting = self.processor.config.points
+        chosen = select_points(
+            scores,
+            frame.hw,
+            num_points=setting.num_points,
+            t_pos=setting.t_pos,
+            t_neg=setting.t_neg,
+            downsample=setting.downsample,
+            alignment="exact",
+            box=frame.lmm_box,
+        )
+        return frame.to_mask_frame(chosen.xy.float()), chosen.labels
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and the mean IoU of the masks."""
+        output = self.sam(
+            pixel_values=batch["pixels"],
+            input_points=batch.get("points"),
+            input_labels=batch.get("labels"),
+            input_boxes=batch.get("boxes"),
+            multimask_output=False,
+        )
+        low = output.pred_masks[:, :, 0].float()
+        logits = F.interpolate(low, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        targets = batch["targets"]
+        counted = targets != 255
+        losses = mask_losses(list(logits.flatten(0, 1)), list(targets.flatten(0, 1)))
+        with torch.no_grad():
+            predicted, true = (logits > 0) & counted, targets == 1
+            inside = (predicted & true).sum((-1, -2)).float()
+            iou = inside / (predicted | true).sum((-1, -2)).clamp(min=1)
+        estimate = F.mse_loss(output.iou_scores[..., 0].float(), iou)
+        return {
+            "loss": 2.0 * losses.bce + losses.dice + estimate,
+            "bce": losses.bce.detach(),
+            "dice": losses.dice.detach(),
+            "mean_iou": iou.mean(),
+        }
+
+
+def _target(drawn: Rendered, rng: np.random.Generator) -> np.ndarray:
+    """The mask of one visible thing, or of two or three of them (one time in five)."""
+    visible = np.flatnonzero(drawn.areas > 0.004)
+    many = int(rng.integers(2, 4)) if rng.random() < 0.2 else 1
+    chosen = rng.choice(visible, size=min(many, len(visible)), replace=False)
+    return drawn.masks[chosen].any(0)
+
+
+def _to_mask_frame(masks: np.ndarray, frame: Frame) -> np.ndarray:
+    """Masks resized into the mask model's square, 255 on its padding: uint8 (P, S, S)."""
+    height, width = frame.mask_hw
+    result = np.full((len(masks), frame.mask_size, frame.mask_size), 255, np.uint8)
+    for mask, place in zip(masks, result, strict=True):
+        resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        place[:height, :width] = resized > 0.5
+    return result
+
+
+def _clicks(masks: np.ndarray, count: int, frame: Frame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """One click inside each mask, and ``count - 1`` more inside or outside."""
+    xy = np.zeros((len(masks), count, 2), np.float32)
+    labels = np.ones((len(masks), count), np.int64)
+    for i, mask in enumerate(masks):
+        for j in range(count):
+            labels[i, j] = 1 if j == 0 else int(rng.random() < 0.5)
+            rows, columns = np.nonzero(mask == bool(labels[i, j]))
+            k = rng.integers(len(rows))
+            xy[i, j] = columns[k], rows[k]
+    return frame.to_mask_frame(torch.from_numpy(xy)), torch.from_numpy(labels)
+
+
+def _boxes(masks: np.ndarray, frame: Frame, rng: np.random.Generator) -> Tensor:
+    """Boxes around the masks, each side moved by up to three pixels: (P, 4)."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    boxes += rng.uniform(-3, 3, boxes.shape).astype(np.float32)
+    return frame.to_mask_frame(torch.from_numpy(boxes).reshape(-1, 2, 2)).reshape(-1, 4)

@@ -1,0 +1,303 @@
+"""Stage 2: the language model learns to answer, the map to light up, and the mask decoder what [SEG] means.
+
+The vision tower and the mask model's encoders are frozen: what they say of an image is cached. The questions on an
+image are packed behind its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from readseg.data.types import Sample
+from readseg.data.types import Turn as SampleTurn
+from readseg.model import losses
+from readseg.model.config import ReadConfig, tiny_config
+from readseg.model.families import BOS, EOS, IMAGE, PAD, SEG
+from readseg.model.mask_prompts import full_precision
+from readseg.model.modeling import ReadModel
+from readseg.model.packing import pack
+from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
+from readseg.model.prompt_format import ASSISTANT, Turn
+from readseg.scenes.classes import TINTS, TRAINED
+from readseg.scenes.questions import ask, from_scene
+from readseg.scenes.render import Rendered, Scene, make_scene, render
+from readseg.training.config import ReadStageConfig, TrainConfig
+from readseg.training.feature_cache import cached, digest
+from readseg.training.stages.initialise import initialise
+from readseg.training.stages.pretraining import cell_coverage, under_cells
+
+VOCABULARY_SCENES = 150
+"""Scenes whose questions and answers the tokenizer is learned from."""
+PLACE_BINS = 8
+"""Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
+SIZE_BINS = 6
+SIZE_STEP = 0.06
+"""Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
+SIGHT = {
+    "names": 1 + len(TRAINED),
+    "tints": 1 + len(TINTS),
+    "columns": PLACE_BINS,
+    "rows": PLACE_BINS,
+    "sizes": SIZE_BINS,
+}
+"""What is asked of each image token, and how many answers there are."""
+
+
+def blank_processor(recipe: TrainConfig) -> ReadProcessor:
+    """A processor whose tokenizer is learned from the training questions; a function of the recipe alone."""
+    texts: list[str] = []
+    rng = np.random.default_rng([recipe.seed, 11])
+    wordings = next((stage.new_wordings for stage in recipe.stages if isinstance(stage, ReadStageConfig)), 0.0)
+    for seed in range(2_000_000, 2_000_000 + VOCABULARY_SCENES):
+        scene = make_scene(seed)
+        drawn = render(scene)
+        for question in ask(scene, drawn.areas, drawn.boxes, rng, count=16, new_wordings=wordings):
+            # The words before each answer are in every sequence: whole tokens make these a third shorter.
+            texts += [question.question, ASSISTANT.strip(), question.answer]
+    tokenizer = build_tiny_tokenizer(texts, recipe.vocabulary)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in (IMAGE, SEG, BOS, EOS, PAD)}
+    config = tiny_config(
+        vocab_size=len(tokenizer),
+        image_token_id=ids[IMAGE],
+        seg_token_id=ids[SEG],
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
+        pad_token_id=ids[PAD],
+    )
+    return ReadProcessor(tokenizer, config)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The images of one step, and what is asked about them.
+
+    first_seed: of the scenes; the others follow it.
+    scenes, drawn, samples: one for each image; a sample's turns are its questions.
+    rng: what is left to chance, from here on.
+    """
+
+    first_seed: int
+    scenes: list[Scene]
+    drawn: list[Rendered]
+    samples: list[Sample]
+    rng: np.random.Generator
+
+
+def draw_lesson(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> Lesson:
+    """Scenes and questions of a step, a pure function of the arguments: what any model learns from on equal terms.
+
+    Args:
+        options: which scenes, how many questions of which kinds.
+        seed: of the recipe.
+        step: its number, from 0.
+        rank: of a process, of `world` that each draw their own.
+        world: number of processes.
+    """
+    per_group = options.images_per_step
+    groups = max(1, options.images // per_group)
+    place = step * world + rank
+    epoch, within = divmod(place, groups)
+    group = int(np.random.default_rng([seed, epoch, 5]).permutation(groups)[within])
+    first = options.first_seed + group * per_group
+    rng = np.random.default_rng([seed, place, 6])
+    scenes = [make_scene(number, tinted=options.tinted) for number in range(first, first + per_group)]
+    drawn = [render(scene) for scene in scenes]
+    samples = [_sample(options, *pair, rng) for pair in zip(scenes, drawn, strict=True)]
+    return Lesson(first, scenes, drawn, samples, rng)
+
+
+def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator) -> Sample:
+    questions = ask(
+        scene,
+        drawn.areas,
+        drawn.boxes,
+        rng,
+        count=options.questions_per_image,
+        kinds=options.kinds or None,
+        false_premise=options.false_premise,
+        plain=options.plain,
+        new_wordings=options.new_wordings,
+        strange=options.strange,
+    )
+    return from_scene(f"scene-{scene.seed}", drawn, questions)
+
+
+class ReadStage(nn.Module):
+    """Trains projector, language model, [SEG] projection and mask decoder; the rest stays as stages 0 and 1 left it.
+
+    Args:
+        processor: tokenizer and config.
+        options: the stage's part of the recipe.
+        seed: of the initial weights and of the questions.
+        sam: weights of the mask model, from stage 0.
+        tower: weights of the vision tower, from stage 1.
+        cache: folder for the frozen encoders' features.
+    """
+
+    uses_all = False
+
+    def __init__(
+        self,
+        processor: ReadProcessor,
+        options: ReadStageConfig,
+        seed: int,
+        sam: dict[str, Tensor],
+        tower: dict[str, Tensor],
+        cache: Path,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        config = ReadConfig.from_dict(processor.config.to_dict())
+        config.prompt = options.prompt
+        config.map_loss_weight = options.map_loss_weight
+        self.model = ReadModel(config)
+        initialise(self.model.lmm)
+        initialise(self.model.seg_projection)
+        self.model.lmm.model.vision_tower.load_state_dict(tower)
+        self.model.sam.load_state_dict(sam)
+        width = config.lmm_config.text_config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in SIGHT.items()})
+        self.frozen = (self.model.lmm.model.vision_tower, self.model.sam)
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.model.sam.mask_decoder.requires_grad_(True)
+        self.processor, self.options, self.seed, self.cache = processor, options, seed, cache
+        self.prefix = processor.prefix_ids()
+        encoders = (self.model.lmm.model.vision_tower, self.model.sam.vision_encoder)
+        self.key = digest(encoders)
+
+    def learning_rates(self) -> dict[str, float]:
+        """The mask decoder knows its work already."""
+        return {"model.sam.": self.options.mask_decoder_rate}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        """Images of one cached group, with questions drawn anew for this step."""
+        lesson = draw_lesson(self.options, self.seed, step, rank, world)
+        first, per_group, rng = lesson.first_seed, self.options.images_per_step, lesson.rng
+        scenes, drawn, samples = lesson.scenes, lesson.drawn, lesson.samples
+        images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
+        precision = "bf16" if self.options.use_bf16() else "fp32"
+        key = f"{self.key}-{precision}-{self.options.tinted}-{first}-{per_group}"
+        features = cached(self.cache, key, lambda: self._encode(images))
+        # All of a step are alike: one long conversation would pad the questions of all images to its length.
+        turns_each = 2 if rng.random() < self.options.next_turn else 1
+        conversations = [_conversations(sample, turns_each) for sample in samples]
+        rows = [[self._segment(turns) for turns in row] for row in conversations]
+        # The longest first: `pack` gives the k-th questions of all rows the same room.
+        order = [np.argsort([-len(ids) for ids, _ in row], kind="stable").tolist() for row in rows]
+        rows = [[row[k] for k in ks] for row, ks in zip(rows, order, strict=True)]
+        filled = pack(self.prefix, rows, self.model.config.lmm_config.text_config.pad_token_id)
+        turns = [turn for row, ks in zip(conversations, order, strict=True) for k in ks for turn in row[k]]
+        masks = [mask for turn in turns for mask in turn.masks]
+        wanted = self.options.masks_per_step or len(masks)
+        grid = round(self.model.config.num_image_tokens**0.5)
+        return filled._asdict() | {
+            "features": features["features"],
+            "embeddings": features["embeddings"],
+            "frames": tuple(self.processor.frame(image) for image in images),
+            "masks": [torch.from_numpy(mask) for mask in masks],
+            "coverage": torch.from_numpy(np.stack([cell_coverage(m[None] == 1, grid)[0] for m in masks])).flatten(1)
+            if masks
+            else torch.zeros(0, grid * grid),
+            "decoded": torch.from_numpy(np.sort(rng.permutation(len(masks))[:wanted]))
+            if step >= self.options.mask_warmup_steps
+            else torch.zeros(0, dtype=torch.long),
+            "sight": what_cells_show(scenes, drawn, grid),
+        }
+
+    @torch.no_grad()
+    def _encode(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """The frozen encoders' words: CLIP's patch states (I, N, d) and the mask model's embeddings (I, C, h, w)."""
+        device = self.model.device
+        pixels = torch.stack([self.processor.lmm_pixels(image) for image in images]).to(device)
+        mask_pixels = torch.stack([self.processor.mask_pixels(image) for image in images]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.options.use_bf16()):
+            return {
+                "features": self.model.look_at(pixels),
+                "embeddings": self.model.embed_masks_image(mask_pixels),
+            }
+
+    def _segment(self, turns: Sequence[SampleTurn]) -> tuple[list[int], list[int]]:
+        """Ids and labels of a conversation, as they follow the prefix."""
+        ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in turns])
+        return ids[len(self.prefix) :], labels[len(self.prefix) :]
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Scalars: the loss, its parts, and how often the map's peak lies on the target.
+
+        loss = that of `ReadModel.forward` + w_sight * sum over heads of CE(head(h_img), what the token's cell shows)
+        """
+        weights = self.model.config
+        output = self.model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            labels=batch["labels"],
+            layout=batch["layout"],
+            image_features=self.model.project(batch["features"]),
+            coverage=batch["coverage"],
+        )
+        peak = batch["coverage"].gather(1, output.scores.argmax(1, keepdim=True))
+        values = {
+            "text": output.text_loss,
+            "map": output.map_loss,
+            "hit": (peak > 0.3).float().mean(),
+        }
+        loss = output.loss
+        if len(batch["decoded"]):
+            chosen = batch["decoded"]
+            mask_losses = self._mask_losses(
+                output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen], batch
+            )
+            loss = loss + weights.bce_loss_weight * mask_losses.bce + weights.dice_loss_weight * mask_losses.dice
+            values |= mask_losses._asdict()
+        if self.options.sight_loss_weight:
+            parts = [
+                F.cross_entropy(self.heads[name](output.h_img).flatten(0, 1).float(), truth.flatten())
+                for name, truth in batch["sight"].items()
+            ]
+            values["sight"] = torch.stack(parts).mean()
+            loss = loss + self.options.sight_loss_weight * values["sight"]
+        return {"loss": loss} | {name: value.detach() for name, value in values.items()}
+
+    def _mask_losses(self, h_seg: Tensor, scores: Tensor, images: Tensor, batch: dict[str, Any]) -> losses.MaskLosses:
+        """BCE and DICE of those [SEG] of the batch that are decoded."""
+        frames, embeddings = batch["frames"], batch["embeddings"].float()
+        _, low_res = self.model.decode_masks(h_seg, scores, images, embeddings, frames)
+        with full_precision(low_res.device):
+            logits = [frames[i].masks_to_image(low[None])[0] for low, i in zip(low_res, images.tolist(), strict=True)]
+            return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
+
+
+def _conversations(sample: Sample, turns_each: int) -> list[Sequence[SampleTurn]]:
+    """A sample's questions in their order, in conversations of this many turns; the last may be shorter."""
+    return [sample.turns[k : k + turns_each] for k in range(0, len(sample.turns), turns_each)]
+
+
+def what_cells_show(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
+    """What each cell of a side x side grid shows, for linear heads on image tokens.
+
+    Returns:
+        "names", "tints", "columns", "rows" and "sizes", of `SIGHT` values each: (I, N), -100 where there is nothing to
+        say.
+    """
+    found: dict[str, list[np.ndarray]] = {"names": [], "tints": [], "columns": [], "rows": [], "sizes": []}
+    for scene, picture in zip(scenes, drawn, strict=True):
+        under = under_cells(scene, picture, side)
+        centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
+        places = np.minimum(centres * PLACE_BINS, PLACE_BINS - 1).astype(int)
+        sizes = np.minimum(np.sqrt(picture.areas) / SIZE_STEP, SIZE_BINS - 1).astype(int)
+        front, on = under["front"], under["tints"] >= 0
+        found["names"].append(under["names"])
+        found["tints"].append(under["tints"])
+        for name, values in (("columns", places[:, 0]), ("rows", places[:, 1]), ("sizes", sizes)):
+            found[name].append(np.where(on, values[front], -100))
+    return {name: torch.from_numpy(np.stack(values)) for name, values in found.items()}

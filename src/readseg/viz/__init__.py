@@ -1,0 +1,1 @@
+"""Pictures, charts and tables of numbers that are given."""

@@ -1,0 +1,104 @@
+"""Which answers are shown, and in which words they are judged."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import studies
+from readseg.analysis.studies.answers import answers_table, judge, pick
+from readseg.analysis.studies.systems import Answered
+from readseg.errors import ReadsegError
+from readseg.evaluation.outcomes import Result
+from readseg.evaluation.run import Said, System, run
+
+
+def result(share: float = 0.5) -> Result:
+    """Draws a share of every target, of each question after the first of a page; of the first it draws nothing."""
+
+    def answers(page: studies.Page, _: object) -> list[Said]:
+        said = []
+        for k, query in enumerate(page.queries):
+            masks = [np.asarray(target) == 1 for target in query.targets()]
+            for mask in masks:
+                mask[:, int(share * studies.HW[1]) :] = False
+            masks = masks if k else []
+            stacked = np.stack(masks) if masks else np.zeros((0, *studies.HW), bool)
+            said.append(Said(f"answer {k}", bool(masks), stacked))
+        return said
+
+    benchmark = studies.benchmark()
+    return run([System("s", {"model": "s"}, answers)], benchmark)["s"]
+
+
+def test_worst_and_best() -> None:
+    found = result()
+    of = {o.key: o for o in found.outcomes}
+    worst, best = pick(found, 3, "worst"), pick(found, 3, "best")
+    assert "page-0/0" in worst, "a thing that is there and was refused"
+    assert all(of[key].present is not None for key in (*worst, *best))
+    mixed = pick(found, 4)
+    assert mixed == ["page-3/2", "page-2/1", "page-1/1"], "IoU 1/2, then both of 1: there are only three masks"
+    assert pick(found, 6)[:3] == worst and pick(found, 2) == ["page-3/2", "page-1/1"]
+
+
+def test_a_lot_is_the_same_for_a_seed_and_spreads_over_images() -> None:
+    found = result()
+    assert pick(found, 4, "random", 1) == pick(found, 4, "random", 1)
+    lots = {tuple(pick(found, 4, "random", seed)) for seed in range(8)}
+    assert len(lots) > 1
+    for keys in lots:
+        assert len({key.partition("/")[0] for key in keys}) == 4, "each of another image"
+        assert list(keys) == sorted(keys)
+    asking = [o.key for o in found.outcomes if o.present is not None]
+    assert pick(found, 99, "random") == asking and len(asking) == len(found.outcomes) - 1
+
+
+def test_answers_in_words() -> None:
+    found = result()
+    told = {p.key: judge(p, o) for p, o in zip(found.predictions, found.outcomes, strict=True) if o.present is not None}
+    assert told["page-0/0"].words == "refused, but it is there" and math.isnan(told["page-0/0"].iou)
+    assert told["page-0/1"].words == "refused, rightly"
+    right = studies.PAGES[2][1][2][0] == 1
+    half = right.copy()
+    half[:, 30:] = False
+    assert told["page-2/1"].iou == pytest.approx(half.sum() / right.sum(), abs=1e-6)
+    assert told["page-2/1"].words == f"IoU {half.sum() / right.sum():.2f}"
+
+    full = np.ones((1, *studies.HW), bool)
+    claims = System("c", {"model": "c"}, lambda page, _: [Said("x [SEG]", True, full * 1 > 0) for _ in page.queries])
+    empty = System("e", {"model": "e"}, lambda page, _: [Said("x [SEG]", True, full * 0 > 0) for _ in page.queries])
+    claimed, nothing = (run([s], studies.benchmark())[s.name] for s in (claims, empty))
+    words = {
+        name: {p.key: judge(p, o).words for p, o in zip(r.predictions, r.outcomes, strict=True)}
+        for name, r in (("c", claimed), ("e", nothing))
+    }
+    assert words["c"]["page-1/0"] == "a mask, but it is not there" and words["c"]["page-2/0"].endswith(", mean of 2")
+    assert (
+        words["e"]["page-0/0"] == "an empty mask, but it is there"
+        and words["e"]["page-0/1"] == "an empty mask, rightly"
+    )
+
+
+def test_the_table_has_the_same_numbers() -> None:
+    systems = [Answered("half", result(0.5), "a"), Answered("most", result(0.9), "b")]
+    table = answers_table(systems, ["page-3/2", "page-0/0"], "two of them")
+    assert [row.name for row in table.rows] == [studies.CAT, studies.CAT]
+    first, second = (row.cells for row in table.rows)
+    assert first["half: iou"] < first["most: iou"] and first["half: answer"] == "answer 2"  # type: ignore[operator]
+    assert second["half: went"] == "refused, but it is there" and second["truth"] == "it is there"
+    assert "two of them" in table.notes and "not a score" in table.notes[-1]
+
+
+def test_wrong_choices_are_named() -> None:
+    found = result()
+    with pytest.raises(ReadsegError, match="expected one of mixed, worst, best, random, got 'nice'"):
+        pick(found, 3, "nice")  # type: ignore[arg-type]
+    with pytest.raises(ReadsegError, match="at least 1 question to show, got 0"):
+        pick(found, 0)
+    words = run([System("s", {"model": "s"}, lambda page, _: [Said("two", None, np.zeros((0, *studies.HW), bool))])],
+                studies.benchmark([[(studies.COUNT, None, [])]]))["s"]  # fmt: skip
+    with pytest.raises(ReadsegError, match="none of its questions asks for an object"):
+        pick(words, 3)

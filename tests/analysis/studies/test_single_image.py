@@ -1,0 +1,348 @@
+"""One image looked at in every way: each number is that of its own map, mask and truth, and JSON holds them all."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from readseg.analysis.similarity_maps import before_maps, layer_maps, lmm_maps, read_answer, sam_maps, word_map
+from readseg.analysis.studies.single_image import FORMAT, ImageFound, MapFound, ModelFound, examine_image
+from readseg.analysis.truth import Truth
+from readseg.core.masks import decode_rle
+from readseg.inference.segmenter import Segmenter
+from readseg.model.config import PointConfig
+from readseg.model.prompt_format import Turn
+from small import picture, small_model, small_processor
+from tiny_segmenter import ANSWERS, build, load
+
+SIZE = (40, 60)
+TWO = "it is the red cup [SEG] and there is a saw [SEG]."
+POINTS = PointConfig(num_points=5, downsample=1, alignment="exact")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    """Answers by itself."""
+    return load(build(tmp_path_factory.mktemp("model")))
+
+
+@cache
+def small() -> Segmenter:
+    """Only repeats: its answers must be given."""
+    return Segmenter(small_model(), small_processor())
+
+
+@cache
+def image() -> Image.Image:
+    return picture(*SIZE)
+
+
+def truth_of(top: int, left: int, ignored: bool = True) -> Truth:
+    target = np.zeros(SIZE, np.uint8)
+    target[top : top + 15, left : left + 20] = 1
+    target[:, -4:] = 255 if ignored else 0
+    return Truth(f"{top}-{left}.png", target, 1)
+
+
+ONE = truth_of(10, 15)
+
+
+@cache
+def looked(
+    *truths: Truth, answer: str = TWO, prompt: Any = None, plain: bool = True, layers: bool = False
+) -> ModelFound:
+    return examine_image(
+        small(), image(), "the red cup", truths=truths, answer=answer, prompt=prompt, layers=layers, name="small",
+        plain=small().model.sam if plain else None,
+    )  # fmt: skip
+
+
+def iou_with(mask: np.ndarray, truth: Truth) -> float:
+    """I / U over the pixels that count, pixel by pixel."""
+    counted = truth.target != 255
+    both = ((mask == 1) & (truth.target == 1) & counted).sum()
+    either = (((mask == 1) | (truth.target == 1)) & counted).sum()
+    return both / either if either else 1.0
+
+
+def best_iou(value_map: np.ndarray, truth: Truth) -> float:
+    """By trying all thresholds."""
+    return max(iou_with(value_map >= np.float32(k / 100), truth) for k in range(101))
+
+
+def own_iou(counts: Any) -> float:
+    return counts.intersection / counts.union
+
+
+@pytest.mark.parametrize("prompt", [None, "both", "seg", "points"])
+def test_masks_are_those_of_each_prompt(prompt: Any) -> None:
+    found = looked(ONE, prompt=prompt)
+    assert found.prompt == (prompt or "both")
+    assert len(found.segs) == 2
+    for kind, asked in (("own", prompt), ("both", "both"), ("seg", "seg"), ("points", "points")):
+        expected = small().segment(image(), "the red cup", force=TWO, prompt=asked)
+        for k, seg in enumerate(found.segs):
+            np.testing.assert_array_equal(seg.masks[kind].mask, expected.masks[k])
+            np.testing.assert_array_equal(seg.masks[kind].points_xy, expected.points_xy[k])
+            np.testing.assert_array_equal(seg.masks[kind].labels, expected.point_labels[k])
+            assert own_iou(seg.masks[kind].counts) == iou_with(expected.masks[k], ONE)
+
+
+def test_prompts_give_masks_that_differ() -> None:
+    seg = looked(ONE).segs[0]
+    kinds = ("both", "seg", "points", "plain_extremes")
+    assert len({seg.masks[kind].mask.tobytes() for kind in kinds}) == len(kinds)
+
+
+def test_the_original_sam_gets_the_points_alone() -> None:
+    # Here it is the model's own SAM: then its masks must be those of the prompt "points".
+    for seg in looked(ONE).segs:
+        np.testing.assert_array_equal(seg.masks["plain_points"].mask, seg.masks["points"].mask)
+        np.testing.assert_array_equal(seg.masks["plain_points"].points_xy, seg.masks["points"].points_xy)
+    other = small_model().sam
+    with torch.no_grad():
+        other.mask_decoder.iou_token.weight.mul_(-3)
+        other.mask_decoder.mask_tokens.weight.mul_(-3)
+    found = examine_image(small(), image(), "the red cup", plain=other, answer=TWO)
+    changed = [(seg.masks["plain_points"].mask != seg.masks["points"].mask).any() for seg in found.segs]
+    assert any(changed)
+    assert "plain_points" not in looked(ONE, plain=False).segs[0].masks
+    assert not looked(ONE, plain=False).original_sam
+
+
+def test_extremes_are_the_highest_and_the_lowest_cells() -> None:
+    found = examine_image(small(), image(), "cup", answer=TWO, plain=small().model.sam, points=POINTS, extremes=3)
+    scores = small().segment(image(), "cup", force=TWO, points=POINTS).scores
+    assert found.extremes == 3
+    for k, seg in enumerate(found.segs):
+        order = np.argsort(scores[k])
+        cells = [*order[::-1][:3], *order[:3]]
+        expected = [
+            ((cell % 4 + 0.5) * 15 // 1, (cell // 4 + 0.5) * 10 // 1) for cell in cells
+        ]  # 4 x 4 cells of 60 x 40
+        np.testing.assert_array_equal(seg.masks["plain_extremes"].points_xy, expected)
+        assert seg.masks["plain_extremes"].labels.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("prompt", [None, "seg", "points"])
+def test_maps_are_those_of_their_names(prompt: Any) -> None:
+    reading = read_answer(small(), image(), "the red cup", answer=TWO, prompt=prompt)
+    inside = read_answer(small(), image(), "the red cup", answer=TWO, prompt="both" if prompt == "points" else prompt)
+    expected = {
+        "lmm": lmm_maps(reading),
+        "before": before_maps(reading),
+        "sam": sam_maps(small(), inside),
+        "words": [word_map(reading, "the red cup"), word_map(reading, "a saw")],
+    }
+    found = looked(ONE, prompt=prompt)
+    for k, seg in enumerate(found.segs):
+        assert set(seg.maps) == set(expected)
+        for name, maps in expected.items():
+            one = seg.maps[name].similarity
+            assert (one.name, one.grid_hw) == (name, (4, 4))
+            np.testing.assert_allclose(one.scores, maps[k].scores, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(one.map, maps[k].map, rtol=0, atol=1e-5)
+    assert [seg.words for seg in found.segs] == ["the red cup", "a saw"]
+    assert found.segs[1].maps["words"].similarity.of == "a saw"
+
+
+def test_layers_come_in_their_order_and_only_when_asked_for() -> None:
+    found = looked(ONE, layers=True)
+    reading = read_answer(small(), image(), "the red cup", answer=TWO)
+    for k, seg in enumerate(found.segs):
+        assert [one.similarity.layer for one in seg.layers] == [0, 1, 2]
+        for layer, one in enumerate(seg.layers):
+            np.testing.assert_allclose(
+                one.similarity.scores, layer_maps(reading, layer)[k].scores, rtol=1e-5, atol=1e-5
+            )
+            assert one.scores is not None
+            assert own_iou(one.scores.counts) == best_iou(one.similarity.map, ONE)
+    assert all(seg.layers == () for seg in looked(ONE).segs)
+
+
+def test_what_a_map_knows_of_the_truth() -> None:
+    counted, wanted = ONE.target != 255, ONE.target == 1
+    for one in (one for seg in looked(ONE).segs for one in seg.maps.values()):
+        value_map, scores = one.similarity.map, one.scores
+        assert value_map is not None and scores is not None
+        assert own_iou(scores.counts) == best_iou(value_map, ONE)
+        assert own_iou(scores.counts) == iou_with(value_map >= np.float32(scores.threshold), ONE)
+        assert scores.pointing == float(wanted[value_map == value_map[counted].max()].mean())
+        assert scores.mass_inside == pytest.approx(value_map[wanted].sum() / value_map[counted].sum(), rel=1e-4)
+        on, off = value_map[wanted][:, None], value_map[counted & ~wanted][None]
+        assert scores.auc == pytest.approx((on > off).mean() + (on == off).mean() / 2)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Equal values share the mean of their ranks, one by one."""
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+
+def test_agreement_of_maps_and_of_masks() -> None:
+    counted = ONE.target != 255
+    for seg in looked(ONE).segs:
+        lmm, sam = seg.maps["lmm"], seg.maps["sam"]
+        assert lmm.scores is not None and sam.scores is not None
+        a, b = (ranks(one.similarity.map[counted]) for one in (lmm, sam))
+        assert seg.spearman == pytest.approx(np.corrcoef(a, b)[0, 1])
+        first, second = (one.similarity.map >= np.float32(one.scores.threshold) for one in (lmm, sam))
+        assert seg.consistency == pytest.approx((first & second)[counted].sum() / (first | second)[counted].sum())
+        for (one, other), value in seg.agreement.items():
+            x, y = seg.masks[one].mask, seg.masks[other].mask
+            assert value == ((x & y).sum() / (x | y).sum() if (x | y).any() else 1.0)
+        kinds = ("own", "seg", "points", "plain_points", "plain_extremes")
+        assert set(seg.agreement) == {(a, b) for k, a in enumerate(kinds) for b in kinds[k + 1 :]}
+    other = looked(ONE, prompt="seg").segs[0].agreement
+    assert ("own", "both") in other and not any("seg" in pair for pair in other)
+
+
+def test_without_a_truth_nothing_is_held_against_it() -> None:
+    found = looked()
+    for seg in found.segs:
+        assert all(one.scores is None for one in seg.maps.values())
+        assert all(one.counts is None for one in seg.masks.values())
+        assert math.isnan(seg.consistency)
+        a, b = (ranks(seg.maps[name].similarity.map.ravel()) for name in ("lmm", "sam"))
+        assert seg.spearman == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert found.together == {}
+
+
+def test_one_truth_is_for_every_seg_and_several_are_for_one_each() -> None:
+    other = truth_of(22, 30, ignored=False)
+    single, several, few = looked(ONE), looked(ONE, other), looked(ONE, answer=TWO + " the cup [SEG].")
+    for k, truth in enumerate((ONE, ONE)):
+        assert own_iou(single.segs[k].masks["own"].counts) == iou_with(single.segs[k].masks["own"].mask, truth)
+    for k, truth in enumerate((ONE, other)):
+        assert own_iou(several.segs[k].masks["own"].counts) == iou_with(several.segs[k].masks["own"].mask, truth)
+        lmm = several.segs[k].maps["lmm"]
+        assert lmm.scores is not None
+        assert own_iou(lmm.scores.counts) == best_iou(lmm.similarity.map, truth)
+    assert len(few.segs) == 3
+    third = looked(ONE, other, answer=TWO + " the cup [SEG].").segs[2]
+    assert third.masks["own"].counts is None and third.maps["lmm"].scores is None
+    whole = np.where(ONE.target == 255, 255, (ONE.target == 1) | (other.target == 1)).astype(np.uint8)
+    for kind, counts in several.together.items():
+        together = several.segs[0].masks[kind].mask | several.segs[1].masks[kind].mask
+        assert own_iou(counts) == iou_with(together, Truth("", whole, 1))
+
+
+def test_a_truth_of_nothing() -> None:
+    found = looked(Truth("", np.zeros(SIZE, np.uint8), 255))
+    for seg in found.segs:
+        assert all(one.scores is None for one in seg.maps.values())
+        assert math.isnan(seg.consistency) and not math.isnan(seg.spearman)
+        counts = seg.masks["own"].counts
+        assert counts is not None and counts.intersection == 0 and counts.union == seg.masks["own"].mask.sum()
+
+
+def test_an_answer_of_its_own(learned: Segmenter) -> None:
+    found = examine_image(learned, image(), "all the birds and the tree", truths=(ONE,))
+    result = learned.segment(image(), "all the birds and the tree")
+    assert (found.answer, found.given, found.present, found.finished) == (result.answer, False, True, True)
+    assert len(found.segs) == 2 and found.nearest is None
+    assert all(seg.said is None for seg in found.segs)
+    np.testing.assert_array_equal(found.segs[1].masks["own"].mask, result.masks[1])
+    given = examine_image(learned, image(), "the unicorn", answer="[SEG] it is the watch [SEG].")
+    assert given.given
+    assert [seg.said for seg in given.segs] == [False, True]
+    assert [seg.words for seg in given.segs] == ["", "the watch"]
+    assert ["words" in seg.maps for seg in given.segs] == [False, True]
+
+
+@pytest.mark.parametrize("query", ["the unicorn", "how many animals are there?"])
+def test_a_refusal_has_no_map_but_where_it_came_nearest(learned: Segmenter, query: str) -> None:
+    found = examine_image(learned, image(), query, truths=(ONE,), layers=True)
+    assert found.segs == () and found.answer == ANSWERS[query]
+    assert found.present is (None if query.startswith("how") else False)
+    assert (found.together["own"].intersection, found.together["own"].union) == (0, ONE.wanted)
+    nearest = found.nearest
+    assert nearest is not None
+    # The whole conversation at once, without any of the steps.
+    model, processor = learned.model, learned.processor
+    ids, _ = processor.encode([Turn(found.question, found.answer)])
+    asked = len(processor.prompt_ids([Turn(found.question)]))
+    said = processor.answer_ids([Turn(found.question, found.answer)])
+    with torch.inference_mode():
+        output = model(torch.tensor([ids]), pixel_values=processor.lmm_pixels(image())[None], return_logits=True)
+    chances = output.logits[0, asked - 1 : asked - 1 + len(said)].float().softmax(-1)
+    seg = model.config.seg_token_id
+    place = int(chances[:, seg].argmax())
+    assert nearest.place == place
+    assert nearest.probability == pytest.approx(float(chances[place, seg]), rel=1e-3)
+    assert nearest.rank == 1 + int((chances[place] > chances[place, seg]).sum()) > 1
+    assert nearest.token in found.answer
+    assert nearest.look.similarity.map is not None and nearest.look.scores is not None
+    assert own_iou(nearest.look.scores.counts) == best_iou(nearest.look.similarity.map, ONE)
+
+
+def test_a_map_without_a_range_is_no_map() -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.lmm.model.language_model.norm.weight.zero_()
+    found = examine_image(
+        Segmenter(model, small_processor()), image(), "cup", truths=(ONE,), answer=TWO, plain=model.sam, layers=True
+    )
+    for seg in found.segs:
+        assert seg.maps["lmm"].similarity.map is None and seg.maps["lmm"].scores is None
+        assert len(seg.masks["own"].points_xy) == 0
+        assert math.isnan(seg.spearman) and math.isnan(seg.consistency)
+        assert not seg.masks["plain_points"].mask.any()  # SAM without a prompt
+        assert seg.layers[1].scores is not None
+    json.dumps(ImageFound("cup.png", image(), "cup", (ONE,), (found,)).to_json(), allow_nan=False)
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def plain_json(*models: ModelFound, truths: tuple[Truth, ...] = (ONE,)) -> dict[str, Any]:
+    found = ImageFound("cup.png", image(), "the red cup", truths, models)
+    return json.loads(json.dumps(found.to_json(), allow_nan=False))
+
+
+def test_json_holds_what_was_found() -> None:
+    found = looked(ONE, layers=True)
+    told = plain_json(found)
+    assert told["format"] == FORMAT and told["size"] == list(SIZE) and told["query"] == "the red cup"
+    np.testing.assert_array_equal(decode_rle(told["truths"][0]["mask"]), ONE.target == 1)
+    np.testing.assert_array_equal(decode_rle(told["truths"][0]["ignored"]), ONE.target == 255)
+    one = told["models"][0]
+    assert (one["name"], one["answer"], one["present"], one["prompt"]) == ("small", TWO, True, "both")
+    assert one["points"] == small().model.config.points.to_dict()
+    for seg, said in zip(found.segs, one["segs"], strict=True):
+        for kind, mask in seg.masks.items():
+            entry = said["masks"][kind]
+            np.testing.assert_array_equal(decode_rle(entry["mask"]), mask.mask)
+            assert entry["truth"]["iou"] == iou_with(mask.mask, ONE)
+            assert entry["share"] == mask.mask.mean()
+            np.testing.assert_array_equal(
+                np.array([point[:2] for point in entry["points"]], np.float32).reshape(-1, 2), mask.points_xy
+            )
+            assert [point[2] for point in entry["points"]] == mask.labels.tolist()
+        for name, found_map in seg.maps.items():
+            same_map(said["maps"][name], found_map)
+        for entry, found_map in zip(said["layers"], seg.layers, strict=True):
+            same_map(entry, found_map)
+        assert said["spearman"] == seg.spearman and said["consistency"] == seg.consistency
+        assert {tuple(pair["prompts"]): pair["iou"] for pair in said["agreement"]} == dict(seg.agreement)
+    assert one["together"]["own"]["intersection"] == found.together["own"].intersection
+
+
+def same_map(told: dict[str, Any], found: MapFound) -> None:
+    np.testing.assert_array_equal(np.array(told["scores"], np.float32), found.similarity.scores)
+    assert told["grid"] == [4, 4] and told["layer"] == found.similarity.layer and not told["constant"]
+    assert found.scores is not None
+    assert told["truth"]["iou"] == own_iou(found.scores.counts)
+    assert told["truth"]["auc"] == found.scores.auc
+
+
+def test_json_of_a_refusal(learned: Segmenter) -> None:
+    told = plain_json(examine_image(learned, image(), "the unicorn"), truths=())["models"][0]
+    assert told["present"] is False and told["segs"] == [] and told["together"] == {}
+    assert 0 < told["nearest"]["probability"] < 0.5 and told["nearest"]["map"]["truth"] is None

@@ -1,0 +1,386 @@
+"""Similarity maps: each at the states that its name says, on the image where it belongs, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SamModel
+
+from readseg.analysis.similarity_maps import (
+    Reading,
+    SimilarityMap,
+    before_maps,
+    layer_maps,
+    lmm_frame_map,
+    lmm_maps,
+    mask_frame_map,
+    read_answer,
+    sam_maps,
+    sam_token_index,
+    word_map,
+    word_places,
+)
+from readseg.core.frames import Frame
+from readseg.errors import ReadsegError
+from readseg.inference.segmenter import Segmenter
+from readseg.model.config import ConversationConfig, PointConfig
+from readseg.model.mask_prompts import Points, embed_prompts
+from readseg.model.prompt_format import Turn, inference_question
+from small import picture, small_model, small_processor
+from tiny_segmenter import ANSWERS, build, load
+
+SIZE = (40, 60)
+TWO = "it is the red cup [SEG] and there is a saw [SEG]."
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    """Answers by itself."""
+    return load(build(tmp_path_factory.mktemp("model")))
+
+
+WORDS = ConversationConfig(name_question="What is {name}?", sentence_question="{sentence} Tell me.")
+
+
+@cache
+def small(view: str = "stretch") -> Segmenter:
+    """Only repeats: its answers must be given. It asks for names and for sentences in words of their own."""
+    return Segmenter(small_model(view=view, conversation=WORDS), small_processor(view=view, conversation=WORDS))
+
+
+@cache
+def reading_of(answer: str = TWO, prompt: str | None = None) -> Reading:
+    return read_answer(small(), picture(*SIZE), "the red cup", answer=answer, prompt=prompt)
+
+
+def same_maps(ours: list[SimilarityMap], scores: np.ndarray, maps: np.ndarray) -> None:
+    assert len(ours) == len(scores)
+    for one, score, on_image in zip(ours, scores, maps, strict=True):
+        np.testing.assert_allclose(one.scores, score, **CLOSE)
+        np.testing.assert_allclose(one.map, on_image, **CLOSE)
+
+
+# -- the language model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ANSWERS)
+def test_last_layer_equals_what_the_segmenter_says(learned: Segmenter, query: str) -> None:
+    reading = read_answer(learned, picture(*SIZE), query)
+    result = learned.segment(picture(*SIZE), query)
+    assert reading.result.answer == result.answer == ANSWERS[query]
+    maps = lmm_maps(reading)
+    assert len(maps) == ANSWERS[query].count("[SEG]")
+    same_maps(maps, result.scores, result.similarity)
+    for found in maps:
+        assert (found.name, found.layer, found.of, found.grid_hw) == ("lmm", 2, "[SEG]", (4, 4))
+        assert found.map is not None and found.map.dtype == np.float32
+        assert found.map.shape == SIZE
+
+
+@pytest.mark.parametrize(
+    ("view", "alignment"), [("crop", "exact"), ("crop", "reference"), ("letterbox", "exact"), ("stretch", "exact")]
+)
+@pytest.mark.parametrize("size", [(40, 60), (61, 37)])
+@pytest.mark.filterwarnings("ignore:the model sees only the centre")
+def test_maps_lie_where_the_model_sees(view: str, alignment: Any, size: tuple[int, int]) -> None:
+    points = PointConfig(num_points=5, downsample=1, alignment=alignment)
+    options: dict[str, Any] = {"points": points, "asks": False}
+    reading = read_answer(small(view), picture(*size), "where is it?", answer=TWO, **options)
+    result = small(view).segment(picture(*size), "where is it?", force=TWO, **options)
+    same_maps(lmm_maps(reading), result.scores, result.similarity)
+    outside = np.zeros(size, bool)
+    if view == "crop":
+        short = min(size)
+        top, left = (size[0] - short) // 2, (size[1] - short) // 2
+        # One pixel is left to the two alignments' rounding.
+        outside[:] = True
+        outside[max(top - 1, 0) : top + short + 1, max(left - 1, 0) : left + short + 1] = False
+        assert outside.any()
+    for found in [*lmm_maps(reading), *layer_maps(reading, 1), *before_maps(reading), word_map(reading, "cup")]:
+        assert found.map is not None and found.map.shape == size
+        assert found.map.min() >= 0 and found.map.max() <= 1
+        assert not found.map[outside].any()
+        assert found.map[~outside].mean() > 0.1
+
+
+@pytest.mark.parametrize(
+    "query", ["the red cup", "where is the red cup?", "where could I sit", "is there a cup?", "Segment the cup."]
+)
+@pytest.mark.parametrize("answer", [True, "it is [SEG]."])
+@pytest.mark.parametrize("wish", [{}, {"asks": False}, {"sentence": True}, {"sentence": False}])
+def test_questions_are_worded_as_the_segmenter_words_them(
+    query: str, answer: bool | str, wish: dict[str, bool]
+) -> None:
+    # Random weights: another question gives other scores.
+    reading = read_answer(small(), picture(*SIZE), query, answer=answer, **wish)
+    same_maps(lmm_maps(reading), reading.result.scores, reading.result.similarity)
+
+
+def test_layers_are_those_of_the_model() -> None:
+    """Against hooks on the blocks while `ReadModel.forward` reads the same text."""
+    reading, model, processor = reading_of(), small().model, small().processor
+    image = picture(*SIZE)
+    seen: list[Tensor] = []
+    language = model.lmm.model.language_model
+    handles = [
+        language.layers[0].register_forward_pre_hook(lambda _module, args: seen.append(args[0])),
+        *(layer.register_forward_hook(lambda _module, _args, output: seen.append(output)) for layer in language.layers),
+    ]
+    # "the red cup" is a name: the family has words to ask for it.
+    question = inference_question(processor.config.conversation, "the red cup")
+    ids = torch.tensor([processor.encode([Turn(question, TWO)])[0]])
+    with torch.inference_mode():
+        output = model(ids, pixel_values=processor.lmm_pixels(image)[None])
+    for handle in handles:
+        handle.remove()
+    assert reading.num_layers == len(language.layers) == 2
+    hidden = [states[0] for states in seen]
+    last = language.norm(hidden.pop())
+    image_places = ids[0] == model.config.image_token_id
+    seg_places = (ids[0] == model.config.seg_token_id).nonzero().flatten()
+    for layer, states in enumerate([*hidden, last]):
+        found = layer_maps(reading, layer)
+        expected = states[seg_places - 1] @ states[image_places].T
+        assert [one.layer for one in found] == [layer, layer]
+        np.testing.assert_allclose(np.stack([one.scores for one in found]), expected.detach(), **CLOSE)
+        if layer == 1:  # not normed, and it makes a difference
+            normed = language.norm(states)
+            assert (normed[seg_places - 1] @ normed[image_places].T - expected).abs().max() > 0.1
+    same_maps(layer_maps(reading, 2), output.scores.numpy(), reading.result.similarity)
+    assert torch.equal(reading.h_img[0], reading.patches)
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_is_not_there_is_an_error(layer: int) -> None:
+    with pytest.raises(ReadsegError, match=re.escape(f"layer must be 0 (embeddings) to 2 (last); got {layer}")):
+        layer_maps(reading_of(), layer)
+    with pytest.raises(ReadsegError, match="layer must be"):
+        word_map(reading_of(), "cup", layer)
+
+
+def test_before_the_language_model() -> None:
+    reading, model = reading_of(), small().model
+    with torch.inference_mode():
+        patches = model.encode_image(small().processor.lmm_pixels(picture(*SIZE))[None])[0]
+    found = before_maps(reading)
+    np.testing.assert_allclose(np.stack([one.scores for one in found]), reading.h_seg @ patches.T, **CLOSE)
+    assert {(one.name, one.layer) for one in found} == {("before", None)}
+    assert np.abs(found[0].scores - lmm_maps(reading)[0].scores).max() > 0.1
+
+
+def test_an_answer_without_seg_has_no_maps() -> None:
+    reading = reading_of("there is no saw.")
+    assert lmm_maps(reading) == layer_maps(reading, 0) == before_maps(reading) == sam_maps(small(), reading) == []
+    assert word_map(reading, "saw").map is not None
+
+
+def test_a_constant_map_is_none() -> None:
+    reading = reading_of()
+    flat = dataclasses.replace(reading, h_img=torch.zeros_like(reading.h_img))
+    assert [one.map for one in lmm_maps(flat)] == [None, None]
+    for bad in (torch.full((16,), 3.0), torch.full((16,), torch.nan), torch.tensor([torch.inf, *[0.0] * 15])):
+        assert lmm_frame_map(bad, SIZE) is None
+        assert mask_frame_map(bad, (4, 4), Frame(*SIZE, 32, 32)) is None
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_predicted_one_place_before() -> None:
+    reading, processor = reading_of(), small().processor
+    for phrase in ("red cup", "cup", "saw", "it", "there is a"):
+        places = word_places(reading, phrase)
+        assert processor.decode([reading.result.answer_ids[place] for place in places]) == phrase
+        expected = reading.h_answer[-1, places].mean(0) @ reading.h_img[-1].T
+        found = word_map(reading, phrase)
+        np.testing.assert_allclose(found.scores, expected, **CLOSE)
+        assert (found.name, found.layer, found.of) == ("words", 2, phrase)
+    assert word_places(reading, "RED cup") == word_places(reading, "red cup")
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, None])
+def test_the_phrase_seg_gives_the_map_of_seg(layer: int | None) -> None:
+    found, expected = word_map(reading_of(), "[SEG]", layer), layer_maps(reading_of(), 2 if layer is None else layer)[0]
+    np.testing.assert_allclose(found.scores, expected.scores, **CLOSE)
+    np.testing.assert_allclose(found.map, expected.map, **CLOSE)
+
+
+def test_characters_beyond_ascii_count_once() -> None:
+    reading = reading_of("é 杯 it is the café [SEG] 杯 cup.")
+    processor = small().processor
+    assert reading.result.answer == "é 杯 it is the café [SEG] 杯 cup."
+    for phrase in ("é", "杯", "café", "cup", "it"):
+        places = word_places(reading, phrase)
+        assert processor.decode([reading.result.answer_ids[place] for place in places]) == phrase
+
+
+@pytest.mark.parametrize("phrase", ["dog", "cu", "", "  ", "red saw"])
+def test_a_phrase_that_is_not_there_is_an_error(phrase: str) -> None:
+    with pytest.raises(ReadsegError, match=r"is not in the answer 'it is the red cup \[SEG\]"):
+        word_map(reading_of(), phrase)
+
+
+# -- the mask decoder --------------------------------------------------------------------------------------------------
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of (T, C) to (M, C), written out."""
+    heads = module.num_attention_heads
+    q, k, v = (
+        layer(given).unflatten(-1, (heads, -1)).transpose(0, 1)
+        for layer, given in ((module.q_proj, query), (module.k_proj, key), (module.v_proj, value))
+    )
+    weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+    return module.out_proj((weights @ v).transpose(0, 1).flatten(1))
+
+
+def decoder_tokens(sam: SamModel, embeddings: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's two-way transformer, written out: (C, h, w) and (K, C) -> final tokens (5 + K, C) and image (hw, C)."""
+    decoder = sam.mask_decoder
+    start = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, sparse])
+    image = (embeddings + sam.prompt_encoder.no_mask_embed.weight[0, :, None, None]).flatten(1).T
+    where = sam.get_image_wide_positional_embeddings()[0].flatten(1).T
+    tokens = start
+    for place, block in enumerate(decoder.transformer.layers):
+        if place == 0:
+            tokens = attend(block.self_attn, tokens, tokens, tokens)
+        else:
+            tokens = tokens + attend(block.self_attn, tokens + start, tokens + start, tokens)
+        tokens = block.layer_norm1(tokens)
+        tokens = tokens + attend(block.cross_attn_token_to_image, tokens + start, image + where, image)
+        tokens = block.layer_norm2(tokens)
+        tokens = tokens + block.mlp.lin2(F.relu(block.mlp.lin1(tokens)))
+        tokens = block.layer_norm3(tokens)
+        image = image + attend(block.cross_attn_image_to_token, image + where, tokens + start, tokens)
+        image = block.layer_norm4(image)
+    final = decoder.transformer
+    tokens = tokens + attend(final.final_attn_token_to_image, tokens + start, image + where, image)
+    return final.layer_norm_final_attn(tokens), image
+
+
+def sparse_tokens(reading: Reading, place: int) -> Tensor:
+    """The prompt of one [SEG]: its points, SAM's padding point, and the projected [SEG], last."""
+    model = small().model
+    projected = model.seg_projection(reading.h_seg[place])[None, None]
+    xy, labels = torch.tensor(reading.result.points_xy[place]), torch.tensor(reading.result.point_labels[place])
+    if not len(xy):
+        return projected[0]
+    points = Points(xy, labels)
+    return embed_prompts(model.sam, reading.frame.to_mask_frame(points.xy)[None], labels[None], tokens=projected)[0]
+
+
+@pytest.mark.parametrize(("prompt", "count"), [("both", 5), ("seg", 0)])
+@torch.inference_mode()
+def test_sam_map_is_that_of_the_seg_token_and_of_no_other(prompt: str, count: int) -> None:
+    reading, model = reading_of(prompt=prompt), small().model
+    embeddings = model.embed_masks_image(small().processor.mask_pixels(picture(*SIZE))[None])
+    found = sam_maps(small(), reading)
+    assert len(found) == 2
+    for place, ours in enumerate(found):
+        assert len(reading.result.point_labels[place]) == count
+        sparse = sparse_tokens(reading, place)
+        tokens, image = decoder_tokens(model.sam, embeddings[0], sparse)
+        scores = tokens @ image.T
+        np.testing.assert_allclose(ours.scores, scores[-1], **CLOSE)
+        # One token early is SAM's padding point (or a mask token): the well-known trap.
+        assert len(tokens) == sam_token_index(model.sam, count) + 1
+        for other in range(len(tokens) - 1):
+            assert np.abs(ours.scores - scores[other].numpy()).max() > 0.05, other
+            wrong = mask_frame_map(scores[other], (4, 4), reading.frame)
+            assert np.abs(ours.map - wrong).max() > 0.05, other
+        right = mask_frame_map(scores[-1], (4, 4), reading.frame)
+        np.testing.assert_allclose(ours.map, right, **CLOSE)
+        assert (ours.name, ours.layer, ours.of, ours.grid_hw) == ("sam", None, "[SEG]", (4, 4))
+
+
+@torch.inference_mode()
+def test_what_enters_the_decoder_at_that_place_is_the_projected_seg() -> None:
+    reading, model = reading_of(), small().model
+    entered: list[Tensor] = []
+    handle = model.sam.mask_decoder.transformer.register_forward_pre_hook(
+        lambda _module, _args, named: entered.append(named["point_embeddings"]), with_kwargs=True
+    )
+    sam_maps(small(), reading)
+    handle.remove()
+    expected = model.seg_projection(reading.h_seg)
+    assert len(entered) == 2
+    for tokens, seg in zip(entered, expected, strict=True):
+        same = (tokens[0, 0] - seg).abs().amax(-1) < 1e-5
+        assert same.nonzero().flatten().tolist() == [sam_token_index(model.sam, 5)]
+
+
+def test_the_decoder_is_left_as_it_was() -> None:
+    transformer = small().model.sam.mask_decoder.transformer
+    before = len(transformer._forward_hooks)
+    sam_maps(small(), reading_of())
+    assert len(transformer._forward_hooks) == before
+
+
+def test_the_part_of_the_mask_frame_that_is_padded_is_cut_off() -> None:
+    """40 x 60 fills two and two thirds of the four rows of tokens: what the last row says is not on the image."""
+    frame = Frame(*SIZE, 32, 32)
+    scores = torch.rand(4, 4)
+    scores[0, 0], scores[0, 1] = -1.0, 2.0  # the range, whatever the last row says
+    low = mask_frame_map(scores.flatten(), (4, 4), frame)
+    scores[3] = torch.rand(4)
+    other = mask_frame_map(scores.flatten(), (4, 4), frame)
+    assert low.shape == SIZE
+    assert 0 <= low.min() < low.max() <= 1
+    rows = np.abs(low - other).max(axis=1)
+    # Only rows that bilinear sampling mixes with the last row of tokens see it.
+    assert not rows[: int(2.5 / 4 * 60) - 1].any()
+    peak = torch.zeros(16)
+    peak[5] = 1  # the token of row 1, column 1: its centre is 22.5 pixels from the left and from the top
+    y, x = np.unravel_index(mask_frame_map(peak, (4, 4), frame).argmax(), SIZE)
+    assert abs(y + 0.5 - 22.5) <= 1
+    assert abs(x + 0.5 - 22.5) <= 1
+
+
+def test_a_map_without_points_leaves_the_seg_alone_in_the_decoder() -> None:
+    reading = reading_of()
+    flat = dataclasses.replace(reading, h_img=torch.zeros_like(reading.h_img))
+    for ours, expected in zip(sam_maps(small(), flat), sam_maps(small(), reading_of(prompt="seg")), strict=True):
+        np.testing.assert_allclose(ours.scores, expected.scores, **CLOSE)
+
+
+def test_points_alone_have_no_seg_in_the_decoder() -> None:
+    with pytest.raises(ReadsegError, match='expected "both" or "seg"'):
+        sam_maps(small(), reading_of(prompt="points"))
+
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+
+
+def test_one_seg_among_others_has_the_map_that_it_has_alone() -> None:
+    """The first [SEG] does not see the second: causal states, and one decoder call for each."""
+    both, alone = reading_of(), reading_of(TWO[: TWO.index("[SEG]") + 5])
+    for first, only in (
+        (lmm_maps(both)[0], lmm_maps(alone)[0]),
+        (layer_maps(both, 1)[0], layer_maps(alone, 1)[0]),
+        (before_maps(both)[0], before_maps(alone)[0]),
+        (sam_maps(small(), both)[0], sam_maps(small(), alone)[0]),
+    ):
+        np.testing.assert_allclose(first.scores, only.scores, **CLOSE)
+        np.testing.assert_allclose(first.map, only.map, **CLOSE)
+
+
+def test_a_file_gives_what_its_image_gives(tmp_path: Path) -> None:
+    picture(*SIZE).save(tmp_path / "image.png")
+    reading = read_answer(small(), tmp_path / "image.png", "the red cup", answer=TWO)
+    np.testing.assert_array_equal(sam_maps(small(), reading)[0].scores, sam_maps(small(), reading_of())[0].scores)
+
+
+def test_a_hidden_part_is_told_once_for_all_maps_of_an_answer() -> None:
+    with pytest.warns(UserWarning, match="hidden"):
+        reading = read_answer(small("crop"), picture(30, 90), "the red cup", answer=TWO)
+    assert len(sam_maps(small("crop"), reading)) == 2  # a warning here would be an error

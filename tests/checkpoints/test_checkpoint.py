@@ -1,0 +1,645 @@
+"""Released checkpoints of every family, and ours: loaded to the same numbers, and saved; all forms they come in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+import readseg
+import released
+from readseg.checkpoints.checkpoint import Checkpoint, build, default_dtype, read_checkpoint, save_checkpoint
+from readseg.errors import ReadsegError
+from readseg.inference.segmenter import Segmenter
+from readseg.model.families import FAMILIES, LLAVA_V1, VICUNA_V1
+from readseg.model.modeling import ReadModel, ReadOutput
+from readseg.model.processing import ReadProcessor
+from readseg.model.prompt_format import Turn
+from released import (
+    ADDED,
+    FORMS,
+    LINEAR,
+    TOWER,
+    Form,
+    added_ids,
+    change_settings,
+    listing,
+    our_state,
+    refused,
+    settings_of,
+    tower_weights,
+    write_json,
+    write_released,
+    write_state,
+    write_tower,
+)
+from small import picture, small_model, small_processor
+
+EMBEDDED = Path(readseg.__file__).parent / "weights" / "tiny"
+State = dict[str, Tensor]
+Change = Callable[[State], Any]
+
+every_family = pytest.mark.parametrize("family", ADDED)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars() -> None:
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+def expected(state: State, tower: int = 0) -> State:
+    """Released weights and the tower's, under our names."""
+    seen = {f"lmm.model.vision_tower.{n.removeprefix('vision_model.')}": v for n, v in tower_weights(tower).items()}
+    return seen | our_state(state)
+
+
+def check_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys() | {"map_bias"}
+    different = [name for name, value in wanted.items() if not torch.equal(found[name], value)]
+    assert not different
+    assert found["map_bias"] == 0
+
+
+def forced(model: ReadModel, processor: ReadProcessor, image: Image.Image | None = None) -> ReadOutput:
+    """A teacher-forced answer with two [SEG]."""
+    image = picture(48, 48) if image is None else image
+    ids, labels = processor.encode([Turn("where is the red cup?", "it is [SEG] and [SEG].")])
+    with torch.no_grad():
+        return model(
+            torch.tensor([ids]),
+            pixel_values=processor.lmm_pixels(image)[None],
+            mask_pixel_values=processor.mask_pixels(image)[None],
+            frames=[processor.frame(image)],
+            labels=torch.tensor([labels]),
+            return_logits=True,
+        )
+
+
+# -- all families, all forms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@every_family
+def test_every_family_loads_in_every_form(folder: Path, family: str, form: Form) -> None:
+    state = write_released(folder, family, form=form)
+    assert (folder / "pytorch_model.bin.index.json").exists() == (form == "bin-sharded")
+    before = listing(folder.parent)
+    checkpoint = read_checkpoint(folder)
+    check_same(checkpoint.weights, expected(state))
+    assert all(checkpoint.weights[name].dtype == torch.bfloat16 for name in expected(state))
+    assert checkpoint.dtype == torch.bfloat16
+    assert listing(folder.parent) == before
+
+
+@every_family
+def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family: str) -> None:
+    write_released(folder, family)
+    checkpoint = read_checkpoint(folder)
+    config, ids = checkpoint.config, added_ids(family)
+    assert config.family == family
+    assert config.prompt == ("both" if family == "read" else "seg")
+    assert config.view == "crop"
+    assert config.projector == ("linear" if family in LINEAR else "mlp")
+    assert (config.seg_token_id, config.rej_token_id) == (ids["[SEG]"], ids.get("[REJ]"))
+    assert config.image_token_id not in {*ids.values(), *range(released.pieces().vocab_size())}
+    assert config.conversation == FAMILIES[family].conversation
+    assert config.conversation.system == LLAVA_V1
+    points = config.points
+    assert (points.num_points, points.t_pos, points.t_neg) == (30, 0.8, 0.2)
+    # READ's own rounding for READ; where points are added, this small grid is not reduced.
+    assert (points.alignment, points.downsample) == (("reference", 2) if family == "read" else ("exact", 1))
+    assert (config.num_image_tokens, config.lmm_size, config.mask_size) == (16, 32, 64)
+    assert config.released == settings_of(family)
+    text = config.lmm_config.text_config
+    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (16, 24, 2)
+    assert (text.num_attention_heads, text.rms_norm_eps, text.max_position_embeddings) == (2, 1e-5, 1024)
+    assert config.lmm_config.vision_feature_layer == -2
+    assert checkpoint.folder == folder.resolve()
+    assert (f"family {family} (by config.json)" in checkpoint.notes[0], len(checkpoint.notes) > 1) == (
+        True,
+        family == "glamm",
+    )
+    assert all("region_encoder" in note for note in checkpoint.notes[1:])
+
+
+@every_family
+def test_a_family_answers_and_makes_masks(folder: Path, family: str) -> None:
+    state = write_released(folder, family)
+    model, processor = build(read_checkpoint(folder))
+    assert not model.training
+    check_same(model.state_dict(), {name: value.float() for name, value in expected(state).items()})
+    answer = Segmenter(model, processor).segment(picture(48, 48), "the red cup", max_new_tokens=4)
+    assert isinstance(answer.answer, str)
+    assert answer.masks.shape[1:] == (48, 48)
+    output = forced(model, processor)
+    assert output.low_res_logits is not None and output.points is not None and output.logits is not None
+    assert output.low_res_logits.shape == (2, 16, 16)
+    assert output.low_res_logits.isfinite().all()
+    assert not torch.equal(*output.low_res_logits)
+    assert [len(points.labels) > 0 for points in output.points] == [family == "read"] * 2
+    assert torch.isfinite(output.logits).all()
+
+
+@pytest.mark.parametrize("family", ["read", "lisa"])
+def test_the_language_model_computes_what_stock_classes_compute(folder: Path, family: str) -> None:
+    """LLaMA and CLIP take released names as they are: loaded by themselves, they are the truth."""
+    state = write_released(folder, family)
+    model, processor = build(read_checkpoint(folder))
+    settings = settings_of(family)
+    kept = {name: settings[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    stock = LlamaForCausalLM(LlamaConfig(**kept, num_attention_heads=2, rms_norm_eps=1e-5)).eval()
+    names = stock.state_dict().keys()
+    stock.load_state_dict({name: state[name].float() for name in names})
+    tower = CLIPVisionModel.from_pretrained(folder.parent / "clip", dtype=torch.float32).eval()
+    image = picture(48, 48)
+    ids, _ = processor.encode([Turn("where is the red cup?", "it is [SEG] and [SEG].")])
+    at_image = torch.tensor(ids) == processor.config.image_token_id
+    weights = {name: value.float() for name, value in state.items()}
+
+    def linear(value: Tensor, name: str) -> Tensor:
+        return value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    with torch.no_grad():
+        seen = tower(processor.lmm_pixels(image)[None], output_hidden_states=True).hidden_states[-2][0, 1:]
+        if family in LINEAR:
+            seen = linear(seen, "model.mm_projector")
+        else:
+            middle = torch.nn.functional.gelu(linear(seen, "model.mm_projector.0"))
+            seen = linear(middle, "model.mm_projector.2")
+        embeddings = weights["model.embed_tokens.weight"][torch.tensor(ids).masked_fill(at_image, 0)]
+        embeddings[at_image] = seen
+        wanted = stock(inputs_embeds=embeddings[None]).logits
+    torch.testing.assert_close(forced(model, processor, image).logits, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "form"), [("read", "bin-sharded"), ("gsva", "safetensors"), ("glamm", "bin")])
+def test_weights_of_a_training_run_are_merged(folder: Path, family: str, form: Form) -> None:
+    merged = write_released(folder, family, form=form, unmerged=True)
+    checkpoint = read_checkpoint(folder)
+    assert any("LoRA" in note and "16" in note for note in checkpoint.notes)
+    found = checkpoint.weights
+    assert found.keys() == expected(merged).keys() | {"map_bias"}
+    for name, value in expected(merged).items():
+        torch.testing.assert_close(found[name], value, rtol=2**-7, atol=1e-6)
+    changed = our_state(released.weights_of(family))["lmm.model.language_model.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(found["lmm.model.language_model.layers.0.self_attn.q_proj.weight"], changed)
+    build(checkpoint)
+
+
+def test_alpha_comes_from_the_run_or_the_caller(folder: Path) -> None:
+    raw, wanted = released.with_lora(released.weights_of("read"), alpha=64.0)
+    write_released(folder, "read")
+    write_state(folder, raw)
+    name = "lmm.model.language_model.layers.1.self_attn.v_proj.weight"
+
+    def loaded(**options: Any) -> Tensor:
+        return read_checkpoint(folder, **options).weights[name]
+
+    by_caller = loaded(lora_alpha=64.0)
+    torch.testing.assert_close(by_caller, our_state(wanted)[name], rtol=2**-7, atol=1e-6)
+    assert not torch.equal(loaded(), by_caller)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 64, "r": 2})
+    assert torch.equal(loaded(), by_caller)
+    assert any("64" in note for note in read_checkpoint(folder).notes)
+    assert torch.equal(loaded(lora_alpha=16.0), our_state(released.with_lora(released.weights_of("read"))[1])[name])
+    for bad in ("x", 0, -16, None):
+        write_json(folder / "adapter_config.json", {"lora_alpha": bad})
+        refused(folder, r"adapter_config.json: lora_alpha")
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix", "unmerged"), [(True, "", False), (False, "module.", True), (True, "module.", True)]
+)
+def test_what_trainers_put_around_weights_is_taken_off(
+    folder: Path, wrapped: bool, prefix: str, unmerged: bool
+) -> None:
+    write_released(folder, "read", form="bin", unmerged=unmerged)
+    plain = read_checkpoint(folder).weights
+    write_released(folder, "read", form="bin", unmerged=unmerged, wrapped=wrapped, prefix=prefix)
+    found = read_checkpoint(folder).weights
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert found.keys() == plain.keys()
+
+
+# -- the vision tower --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tower_in_the_checkpoint_is_the_one(folder: Path, form: Form) -> None:
+    state = write_released(folder, "read", form=form, with_tower=True)
+    assert not torch.equal(
+        state[f"{TOWER}vision_model.pre_layrnorm.bias"], tower_weights(0)["vision_model.pre_layrnorm.bias"]
+    )
+    check_same(read_checkpoint(folder).weights, expected(state, tower=1))
+
+
+def test_a_tower_in_the_checkpoint_needs_no_weights_beside(folder: Path) -> None:
+    state = write_released(folder, "read", with_tower=True)
+    (folder.parent / "clip" / "pytorch_model.bin").unlink()
+    check_same(read_checkpoint(folder).weights, expected(state, tower=1))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_tower_can_be_named(folder: Path, as_text: bool) -> None:
+    state = write_released(folder, "read")
+    other = folder.parent / "elsewhere" / "tower"
+    write_tower(other, seed=3)
+    checkpoint = read_checkpoint(folder, vision_tower=str(other) if as_text else other)
+    check_same(checkpoint.weights, expected(state, tower=3))
+
+
+def test_the_tower_of_config_json_may_be_an_absolute_path(folder: Path) -> None:
+    state = write_released(folder, "read")
+    other = folder.parent / "elsewhere" / "tower"
+    write_tower(other, seed=3)
+    change_settings(folder, mm_vision_tower=str(other))
+    check_same(read_checkpoint(folder).weights, expected(state, tower=3))
+
+
+def test_vision_tower_is_the_second_name_of_the_tower(folder: Path) -> None:
+    state = write_released(folder, "read")
+    change_settings(folder, mm_vision_tower=...)
+    check_same(read_checkpoint(folder).weights, expected(state))
+
+
+def test_of_a_whole_clip_only_the_vision_side_is_used(folder: Path) -> None:
+    state = write_released(folder, "read")
+    shutil.rmtree(folder.parent / "clip")
+    write_tower(folder.parent / "clip", whole=True)
+    checkpoint = read_checkpoint(folder)
+    check_same(checkpoint.weights, expected(state))
+    assert checkpoint.config.lmm_size == 32
+    build(checkpoint)
+
+
+def test_a_tower_saved_without_its_prefix_loads(folder: Path) -> None:
+    state = write_released(folder, "read")
+    plain = {name.removeprefix("vision_model."): value for name, value in tower_weights().items()}
+    write_state(folder.parent / "clip", plain, "safetensors")
+    check_same(read_checkpoint(folder).weights, expected(state))
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_of_the_type_that_was_asked_for(folder: Path, dtype: torch.dtype) -> None:
+    state = write_released(folder, "read")
+    model, processor = build(read_checkpoint(folder), dtype=dtype)
+    for name, value in model.state_dict().items():
+        # SAM's Fourier features stay exact.
+        wanted = torch.float32 if name.endswith("positional_embedding") else dtype
+        assert value.dtype == wanted, name
+        if name != "map_bias":
+            assert torch.equal(value, expected(state)[name].to(wanted)), name
+    assert forced(model, processor).low_res_logits is not None
+
+
+def test_a_small_model_computes_in_float32_and_a_large_one_as_stored(folder: Path) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    assert default_dtype(checkpoint, torch.device("cpu")) == torch.float32
+    assert default_dtype(checkpoint, torch.device("cuda", 0)) == torch.bfloat16
+
+    def of(numbers: int, dtype: torch.dtype) -> Checkpoint:
+        return replace(checkpoint, weights={"lmm.lm_head.weight": torch.empty(numbers, dtype=dtype, device="meta")})
+
+    billion = 2**30  # 4 GiB in float32
+    assert default_dtype(of(billion, torch.bfloat16), torch.device("cpu")) == torch.float32
+    assert default_dtype(of(billion + 1, torch.bfloat16), torch.device("cpu")) == torch.bfloat16
+    assert default_dtype(of(billion + 1, torch.float16), torch.device("cpu")) == torch.float16
+
+
+_MEASURE = """
+import os, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import readseg
+import released
+from readseg.checkpoints import build, read_checkpoint
+from transformers.utils import logging
+logging.disable_progress_bar()
+place = Path(sys.argv[1])
+
+def in_a_child(work):
+    sys.stdout.flush()
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        return
+    try:
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+def write():
+    size = released.Size(width=512, layers=15, inner=1536)
+    released.write_released(place / "weights", "read", size=size)
+    released.write_released(place / "small", "read")
+
+def load(folder, dtype):
+    def work():
+        build(read_checkpoint(place / "small"), dtype=dtype)  # what libraries make at their first use
+        before, peak = anonymous(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        model, _ = build(read_checkpoint(place / "weights"), dtype=dtype)
+        after = anonymous()
+        result = sum(weight.nbytes for weight in model.parameters())
+        print(dtype, result, after - before, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - peak)
+    return work
+
+in_a_child(write)
+for dtype in (torch.bfloat16, torch.float32, torch.float16):
+    in_a_child(load("weights", dtype))
+"""
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """Of a model from 100 MB of bfloat16, by dtype: its bytes, growth of anonymous memory, growth of the peak."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc")
+    here = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", _MEASURE, str(tmp_path_factory.mktemp("large"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return {line.split()[0]: [int(number) for number in line.split()[1:]] for line in done.stdout.splitlines()}
+
+
+def test_in_the_stored_type_the_files_are_the_model(memory: dict[str, list[int]]) -> None:
+    stored, grown, _ = memory["torch.bfloat16"]
+    assert stored > 95e6
+    assert grown < 0.2 * stored, memory
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
+def test_converted_weights_take_no_more_memory_than_the_model(memory: dict[str, list[int]], dtype: str) -> None:
+    result, grown, _ = memory[dtype]
+    assert 0.9 * result < grown <= 1.2 * result, memory
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
+def test_while_weights_are_converted_their_files_take_little_memory(memory: dict[str, list[int]], dtype: str) -> None:
+    """There are three shards: the mapped pages of one that is done need not stay."""
+    result, _, peak = memory[dtype]
+    assert 0.9 * result < peak <= 1.2 * result, memory
+
+
+# -- families, settings, arguments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("read", "sesame"), ("read", "lisa"), ("sesame", "read"), ("gsva", "gsva")]
+)
+def test_a_family_that_is_named_replaces_what_config_json_says(folder: Path, family: str, said: str) -> None:
+    write_released(folder, family, form="safetensors")
+    checkpoint = read_checkpoint(folder, family=said)
+    assert (checkpoint.config.family, checkpoint.config.prompt) == (said, FAMILIES[said].prompt)
+    build(checkpoint)
+
+
+def test_lisa_with_the_names_of_13b_loads(folder: Path) -> None:
+    """Three added tokens, [SEG] first; its table of embeddings is a row shorter."""
+
+    def shorter(state: State) -> None:
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            state[name] = state[name][:-1]
+
+    write_released(folder, "lisa", form="bin", change=shorter)
+    write_json(folder / "added_tokens.json", added_ids("read"))
+    change_settings(folder, vocab_size=settings_of("read")["vocab_size"])
+    config = read_checkpoint(folder).config
+    assert (config.family, config.seg_token_id) == ("lisa", added_ids("read")["[SEG]"])
+
+
+def test_the_name_of_a_known_repository_tells_the_family(folder: Path) -> None:
+    write_released(folder.parent / "SESAME", "read", form="bin")
+    assert read_checkpoint(folder.parent / "SESAME").config.family == "sesame"
+    assert read_checkpoint(folder.parent / "SESAME", family="read").config.family == "read"
+
+
+def test_a_table_may_have_rows_that_no_token_uses(folder: Path) -> None:
+    write_released(folder, "read", size=released.Size(spare=5))
+    model, processor = build(read_checkpoint(folder))
+    assert model.config.image_token_id == added_ids("read")["<im_end>"] + 6
+    assert forced(model, processor).logits.shape[-1] == added_ids("read")["<im_end>"] + 6
+
+
+def test_the_system_prompt_can_be_chosen(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    config = read_checkpoint(folder, system="vicuna_v1").config
+    assert config.conversation == replace(FAMILIES["read"].conversation, system=VICUNA_V1)
+    assert "user" in VICUNA_V1 and "human" not in VICUNA_V1
+    assert read_checkpoint(folder, system="llava_v1").config.conversation.system == LLAVA_V1
+
+
+def test_a_checkpoint_can_be_built_twice(folder: Path) -> None:
+    state = write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    low, _ = build(checkpoint, dtype=torch.bfloat16)
+    with torch.no_grad():
+        forced(*build(checkpoint))
+    high, _ = build(checkpoint, dtype=torch.float32)
+    assert low.lmm.dtype == torch.bfloat16 and high.lmm.dtype == torch.float32
+    check_same(high.state_dict(), {name: value.float() for name, value in expected(state).items()})
+    check_same(checkpoint.weights, expected(state))
+
+
+# -- there and back ----------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_released_to_ours_to_released(folder: Path, family: str) -> None:
+    state = write_released(folder, family)
+    first = read_checkpoint(folder)
+    ours, back = folder.parent / "ours", folder.parent / "back"
+    save_checkpoint(first, ours)
+    second = read_checkpoint(ours)
+    check_same(second.weights, expected(state))
+    assert (ours / "model.safetensors").is_file()
+    values, saved = second.config.to_dict(), first.config.to_dict()
+    of_the_file = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+    assert {key for key in values.keys() | saved.keys() if values.get(key) != saved.get(key)} <= of_the_file
+    assert second.config.released == settings_of(family)
+    save_checkpoint(second, back, layout="released")
+    for name in ("tokenizer.model", "added_tokens.json"):
+        for place in (ours, back):
+            if name.endswith(".json"):
+                assert json.loads((place / name).read_text()) == json.loads((folder / name).read_text())
+            else:
+                assert (place / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((back / "config.json").read_text()) == settings_of(family)
+    files = sorted(back.glob("*.bin"))
+    assert files and not list(back.glob("*.safetensors"))
+    found: State = {}
+    for file in files:
+        found |= torch.load(file, weights_only=True)
+    assert found.keys() == state.keys()  # GLaMM's region encoder too, which is not used here
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in state.items())
+    check_same(read_checkpoint(back).weights, expected(state))
+    assert {path.name for path in folder.parent.iterdir()} == {"weights", "clip", "ours", "back"}
+
+
+@pytest.mark.parametrize("family", ["read", "gsva", "glamm"])
+def test_ours_gives_the_same_outputs(folder: Path, family: str) -> None:
+    write_released(folder, family, unmerged=True, with_tower=True)
+    first = read_checkpoint(folder)
+    ours = folder.parent / "ours"
+    save_checkpoint(first, ours)
+    shutil.rmtree(folder.parent / "clip")  # ours has the tower
+    wanted = forced(*build(first))
+    for model, processor in (
+        build(read_checkpoint(ours)),
+        (ReadModel.from_pretrained(ours, dtype=torch.float32), ReadProcessor.from_pretrained(ours)),
+    ):
+        found = forced(model, processor)
+        assert torch.equal(found.logits, wanted.logits)
+        assert torch.equal(found.low_res_logits, wanted.low_res_logits)
+        assert torch.equal(found.scores, wanted.scores)
+
+
+def test_ours_can_be_asked_with_another_system_prompt(folder: Path) -> None:
+    write_released(folder, "read")
+    ours = folder.parent / "ours"
+    save_checkpoint(read_checkpoint(folder, system="vicuna_v1"), ours)
+    assert read_checkpoint(ours).config.conversation.system == VICUNA_V1
+    assert read_checkpoint(ours, system="llava_v1").config.conversation.system == LLAVA_V1
+
+
+@pytest.mark.parametrize(("layout", "what"), [("readseg", "folder"), ("released", "empty folder"), ("readseg", "file")])
+def test_nothing_that_is_there_is_replaced(folder: Path, layout: str, what: str) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    out = folder.parent / "out"
+    if what == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        if what == "folder":
+            (out / "notes.txt").write_text("mine")
+    before = listing(folder.parent)
+    with pytest.raises(ReadsegError, match=r"out is there already"):
+        save_checkpoint(checkpoint, out, layout=layout)
+    assert listing(folder.parent) == before
+
+
+def test_a_dangling_link_is_not_replaced(folder: Path) -> None:
+    write_released(folder, "read")
+    out = folder.parent / "out"
+    out.symlink_to(folder.parent / "another disk")
+    with pytest.raises(ReadsegError, match=r"out"):
+        save_checkpoint(read_checkpoint(folder), out)
+    assert out.is_symlink()
+
+
+@pytest.mark.parametrize("layout", ["readseg", "released"])
+def test_a_save_that_fails_leaves_nothing_behind(folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    before = {path.name for path in folder.parent.rglob("*")}
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(ReadsegError, match=r"lm_head"):
+        save_checkpoint(
+            replace(checkpoint, weights=checkpoint.weights | {"lmm.lm_head.weight": sparse}),
+            folder.parent / "out",
+            layout=layout,
+        )
+    assert {path.name for path in folder.parent.rglob("*")} == before
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    # The last file that is written.
+    monkeypatch.setattr(type(checkpoint.tokenizer), "save_pretrained", full)
+    with pytest.raises((ReadsegError, OSError), match="space"):
+        save_checkpoint(checkpoint, folder.parent / "out", layout=layout)
+    assert {path.name for path in folder.parent.rglob("*")} == before
+
+
+def test_a_place_that_cannot_be_written_is_named(folder: Path) -> None:
+    write_released(folder, "read")
+    checkpoint = read_checkpoint(folder)
+    (folder.parent / "file").write_text("x")
+    with pytest.raises(ReadsegError, match="file"):
+        save_checkpoint(checkpoint, folder.parent / "file" / "out")
+
+
+def test_the_embedded_model_is_a_checkpoint() -> None:
+    checkpoint = read_checkpoint(EMBEDDED)
+    stored = load_file(EMBEDDED / "model.safetensors")
+    assert checkpoint.tokenizer is None and checkpoint.config.family == "tiny"
+    assert all(torch.equal(checkpoint.weights[name], value) for name, value in stored.items())
+    model, processor = build(checkpoint)
+    loaded = Segmenter.from_pretrained(device="cpu")
+    image = picture(64, 64)
+    wanted = forced(loaded.model, loaded.processor, image)
+    assert torch.equal(forced(model, processor, image).low_res_logits, wanted.low_res_logits)
+
+
+def test_our_own_model_has_no_released_layout(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path / "small")
+    small_processor().save_pretrained(tmp_path / "small")
+    for place in (tmp_path / "small", EMBEDDED):
+        before = listing(tmp_path)
+        with pytest.raises(ReadsegError, match=r"'tiny' have no released layout"):
+            save_checkpoint(read_checkpoint(place), tmp_path / "out", layout="released")
+        assert listing(tmp_path) == before
+
+
+def test_our_own_model_comes_back(tmp_path: Path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path / "small")
+    small_processor().save_pretrained(tmp_path / "small")
+    save_checkpoint(read_checkpoint(tmp_path / "small"), tmp_path / "again")
+    checkpoint = read_checkpoint(tmp_path / "again")
+    again, processor = build(checkpoint)
+    state = model.state_dict()
+    assert state.keys() == checkpoint.weights.keys() == again.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    assert torch.equal(forced(again, processor).logits, forced(model, small_processor()).logits)
+
+
+def test_where_config_is_silent_the_tokenizer_says_where_text_ends(folder: Path) -> None:
+    write_released(folder, "lisa")
+    change_settings(folder, eos_token_id=None, pad_token_id=-1)
+    text = read_checkpoint(folder).config.lmm_config.text_config
+    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (1, 2, 0)
+
+
+def test_images_without_tokens_around_them(folder: Path) -> None:
+    write_released(folder, "glamm")
+    change_settings(folder, mm_use_im_start_end=False)
+    words = read_checkpoint(folder).config.conversation
+    assert words.image_text == "The <image> provides an overview of the picture.\n"
+
+
+def test_another_tower_than_the_familys_is_told(folder: Path) -> None:
+    write_released(folder, "read")
+    notes = read_checkpoint(folder, vision_tower=folder.parent / "clip").notes
+    assert "16 image tokens, the family's have 576" in notes[-1]

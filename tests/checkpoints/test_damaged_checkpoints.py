@@ -1,0 +1,645 @@
+"""Checkpoints, released and ours, that are damaged or do not fit together, and wrong arguments: refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import logging
+
+import released
+from readseg.checkpoints.checkpoint import EMBEDDED, build, read_checkpoint, save_checkpoint
+from readseg.errors import ReadsegError
+from readseg.model.families import FAMILIES
+from released import (
+    ADDED,
+    LINEAR,
+    TOWER,
+    change_settings,
+    our_state,
+    refused,
+    settings_of,
+    tower_weights,
+    write_json,
+    write_released,
+    write_state,
+    write_tower,
+)
+from small import small_model
+
+State = dict[str, Tensor]
+Change = Callable[[State], Any]
+
+every_family = pytest.mark.parametrize("family", ADDED)
+
+KEY = "model.layers.1.mlp.up_proj.weight"
+BASE = released.pieces().vocab_size()
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_bars() -> None:
+    logging.disable_progress_bar()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+# -- LoRA --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}, {"use_dora": True}])
+def test_another_scale_than_alpha_by_r_is_not_merged_as_it(folder: Path, settings: dict[str, Any]) -> None:
+    """peft's variants scale the change by other factors: merged by alpha / r, the weights would be silently wrong."""
+    write_released(folder, "read", unmerged=True)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 16, "r": 2, "use_rslora": False, "alpha_pattern": {}})
+    read_checkpoint(folder)
+    write_json(folder / "adapter_config.json", {"lora_alpha": 16, "r": 2} | settings)
+    refused(folder, f"adapter_config.json.*{next(iter(settings))}")
+
+
+@pytest.mark.parametrize("alpha", [0.0, -16.0, float("nan"), float("inf")])
+def test_an_alpha_that_makes_no_sense_is_an_error(folder: Path, alpha: float) -> None:
+    write_released(folder, "read", unmerged=True)
+    refused(folder, "alpha|no numbers", lora_alpha=alpha)
+
+
+# -- the vision tower --------------------------------------------------------------------------------------------------
+
+
+def test_without_its_tower_a_checkpoint_is_refused(folder: Path) -> None:
+    write_released(folder, "read")
+    shutil.rmtree(folder.parent / "clip")
+    refused(folder, r"vision tower clip cannot be loaded: .*--vision-tower")
+    change_settings(folder, mm_vision_tower=None, vision_tower=...)
+    refused(folder, r"config.json names no mm_vision_tower.*--vision-tower")
+    refused(folder, r"/nowhere/clip.*--vision-tower", vision_tower="/nowhere/clip")
+    refused(folder, r"missing/tower.*--vision-tower", vision_tower=Path("missing/tower"))
+
+
+@pytest.mark.parametrize("name", [5, ["clip"], True, {}, "", "../../etc", "clip\0"])
+def test_a_tower_by_a_name_that_is_none_is_refused(folder: Path, name: Any) -> None:
+    write_released(folder, "read")
+    change_settings(folder, mm_vision_tower=name, vision_tower=...)
+    refused(folder, r"--vision-tower|vision_tower")
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"hidden_size": 32}, r"mm_projector|vision_tower|vision tower"),
+        ({"image_size": 64}, r"position_embedding"),
+        ({"patch_size": 4}, r"patch_embedding|position_embedding"),
+        ({"num_hidden_layers": 2}, r"layers.2"),
+        ({"num_hidden_layers": 4}, r"layers.3"),
+        ({"num_attention_heads": 5}, r"num_attention_heads|clip"),
+        ({"num_attention_heads": 0}, r"num_attention_heads|clip"),
+        ({"image_size": "large"}, r"image_size|clip"),
+        ({"image_size": 0}, r"image_size|clip"),
+        ({"patch_size": 0}, r"patch_size|clip"),
+        ({"patch_size": 64}, r"patch_size|clip"),
+        ({"hidden_size": -24}, r"hidden_size|clip"),
+        ({"hidden_act": "none such"}, r"hidden_act|none such|clip"),
+    ],
+)
+def test_a_tower_of_another_size_is_refused(folder: Path, changes: dict[str, Any], pattern: str) -> None:
+    write_released(folder, "read")
+    write_tower(folder.parent / "clip", **changes)
+    refused(folder, pattern)
+
+
+@pytest.mark.parametrize("with_tower", [False, True])
+@pytest.mark.parametrize("content", ["[]", "{", "", '"clip"', '{"model_type": "clip", "vision_config": 5}'])
+def test_a_tower_without_settings_is_refused(folder: Path, content: str, with_tower: bool) -> None:
+    write_released(folder, "read", with_tower=with_tower)
+    (folder.parent / "clip" / "config.json").write_text(content)
+    refused(folder, "clip|vision tower")
+
+
+def test_a_tower_that_lacks_weights_is_refused(folder: Path) -> None:
+    write_released(folder, "read")
+    tower = dict(tower_weights())
+    del tower["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    write_state(folder.parent / "clip", tower)
+    refused(folder, r"clip.*layers.1.mlp.fc1.bias")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def damaged_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    place = folder / "pytorch_model.bin.index.json"
+    index = json.loads(place.read_text())
+    change(index["weight_map"])
+    write_json(place, index)
+
+
+@every_family
+def test_a_missing_shard_is_named(folder: Path, family: str) -> None:
+    write_released(folder, family)
+    lost = sorted(folder.glob("*-of-*"))[1]
+    lost.unlink()
+    refused(folder, lost.name)
+
+
+def test_a_truncated_shard_is_named(folder: Path) -> None:
+    write_released(folder, "read")
+    cut = sorted(folder.glob("*-of-*"))[0]
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    refused(folder, cut.name)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(folder: Path) -> None:
+    write_released(folder, "read")
+    shard = sorted(folder.glob("*-of-*"))[0]
+    shutil.copy(shard, folder.parent / "outside.bin")
+    damaged_index(folder, lambda weight_map: weight_map.update({KEY: "../outside.bin"}))
+    refused(folder, r"index.json: .*\.\./outside.bin")
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(folder: Path) -> None:
+    write_released(folder, "read", form="bin")
+    marker = folder.parent / "marker"
+    torch.save({KEY: _Bomb(marker)}, folder / "pytorch_model.bin")
+    refused(folder, r"pytorch_model.bin.*mkdir")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("family", ["gsva", "glamm"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        KEY,
+        "model.text_hidden_fcs.0.2.bias",
+        "model.{sam}.image_encoder.blocks.1.norm2.bias",
+        "model.{sam}.image_encoder.pos_embed",
+        "model.{sam}.mask_decoder.iou_token.weight",
+        "model.{sam}.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "model.{projector}.bias",
+    ],
+)
+def test_a_missing_weight_is_named(folder: Path, family: str, key: str) -> None:
+    name = key.format(
+        sam="grounding_encoder" if family == "glamm" else "visual_model",
+        projector="mm_projector" if family in LINEAR else "mm_projector.2",
+    )
+    write_released(folder, family, form="bin", change=lambda state: state.pop(name))
+    refused(folder, name.partition("encoder.")[2] if "pos_embed" in name or "pe_layer" in name else name)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        *((name, "base_model.model.") for name in ("model.new_part.weight", "model.layers.2.mlp.up_proj.weight")),
+        ("model.layers.2.mlp.up_proj.weight", ""),
+        ("model.visual_model.image_encoder.blocks.7.norm1.bias", ""),
+        ("model.visual_model.extra.weight", ""),
+        ("model.text_hidden_fcs.1.0.weight", ""),
+        ("model.mm_projector.4.weight", ""),
+        ("model.new_part.weight", ""),
+        ("something_else", ""),
+        ("module.lm_head.weight", ""),
+        (f"{TOWER}vision_model.more.weight", ""),
+    ],
+)
+def test_an_unexpected_weight_is_named(folder: Path, name: str, prefix: str) -> None:
+    write_released(
+        folder,
+        "read",
+        form="safetensors",
+        unmerged=bool(prefix),
+        change=lambda state: state.update({prefix + name: torch.ones(2, dtype=torch.bfloat16)}),
+    )
+    refused(folder, "image_encoder.blocks" if "blocks" in name else name.removeprefix("model.visual_model."))
+
+
+MISSHAPEN = (
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.1.self_attn.k_proj.weight",
+    KEY,
+    "model.mm_projector.0.weight",
+    "model.mm_projector.2.bias",
+    "model.norm.weight",
+    "model.text_hidden_fcs.0.0.weight",
+    "model.text_hidden_fcs.0.2.weight",
+    "model.visual_model.image_encoder.blocks.0.attn.rel_pos_w",
+    "model.visual_model.image_encoder.blocks.1.mlp.lin1.weight",
+    "model.visual_model.image_encoder.blocks.1.attn.qkv.bias",
+    "model.visual_model.image_encoder.neck.2.weight",
+    "model.visual_model.image_encoder.patch_embed.proj.weight",
+    "model.visual_model.mask_decoder.iou_prediction_head.layers.2.bias",
+    "model.visual_model.mask_decoder.output_hypernetworks_mlps.3.layers.1.weight",
+    "model.visual_model.mask_decoder.output_upscaling.0.weight",
+    "model.visual_model.mask_decoder.transformer.layers.1.cross_attn_token_to_image.out_proj.weight",
+    "model.visual_model.prompt_encoder.mask_downscaling.6.weight",
+    "model.visual_model.prompt_encoder.point_embeddings.3.weight",
+)
+
+
+def test_weights_of_a_wrong_shape_are_named(folder: Path) -> None:
+    def grown(state: State) -> None:
+        for name in MISSHAPEN:
+            state[name] = torch.cat([state[name], state[name][:1]])
+
+    write_released(folder, "read", form="bin", change=lambda state: grown(state))
+    tables = {"lm_head.weight", "model.embed_tokens.weight"}
+    refused(folder, "vocab_size")
+    change_settings(folder, vocab_size=settings_of("read")["vocab_size"] + 1)
+    message = refused(folder, "wrong shape")
+    assert all((f"{name} is (" in message) != (name in tables) for name in MISSHAPEN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image_encoder.pos_embed",
+        "image_encoder.blocks.1.attn.rel_pos_h",
+        "image_encoder.neck.0.weight",
+        "mask_decoder.mask_tokens.weight",
+        "mask_decoder.iou_prediction_head.layers.0.weight",
+        "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ],
+)
+def test_shapes_that_are_none_of_sam_are_refused(folder: Path, name: str) -> None:
+    """The size of SAM is read off these: others do not fit them then."""
+    full = f"model.visual_model.{name}"
+
+    def grown(state: State) -> None:
+        state[full] = torch.cat([state[full], state[full][:1]])
+
+    write_released(folder, "read", form="safetensors", change=grown)
+    refused(folder, "SAM|model.visual_model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lm_head.weight", float("nan")),
+        (KEY, float("inf")),
+        ("model.visual_model.image_encoder.neck.1.bias", -float("inf")),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(folder: Path, name: str, value: float) -> None:
+    write_released(folder, "read", form="bin", change=lambda state: state[name].view(-1)[:1].fill_(value))
+    refused(folder, our_name(name))
+
+
+def test_fourier_features_that_are_no_numbers_are_named(folder: Path) -> None:
+    name = "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    write_released(folder, "read", form="bin", change=lambda state: state[name].view(-1)[:1].fill_(float("nan")))
+    refused(folder, "positional_embedding|positional_encoding")
+
+
+def our_name(name: str) -> str:
+    return next(iter(our_state({name: torch.zeros(1)})))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(KEY, torch.int8), ("lm_head.weight", torch.uint8), ("model.norm.weight", torch.bool)]
+)
+def test_whole_numbers_are_no_weights(folder: Path, name: str, dtype: torch.dtype) -> None:
+    write_released(folder, "read", form="bin", change=lambda state: state.update({name: state[name].to(dtype)}))
+    refused(folder, f"{name}|{our_name(name)}")
+
+
+def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.bin").write_bytes(b"x")
+    refused(tmp_path / "empty", "config.json", tmp_path)
+    refused(tmp_path / "file.bin", "file.bin", tmp_path)
+    refused(tmp_path / "nothing", "nothing", tmp_path)
+
+
+def test_a_checkpoint_without_sam_is_a_base_model(folder: Path) -> None:
+    def without(state: State) -> None:
+        for name in [name for name in state if "visual_model" in name]:
+            del state[name]
+
+    write_released(folder, "read", change=without)
+    refused(folder, r"no weights of SAM")
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        *[({name: value}, rf"{name}|unexpected: model.layers.0") for name in ("hidden_size", "intermediate_size",
+            "num_hidden_layers", "num_attention_heads", "vocab_size") for value in (..., "16", 16.0, 0, -2)],
+        ({"hidden_size": 18}, "hidden_size|embed_tokens"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"num_hidden_layers": 3}, r"num_hidden_layers 3, the weights have 2"),
+        ({"num_hidden_layers": 1}, r"num_hidden_layers 1, the weights have 2"),
+        ({"num_attention_heads": 3}, "num_attention_heads"),
+        ({"num_attention_heads": 32}, "num_attention_heads"),
+        *[({"num_key_value_heads": value}, "num_key_value_heads|k_proj") for value in (1, 0, -1, 3, "2")],
+        ({"vocab_size": 999}, "vocab_size 999"),
+        ({"vocab_size": 342}, "vocab_size 342"),
+        *[({"rms_norm_eps": value}, "rms_norm_eps") for value in ("small", [1])],
+        *[({"max_position_embeddings": value}, "max_position_embeddings") for value in ("2048", 1.5)],
+        *[({"rope_theta": value}, "rope_theta") for value in ("x", [1])],
+        *[({"rope_scaling": value}, "rope") for value in ("x", [1], {"type": "none such", "factor": 2.0})],
+        *[({"hidden_act": value}, "hidden_act") for value in ("none such", 5, ["silu"])],
+        *[({"eos_token_id": value}, "eos_token_id") for value in ("x", 1.5)],
+        ({"bos_token_id": "x"}, "bos_token_id"),
+        *[({"mm_vision_select_layer": value}, "mm_vision_select_layer") for value in ("x", 99, -9, 0, None)],
+        *[({"mm_vision_select_feature": value}, "mm_vision_select_feature") for value in ("cls_patch", 5, None)],
+        *[({"mm_projector_type": value}, "mm_projector_type") for value in ("linear", "mlp3x_gelu", 5, ["linear"])],
+        ({"model_type": "bert"}, "'bert'"),
+        ({"model_type": ...}, "None"),
+        ({"model_type": ["llava"]}, "llava"),
+        ({"model_type": {"a": 1}}, "a"),
+        ({"text_config": {"model_type": "llama"}}, "'llava'"),
+        *[({"architectures": value}, "--family|architectures") for value in
+            (..., None, [], ["LlavaForCausalLM"], "READForCausalLM", 5, [5], [["x"]], [None])],
+    ],
+)  # fmt: skip
+def test_a_config_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, Any], pattern: str) -> None:
+    write_released(folder, "read", form="safetensors")
+    change_settings(folder, **changes)
+    message = refused(folder, pattern)
+    assert "config.json" in message or str(folder) in message
+
+
+@pytest.mark.parametrize("content", ["[]", "5", '"llava"', "null", "", "{", "{'model_type': 'llava'}", "[" * 100_000])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_config_that_is_no_settings_is_refused(folder: Path, content: str, ours: bool) -> None:
+    if ours:
+        small_model().save_pretrained(folder)
+    else:
+        write_released(folder, "read", form="safetensors")
+    (folder / "config.json").write_text(content)
+    refused(folder, r"config.json")
+
+
+def test_a_config_in_another_encoding_is_refused(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    (folder / "config.json").write_bytes(json.dumps(settings_of("read")).encode("utf-16"))
+    refused(folder, "config.json")
+    (folder / "config.json").unlink()
+    refused(folder, r"expected config.json")
+
+
+# Weights of the one family that a config.json of the other describes as truly: the tensors are the same.
+SAME_TENSORS = {("read", "sesame"), ("sesame", "read")}
+
+
+@every_family
+@pytest.mark.parametrize("other", ADDED)
+def test_the_config_of_another_family_is_refused_or_true(folder: Path, family: str, other: str) -> None:
+    write_released(folder, family, form="safetensors")
+    write_json(folder / "config.json", settings_of(other))
+    if family == other or (family, other) in SAME_TENSORS:
+        config = read_checkpoint(folder).config
+        assert config.family == other
+        assert (config.points, config.prompt) == (FAMILIES[other].points_for(16, 16), FAMILIES[other].prompt)
+        return
+    # LISA's tokenizer has one token more than READ's and SESAME's; all else tells families apart by the weights.
+    shares_names = family in ("read", "sesame") and other == "lisa"
+    refused(folder, "vocab_size" if shares_names else "--family")
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("read", "glamm"), ("glamm", "read"), ("read", "gsva"), ("lisa", "glamm"), ("glamm", "gsva")]
+)
+def test_a_family_that_the_weights_cannot_be_of_is_refused(folder: Path, family: str, said: str) -> None:
+    """SAM lies under another name, or the tokenizer has no [REJ]."""
+    write_released(folder, family, form="safetensors")
+    refused(folder, rf"family|{said}|\[REJ\]", family=said)
+
+
+# -- the tokenizer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (None, r"\[SEG\].*added_tokens.json"),
+        ({}, r"\[SEG\].*added_tokens.json"),
+        ({"<im_start>": BASE, "<im_end>": BASE + 1}, r"\[SEG\].*added_tokens.json"),
+        ({"[seg]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"\[SEG\].*added_tokens.json"),
+        ({"[SEG]": BASE, "<im_start>": BASE + 1}, "<im_end>"),
+        ({"[SEG]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 3}, r"<im_end>.*has only"),
+        ({"[SEG]": 10**30, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"id of its own.*\[SEG\]"),
+        ({"[SEG]": BASE, "<im_start>": BASE, "<im_end>": BASE + 1}, "added_tokens.json"),
+        ({"[SEG]": BASE - 1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": -1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": str(BASE), "<im_start>": str(BASE + 1), "<im_end>": str(BASE + 2)}, "added_tokens.json"),
+        ({"[SEG]": str(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": None, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": [BASE], "<im_start>": [BASE + 1], "<im_end>": {}}, "added_tokens.json"),
+        ({"[SEG]": float(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        ({"[SEG]": True, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        (["[SEG]"], "added_tokens.json"),
+        ("{", "added_tokens.json"),
+        ("", "added_tokens.json"),
+        ("[" * 100_000, "added_tokens.json"),
+        (b"\xff\xfe", "added_tokens.json"),
+        (f'{{"[SEG]": {BASE}, "<im_start>": {BASE + 1}, "<im_end>": {BASE + 2}, "[SEG]": {BASE + 1}}}', "added_tokens"),
+    ],
+)
+def test_added_tokens_that_do_not_fit_are_refused(folder: Path, content: Any, pattern: str) -> None:
+    write_released(folder, "read", form="safetensors")
+    place = folder / "added_tokens.json"
+    if content is None:
+        place.unlink()
+    elif isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        place.write_text(content if isinstance(content, str) else json.dumps(content))
+    refused(folder, pattern)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage", b"\0" * 100, b"\x0a\x00", "cut", "changed", b"version https://git-lfs"]
+)
+def test_a_tokenizer_that_is_none_is_refused(folder: Path, content: bytes | str | None) -> None:
+    write_released(folder, "read", form="safetensors")
+    place = folder / "tokenizer.model"
+    whole = place.read_bytes()
+    if content is None:
+        place.unlink()
+    elif isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        place.write_bytes(whole[: len(whole) // 2] if content == "cut" else b"\xff" * 8 + whole)
+    refused(folder, "tokenizer.model")
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_do_not_exist_are_refused(folder: Path) -> None:
+    write_released(folder, "read", form="safetensors")
+    refused(folder, r"family must be one of read, .*'tiny'", family="tiny")
+    refused(folder, r"family must be one of read, .*''", family="")
+    refused(folder, r"system must be one of llava_v1, vicuna_v1; got 'v2'", system="v2")
+    checkpoint = read_checkpoint(folder)
+    for bits in (0, 3, 16, -4):
+        with pytest.raises(ReadsegError, match="bits must be 8 or 4"):
+            build(checkpoint, bits=bits)
+    with pytest.raises(ReadsegError, match=r'layout must be "readseg" or "released"; got "?\'?hf'):
+        save_checkpoint(checkpoint, folder.parent / "out", layout="hf")
+    assert not (folder.parent / "out").exists()
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Released weights of GSVA as this package saves them."""
+    place = tmp_path_factory.mktemp("saved")
+    write_released(place / "weights", "gsva")
+    save_checkpoint(read_checkpoint(place / "weights"), place / "ours")
+    return place / "ours"
+
+
+@pytest.fixture
+def ours(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda state: state.pop("lmm.lm_head.weight"), r"missing: lmm.lm_head.weight"),
+        (lambda state: state.pop("map_bias"), r"missing: map_bias"),
+        (lambda state: state.pop("lmm.model.vision_tower.pre_layrnorm.bias"), r"missing: .*pre_layrnorm.bias"),
+        (lambda state: state.update(extra=torch.ones(1)), r"unexpected: extra"),
+        (lambda state: state.update(map_bias=torch.ones(2)), r"wrong shape: map_bias is \(2,\) and not \(\)"),
+        (lambda state: state["lmm.lm_head.weight"].fill_(float("nan")), r"lmm.lm_head.weight"),
+        (lambda state: state.update({"lmm.lm_head.weight": state["lmm.lm_head.weight"].to(torch.int8)}), r"lm_head"),
+    ],
+)
+def test_our_weights_damaged_are_named(ours: Path, change: Change, pattern: str) -> None:
+    state = load_file(ours / "model.safetensors")
+    change(state)
+    write_state(ours, state, "safetensors")
+    refused(ours, pattern)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"prompt": "box"}, "prompt"),
+        ({"view": 5}, "view"),
+        ({"projector": "mlp"}, "multi_modal_projector|projector"),
+        ({"points": {"k": 1}}, "k"),
+        ({"points": "many"}, "points|config.json"),
+        ({"points": {"num_points": "many"}}, "num_points|config.json"),
+        ({"conversation": {"answer_tokens": 5}}, "answer_tokens|config.json"),
+        ({"seg_token_id": "x"}, r"\[SEG\]|seg_token_id"),
+        ({"seg_token_id": 5}, r"\[SEG\]"),
+        ({"seg_token_id": None}, r"\[SEG\]|seg_token_id"),
+        ({"bce_loss_weight": "x"}, "bce_loss_weight"),
+        ({"lmm_config": "x"}, "lmm_config|config.json"),
+        ({"lmm_config": {"model_type": "bert"}}, "lmm_config|config.json|weights"),
+        ({"lmm_config": None}, "lmm_config|weights"),
+        ({"mask_config": []}, "mask_config|config.json|weights"),
+        ({"mask_config": 5}, "mask_config|config.json"),
+    ],
+)
+def test_our_config_damaged_is_refused(ours: Path, changes: dict[str, Any], pattern: str) -> None:
+    change_settings(ours, **changes)
+    refused(ours, pattern)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_config", {"hidden_size": -16}),
+        ("text_config", {"hidden_size": "x"}),
+        ("text_config", {"num_attention_heads": 0}),
+        ("text_config", {"num_attention_heads": 3}),
+        ("text_config", {"vocab_size": 0}),
+        ("text_config", {"hidden_act": "none such"}),
+        ("vision_config", {"image_size": 0}),
+        ("vision_config", {"patch_size": 0}),
+        ("vision_config", {"hidden_size": -1}),
+    ],
+)
+def test_our_config_with_impossible_sizes_is_refused(ours: Path, part: str, changes: dict[str, Any]) -> None:
+    lmm = json.loads((ours / "config.json").read_text())["lmm_config"]
+    lmm[part] |= changes
+    change_settings(ours, lmm_config=lmm)
+    refused(ours, "config.json|ours|" + next(iter(changes)))
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"[REJ]": BASE, "[SEG]": BASE + 1, "<im_start>": BASE + 2, "<im_end>": BASE + 3},
+        {"[SEG]": BASE, "<im_start>": BASE + 2, "<im_end>": BASE + 3},
+        {"[SEG]": BASE, "[REJ]": BASE + 1, "<im_start>": BASE + 2, "<im_end>": BASE + 90},
+        {"[SEG]": BASE, "[REJ]": BASE + 1},
+        {},
+    ],
+)
+def test_our_tokenizer_of_other_weights_is_refused(ours: Path, added: dict[str, int]) -> None:
+    write_json(ours / "added_tokens.json", added)
+    refused(ours, r"\[SEG\]|\[REJ\]|<im_")
+
+
+def test_our_folder_without_a_tokenizer_is_refused(ours: Path) -> None:
+    (ours / "tokenizer.model").unlink()
+    refused(ours, "tokenizer.model")
+
+
+@pytest.mark.parametrize("eos", [1, -1, 99999, [2], "2"])
+def test_an_end_that_contradicts_the_tokenizer_is_refused(folder: Path, eos: Any) -> None:
+    write_released(folder, "read")
+    change_settings(folder, eos_token_id=eos)
+    refused(folder, "eos_token_id.*the tokenizer says 2")
+
+
+@pytest.mark.parametrize("command", ["segment", "convert"])
+def test_code_in_a_models_folder_is_never_run(tmp_path: Path, command: str) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.update(tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
+    write_json(folder / "tokenizer_config.json", settings)
+    trap = tmp_path / "it_ran"
+    (folder / "own.py").write_text(f"open({str(trap)!r}, 'w').close()\nclass OwnTokenizer: pass\n")
+    arguments = {
+        "segment": [str(EMBEDDED.parents[3] / "examples" / "reasoning.png"), "the bird", "--model", str(folder)],
+        "convert": [str(folder), str(tmp_path / "out")],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", "readseg", command, *arguments],
+        input="yes\nyes\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(EMBEDDED.parents[2]), "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "code of its own" in done.stderr
+    assert not trap.exists()
+    assert not (tmp_path / "out").exists()

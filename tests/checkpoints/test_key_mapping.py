@@ -1,0 +1,225 @@
+"""Released names and ours, there and back; what a config.json says in our words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+import released
+from readseg.checkpoints import key_mapping
+from readseg.errors import ReadsegError
+from readseg.model.families import FAMILIES
+from readseg.model.tokenizer import LegacyTokenizer
+from released import ADDED, LINEAR, added_ids, our_state, settings_of, tokenizer_model, weights_of
+
+VISION = CLIPVisionConfig(image_size=32, patch_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=2)
+every_family = pytest.mark.parametrize("family", ADDED)
+
+
+def used(family: str) -> dict[str, Tensor]:
+    return {name: value for name, value in weights_of(family).items() if "region_encoder" not in name}
+
+
+@every_family
+def test_names_are_translated_and_tensors_are_not_touched(family: str) -> None:
+    state = used(family)
+    mask_model = FAMILIES[family].mask_model
+    assert key_mapping.mask_model_of(state) == mask_model
+    ours, unknown = key_mapping.to_ours(state, mask_model)
+    assert not unknown
+    wanted = our_state(state)
+    assert ours.keys() == wanted.keys()
+    assert all(ours[name] is value for name, value in wanted.items())
+    back = key_mapping.to_released(ours, mask_model)
+    assert back.keys() == state.keys()
+    assert all(back[name] is value for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("lm_head.weight", "lmm.lm_head.weight"),
+        ("model.embed_tokens.weight", "lmm.model.language_model.embed_tokens.weight"),
+        ("model.layers.31.self_attn.q_proj.weight", "lmm.model.language_model.layers.31.self_attn.q_proj.weight"),
+        ("model.norm.weight", "lmm.model.language_model.norm.weight"),
+        ("model.mm_projector.weight", "lmm.model.multi_modal_projector.weight"),
+        ("model.mm_projector.0.weight", "lmm.model.multi_modal_projector.linear_1.weight"),
+        ("model.mm_projector.2.bias", "lmm.model.multi_modal_projector.linear_2.bias"),
+        ("model.text_hidden_fcs.0.0.weight", "seg_projection.0.weight"),
+        ("model.text_hidden_fcs.0.2.bias", "seg_projection.2.bias"),
+        (
+            "model.vision_tower.vision_tower.vision_model.encoder.layers.3.mlp.fc1.bias",
+            "lmm.model.vision_tower.encoder.layers.3.mlp.fc1.bias",
+        ),
+        (
+            "model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight",
+            "lmm.model.vision_tower.pre_layrnorm.weight",
+        ),
+        (
+            "model.visual_model.image_encoder.blocks.11.norm2.bias",
+            "sam.vision_encoder.layers.11.layer_norm2.bias",
+        ),
+        (
+            "model.visual_model.mask_decoder.transformer.norm_final_attn.weight",
+            "sam.mask_decoder.transformer.layer_norm_final_attn.weight",
+        ),
+        (
+            "model.visual_model.mask_decoder.output_hypernetworks_mlps.2.layers.1.weight",
+            "sam.mask_decoder.output_hypernetworks_mlps.2.layers.0.weight",
+        ),
+        (
+            "model.visual_model.mask_decoder.output_hypernetworks_mlps.2.layers.0.weight",
+            "sam.mask_decoder.output_hypernetworks_mlps.2.proj_in.weight",
+        ),
+        (
+            "model.visual_model.mask_decoder.output_upscaling.3.bias",
+            "sam.mask_decoder.upscale_conv2.bias",
+        ),
+        (
+            "model.visual_model.prompt_encoder.mask_downscaling.4.bias",
+            "sam.prompt_encoder.mask_embed.layer_norm2.bias",
+        ),
+    ],
+)
+def test_a_name_goes_there_and_back(name: str, ours: str) -> None:
+    value = torch.zeros(1)
+    found, unknown = key_mapping.to_ours({name: value}, "visual_model")
+    assert (list(found), unknown) == ([ours], [])
+    assert list(key_mapping.to_released({ours: value}, "visual_model")) == [name]
+
+
+def test_names_without_a_place_are_told() -> None:
+    state = {"model.new.weight": torch.zeros(1), "lm_head.weight": torch.zeros(1), "model.norma": torch.zeros(1)}
+    ours, unknown = key_mapping.to_ours(state, "visual_model")
+    assert list(ours) == ["lmm.lm_head.weight"]
+    assert unknown == ["model.new.weight", "model.norma"]
+    # Of another family's mask model every name is one without a place.
+    strange = {"model.visual_model.x": torch.zeros(1)}
+    assert key_mapping.to_ours(strange, "grounding_encoder")[1] == list(strange)
+    with pytest.raises(ReadsegError, match=r"image_encoder\.none"):
+        key_mapping.to_ours({"model.visual_model.image_encoder.none": torch.zeros(1)}, "visual_model")
+
+
+def test_what_is_ours_alone_is_not_released() -> None:
+    assert key_mapping.to_released({"map_bias": torch.zeros(())}, "visual_model") == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("model.visual_model.x",), "visual_model"),
+        (("a", "model.grounding_encoder.x"), "grounding_encoder"),
+        (("visual_model.x", "model.visual_model2.x", "model.visual_model"), None),
+        ((), None),
+    ],
+)
+def test_the_mask_model_is_found_by_its_name(names: tuple[str, ...], found: str | None) -> None:
+    assert key_mapping.mask_model_of(dict.fromkeys(names)) == found
+
+
+def test_computed_buffers_are_left_out() -> None:
+    state = dict.fromkeys(
+        [
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "vision_model.embeddings.position_ids",
+            "vision_model.embeddings.position_embedding.weight",
+        ],
+        torch.zeros(1),
+    )
+    assert list(key_mapping.without_computed(state)) == ["vision_model.embeddings.position_embedding.weight"]
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+def config_for(family: str, **changes: Any) -> Any:
+    settings = settings_of(family) | changes
+    return key_mapping.read_config(settings, FAMILIES[family], tokenizer(family), VISION, weights_of(family))
+
+
+@every_family
+def test_a_config_is_read_off_settings_and_shapes(family: str) -> None:
+    config = config_for(family)
+    assert config.projector == ("linear" if family in LINEAR else "mlp")
+    assert config.image_token_id == config.lmm_config.text_config.vocab_size == settings_of(family)["vocab_size"]
+    mask = config.mask_config
+    assert (mask.vision_config.image_size, mask.vision_config.patch_size) == (64, 16)
+    assert mask.prompt_encoder_config.hidden_size == mask.mask_decoder_config.hidden_size == 32
+    assert (mask.vision_config.hidden_size, mask.vision_config.num_attention_heads) == (20, 2)
+    assert (mask.vision_config.window_size, mask.vision_config.global_attn_indexes) == (3, [1])
+    assert config.lmm_config.vision_config.hidden_size == 24
+    assert config.released == settings_of(family)
+
+
+def test_read_13b_has_points_of_its_own() -> None:
+    family = FAMILIES["read"]
+    small, large = family.points_for(576, 4096), family.points_for(576, 5120)
+    assert (small.num_points, small.t_pos, small.t_neg, small.downsample) == (30, 0.8, 0.2, 2)
+    assert (large.num_points, large.t_pos, large.t_neg, large.downsample) == (60, 0.6, 0.2, 1)
+    assert {small.alignment, large.alignment} == {"reference"}
+    for name in ("sesame", "lisa", "gsva", "glamm"):
+        assert FAMILIES[name].points_for(576, 5120) == FAMILIES[name].points_for(576, 4096)
+        assert FAMILIES[name].points_for(576, 4096).downsample == 2
+        assert FAMILIES[name].points_for(256, 4096).downsample == 1
+
+
+def tokenizer(family: str = "read") -> LegacyTokenizer:
+    return LegacyTokenizer(tokenizer_model(), added_ids(family))
+
+
+def test_settings_that_are_left_out_have_llamas_values() -> None:
+    settings = settings_of("read")
+    for name in ("num_key_value_heads", "rope_scaling", "bos_token_id", "eos_token_id"):
+        del settings[name]
+    config = key_mapping.language_config(settings, tokenizer())
+    assert (config.num_key_value_heads, config.bos_token_id, config.eos_token_id) == (2, 1, 2)
+    assert not config.tie_word_embeddings
+
+
+def test_rope_scaling_and_grouped_keys_are_kept() -> None:
+    scaled = key_mapping.language_config(
+        settings_of("read") | {"num_key_value_heads": 1, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        tokenizer(),
+    )
+    assert scaled.num_key_value_heads == 1
+    assert scaled.rope_parameters["rope_type"] == "linear"
+    assert scaled.rope_parameters["factor"] == 2.0
+    assert key_mapping.language_config(settings_of("read"), tokenizer()).rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+@pytest.mark.parametrize("value", [None, "16", 1.5])
+def test_a_needed_setting_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ReadsegError, match=f"config.json must give whole numbers, 1 or more, for {name}"):
+        key_mapping.language_config(settings_of("read") | {name: value}, tokenizer())
+
+
+def test_a_projector_that_is_not_there_is_named() -> None:
+    with pytest.raises(ReadsegError, match=r"mm_projector_type 'linear'.*'mlp'"):
+        config_for("read", mm_projector_type="linear")
+    with pytest.raises(ReadsegError, match=r"mm_projector_type 'mlp2x_gelu'.*'linear'"):
+        config_for("gsva", mm_projector_type="mlp2x_gelu")
+    with pytest.raises(ReadsegError, match="mm_vision_select_feature must be 'patch'; got 'cls_patch'"):
+        config_for("read", mm_vision_select_feature="cls_patch")
+
+
+@every_family
+def test_settings_that_are_made_describe_the_same_model(family: str) -> None:
+    first = config_for(family)
+    settings = key_mapping.released_settings(first, FAMILIES[family], "clip")
+    again = key_mapping.read_config(settings, FAMILIES[family], tokenizer(family), VISION, weights_of(family))
+    values, made = first.to_dict(), again.to_dict()
+    assert {key for key in values if values[key] != made[key]} == {"released"}
+    real = settings_of(family)
+    kept = settings.keys() & real.keys()
+    assert {name: settings[name] for name in kept} == {name: real[name] for name in kept}
+    # What the authors' own loaders ask for.
+    needed = {"architectures", "model_type", "mm_vision_tower", "mm_hidden_size", "vocab_size", "out_dim"}
+    assert needed <= kept
+    assert released.ARCHITECTURES[family] in settings["architectures"]

@@ -1,0 +1,164 @@
+"""LLaVA-Instruct, in its true format and damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from readseg.data.readers.llava_instruct import LlavaInstruct
+from readseg.errors import ReadsegError
+
+SPLIT = "llava_instruct_150k"
+
+
+def turns(*said: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[k % 2], "value": value} for k, value in enumerate(said)]
+
+
+def record(*said: str, name: str = "000000000009", image: Any = "000000000009.jpg") -> dict[str, Any]:
+    return {"id": name, "image": image, "conversations": turns(*said)}
+
+
+GOOD = record("Is it a cat?\n<image>", "Yes.")
+
+
+def write(root: Path, content: Any, *, raw: bool = False) -> Path:
+    (root / "coco" / "train2017").mkdir(parents=True, exist_ok=True)
+    path = root / "llava_dataset" / f"{SPLIT}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if raw else json.dumps(content, ensure_ascii=False).encode())
+    return path
+
+
+def read(root: Path, *records: Any) -> LlavaInstruct:
+    write(root, list(records))
+    return LlavaInstruct(root, SPLIT)
+
+
+def test_rounds_without_the_place_of_the_image(tmp_path: Path) -> None:
+    data = read(
+        tmp_path,
+        record("<image>\nWhat is it?", " A bus.\n", "And its colour?", "Red, I’d say."),
+        record("Look at <image> and say what it is.", "A <image>dog.", name="b"),
+        record("<<image>image>Where is it?", "In Köln 😀.", image="in/a folder.png"),
+    )
+    assert data.name == f"vqa|{SPLIT}"
+    assert len(data) == 3
+    first, second, third = data
+    assert first.dialogue == (("What is it?", "A bus."), ("And its colour?", "Red, I’d say."))
+    assert first.image == tmp_path / "coco" / "train2017" / "000000000009.jpg"
+    assert second.dialogue == (("Look at and say what it is.", "A dog."),)
+    assert third.dialogue == (("Where is it?", "In Köln 😀."),)
+    assert third.image == tmp_path / "coco" / "train2017" / "in" / "a folder.png"
+    assert first.expressions == ()
+
+
+def test_names_are_unique_although_ids_are_not(tmp_path: Path) -> None:
+    data = read(tmp_path, GOOD, GOOD, {key: GOOD[key] for key in ("image", "conversations")})
+    assert [entry.name for entry in data] == ["000000000009#0", "000000000009#1", "#2"]
+    assert data[-1].name == "#2"
+    with pytest.raises(IndexError):
+        data[3]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (record("a?", "b.") | {"image": None}, '"image" must name a file'),
+        (record("a?", "b.", image=""), '"image" must name a file'),
+        (record("a?", "b.", image="../../etc/passwd"), '"image" must name a file'),
+        (record("a?", "b.", image="/etc/passwd"), '"image" must name a file'),
+        (record("a?", "b.", image="a\0.jpg"), '"image" must name a file'),
+        ({"id": "x", "conversations": turns("a?", "b.")}, "x.*must name a file"),
+        (record("a?"), "it has 1 turns"),
+        (record("a?", "b.", "c?"), "it has 3 turns"),
+        (record(), "it has 0 turns"),
+        (record("a?", "b.") | {"conversations": "a?"}, "no list of turns"),
+        (record("a?", "b.") | {"conversations": turns("a?")[:1] * 2}, "turn 1 must be \"from\" gpt, it is 'human'"),
+        (record("a?", "b.") | {"conversations": turns("a?", "b.")[::-1]}, 'turn 0 must be "from" human'),
+        (record("a?", "b.") | {"conversations": ["a?", "b."]}, "turn 0 must be"),
+        (record("a?", "b.") | {"conversations": [{"from": ["human"]}, {}]}, "turn 0 must be"),
+        (record("a?", " \n"), "turn 1 is empty"),
+        (record("<image>", "b."), "turn 0 is empty"),
+        (record("a?", "b.") | {"conversations": [{"from": "human", "value": 3}, {}]}, "text, got int"),
+        (record("a?", "b.") | {"conversations": [{"from": "human"}, {}]}, "text, got NoneType"),
+        ([1, 2], "must be an object"),
+        (float("nan"), "must be an object"),
+        (None, "must be an object"),
+    ],
+)
+def test_a_broken_record_names_itself_and_spares_the_others(tmp_path: Path, broken: Any, message: str) -> None:
+    data = read(tmp_path, GOOD, broken, GOOD)
+    assert len(data) == 3
+    with pytest.raises(ReadsegError, match=rf"{SPLIT}\.json: record 1.*{message}"):
+        data[1]
+    assert data[0].dialogue == data[2].dialogue == (("Is it a cat?", "Yes."),)
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, json.dumps([record("a \ud83d?", "b.")]).encode(), raw=True)
+    with pytest.raises(ReadsegError, match="lone surrogate"):
+        LlavaInstruct(tmp_path, SPLIT)[0]
+
+
+WHOLE = json.dumps([GOOD, GOOD]).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected {, got its end"),
+        (b" \n", "got its end"),
+        (WHOLE[:-1], "got its end"),
+        (WHOLE[:-9], "no whole JSON file"),
+        (WHOLE[: len(WHOLE) // 2 + 4], "no whole JSON file"),
+        (WHOLE + b"]", "more behind its end"),
+        (WHOLE.replace(b"]}, {", b"]} {"), "expected , or ]"),
+        (b"[1,]", "Expecting value"),
+        (b"[" * 100_000, "no whole JSON file"),
+        (b"[" + b"9" * 10_000 + b"]", "no whole JSON file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "expected {, got v"),
+        (b'[{"id": "caf\xe9"}]', "not UTF-8: byte 12"),
+        (b"[]", "holds no conversation"),
+        (b"{}", "holds no conversation"),
+        (b'{"data": [1], "x": 2}', "must be a list of conversations"),
+        (b'{1: 2}', "no whole JSON file"),
+        (b'{"a" 2}', "expected :"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_told_at_once(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write(tmp_path, content, raw=True)
+    with pytest.raises(ReadsegError, match=message) as told:
+        LlavaInstruct(tmp_path, SPLIT)
+    assert str(told.value).startswith(str(path))
+    assert "\n" not in str(told.value)
+
+
+def test_what_is_missing_is_named_with_its_place(tmp_path: Path) -> None:
+    assert LlavaInstruct.splits(tmp_path) == []
+    with pytest.raises(ReadsegError, match=rf"{SPLIT}\.json is missing: put LLaVA-Instruct's"):
+        LlavaInstruct(tmp_path, SPLIT)
+    path = write(tmp_path, [GOOD])
+    assert LlavaInstruct.splits(tmp_path) == [SPLIT]
+    assert [place for place, _ in LlavaInstruct.needs(tmp_path)] == [path, tmp_path / "coco" / "train2017"]
+    (tmp_path / "coco" / "train2017").rmdir()
+    with pytest.raises(ReadsegError, match="train2017 is missing: put the train2017 images of COCO"):
+        LlavaInstruct(tmp_path, SPLIT)
+    path.unlink()
+    path.mkdir()
+    (tmp_path / "coco" / "train2017").mkdir()
+    with pytest.raises(ReadsegError, match="cannot be read"):
+        LlavaInstruct(tmp_path, SPLIT)
+
+
+def test_a_file_that_changes_or_goes_is_noticed(tmp_path: Path) -> None:
+    data = read(tmp_path, GOOD, GOOD)
+    path = write(tmp_path, [record("Short?", "Yes."), GOOD])
+    with pytest.raises(ReadsegError, match="was changed"):
+        data[1]
+    path.unlink()
+    with pytest.raises(ReadsegError, match="cannot be read"):
+        data[0]

@@ -1,0 +1,258 @@
+"""What lies below a folder: found, missing, broken, and drawn."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from readseg.core.images import load_image
+from readseg.data.registry import REFERRING, DataSet, check, data_sets, show
+from readseg.errors import ReadsegError
+from readseg.miniatures import write_miniatures
+
+NAMES = {"ade20k", "cocostuff", "mapillary", "paco_lvis", "pascal_part", "llava_instruct", "reasonseg", *REFERRING}
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "mini"
+    write_miniatures(folder, images=8)
+    return folder
+
+
+@pytest.fixture
+def root(miniatures: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(miniatures, tmp_path / "mini"))
+
+
+def test_every_data_set_is_found_and_whole(miniatures: Path) -> None:
+    found = list(check(miniatures, thorough=True))
+    assert {row.name for row in found} == NAMES
+    assert not [row for row in found if row.broken or row.problems or not row.entries]
+    assert all(row.expressions for row in found if row.name != "llava_instruct")
+    splits = {row.split for row in found if row.name == "refcoco"}
+    assert {"refcoco|unc|testA", "refcoco|unc_exclude_unified|train"} <= splits
+
+
+def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
+    found = list(check(tmp_path))
+    assert {row.name for row in found} == NAMES
+    for row in found:
+        assert (row.entries, row.broken) == (0, 0)
+        assert all(problem.startswith(f"{tmp_path}") and "is missing: put" in problem for problem in row.problems)
+    assert any("refs(unc_exclude_unified).p" in row.problems[1] for row in found if row.name == "refcoco+")
+    with pytest.raises(ReadsegError, match="no such folder"):
+        list(check(tmp_path / "nowhere"))
+
+
+def test_what_is_broken_is_counted_and_named(root: Path) -> None:
+    image = sorted((root / "ade20k" / "images" / "training").glob("*.jpg"))[-1]
+    image.write_bytes(image.read_bytes()[:50])
+    mask = sorted((root / "cocostuff" / "train2017").glob("*.png"))[0]
+    with Image.open(mask) as picture:
+        picture.resize((7, 5)).save(mask)
+    (root / "refer_seg" / "refcoco" / "instances.json").write_text("{")
+    quick = {(row.name, row.split): row for row in check(root)}
+    assert not quick["ade20k", "training"].broken  # only the first record is read
+    thorough = {(row.name, row.split): row for row in check(root, thorough=True)}
+    ade = thorough["ade20k", "training"]
+    assert (ade.broken, len(ade.problems)) == (1, 1)
+    assert image.name in ade.problems[0]
+    assert mask.name in thorough["cocostuff", "train2017"].problems[0]
+    assert "instances.json" in thorough["refcoco", "refcoco|unc|val"].problems[0]
+    assert not thorough["refcoco+", "refcoco+|unc|val"].broken
+
+
+def test_what_is_missing_of_a_set_that_is_there_is_told(root: Path) -> None:
+    for place in ("refer_seg/images/mscoco", "reason_seg/ReasonSeg/train"):
+        shutil.rmtree(root / place)
+    for place in (root / "refer_seg" / "refcoco").glob("refs*"):
+        place.unlink()
+    (root / "refer_seg" / "grefcoco" / "grefs(unc).json").write_text("[]")
+    found = {(row.name, row.split): row for row in check(root)}
+    assert "train is missing: put ReasonSeg's" in found["reasonseg", "-"].problems[0]
+    assert found["reasonseg", "val"].entries
+    refs = root / "refer_seg" / "refcoco" / "refs(unc_exclude_unified).p"
+    assert found["refcoco", "-"].problems[0].startswith(f"{refs} is missing: put refcoco's {refs.name}, or another")
+    images = root / "refer_seg" / "images" / "mscoco" / "images" / "train2014"
+    assert found["refcoco+", "-"].problems == (f"{images} is missing: put the images (*.jpg) there",)
+    assert not any(row.broken for (_, split), row in found.items() if split == "-")
+    assert found["refcoco+", "refcoco+|unc|val"].broken
+    images.mkdir(parents=True)
+    (told,) = (row for row in check(root) if row.name == "grefcoco")
+    assert "nothing that can be read is in" in told.problems[0] and "grefs(unc).json" in told.problems[0]
+
+
+class Hostile:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_is_refused_spares_the_others(root: Path) -> None:
+    mark = root / "ran"
+    hostile = root / "refer_seg" / "refcoco" / "refs(unc).p"
+    hostile.write_bytes(pickle.dumps([Hostile(mark)]))
+    found = {(row.name, row.split): row for row in check(root)}
+    told = found["refcoco", "-"]
+    assert (told.broken, told.entries) == (1, 0) and f"{hostile} is refused" in told.problems[0]
+    assert not found["refcoco", "refcoco|unc_exclude_unified|val"].broken
+    assert {name for name, _ in found} == NAMES
+    assert show(root, "ade20k", count=1).width and show(root, "refcoco", count=1).width
+    hostile.with_name("refs(unc_exclude_unified).p").unlink()
+    with pytest.raises(ReadsegError, match="is refused, nothing of it was run"):
+        show(root, "refcoco")
+    for name in NAMES - {"refcoco", "ade20k"}:
+        (root / ANNOTATIONS.get(name, "none")).unlink(missing_ok=True)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        show(root, count=1)
+    assert any(f"refcoco is not shown: {hostile} is refused" in str(warning.message) for warning in warned)
+    assert not mark.exists()
+
+
+# What may lie in the place of a file.
+DAMAGES: dict[str, Callable[[Path, bytes], object]] = {
+    "missing": lambda path, old: None,
+    "empty": lambda path, old: path.write_bytes(b""),
+    "cut": lambda path, old: path.write_bytes(old[: len(old) // 2]),
+    "a folder": lambda path, old: path.mkdir(),
+    "a link to itself": lambda path, old: path.symlink_to(path.name),
+    "a pipe": lambda path, old: os.mkfifo(path),
+    "a device": lambda path, old: path.symlink_to("/dev/zero"),
+    "a pointer": lambda path, old: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:9\n"),
+    "noise": lambda path, old: path.write_bytes(np.random.default_rng(0).bytes(3000)),
+    "nesting": lambda path, old: path.write_bytes(b"[" * 300_000),
+    "another size": lambda path, old: Image.new("L", (7, 5)).save(path, format="PNG"),
+    "16 bits": lambda path, old: Image.fromarray(np.ones((9, 9), np.uint16)).save(path, format="PNG"),
+}
+ANNOTATIONS = {
+    "mapillary": "mapillary/config_v2.0.json",
+    "paco_lvis": "vlpart/paco/annotations/paco_lvis_v1_train.json",
+    "pascal_part": "vlpart/pascal_part/train.json",
+    "llava_instruct": "llava_dataset/llava_instruct_150k.json",
+    "ade20k": "ade20k/objectInfo150.txt",
+    "grefcoco": "refer_seg/grefcoco/grefs(unc).json",
+    **{name: f"refer_seg/{name}/instances.json" for name in REFERRING if name != "grefcoco"},
+}
+
+SISTERS = {"refcoco+", "refcocog", "R-refcoco+", "R-refcocog", "fprefcoco+", "fprefcocog"}
+"""Read as those that they are called after."""
+SIZES_UNTOLD = ("reasonseg", "llava_instruct")
+"""Whose files do not say how large their images are."""
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """A reader that waits for a pipe would wait for ever."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("it waits")
+
+    old = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+
+
+def told_of(data_set: DataSet) -> list[str]:
+    """The errors of a data set: of its files, and of the first entry of its first split."""
+    splits, told = data_set.find()
+    for split in splits[:1]:
+        try:
+            entry = data_set.read(split)[0]
+            load_image(entry.image)
+            for expression in entry.expressions:
+                if expression.mask is not None:
+                    expression.mask()
+        except ReadsegError as error:
+            told = [*told, str(error)]
+    return told
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("name", sorted(NAMES - SISTERS))
+def test_damaged_files_are_errors_that_name_them(root: Path, name: str) -> None:
+    (data_set,) = (own for own in data_sets(root) if own.name == name)
+    assert told_of(data_set) == []
+    entry = data_set.read(data_set.find()[0][0])[0]
+    places = {entry.image}
+    if name in ANNOTATIONS:
+        places.add(root / ANNOTATIONS[name])
+    if name == "reasonseg":
+        places.add(entry.image.with_suffix(".json"))
+    if name in ("ade20k", "cocostuff", "mapillary"):
+        places |= set((root / name).rglob(f"{entry.name}.png"))
+    if name in REFERRING:
+        places |= set((root / "refer_seg" / name).glob("*refs*.p"))
+    for path in places:
+        old = path.read_bytes()
+        for damage, put in DAMAGES.items():
+            path.unlink()
+            put(path, old)
+            told = told_of(data_set)
+            absent = damage in ("missing", "a link to itself") and path != entry.image  # which may be no error
+            unseen = damage in ("another size", "16 bits") and path == entry.image and name in SIZES_UNTOLD
+            if not absent and not unseen:
+                assert any(str(path) in message for message in told), f"{path.name}, {damage}: {told}"
+            assert all(str(root) in message and "\n" not in message and len(message) < 900 for message in told)
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+            path.write_bytes(old)
+    assert told_of(data_set) == []
+
+
+def test_samples_are_drawn(miniatures: Path) -> None:
+    for name in sorted(NAMES):
+        assert show(miniatures, name, count=2).width == 640
+    one, same, other = (show(miniatures, "refcoco", "refcoco|unc|val", count=1, seed=seed) for seed in (0, 0, 5))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+
+
+def test_samples_of_all_are_drawn_on_one_sheet(miniatures: Path, tmp_path: Path) -> None:
+    sheet = show(miniatures, count=1)
+    assert sheet.width == 4 * 320 and sheet.height > 4 * 200
+    one = show(miniatures, "ade20k", count=1)
+    assert sheet.crop((0, 0, 320, 150)).tobytes() == one.crop((0, 0, 320, 150)).tobytes()
+    shutil.copytree(miniatures / "reason_seg", tmp_path / "some" / "reason_seg")
+    assert show(tmp_path / "some").width == 2 * 320
+    with pytest.raises(ReadsegError, match="no data set that can be shown"):
+        show(tmp_path / "some" / "reason_seg")
+    with pytest.raises(ReadsegError, match="no such folder"):
+        show(tmp_path / "nowhere")
+    with pytest.raises(ReadsegError, match="is of one data set: name that"):
+        show(miniatures, split="val")
+
+
+def test_what_is_not_there_cannot_be_shown(miniatures: Path, tmp_path: Path) -> None:
+    for root, name, split, said in (
+        (miniatures, "imagenet", None, "no data set 'imagenet'; there are ade20k"),
+        (miniatures, "refcoco", "refcoco|unc|testC", "there are refcoco"),
+        (tmp_path, "ade20k", None, "training is missing: put images/training of .*; readseg data check"),
+    ):
+        with pytest.raises(ReadsegError, match=said):
+            show(root, name, split)
+
+
+def test_each_set_is_read_by_its_own_reader(miniatures: Path) -> None:
+    for data_set in data_sets(miniatures):
+        splits, damaged = data_set.find()
+        names = {getattr(data_set.read(split), "name") for split in splits}  # noqa: B009 - not of the protocol
+        assert splits and not damaged and len(names) == len(splits)

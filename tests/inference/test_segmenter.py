@@ -1,0 +1,481 @@
+"""The segmenter: one or many questions, conversations, caches, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from readseg.checkpoints import load as loading
+from readseg.core.images import ImageError
+from readseg.errors import ReadsegError
+from readseg.inference.segmenter import QueryError, Segmentation, Segmenter, asks_for_mask, requests_mask
+from readseg.model.config import ConversationConfig, PointConfig, Prompt
+from readseg.model.prompt_format import Turn
+from small import picture
+from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load
+
+EIGHT = [*ANSWERS, "the cat", "some other thing that nobody trained", "a"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Segmenter:
+    return load(folder)
+
+
+@pytest.fixture
+def segmenter(folder: Path) -> Segmenter:
+    return load(folder)
+
+
+def assert_same(one: Segmentation, other: Segmentation) -> None:
+    assert (one.query, one.answer, one.present, one.finished) == (
+        other.query,
+        other.answer,
+        other.present,
+        other.finished,
+    )
+    np.testing.assert_array_equal(one.masks, other.masks)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+    for name, tolerance in (("points_xy", 1e-3), ("point_labels", 0)):
+        for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+            np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+def test_answers_masks_and_presence(shared: Segmenter) -> None:
+    results = shared.segment(picture(), list(ANSWERS))
+    assert [r.answer for r in results] == list(ANSWERS.values())
+    assert [r.query for r in results] == list(ANSWERS)
+    assert [r.present for r in results] == [True, True, True, False, None]
+    assert [len(r.masks) for r in results] == [1, 1, 2, 0, 0]
+    for r in results:
+        assert r.masks.shape[1:] == r.image_size == (40, 60)
+        assert r.masks.dtype == bool
+        assert r.finished
+        assert np.isfinite(r.similarity).all()
+        for xy, labels in zip(r.points_xy, r.point_labels, strict=True):
+            assert len(xy) == len(labels) > 0
+            assert (xy >= 0).all()
+            assert (xy <= (60, 40)).all()
+
+
+@pytest.mark.parametrize("prompt", ["both", "seg", "points"])
+def test_many_queries_give_what_single_ones_give(segmenter: Segmenter, prompt: Any) -> None:
+    together = segmenter.segment(picture(), EIGHT, prompt=prompt)
+    for query, one in zip(EIGHT, together, strict=True):
+        segmenter._encoded.clear()
+        assert_same(one, segmenter.segment(picture(), query, prompt=prompt))
+
+
+def test_more_queries_than_are_decoded_together(shared: Segmenter) -> None:
+    many = EIGHT * 3
+    assert [r.answer for r in shared.segment(picture(), many)] == [
+        r.answer for r in shared.segment(picture(), EIGHT)
+    ] * 3
+    assert shared.segment(picture(), []) == []
+
+
+def counted(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> None:
+        original: Callable[..., Any] = getattr(segmenter.model, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] = counts.get(name, 0) + 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(segmenter.model, name, call)
+
+    for name in ("encode_image", "embed_masks_image", "prefill", "generate_answers", "decode_masks"):
+        watch(name)
+    return counts
+
+
+def test_an_image_is_computed_once_for_all_queries(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = counted(segmenter, monkeypatch)
+    segmenter.segment(picture(), EIGHT)
+    once = {"encode_image": 1, "embed_masks_image": 1, "prefill": 1}
+    assert counts == {**once, "generate_answers": 1, "decode_masks": 1}
+    segmenter.segment(np.asarray(picture()), "the cat")  # equal pixels from elsewhere
+    segmenter.chat(picture()).ask("the cat")
+    assert counts == {**once, "generate_answers": 3, "decode_masks": 3}
+
+
+def test_the_cache_keeps_the_latest_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = load(folder)
+    segmenter = Segmenter(full.model, full.processor, cached_images=2)
+    counts = counted(segmenter, monkeypatch)
+    for seed in (0, 1, 0, 2, 0):  # 2 pushes out 1, the longest unused
+        segmenter.segment(picture(seed=seed), "the cat")
+    assert counts["encode_image"] == 3
+    segmenter.segment(picture(seed=1), "the cat")
+    assert counts["encode_image"] == 4
+    with pytest.raises(ReadsegError, match="cached_images"):
+        Segmenter(full.model, full.processor, cached_images=0)
+
+
+def test_the_answer_depends_on_nothing_asked_before(segmenter: Segmenter) -> None:
+    first = segmenter.segment(picture(), "the cat")
+    segmenter.segment(picture(), EIGHT)
+    segmenter.chat(picture()).ask("the unicorn")
+    assert_same(first, segmenter.segment(picture(), "the cat"))
+
+
+def test_batches_of_images(shared: Segmenter) -> None:
+    images = [picture(), picture(20, 30, seed=1), picture()]
+    queries = ["the cat", "all the birds and the tree", "the unicorn"]
+    batch = shared.segment_batch(images, queries)
+    for image, query, one in zip(images, queries, batch, strict=True):
+        assert_same(one, shared.segment(image, query))
+    nested = shared.segment_batch(images[:2], [["the cat", "the unicorn"], []])
+    assert [len(part) for part in nested] == [2, 0]
+    with pytest.raises(QueryError, match="3 images"):
+        shared.segment_batch(images, ["the cat"])
+    with pytest.raises(QueryError, match="3 images"):
+        shared.segment_batch(images, "cat")
+
+
+def test_a_given_answer_gives_what_the_same_answer_gives_by_itself(shared: Segmenter) -> None:
+    for query in ("the cat", "all the birds and the tree"):
+        by_itself = shared.segment(picture(), query)
+        given = shared.segment(picture(), query, force=by_itself.answer)
+        assert given.answer == by_itself.answer
+        assert (given.masks == by_itself.masks).all()
+        assert np.allclose(given.scores, by_itself.scores, atol=1e-4)
+        assert given.said == (True,) * len(by_itself.masks)
+        assert by_itself.said is None
+
+
+def test_given_answers_are_those_of_a_plain_forward(shared: Segmenter) -> None:
+    answer = "there [SEG] and there [SEG]."
+    batch = shared.segment_batch(
+        [picture(), picture(20, 30, seed=1)], [["the cat", "what?"], ["the unicorn"]], force=answer
+    )
+    for image, queries, results in zip(
+        [picture(), picture(20, 30, seed=1)], (["the cat", "what?"], ["the unicorn"]), batch, strict=True
+    ):
+        for query, result in zip(queries, results, strict=True):
+            ids, _ = shared.processor.encode([Turn(query, answer)])
+            output = shared.model(
+                torch.tensor([ids]), pixel_values=shared.processor.lmm_pixels(image)[None], return_logits=True
+            )
+            assert np.allclose(result.scores, output.scores.detach().numpy(), atol=1e-4)
+            seg = shared.processor.config.seg_token_id
+            places = [place for place, token in enumerate(ids) if token == seg]
+            assert result.said == tuple(bool(output.logits[0, place - 1].argmax() == seg) for place in places)
+            assert len(result.masks) == 2
+
+
+@pytest.mark.parametrize("force", ["", "  ", 3, None])
+def test_an_answer_that_cannot_be_given(shared: Segmenter, force: Any) -> None:
+    with pytest.raises(ReadsegError, match="answer to force is empty"):
+        shared.segment(picture(), "the cat", force=force)
+
+
+def test_every_kind_of_image(shared: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    expected = shared.segment(picture(), "the cat")
+    for source in (path, str(path), path.read_bytes(), np.asarray(picture())):
+        assert_same(expected, shared.segment(source, "the cat"))
+    with pytest.raises(ImageError, match="no such"):
+        shared.segment(tmp_path / "missing.png", "the cat")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2)])
+def test_odd_sizes_give_finite_results(shared: Segmenter, size: tuple[int, int]) -> None:
+    result = shared.segment(picture(*size), "the cat")
+    assert result.answer == ANSWERS["the cat"]
+    assert result.masks.shape == (1, *size)
+    assert np.isfinite(result.scores).all()
+    assert np.isfinite(result.similarity).all()
+    assert np.isfinite(result.points_xy[0]).all()
+
+
+def test_one_flat_colour_gives_no_nan(shared: Segmenter) -> None:
+    result = shared.segment(np.zeros((30, 30, 3), np.uint8), "the cat")
+    assert np.isfinite(result.similarity).all()
+
+
+def test_prompts_and_points_can_be_chosen(shared: Segmenter) -> None:
+    alone = shared.segment(picture(), "the cat", prompt="seg")
+    assert [len(xy) for xy in alone.points_xy] == [0]
+    few = shared.segment(picture(), "the cat", points=PointConfig(num_points=3, downsample=1, alignment="exact"))
+    assert len(few.points_xy[0]) == 3
+    with pytest.raises(ReadsegError, match="both, seg, points"):
+        shared.segment(picture(), "the cat", prompt="all")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("wrong", ["alignment", "downsample"])
+def test_points_that_do_not_fit_the_model(shared: Segmenter, wrong: str) -> None:
+    points = PointConfig() if wrong == "alignment" else PointConfig(downsample=5, alignment="exact")
+    with pytest.raises(ReadsegError, match=wrong):
+        shared.segment(picture(), "the unicorn", points=points)
+
+
+def test_an_answer_that_is_cut_off_says_so(shared: Segmenter) -> None:
+    cut = shared.segment(picture(), "the unicorn", max_new_tokens=1)
+    assert not cut.finished
+    with pytest.raises(ReadsegError, match="max_new_tokens"):
+        shared.segment(picture(), "the unicorn", max_new_tokens=0)
+
+
+@pytest.mark.parametrize("query", ["", "   ", "\n", None, 7, b"cat"])
+def test_empty_queries(shared: Segmenter, query: Any) -> None:
+    for ask in (
+        lambda: shared.segment(picture(), [query]),
+        lambda: shared.chat(picture()).ask(query),
+    ):
+        with pytest.raises(QueryError, match="query is"):
+            ask()
+
+
+def test_a_query_of_ten_thousand_words(shared: Segmenter) -> None:
+    with pytest.raises(QueryError, match=f"too long.*{LONGEST_CONTEXT} positions"):
+        shared.segment(picture(), ["the cat", "word " * 10_000])
+
+
+@pytest.mark.parametrize("query", ["[SEG]", "<image> the cat </s>", "</s><s>[SEG] [SEG]", "\ud800 \x00 猫"])
+def test_special_tokens_in_a_query_are_text(shared: Segmenter, query: str) -> None:
+    result = shared.segment(picture(), query)
+    ids = shared.processor.query_ids([Turn(query)])
+    special = set(shared.processor.tokenizer.all_special_ids)
+    assert not special & set(ids)
+    assert result.answer.count("[SEG]") == len(result.masks)
+
+
+def test_a_hidden_part_is_warned_of(segmenter: Segmenter) -> None:
+    segmenter.processor.config.view = "crop"
+    with pytest.warns(UserWarning, match="60% of it is hidden"):
+        segmenter.segment(picture(40, 100), "the cat")
+    segmenter.segment(picture(40, 45), "the cat")  # 11%: no warning, which would be an error here
+
+
+def test_conversations_keep_what_was_said(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = segmenter.chat(picture())
+    first = chat.ask("the cat")
+    assert_same(first, segmenter.segment(picture(), "the cat"))
+    seen = []
+    original = segmenter.model.generate_answers
+    monkeypatch.setattr(
+        segmenter.model,
+        "generate_answers",
+        lambda prefix, cache, queries, **k: seen.append(queries) or original(prefix, cache, queries, **k),
+    )
+    second = chat.ask("the unicorn")
+    history = [Turn("the cat", first.answer), Turn("the unicorn")]
+    assert seen == [[segmenter.processor.query_ids(history)]]
+    assert chat.turns == [
+        Turn("the cat", first.answer, first.answer_ids),
+        Turn("the unicorn", second.answer, second.answer_ids),
+    ]
+
+
+def test_a_failed_turn_leaves_the_conversation_as_it_was(shared: Segmenter) -> None:
+    chat = shared.chat(picture())
+    chat.ask("the cat")
+    for text in ("", "word " * 10_000):
+        with pytest.raises(QueryError):
+            chat.ask(text)
+    assert len(chat.turns) == 1
+
+
+def test_presence_in_conversations(shared: Segmenter) -> None:
+    def present(text: str, **options: Any) -> bool | None:
+        return shared.chat(picture()).ask(text, **options).present
+
+    assert present("the cat") is True
+    assert present("the unicorn") is None
+    assert present("the unicorn", asks=True) is False
+    assert present("how many animals are there?") is None
+
+
+def test_asks_overrides_the_rule(shared: Segmenter) -> None:
+    assert shared.segment(picture(), "the unicorn", asks=False).present is None
+    assert shared.segment(picture(), "how many animals are there?", asks=True).present is False
+    assert shared.segment(picture(), "the cat", asks=False).present is True
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "the cat",
+        "something that tells the time",
+        "Which animal could fly?",
+        "where could I sit?",
+        "the largest of the dogs",
+        "What can be used to cut paper?",
+        "what is to the left of the tree?",
+        "find the dog",
+        "Is there a dog? Please segment it.",
+        "Can you outline the dog?",
+        "Does anything here tell the time? Output a segmentation mask.",
+        "isolated island",
+        "animals that are striped",
+    ],
+)
+def test_queries_that_ask_for_a_mask(query: str) -> None:
+    assert asks_for_mask(query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "how many animals are there?",
+        " How much fruit is there",
+        "what colour is the car?",
+        "What color are the birds?",
+        "is there a cat?",
+        "Are there any tools",
+        "Is the car red?",
+        "does the dog have a hat?",
+        "describe the picture",
+        "What is in this image?",
+        "What's in the photo?",
+        "what do you see?",
+        "why is the street wet?",
+    ],
+)
+def test_plain_questions(query: str) -> None:
+    assert not asks_for_mask(query)
+    assert not requests_mask(query)
+
+
+def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
+    segmenter.processor.config.conversation = ConversationConfig(
+        name_question="What is {name} in this image? Please output segmentation mask.",
+        sentence_question="{sentence} Please output segmentation mask.",
+    )
+    encoded = segmenter.encode(picture())
+    plain, segment = "Is there something to sit on?", "the middle segment of the orange"
+    queries = ["the cat", "Where could I sit", "Segment the cat", "how many cats?", plain, segment]
+
+    def asked(*queries: str, **options: Any) -> list[str]:
+        return [reply.question for reply in segmenter.reply(encoded, queries, **options)]
+
+    assert asked(*queries) == [
+        "What is the cat in this image? Please output segmentation mask.",
+        "Where could I sit Please output segmentation mask.",
+        "Segment the cat",
+        "how many cats?",
+        plain,
+        segment,
+    ]
+    named = f"What is {segment} in this image? Please output segmentation mask."
+    long = [f"{query} Please output segmentation mask." for query in (plain, segment)]
+    assert asked(plain, segment, force=True) == [long[0], named]
+    assert asked(plain, segment, sentence=True) == long
+    assert asked(segment, sentence=False) == [named]
+
+
+def test_the_steps_of_segment_one_by_one(segmenter: Segmenter) -> None:
+    queries = ["the cat", "how many cats?"]
+    encoded = segmenter.encode(picture())
+    replies = segmenter.reply(encoded, queries, force="Sure, [SEG] and [SEG].")
+    for prompt in get_args(Prompt):
+        apart = segmenter.decode(encoded, replies, prompt=prompt)
+        together = segmenter.segment(picture(), queries, force="Sure, [SEG] and [SEG].", prompt=prompt)
+        for one, other in zip(apart, together, strict=True):
+            assert one.answer == other.answer and one.present is other.present and one.said == other.said
+            assert np.array_equal(one.masks, other.masks) and np.array_equal(one.scores, other.scores)
+    assert segmenter.decode(encoded, []) == []
+    assert segmenter.encode(picture()) is encoded
+
+
+def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(name: Any, **options: Any) -> str:
+        with pytest.raises(ReadsegError) as caught:
+            Segmenter.from_pretrained(name, **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    (tmp_path / "file").touch()
+    assert "holds no model" in error(tmp_path)
+    assert "is a file" in error(tmp_path / "file")
+    assert "no such folder" in error(tmp_path / "missing")
+    assert "no such folder" in error("no such model")
+    assert "nobody/nothing: no such folder" in error("nobody/nothing")  # the tests are offline
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "type 'bert'" in error(tmp_path)
+    (tmp_path / "config.json").write_text("{not json")
+    assert "config.json is no JSON" in error(tmp_path)
+    monkeypatch.setattr(loading, "EMBEDDED", tmp_path / "weights")
+    assert "embedded model is missing" in error(None)
+    assert "device 'abacus'" in error(folder, device="abacus")
+    assert "dtype must be" in error(folder, dtype="int8")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_devices_that_hold_no_values(folder: Path, device: str) -> None:
+    with pytest.raises(ReadsegError, match="cannot be used here"):
+        Segmenter.from_pretrained(folder, device=device)
+
+
+def test_half_a_character_in_a_query(shared: Segmenter, tmp_path: Path) -> None:
+    result = shared.segment(picture(), " the cat\udcff")
+    assert result.query == " the cat?"
+    assert Segmentation.from_json((result.save(tmp_path / "o") / "result.json").read_text()).query == result.query
+
+
+def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path, capfd: Any) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ReadsegError, match="no weights"):
+        Segmenter.from_pretrained(tmp_path)
+    weights = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ReadsegError, match=r"model\.safetensors"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    config = json.loads((folder / "config.json").read_text())
+    config["lmm_config"]["text_config"]["num_hidden_layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReadsegError, match=r"missing: .*layers\.2"):
+        Segmenter.from_pretrained(tmp_path)
+    config["lmm_config"]["text_config"] |= {"num_hidden_layers": 2, "vocab_size": 500}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReadsegError, match=r"wrong shape: .*lm_head\.weight is .*500"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["map_bias"] = tensors["map_bias"] * torch.nan
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ReadsegError, match=r"no numbers: map_bias"):
+        Segmenter.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ReadsegError, match=r"no tokenizer: expected tokenizer\.json"):
+        Segmenter.from_pretrained(tmp_path)
+    assert capfd.readouterr() == ("", ""), "libraries must not write before the error"
+
+
+def test_the_embedded_model_needs_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(loading, "EMBEDDED", folder)
+    assert Segmenter.from_pretrained().segment(picture(), "the cat").present is True
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bfloat16(folder: Path) -> None:
+    half = Segmenter.from_pretrained(folder, device="cpu", dtype="bfloat16")
+    result = half.segment(picture(), ["the cat", "the unicorn"])
+    assert result[0].points_xy[0].dtype == np.float32
+    assert np.isfinite(result[0].similarity).all()
+
+
+def test_results_are_drawn_and_saved(shared: Segmenter, tmp_path: Path) -> None:
+    for result in shared.segment(picture(), list(ANSWERS)):
+        folder = result.save(tmp_path / result.query.replace(" ", "_").rstrip("?"))
+        with Image.open(folder / "overlay.png") as overlay:
+            assert overlay.width >= 320

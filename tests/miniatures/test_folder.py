@@ -1,0 +1,140 @@
+"""The folder of miniatures as a whole: complete, the same each time, written whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from readseg.errors import ReadsegError
+from readseg.miniatures import write_miniatures
+
+# By hand from the layout that users of this family have on disk; "#" stands for digits, the number for how many files.
+LAYOUT = {
+    "ade20k/images/training/ADE_train_#.jpg": 8,
+    "ade20k/annotations/training/ADE_train_#.png": 8,
+    "ade20k/objectInfo150.txt": 1,
+    "coco/train2017/#.jpg": 8,
+    "cocostuff/train2017/#.png": 8,
+    "mapillary/config_v2.0.json": 1,
+    "mapillary/training/images/mini#.jpg": 8,
+    "mapillary/training/v2.0/labels/mini#.png": 8,
+    "vlpart/paco/annotations/paco_lvis_v1_train.json": 1,
+    "vlpart/pascal_part/train.json": 1,
+    "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages/2008_#.jpg": 8,
+    "llava_dataset/llava_instruct_150k.json": 1,
+    "reason_seg/ReasonSeg/train/#_o.jpg": 4,
+    "reason_seg/ReasonSeg/train/#_o.json": 4,
+    "reason_seg/ReasonSeg/val/#_o.jpg": 4,
+    "reason_seg/ReasonSeg/val/#_o.json": 4,
+    "reason_seg/ReasonSeg/test/#_o.jpg": 6,
+    "reason_seg/ReasonSeg/test/#_o.json": 6,
+    "refer_seg/images/mscoco/images/train2014/COCO_train2014_#.jpg": 8,
+    "refer_seg/images/saiapr_tc-12/#/images/#.jpg": 8,
+    "refer_seg/refclef/instances.json": 1,
+    "refer_seg/refclef/refs(unc).p": 1,
+    "refer_seg/refcoco/instances.json": 1,
+    "refer_seg/refcoco/refs(unc).p": 1,
+    "refer_seg/refcoco/refs(unc_exclude_unified).p": 1,
+    "refer_seg/refcoco+/instances.json": 1,
+    "refer_seg/refcoco+/refs(unc).p": 1,
+    "refer_seg/refcoco+/refs(unc_exclude_unified).p": 1,
+    "refer_seg/refcocog/instances.json": 1,
+    "refer_seg/refcocog/refs(umd).p": 1,
+    "refer_seg/refcocog/refs(umd_exclude_unified).p": 1,
+    "refer_seg/R-refcoco/instances.json": 1,
+    "refer_seg/R-refcoco/refs(unc).p": 1,
+    "refer_seg/R-refcoco/refs(unc_exclude_unified).p": 1,
+    "refer_seg/R-refcoco+/instances.json": 1,
+    "refer_seg/R-refcoco+/refs(unc).p": 1,
+    "refer_seg/R-refcoco+/refs(unc_exclude_unified).p": 1,
+    "refer_seg/R-refcocog/instances.json": 1,
+    "refer_seg/R-refcocog/refs(umd).p": 1,
+    "refer_seg/R-refcocog/refs(umd_exclude_unified).p": 1,
+    "refer_seg/fprefcoco/instances.json": 1,
+    "refer_seg/fprefcoco/refs(berkeley_exclude_unified).p": 1,
+    "refer_seg/fprefcoco+/instances.json": 1,
+    "refer_seg/fprefcoco+/refs(berkeley_exclude_unified).p": 1,
+    "refer_seg/fprefcocog/instances.json": 1,
+    "refer_seg/fprefcocog/refs(berkeley_exclude_unified).p": 1,
+    "refer_seg/grefcoco/instances.json": 1,
+    "refer_seg/grefcoco/grefs(unc).json": 1,
+}
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_the_layout_is_complete_and_there_is_nothing_else(mini) -> None:
+    found: dict[str, int] = {}
+    for path in files_of(mini.root):
+        folder, _, name = path.rpartition("/")
+        number = re.sub(r"(?<=^COCO_train2014_)\d+|\d{6,}(_\d)?|^\d+(?=\.jpg)", "#", name)
+        folder = re.sub(r"saiapr_tc-12/\d\d/", "saiapr_tc-12/#/", folder)
+        found[f"{folder}/{number}"] = found.get(f"{folder}/{number}", 0) + 1
+    assert found == LAYOUT
+    assert re.fullmatch(
+        r"COCO_train2014_\d{12}\.jpg", next((mini.root / "refer_seg/images/mscoco").rglob("*.jpg")).name
+    )
+
+
+def test_the_numbers_that_are_told_are_those_of_the_files(mini) -> None:
+    assert {
+        name: mini.counts[name] for name in ("ade20k", "cocostuff", "mapillary", "llava_instruct")
+    } == dict.fromkeys(("ade20k", "cocostuff", "mapillary", "llava_instruct"), 8)
+    for split in ("train", "val", "test"):
+        files = list((mini.root / "reason_seg/ReasonSeg" / split).glob("*.json"))
+        assert mini.counts[f"ReasonSeg/{split}"] == len(files) >= 4
+    assert min(mini.counts.values()) >= 4
+
+
+def test_it_is_small_and_every_picture_can_be_read(mini) -> None:
+    assert sum(len(data) for data in files_of(mini.root).values()) < 8e6
+    shown = {p.jpeg for p in mini.pictures}
+    assert len(shown) == 8
+    for path in mini.root.rglob("*.jpg"):
+        assert path.read_bytes() in shown
+    with Image.open(path) as image:
+        assert image.mode == "RGB" and np.asarray(image).std() > 5
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(mini, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert write_miniatures(tmp_path / "empty", seed=3, images=8) == mini.counts
+    assert files_of(tmp_path / "empty") == files_of(mini.root)
+    write_miniatures(tmp_path / "other", seed=4, images=8)
+    other = files_of(tmp_path / "other")
+    assert other["coco/train2017/000000581000.jpg"] != files_of(mini.root)["coco/train2017/000000581000.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [({"images": 7}, "images: expected 8"), ({"images": 201}, "images"), ({"seed": -1}, "seed")],
+)
+def test_wrong_arguments_are_named_and_nothing_is_written(tmp_path: Path, arguments: dict, part: str) -> None:
+    with pytest.raises(ReadsegError, match=part):
+        write_miniatures(tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ReadsegError, match="is a file"):
+        write_miniatures(tmp_path / "file")
+    with pytest.raises(ReadsegError, match="not empty"):
+        write_miniatures(tmp_path)
+    assert files_of(tmp_path) == {"file": b"precious"}
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("readseg.miniatures.write_refer_seg", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_miniatures(tmp_path / "out", images=8)
+    assert list(tmp_path.iterdir()) == []

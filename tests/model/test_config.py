@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from readseg.model.config import ConversationConfig, PointConfig, ReadConfig, tiny_config
+from readseg.model.families import FAMILIES, TINY
+from readseg.model.modeling import ReadModel
+from small import small_config
+
+IDS = {"image_token_id": 3, "seg_token_id": 6, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_points": 0},
+        {"t_pos": 0.2, "t_neg": 0.8},
+        {"t_pos": 0.5, "t_neg": 0.5},
+        {"t_pos": 1.2},
+        {"t_neg": float("nan")},
+        {"downsample": 0},
+        {"bandwidth": 0.0},
+        {"bandwidth": float("inf")},
+        {"alignment": "rough"},
+        {"threshold": "mean"},
+    ],
+)
+def test_points_reject_what_makes_no_sense(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PointConfig(**values)  # type: ignore[arg-type]
+
+
+def test_plain_data_with_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(ValueError, match="num_pionts"):
+        PointConfig.from_dict({"num_pionts": 30})
+
+
+def test_points_round_trip() -> None:
+    points = PointConfig(num_points=60, t_pos=0.6, alignment="exact", dtoc=False)
+    assert PointConfig.from_dict(points.to_dict()) == points
+
+
+@pytest.mark.parametrize("field", ["image_text", "name_question", "sentence_question"])
+def test_a_conversation_keeps_its_placeholders(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        ConversationConfig(**{field: "nothing to fill in"})
+
+
+def test_config_survives_a_file(tmp_path: Path) -> None:
+    config = small_config(
+        prompt="seg",
+        bce_loss_weight=3.5,
+        dice_loss_weight=0.0,
+        conversation=ConversationConfig(system="Be brief.", name_question="Where is {name}?"),
+        points=PointConfig(threshold="std", num_points=7, alignment="exact"),
+    )
+    config.save_pretrained(tmp_path)
+    for loaded in (ReadConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ReadConfig)
+        values, saved = loaded.to_dict(), config.to_dict()
+        of_the_file = {"_name_or_path", "transformers_version"}
+        assert {key for key in values.keys() | saved.keys() if values.get(key) != saved.get(key)} <= of_the_file
+        assert loaded.points == config.points
+        assert loaded.conversation == config.conversation
+        assert (loaded.bce_loss_weight, loaded.dice_loss_weight, loaded.prompt) == (3.5, 0.0, "seg")
+        assert loaded.mask_config.vision_config.scale == 1.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "box"},
+        {"view": "fit"},
+        {"bce_loss_weight": None},
+        {"text_loss_weight": -1.0},
+        {"map_loss_weight": float("nan")},
+        {"points": {"k": 1}},
+        {"points": PointConfig(alignment="reference"), "view": "stretch"},
+        {"points": PointConfig(downsample=25)},
+    ],
+)
+def test_config_rejects_what_makes_no_sense(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"prompt|view|loss_weight|setting|alignment|downsample"):
+        ReadConfig(**values)
+
+
+def test_a_weight_is_not_lost_in_an_empty_config() -> None:
+    config = ReadConfig()
+    weights = config.text_loss_weight, config.bce_loss_weight, config.dice_loss_weight, config.map_loss_weight
+    assert weights == (1.0, 2.0, 0.5, 0.0)
+
+
+def test_the_tiny_model_is_tiny_and_of_its_family() -> None:
+    config = tiny_config(vocab_size=1400, **IDS)
+    assert (config.points, config.conversation, config.view) == (TINY.points, TINY.conversation, TINY.view)
+    assert config.family == TINY.name
+    assert (config.num_image_tokens, config.lmm_size, config.mask_size) == (196, 224, 160)
+    assert sum(weight.numel() for weight in ReadModel(config).parameters()) < 12e6
+
+
+def test_families_are_known_by_their_name() -> None:
+    assert all(name == family.name for name, family in FAMILIES.items())
+
+
+def test_what_released_weights_add_survives_a_file(tmp_path: Path) -> None:
+    values = {
+        "projector": "linear",
+        "rej_token_id": 7,
+        "released": {"architectures": ["LisaGSVAForCausalLM"], "rope_scaling": None, "mm_vision_select_layer": -2},
+        "family": "gsva",
+    }
+    conversation = ConversationConfig(
+        names_question="What are {names}in this image?", forced_answer="[SEG]", answer_tokens=("[SEG]", "[REJ]")
+    )
+    small_config(**values, conversation=conversation).save_pretrained(tmp_path)
+    loaded = ReadConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in values} == values
+    assert loaded.conversation == conversation
+    assert isinstance(loaded.conversation.answer_tokens, tuple)
+
+
+def test_released_weights_add_nothing_to_other_models() -> None:
+    config = small_config()
+    assert (config.projector, config.rej_token_id, config.released) == ("mlp", None, None)
+    assert config.conversation.answer_tokens == ("[SEG]",)
+    assert config.conversation.names_question == ""
+
+
+@pytest.mark.parametrize("projector", ["linear ", "mlp2x_gelu", None, 2])
+def test_a_projector_of_another_kind_is_an_error(projector: object) -> None:
+    with pytest.raises(ValueError, match="projector must be one of mlp, linear"):
+        small_config(projector=projector)
+
+
+@pytest.mark.parametrize("question", ["what are they?", "{name}", "{names} and {names}"])
+def test_a_question_for_several_names_keeps_its_placeholder(question: str) -> None:
+    with pytest.raises(ValueError, match="names_question"):
+        ConversationConfig(names_question=question)
+
+
+@pytest.mark.parametrize(("downsample", "fits"), [(4, True), (5, False)])
+def test_a_map_cannot_be_reduced_below_one_point(downsample: int, fits: bool) -> None:
+    points = PointConfig(downsample=downsample, alignment="exact")
+    if fits:
+        assert small_config(points=points).points == points  # 4 x 4 image tokens
+    else:
+        with pytest.raises(ValueError, match="downsample must not exceed the side of the grid of 16 image tokens"):
+            small_config(points=points)
+
+
+def test_a_linear_projector_is_one_layer() -> None:
+    model = ReadModel(small_config(projector="linear"))
+    shapes = {n: tuple(w.shape) for n, w in model.lmm.model.multi_modal_projector.named_parameters()}
+    assert shapes == {"weight": (16, 16), "bias": (16,)}

@@ -1,0 +1,125 @@
+"""Scenes are functions of their seed, respect the held-out pairs, and their masks are what was drawn."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from readseg.errors import ReadsegError
+from readseg.scenes.classes import CLASSES, HELD_OUT_PAIRS
+from readseg.scenes.glyphs import SIDE, TINT_RGB, glyph, tinted_glyph
+from readseg.scenes.render import BACKGROUNDS, SIZES_HW, Scene, Thing, make_scene, render
+
+SEEDS = range(3_000_000, 3_000_150)
+
+
+def pairs_of(scene: Scene) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in combinations({thing.name for thing in scene.things}, 2)}
+
+
+def test_same_seed_same_scene_same_pixels() -> None:
+    first, again = make_scene(5), make_scene(5)
+    assert first == again
+    assert np.array_equal(render(first).image, render(again).image)
+    assert make_scene(6) != first
+
+
+def test_counts_sizes_and_tints() -> None:
+    scenes = [make_scene(seed) for seed in SEEDS]
+    assert {(scene.height, scene.width) for scene in scenes} == set(SIZES_HW)
+    assert {scene.background for scene in scenes} == set(BACKGROUNDS)
+    counts = [len(scene.things) for scene in scenes]
+    assert max(counts) == 8
+    assert np.mean(np.asarray(counts) >= 4) > 0.98
+    for scene in scenes:
+        assert len({thing.tint is None for thing in scene.things}) == 1
+        assert all(CLASSES[thing.name].trained for thing in scene.things)
+    assert 0.3 < np.mean([scene.things[0].tint is not None for scene in scenes]) < 0.6
+
+
+def test_most_things_have_a_relative() -> None:
+    groups = [[CLASSES[thing.name].group for thing in make_scene(seed).things] for seed in SEEDS]
+    shared = [group.count(name) > 1 for group in groups for name in group]
+    assert np.mean(shared) > 0.6
+
+
+def test_pairs_that_training_never_sees() -> None:
+    for seed in SEEDS:
+        assert not pairs_of(make_scene(seed)) & HELD_OUT_PAIRS
+    found = [bool(pairs_of(make_scene(seed, pairs="held_out")) & HELD_OUT_PAIRS) for seed in SEEDS]
+    assert np.mean(found) > 0.9, "a thing may find no place; else the pair is there"
+
+
+def test_untrained_classes() -> None:
+    names = {thing.name for seed in SEEDS for thing in make_scene(seed, trained=False).things}
+    assert len(names) > 20
+    assert not any(CLASSES[name].trained for name in names)
+
+
+def test_masks_are_disjoint_and_where_the_things_are() -> None:
+    areas = []
+    for seed in range(40):
+        scene = make_scene(seed)
+        drawn = render(scene)
+        assert drawn.image.shape == (scene.height, scene.width, 3)
+        assert drawn.masks.shape == (len(scene.things), scene.height, scene.width)
+        assert drawn.masks.sum(0).max() <= 1
+        np.testing.assert_allclose(drawn.areas, drawn.masks.mean((1, 2)))
+        areas += drawn.areas.tolist()
+        for thing, (x0, y0, x1, y1), area in zip(scene.things, drawn.boxes, drawn.areas, strict=True):
+            if area > 0:
+                assert x0 < x1 <= 1
+                assert y0 < y1 <= 1
+                assert abs((x0 + x1) / 2 - thing.x) < 0.2
+                assert abs((y0 + y1) / 2 - thing.y) < 0.2
+    assert np.mean((np.asarray(areas) >= 0.01) & (np.asarray(areas) <= 0.15)) > 0.9
+
+
+def test_front_covers_back_and_masks_follow_geometry() -> None:
+    back = Thing("apple", None, 0.5, 0.5, 0.5)
+    small = Thing("apple", None, 0.5, 0.5, 0.2)
+    masks = render(Scene(0, 200, 300, (back, small), "plain")).masks
+    alone = render(Scene(0, 200, 300, (back,), "plain")).masks[0]
+    assert not masks[0, 100, 150]
+    assert masks[1, 100, 150]
+    assert np.array_equal(masks[0] | masks[1], alone)
+    rows, columns = np.nonzero(alone)
+    assert (rows.min() + rows.max()) / 2 == pytest.approx(100, abs=2)
+    assert (columns.min() + columns.max()) / 2 == pytest.approx(150, abs=2)
+    assert max(np.ptp(rows), np.ptp(columns)) == pytest.approx(100, abs=6)
+
+
+def test_mirror_and_rotation() -> None:
+    plain = render(Scene(0, 200, 200, (Thing("key", None, 0.5, 0.5, 0.6),), "plain")).masks[0]
+    mirrored = render(Scene(0, 200, 200, (Thing("key", None, 0.5, 0.5, 0.6, 0.0, True),), "plain")).masks[0]
+    turned = render(Scene(0, 200, 200, (Thing("key", None, 0.5, 0.5, 0.6, 90.0),), "plain")).masks[0]
+    assert (plain[:, ::-1] & mirrored).sum() / (plain[:, ::-1] | mirrored).sum() > 0.85
+    assert (np.rot90(plain) & turned).sum() / (np.rot90(plain) | turned).sum() > 0.85
+    assert (plain & mirrored).sum() / (plain | mirrored).sum() < 0.6
+
+
+def test_a_thing_beyond_the_border_is_cut() -> None:
+    drawn = render(
+        Scene(0, 100, 100, (Thing("apple", None, 0.0, 0.5, 0.5), Thing("apple", None, 3.0, 3.0, 0.2)), "plain")
+    )
+    assert drawn.areas[0] > 0
+    assert drawn.areas[1] == 0
+    assert drawn.boxes[1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("tint", TINT_RGB)
+def test_tints_paint_in_their_colour_and_keep_the_shape(tint: str) -> None:
+    plain, painted = glyph("apple"), tinted_glyph("apple", tint)
+    assert np.array_equal(plain[..., 3], painted[..., 3])
+    inside = painted[SIDE // 2, SIDE // 2, :3] * 255
+    distances = {name: np.abs(inside - np.asarray(rgb)).sum() for name, rgb in TINT_RGB.items()}
+    assert min(distances, key=distances.get) == tint
+
+
+def test_unknown_names_are_errors() -> None:
+    with pytest.raises(ReadsegError, match="unknown class 'unicorn'"):
+        glyph("unicorn")
+    with pytest.raises(ReadsegError, match="unknown tint 'mauve'"):
+        tinted_glyph("apple", "mauve")

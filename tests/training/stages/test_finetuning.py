@@ -1,0 +1,228 @@
+"""Training on data sets: what moves and what stays, and that packing and caching change the cost alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from readseg.checkpoints.adapters import EMBEDDED_NAME, Base, open_base
+from readseg.checkpoints.checkpoint import save_checkpoint
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import open_benchmark
+from readseg.evaluation.report import summarise
+from readseg.evaluation.run import evaluate
+from readseg.inference.segmenter import Segmenter
+from readseg.training.stages.finetuning import MixtureStage, trained_config
+from released import write_released
+from tuned import options, stage
+
+
+def gradients(built: MixtureStage, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The values of a batch, and the gradients of all that is trained."""
+    built.zero_grad()
+    values = built(built.batch(number, 0, 1))
+    values["loss"].backward()
+    found = {name: weight.grad.clone() for name, weight in built.named_parameters() if weight.grad is not None}
+    return {name: value.detach() for name, value in values.items()}, found
+
+
+def assert_same(
+    one: tuple[dict[str, Tensor], dict[str, Tensor]],
+    other: tuple[dict[str, Tensor], dict[str, Tensor]],
+    atol: float,
+) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], atol=atol, rtol=atol, msg=name)
+
+
+def test_only_lora_and_the_named_parts_move(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path)
+    _, found = gradients(built, 0)
+    moved = {name.removeprefix("model.") for name, grad in found.items() if grad.abs().sum() > 0}
+    trained = {name for name, weight in built.model.named_parameters() if weight.requires_grad}
+    whole = ("lmm.lm_head.", "lmm.model.language_model.embed_tokens.", "sam.mask_decoder.", "seg_projection.")
+    for name in trained:
+        assert name.startswith(whole) or ".lora_" in name, name
+    for part in whole:
+        assert any(name.startswith(part) for name in moved), part
+    lora = {name for name in trained if ".lora_" in name}
+    layers = range(built.model.config.lmm_config.text_config.num_hidden_layers)
+    place = "lmm.model.language_model.layers"
+    assert lora == {
+        f"{place}.{layer}.self_attn.{target}.lora_{half}.default.weight"
+        for layer in layers for target in ("q_proj", "v_proj") for half in "AB"
+    }  # fmt: skip
+    # B begins at 0: nothing reaches A before B has moved.
+    assert lora & moved == {name for name in lora if ".lora_B." in name}
+
+
+@pytest.mark.parametrize("number", [0, 3, 7])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_equals_rows_of_their_own(
+    start: Path, mini: Path, tmp_path: Path, number: int, checkpointing: bool
+) -> None:
+    """Loss and gradients within 1e-5: the cost is all that differs."""
+    settings: dict[str, Any] = {"gradient_checkpointing": checkpointing, "lora_dropout": 0.0, "images_per_step": 3}
+    packed, single = (stage(start, mini, tmp_path, pack=pack, **settings) for pack in (True, False))
+    for built in (packed, single):
+        with torch.no_grad():
+            for name, weight in built.named_parameters():
+                if ".lora_B." in name:
+                    weight.copy_(torch.full_like(weight, 0.05))
+    rows = [len(built.batch(number, 0, 1)["input_ids"]) for built in (packed, single)]
+    assert rows[0] == 3 < rows[1]
+    assert_same(gradients(packed, number), gradients(single, number), 1e-5)
+
+
+def test_cached_equals_computed(start: Path, mini: Path, tmp_path: Path) -> None:
+    plain, cold = stage(start, mini, tmp_path), stage(start, mini, tmp_path / "cache", cache=True)
+    first = gradients(plain, 2)
+    assert_same(gradients(cold, 2), first, 0.0)
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(files) == len({path.name for path in files}) >= 1
+    warm = stage(start, mini, tmp_path / "cache", cache=True)
+    assert all("features" in image for image in warm.batch(2, 0, 1)["images"])
+    assert_same(gradients(warm, 2), first, 0.0)
+    assert sorted((tmp_path / "cache").iterdir()) == files
+
+
+def test_other_encoders_do_not_find_what_is_cached(start: Path, mini: Path, tmp_path: Path) -> None:
+    first = stage(start, mini, tmp_path / "cache", cache=True)
+    gradients(first, 0)
+    held = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert all(name.startswith(f"{first._encoders_digest()}-") for name in held)
+    with torch.no_grad():
+        next(first.model.sam.vision_encoder.parameters()).mul_(1.5)
+    assert not any(name.startswith(f"{first._encoders_digest()}-") for name in held)
+
+
+def test_the_cache_stays_below_its_limit(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path / "cache", cache=True, cache_gb=1e-9)
+    for number in range(3):
+        built(built.batch(number, 0, 1))
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the last one that began below it
+
+
+@pytest.mark.parametrize("damage", ["shape", "dtype", "names", "half"])
+def test_what_does_not_fit_in_the_cache_is_computed_again(start: Path, mini: Path, tmp_path: Path, damage: str) -> None:
+    first = gradients(stage(start, mini, tmp_path / "cache", cache=True), 0)
+    for path in (tmp_path / "cache").iterdir():
+        state = load_file(path)
+        if damage == "shape":
+            state["features"] = state["features"][:3].contiguous()
+        elif damage == "dtype":
+            state["features"] = state["features"].half()
+        elif damage == "names":
+            del state["embeddings"]
+        save_file(state, path)
+        if damage == "half":
+            path.write_bytes(path.read_bytes()[:50])
+    again = gradients(stage(start, mini, tmp_path / "cache", cache=True), 0)
+    assert_same(again, first, 0.0)
+
+
+def test_dropout_is_a_function_of_the_batch(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path)
+    with torch.no_grad():
+        for name, weight in built.named_parameters():
+            if ".lora_B." in name:
+                weight.fill_(0.3)
+    batch = built.batch(1, 0, 1)
+    first = built(batch)["loss"]
+    torch.rand(100)
+    assert torch.equal(built(batch)["loss"], first)
+    assert not torch.equal(built(batch | {"seed": batch["seed"] + 1})["loss"], first)
+
+
+def test_the_map_loss_is_there_when_it_is_weighed(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path, map_loss_weight=1.0)
+    values, found = gradients(built, 0)
+    assert values["map"] > 0 and found["model.map_bias"].abs() > 0
+    assert "map" not in gradients(stage(start, mini, tmp_path), 0)[0]
+
+
+def test_half_precision_trains_and_validates(start: Path, mini: Path, tmp_path: Path) -> None:
+    """As GPUs do: frozen weights in bfloat16, trained ones in float32, under autocast."""
+    settings = {"precision": "bf16", "gradient_checkpointing": True}
+    built = stage(start, mini, tmp_path, validate_on=("refcoco/val",), validate_every=1, validate_images=1, **settings)
+    kinds = {(weight.requires_grad, weight.dtype) for weight in built.parameters() if weight.ndim > 1}
+    assert kinds - {(False, torch.float32)} == {(True, torch.float32), (False, torch.bfloat16)}
+    with torch.autocast("cpu", torch.bfloat16):
+        half, found = gradients(built, 0)
+        score, _ = built.validate(0, 1)
+        again, _ = gradients(built, 0)  # what validation cached of weights must not be left over
+    assert 0 <= score <= 1 and half["loss"] == again["loss"]
+    assert all(grad.dtype == torch.float32 for grad in found.values())
+    full, _ = gradients(stage(start, mini, tmp_path), 0)
+    assert half["loss"] == pytest.approx(float(full["loss"]), rel=0.05)
+
+
+def test_a_start_in_this_layout_becomes_the_family_that_is_asked_for(tmp_path: Path) -> None:
+    write_released(tmp_path / "SESAME", "sesame")
+    released = open_base(Base(str(tmp_path / "SESAME"), family="read"))
+    save_checkpoint(open_base(Base(str(tmp_path / "SESAME"))), tmp_path / "ours")
+    ours = open_base(Base(str(tmp_path / "ours"), family="read"))
+    assert (ours.config.family, ours.config.prompt) == ("sesame", "seg")
+    chosen = options(tmp_path, family="read", points={"num_points": 9})
+    one, other = (trained_config(checkpoint.config, chosen) for checkpoint in (released, ours))
+    for name in ("family", "prompt", "points", "conversation"):
+        assert getattr(one, name) == getattr(other, name), name
+    assert (other.points.alignment, other.points.num_points) == ("reference", 9)
+    assert other.released["architectures"] == ["READForCausalLM"]
+
+
+def test_settings_reach_the_model(start: Path, mini: Path, tmp_path: Path) -> None:
+    built = stage(start, mini, tmp_path, points={"num_points": 7, "t_pos": 0.6}, dice_loss_weight=4.0, prompt="seg")
+    config = built.model.config
+    assert (config.points.num_points, config.points.t_pos, config.points.t_neg) == (7, 0.6, 0.2)
+    assert (config.dice_loss_weight, config.bce_loss_weight, config.prompt) == (4.0, 2.0, "seg")
+
+
+def test_wrong_targets_and_points_are_named(start: Path, mini: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match=r"no layer x_proj; it has .*q_proj"):
+        stage(start, mini, tmp_path, lora_targets=("x_proj",))
+    with pytest.raises(ReadsegError, match=r"points: downsample must not exceed"):
+        stage(start, mini, tmp_path, points={"downsample": 9})
+
+
+def test_validation_is_evaluation(start: Path, mini: Path, tmp_path: Path) -> None:
+    names = ("refcoco/val", "reasonseg/val")
+    built = stage(start, mini, tmp_path, validate_on=names, validate_every=2, validate_images=2)
+    score, numbers = built.validate(0, 1)
+    assert built.model.training
+    own = []
+    for name in ("refcoco/val", "reasonseg/val"):
+        outcomes = evaluate(Segmenter(built.model, built.processor), open_benchmark(mini, name), limit=2)
+        own.append(summarise(name, outcomes).giou.value)
+        assert numbers[f"{name} giou"] == own[-1]
+    assert score == sum(own) / 2
+    built.train()
+    with pytest.raises(ReadsegError, match="no split 'elsewhere'"):  # before any training
+        stage(start, mini, tmp_path, validate_on=("refcoco/elsewhere",), validate_every=2)
+
+
+@pytest.mark.slow
+def test_it_learns_a_batch_by_heart(mini: Path, tmp_path: Path) -> None:
+    """The embedded model learns words and masks of one batch: the gradients lead where they should."""
+    base = Base(EMBEDDED_NAME)
+    settings = {"ratio": "0:1:0:0:0:0", "lora_rank": 8, "lora_dropout": 0.0}
+    built = MixtureStage(open_base(base), base, options(Path(EMBEDDED_NAME), **settings), 0, mini, tmp_path).train()
+    trained = [weight for weight in built.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
+    batch, history = built.batch(0, 0, 1), []
+    for _ in range(35):
+        values = built(batch)
+        optimizer.zero_grad()
+        values["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        history.append({name: float(value.detach()) for name, value in values.items()})
+    assert history[-1]["dice"] < 0.4 * history[0]["dice"]
+    assert history[-1]["text"] < 0.1 < 5 < history[0]["text"]
