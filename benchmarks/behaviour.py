@@ -62,10 +62,10 @@ def written(folder: Path, root: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         if path.suffix not in TEXT or not path.is_file() or "checkpoint" in path.as_posix():
             continue
-        text = path.read_text(encoding="utf-8").replace(str(folder), "OUT").replace(str(root), "ROOT")
-        found[path.relative_to(folder).as_posix()] = hashlib.sha256(TIMES.sub(r'"\1": 0', text).encode()).hexdigest()[
-            :16
-        ]
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        text = TIMES.sub(r'"\1": 0', text.replace(str(folder), "OUT").replace(str(root), "ROOT"))
+        digest = hashlib.sha256(text.encode(errors="surrogateescape"))
+        found[path.relative_to(folder).as_posix()] = digest.hexdigest()[:16]
     return found
 
 
