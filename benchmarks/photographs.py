@@ -25,7 +25,7 @@ from readseg import ReadsegError, Segmentation, Segmenter
 from readseg.cli.errors import printable, run
 from readseg.cli.segment import check_writable
 from readseg.core.images import load_image
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.evaluation.unseen import names_what_is_not_there
 from readseg.scenes.classes import CLASSES, TRAINED
 from readseg.viz.overlays import contact_sheet, overlay
@@ -65,7 +65,7 @@ def main(
         if out is not None and any(answer.mask.any() for answer in answers.values()):
             place = out / f"{number:02}-{Path(name).stem}.png"
             out.mkdir(parents=True, exist_ok=True)
-            with whole(place) as file:
+            with atomic_write(place) as file:
                 draw(answers, here).save(file, "PNG", optimize=True)
             typer.echo(f"  picture: {printable(str(place))}")
     refused, asked = (sum(column) for column in zip(*counts, strict=True))

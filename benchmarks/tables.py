@@ -30,7 +30,7 @@ from rich.console import Console
 from readseg import ReadsegError
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 
 COMMAND = re.compile(r"    (?:readseg|python) ")
 PICTURE = re.compile(r"!\[[^]]*]\(([^)]+)\)")
@@ -166,9 +166,9 @@ def main(
             console.print(*(f"- {line}" for line in lines[first:last]), *(f"+ {line}" for line in table), sep="\n")
             lines[first:last] = table
     for source, place in copies:
-        with whole(place) as part_:
+        with atomic_write(place) as part_:
             shutil.copyfile(source, part_)
-    with whole(document) as place:
+    with atomic_write(document) as place:
         place.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from readseg import ReadsegError, Segmenter
 from readseg.cli.errors import run
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import iou
 from readseg.core.sasp import discrete_to_continuous_on_map, select_extremes
 from readseg.core.stats import estimate
@@ -184,7 +184,7 @@ def main(
         if number == 0:
             shown = {f"step {step}": path[step] for step in (0, steps // 4, steps // 2, steps)}
             out.parent.mkdir(parents=True, exist_ok=True)
-            with whole(out) as place:
+            with atomic_write(out) as place:
                 draw(vit, pair, shown | {RANDOM: offsets[RANDOM]}).savefig(place, format="png")
                 Image.open(place).quantize(128).save(place, "PNG", optimize=True)  # a third of the size
     table = Table(f"{scenes} scenes", *offsets, box=None)

@@ -31,7 +31,7 @@ from readseg import ReadModel, ReadsegError, Segmenter
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
 from readseg.core.frames import Frame
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import union
 from readseg.model.config import Prompt
 from readseg.model.losses import mask_losses
@@ -143,7 +143,7 @@ def main(
     numbers = track(range(FIRST_SEED, FIRST_SEED + scenes), "states of the language model", transient=True)
     lessons = [lesson for number in numbers if (lesson := study(segmenter, number)) is not None]
     found = train(segmenter.model, lessons, prompt, steps)
-    with whole(out, new=True) as place:
+    with atomic_write(out, new=True) as place:
         segmenter.model.save_pretrained(place)
         segmenter.processor.save_pretrained(place)
     last = found[-50:]

@@ -34,7 +34,7 @@ from torch import Tensor
 from readseg import PointConfig, ReadModel, ReadsegError, Segmenter
 from readseg.cli.errors import run
 from readseg.core.frames import Frame
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import intersection_and_union, union
 from readseg.core.sasp import PointPrompts, full_map, points_from_scores, similarity
 from readseg.core.stats import estimate, mask_ious
@@ -165,7 +165,7 @@ def main(
     if picture is None:
         raise ReadsegError("no answer holds [SEG]: there is nothing to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as place:
+    with atomic_write(out) as place:
         picture.save(place, "PNG", optimize=True)
     Console().print(f"picture: {out}")
 

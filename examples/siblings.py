@@ -42,7 +42,7 @@ from readseg.checkpoints.files import differences, read_weights
 from readseg.checkpoints.load import load_model
 from readseg.cli.errors import run
 from readseg.cli.segment import check_writable
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.model.config import Prompt
 from readseg.training.recipe import PLAIN_SAM
 
@@ -177,7 +177,7 @@ def stages(
     found = {"masks": model.sam.state_dict() | plain, "vision": model.lmm.model.vision_tower.state_dict()}
     for name, path in places.items():
         path.parent.mkdir(parents=True)
-        with whole(path, new=True) as place:
+        with atomic_write(path, new=True) as place:
             save_file({one: weight.contiguous().clone() for one, weight in found[name].items()}, place)
         _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
@@ -210,7 +210,7 @@ def pack(
         "shared": shared_digest(own, learned),
     }
     packed.mkdir(parents=True, exist_ok=True)
-    with whole(path, new=True) as place:
+    with atomic_write(path, new=True) as place:
         save_file({one: tensor.contiguous() for one, tensor in kept.items()}, place, metadata=told)
     _say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {len(learned)} tensors, {settings}")
 
@@ -236,7 +236,7 @@ def unpack(
     made = {name: _sibling(_place(packed, name), own) for name in chosen}  # all are good before one is written
     out.mkdir(parents=True, exist_ok=True)
     for name, sibling in track(made.items(), "unpacking", console=Console(stderr=True), transient=True):
-        with whole(out / name, new=True) as place:
+        with atomic_write(out / name, new=True) as place:
             save_checkpoint(sibling, place)
             if (own.folder / PLAIN_SAM).is_file():
                 shutil.copyfile(own.folder / PLAIN_SAM, place / PLAIN_SAM)

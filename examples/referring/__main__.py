@@ -81,7 +81,7 @@ def segment(
     from picture import figure
 
     from readseg.core.images import load_image
-    from readseg.core.io import whole
+    from readseg.core.io import atomic_write
     from readseg.errors import ReadsegError
 
     if out.suffix.lower() != ".png":
@@ -90,7 +90,7 @@ def segment(
     check_writable(out.parent)
     drawn, lines = figure(model, opened, questions)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as place:
+    with atomic_write(out) as place:
         drawn.save(place, format="PNG")
     for line in lines:
         typer.echo(line)

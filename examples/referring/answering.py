@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from model import Fused, Referrer, ReferringConfig, pack_questions, question_ids
 from readseg.checkpoints.load import load_model
 from readseg.core import sasp
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
 from readseg.evaluation.run import System
@@ -182,7 +182,7 @@ def save(model: Referrer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
         "points": model.points.to_dict(),
         "encoders": digest([model.sam.vision_encoder]),
     }
-    with whole(folder) as place:
+    with atomic_write(folder) as place:
         place.mkdir(parents=True)
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, place / "model.safetensors")
         tokenizer.save_pretrained(place)

@@ -20,7 +20,7 @@ from answering import HEADS, Head, Reference, load, scene_system
 from PIL import Image
 
 from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page
 from readseg.evaluation.outcomes import Result, result_of
@@ -63,7 +63,7 @@ def evaluate_referring(
     asked = [*(Answered(label(result), result, str(out)) for result in results), *others]
     systems = aligned(asked)
     text = "\n".join([compare(systems), *(f"- {note}.\n" for note in left_out(asked, systems))])
-    with whole(out / "comparison.md") as place:
+    with atomic_write(out / "comparison.md") as place:
         place.write_text(text, encoding="utf-8")
     return results, text
 
@@ -129,5 +129,5 @@ def _tidy(path: Path, keys: Sequence[str]) -> None:
             f"{path}: damaged: it does not say how sure the model is of {len(lost)} questions that were asked before, "
             f"such as {lost[0]}; give another folder"
         )
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.write_text("".join(json.dumps(found[key]) + "\n" for key in keys), encoding="utf-8")

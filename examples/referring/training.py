@@ -23,7 +23,7 @@ from torch import Tensor
 from model import ReferringConfig
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.checkpoints.load import load_model
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.training.config import ReadStageConfig, TrainConfig, VisionStageConfig, load_recipe
 from readseg.training.loop import train
@@ -126,7 +126,7 @@ def _check_settings(path: Path, now: dict[str, Any]) -> None:
             raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
 
 
@@ -140,5 +140,5 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
-    with whole(path) as place:
+    with atomic_write(path) as place:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, place)

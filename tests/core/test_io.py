@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -23,7 +23,7 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()
     (path / "old").write_text("")
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.mkdir()
         (place / "new").write_text("")
     assert [entry.name for entry in path.iterdir()] == ["new"]
@@ -36,7 +36,7 @@ def test_a_failure_changes_nothing(tmp_path: Path, folder: bool) -> None:
     path.write_text("old")
 
     def fail() -> None:
-        with whole(path) as place:
+        with atomic_write(path) as place:
             if folder:
                 place.mkdir()
             else:
@@ -50,10 +50,10 @@ def test_a_failure_changes_nothing(tmp_path: Path, folder: bool) -> None:
 
 
 def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    with whole(tmp_path / "a") as left:
+    with atomic_write(tmp_path / "a") as left:
         left.write_text("old")
     left.mkdir()
-    with whole(tmp_path / "a") as place:
+    with atomic_write(tmp_path / "a") as place:
         place.write_text("x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
@@ -64,7 +64,7 @@ def test_new_places_replace_nothing(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "out"
 
     def write() -> None:
-        with whole(path, new=True) as place:
+        with atomic_write(path, new=True) as place:
             place.mkdir()
             if kind == "file":
                 path.write_text("mine")
@@ -87,7 +87,7 @@ def test_dots_name_no_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "thesis.txt").write_text("precious")
 
     def write() -> None:
-        with whole(Path("new/.."), new=True) as place:
+        with atomic_write(Path("new/.."), new=True) as place:
             Path("new").mkdir()
             place.mkdir()
 
@@ -98,6 +98,6 @@ def test_dots_name_no_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_errors_name_the_place_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "a.txt"
-    with pytest.raises(FileNotFoundError) as error, whole(path) as place:
+    with pytest.raises(FileNotFoundError) as error, atomic_write(path) as place:
         place.write_text("a")
     assert error.value.filename == str(path)

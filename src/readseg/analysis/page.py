@@ -30,7 +30,7 @@ from PIL import Image
 from readseg.analysis.page_data import PageCase, PageMap, PageView, content_of, shown, small_picture
 from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured, iou_of
 from readseg.analysis.thresholds import STEPS, ThresholdCurve
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import decode_rle
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
@@ -157,7 +157,7 @@ def write_page(path: Path, data: PageData) -> None:
     """
     text = to_html(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.write_bytes(text.encode("utf-8"))
 
 

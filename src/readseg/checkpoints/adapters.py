@@ -27,7 +27,7 @@ from readseg.checkpoints.base_models import start_from
 from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, check_names, lora_alpha_of, read_checkpoint
 from readseg.checkpoints.config_json import blaming, read_json, read_settings
 from readseg.checkpoints.files import fetch
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
 from readseg.model.processing import ReadProcessor
@@ -127,7 +127,7 @@ def save_adapter(
         base, model=_found(base.model), sam=_found(base.sam), vision_tower=_found(base.vision_tower)
     )
     facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint, "tensors": len(tensors)}
-    with whole(folder) as place:
+    with atomic_write(folder) as place:
         place.mkdir()
         try:
             save_file(tensors, place / WEIGHTS)

@@ -22,7 +22,7 @@ from readseg.checkpoints.config_json import blaming, read_json, read_settings
 from readseg.checkpoints.files import differences, fetch, let_go, read_weights, write_weights
 from readseg.checkpoints.key_mapping import TOWER_RELEASED
 from readseg.checkpoints.vision_tower import read_tower
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
@@ -216,7 +216,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
             if not torch.isfinite(weight).all():
                 raise ReadsegError(f"{checkpoint.folder}: {name} holds values that are no numbers: nothing is written.")
             let_go(weight)
-    with whole(out, new=True) as place:
+    with atomic_write(out, new=True) as place:
         place.mkdir()
         if layout == "released":
             weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(key_mapping.TOWER)}

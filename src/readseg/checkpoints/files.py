@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.types import Storage
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 
 _INDEX = ".index.json"
@@ -129,7 +129,7 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shar
 
     Args:
         state: the tensors, by name; dense, of any device.
-        folder: where to; a temporary folder, say, that `files.whole` gives.
+        folder: where to; a temporary folder, say, that `core.io.atomic_write` gives.
         safe: safetensors (`model*.safetensors`), else torch's pickles (`pytorch_model*.bin`).
         shard_bytes: the most bytes of tensors in one file.
 
@@ -166,7 +166,7 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shar
         "metadata": {"total_size": total},
         "weight_map": {key: name for name, keys in zip(names, shards, strict=True) for key in keys},
     }
-    with whole(folder / f"{stem}{kind}{_INDEX}") as place:
+    with atomic_write(folder / f"{stem}{kind}{_INDEX}") as place:
         place.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -381,7 +381,7 @@ def _write_file(state: Mapping[str, Tensor], keys: list[str], path: Path) -> Non
             tensor = tensor.clone()
         taken.add(tensor.untyped_storage().data_ptr())
         tensors[key] = tensor
-    with whole(path) as place, _telling(path):
+    with atomic_write(path) as place, _telling(path):
         if path.suffix == _SAFE:
             save_file(tensors, place, metadata={"format": "pt"})
             place.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets the owner alone read what it wrote

@@ -170,16 +170,16 @@ def _write(folder: Path, found: ImageFound, pictures: dict[str, Image.Image]) ->
     import json
     from contextlib import ExitStack
 
-    from readseg.core.io import whole
+    from readseg.core.io import atomic_write
 
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / LAYERS if LAYERS not in pictures and (folder / NUMBERS).exists() else None
     with ExitStack() as stack:
-        numbers = stack.enter_context(whole(folder / NUMBERS))
+        numbers = stack.enter_context(atomic_write(folder / NUMBERS))
         numbers.write_text(
             json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="replace"
         )
         for name, picture in pictures.items():
-            picture.save(stack.enter_context(whole(folder / name)), format="PNG")
+            picture.save(stack.enter_context(atomic_write(folder / name)), format="PNG")
         if old is not None:  # of an earlier call: all files of a folder tell of one
             old.unlink(missing_ok=True)

@@ -210,7 +210,7 @@ def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, 
     import typer
 
     from readseg.cli.errors import printable
-    from readseg.core.io import whole
+    from readseg.core.io import atomic_write
     from readseg.viz.tables import to_csv, to_json, to_markdown
 
     show(tables)
@@ -221,12 +221,12 @@ def finish(job: Job, name: str, tables: Sequence[Table], pictures: Mapping[str, 
     for place, table in enumerate(tables, start=1):
         texts[f"{name}.csv" if len(tables) == 1 else f"{name}-{place}.csv"] = to_csv(table)
     for file, text in texts.items():
-        with whole(job.out / file) as place_:
+        with atomic_write(job.out / file) as place_:
             place_.write_text(text, encoding="utf-8", errors="replace")
     files = list(texts)
     for key, picture in pictures.items():
         file = f"{name}-{key}.png" if key else f"{name}.png"
-        with whole(job.out / file) as place_:
+        with atomic_write(job.out / file) as place_:
             picture.save(place_, format="PNG")
         files.append(file)
     typer.echo(f"written: {', '.join(printable(str(job.out / file)) for file in files)}")

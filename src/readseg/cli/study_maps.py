@@ -47,7 +47,7 @@ def run(
 
     from readseg.analysis.studies.maps import misaligned_table, tables
     from readseg.cli.jobs import finish, model_folder
-    from readseg.core.io import whole
+    from readseg.core.io import atomic_write
     from readseg.viz.tables import to_markdown
 
     examined = []
@@ -57,7 +57,7 @@ def run(
         one = _examined(job, model, study)
         examined.append(one)
         folder = model_folder(job, model)
-        with whole(folder / MISALIGNED) as place:
+        with atomic_write(folder / MISALIGNED) as place:
             place.write_text(to_markdown(misaligned_table(one)), encoding="utf-8", errors="replace")
         _write_page(job, one, study, folder / PAGE)
         written += [str(folder / name) for name in (MISALIGNED, PAGE)]

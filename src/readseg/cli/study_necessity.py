@@ -26,7 +26,7 @@ def run(job: Job) -> None:
 
     from readseg.analysis.studies.necessity import check_premises
     from readseg.cli.jobs import finish, model_folder
-    from readseg.core.io import whole
+    from readseg.core.io import atomic_write
 
     check_premises(job.benchmark, job.limit)
     tables: list[Table] = []
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
         own, points[model.name], chart = _told(job, model, study, records)
         tables += own
         pictures["" if len(job.models) == 1 else model_folder(job, model).name] = chart
-    with whole(job.out / "roc.json") as place:
+    with atomic_write(job.out / "roc.json") as place:
         place.write_text(json.dumps(points, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     finish(job, NAME, tables, pictures)
 

@@ -14,14 +14,14 @@ from readseg.errors import ReadsegError
 
 
 @contextmanager
-def whole(path: Path, *, new: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A hidden place beside `path` to write a file or a folder to; it takes the place of `path` at the end.
 
     A file is replaced in one step; an old folder is removed just before. If the block fails, `path` stays as it was and
     what was written is removed. With `new` nothing is ever replaced: where something is at `path` by then, that is a
     FileExistsError.
 
-    >>> with whole(Path("answer.txt")) as place:  # doctest: +SKIP
+    >>> with atomic_write(Path("answer.txt")) as place:  # doctest: +SKIP
     ...     place.write_text("42")
     """
     if path.name in ("", ".."):
@@ -62,7 +62,7 @@ def lock(stream: IO[Any], what: str) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what `whole` left half-written in a folder when it was killed; no other process may be writing there."""
+    """Removes what a killed `atomic_write` left half-written in a folder; no other process may be writing there."""
     for place in folder.glob(".*.part"):
         _remove(place)
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Shaped
 from PIL import Image
 from pycocotools import mask as coco
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 
 IGNORED = 255
 _LONGEST_RUN = 60  # bits of a run length
@@ -112,7 +112,7 @@ def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"a mask must have two axes (H, W) and a pixel, got shape {mask.shape}")
-    with whole(Path(path)) as place:
+    with atomic_write(Path(path)) as place:
         Image.fromarray(mask.astype(bool).astype(np.uint8) * 255).save(place, format="PNG", optimize=True)
 
 

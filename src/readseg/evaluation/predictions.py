@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from readseg.core.images import MAX_PIXELS
-from readseg.core.io import lock, whole
+from readseg.core.io import atomic_write, lock
 from readseg.core.json_lines import check_settings, complete_lines, from_line, to_line
 from readseg.errors import ReadsegError
 
@@ -246,7 +246,7 @@ def write_predictions(
     path: Path, settings: Mapping[str, Any], about: Mapping[str, Any], predictions: Iterable[Prediction]
 ) -> None:
     """Writes a file of predictions in one step: a file without a complete head never exists."""
-    with whole(path) as place, place.open("wb") as file:
+    with atomic_write(path) as place, place.open("wb") as file:
         file.write(to_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
         file.writelines(to_line(prediction.to_json()) for prediction in predictions)
 

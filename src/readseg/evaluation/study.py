@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from readseg.core.io import lock, whole
+from readseg.core.io import atomic_write, lock
 from readseg.core.json_lines import check_settings, complete_lines, from_line, to_line
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, chosen
@@ -150,7 +150,7 @@ def _opened(
     path = folder / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        with whole(path) as place:
+        with atomic_write(path) as place:
             place.write_bytes(to_line({**head, "about": dict(about)}))
     with path.open("r+b") as file:
         lock(file, str(path))

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from readseg.core.images import load_image
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import decode_rle, union
 from readseg.core.stats import Estimate, mask_ious
 from readseg.errors import ReadsegError
@@ -72,7 +72,7 @@ def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Sheet
         to_html(results, tables, lambda result, prediction: find_picture(result, prediction, data)),
     )
     for name, text in zip(FILES, texts, strict=True):
-        with whole(folder / name) as place:
+        with atomic_write(folder / name) as place:
             place.write_text(text, encoding="utf-8", errors="replace")
 
 

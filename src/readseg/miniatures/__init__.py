@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.miniatures.pictures import draw_pictures
 from readseg.miniatures.reasoning import write_llava, write_reason_seg
@@ -51,7 +51,7 @@ def write_miniatures(out: Path, *, seed: int = 0, images: int = 12, progress: bo
     drawn = draw_pictures(seed, images)
     pictures = list(track(drawn, "pictures", total=images, disable=not progress))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as place:
+    with atomic_write(out) as place:
         place.mkdir()
         return {
             "ade20k": write_ade20k(place, pictures),

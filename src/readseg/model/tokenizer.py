@@ -13,7 +13,7 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 
 _MOST_IDS = 1 << 31
@@ -79,9 +79,9 @@ class LegacyTokenizer:
         """Writes tokenizer.model and added_tokens.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / MODEL_FILE) as place:
+        with atomic_write(folder / MODEL_FILE) as place:
             place.write_bytes(self._model)
-        with whole(folder / ADDED_FILE) as place:
+        with atomic_write(folder / ADDED_FILE) as place:
             place.write_text(json.dumps(self.added, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.masks import encode_rle, save_png, union
 from readseg.errors import ReadsegError
 from readseg.scenes.question_forms import Source
@@ -70,7 +70,7 @@ def write_scenes(
     asked = targets = 0
     pictures: list[Image.Image] = []
     captions: list[str] = []
-    with whole(out / "questions.jsonl") as place, place.open("w", encoding="utf-8") as stream:
+    with atomic_write(out / "questions.jsonl") as place, place.open("w", encoding="utf-8") as stream:
         for number in range(seed, seed + count):
             picture, about = draw_scene(number, size=size, questions=questions, wording=wording)
             records = _write_scene(out, f"scene-{number:06d}", picture, about)
@@ -80,7 +80,7 @@ def write_scenes(
             if len(pictures) < 2 * SHEET_SCENES:
                 _show(picture, about, pictures, captions)
     sheet = out / "contact_sheet.png"
-    with whole(sheet) as place:
+    with atomic_write(sheet) as place:
         contact_sheet(pictures, captions, columns=4).save(place, format="PNG")
     return Written(count, asked, targets, sheet)
 

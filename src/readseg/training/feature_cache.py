@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 
 _ENDING = ".safetensors"
 
@@ -55,7 +55,7 @@ def keep(folder: Path, key: str, tensors: dict[str, Tensor]) -> int:
     """Writes tensors under a key; returns the size of their file in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key}{_ENDING}"
-    with whole(path) as place:
+    with atomic_write(path) as place:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place)
     return path.stat().st_size
 

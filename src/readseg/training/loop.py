@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from readseg.core.io import lock, remove_parts, whole
+from readseg.core.io import atomic_write, lock, remove_parts
 from readseg.core.processes import processes
 from readseg.errors import ReadsegError
 from readseg.training.config import ScoredStageConfig, StageConfig
@@ -498,6 +498,6 @@ def _cut_lines(path: Path, start: int) -> list[dict[str, Any]]:
                 kept.append(record)
         except (ValueError, TypeError, KeyError):
             continue
-    with whole(path) as place:
+    with atomic_write(path) as place:
         place.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     return kept

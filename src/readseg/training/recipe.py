@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from readseg.checkpoints.adapters import Base, is_adapter, open_base
-from readseg.core.io import whole
+from readseg.core.io import atomic_write
 from readseg.core.processes import processes
 from readseg.errors import ReadsegError
 from readseg.model.modeling import ReadModel
@@ -238,7 +238,7 @@ def _keep_settings(out: Path, options: AnyStageConfig, settings: dict[str, Any])
     path = out / options.name / _SETTINGS
     if not path.exists() and processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as place:
+        with atomic_write(path) as place:
             place.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -258,7 +258,7 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
     """Tensors to a file, atomically, by the first of the processes."""
     if not processes().is_main_process:
         return
-    with whole(path) as place:
+    with atomic_write(path) as place:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, place)
 
 
@@ -270,7 +270,7 @@ def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tens
     half.load_state_dict(model.state_dict())
     prefix = "mask_decoder."
     plain = {name: tensor.to(torch.bfloat16) for name, tensor in sam.items() if name.startswith(prefix)}
-    with whole(folder) as place:
+    with atomic_write(folder) as place:
         half.save_pretrained(place)
         processor.save_pretrained(place)
         _write(plain, place / PLAIN_SAM)
