@@ -20,8 +20,8 @@ import torch
 
 from readseg.checkpoints.adapters import EMBEDDED_NAME, Base, open_base
 from readseg.miniatures import write_miniatures
-from readseg.training.config import MixtureStageConfig
-from readseg.training.stages.finetuning import MixtureStage
+from readseg.training.config import FinetuningStageConfig
+from readseg.training.stages.finetuning import FinetuningStage
 
 WAYS = {
     "neither": {"pack": False, "cache": False},
@@ -63,8 +63,8 @@ def main() -> None:
         print(f"{name:>18}  {mean * 1e3:7.0f} ms a step  {plain / mean:5.2f}x  largest difference of a loss {away:.0e}")
 
 
-def _stage(root: Path, arguments: argparse.Namespace, way: dict[str, bool]) -> MixtureStage:
-    options = MixtureStageConfig(
+def _stage(root: Path, arguments: argparse.Namespace, way: dict[str, bool]) -> FinetuningStage:
+    options = FinetuningStageConfig(
         kind="mixture",
         name="step",
         start=EMBEDDED_NAME,
@@ -78,10 +78,10 @@ def _stage(root: Path, arguments: argparse.Namespace, way: dict[str, bool]) -> M
         **way,
     )
     base = Base(EMBEDDED_NAME)
-    return MixtureStage(open_base(base), base, options, 0, root / "mini", root / "cache")
+    return FinetuningStage(open_base(base), base, options, 0, root / "mini", root / "cache")
 
 
-def _step(stage: MixtureStage, number: int) -> tuple[float, float]:
+def _step(stage: FinetuningStage, number: int) -> tuple[float, float]:
     """Seconds of forward and backward, the reading of the batch included; and the loss."""
     stage.zero_grad()
     start = time.perf_counter()

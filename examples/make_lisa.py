@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from readseg import ReadModel, ReadsegError, Segmenter
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
 from readseg.core.frames import Frame
@@ -38,7 +39,6 @@ from readseg.model.losses import mask_losses
 from readseg.model.prompt_format import Turn
 from readseg.scenes.questions import ask
 from readseg.scenes.render import make_scene, render
-from readseg.training.recipe import PLAIN_SAM
 
 FIRST_SEED = 2_000_000  # training draws from 1,000,000 on, the test set from 500,000 on
 SCENES_A_STEP, QUESTIONS, WARMUP = 4, 6, 50
@@ -46,7 +46,7 @@ PROJECTION_RATE, DECODER_RATE = 1e-3, 3e-4
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SceneBatch:
     """A scene's [SEG], all that the language model says of them, and their true masks.
 
     h_seg: (S, D). scores: (S, N). embeddings: (1, C, h, w). masks: (S, H, W), 0 or 1.
@@ -60,7 +60,7 @@ class Lesson:
 
 
 @torch.no_grad()
-def study(segmenter: Segmenter, seed: int) -> Lesson | None:
+def study(segmenter: Segmenter, seed: int) -> SceneBatch | None:
     """The states of the true answers to questions about a scene; the language model is frozen, so once is enough."""
     model, processor = segmenter.model, segmenter.processor
     scene = make_scene(seed)
@@ -79,13 +79,13 @@ def study(segmenter: Segmenter, seed: int) -> Lesson | None:
     masks = [union(drawn.masks[list(target)]) for question in questions for target in question.targets]
     embeddings = model.embed_masks_image(processor.mask_pixels(image)[None])
     targets = torch.from_numpy(np.stack(masks).astype(np.uint8))
-    return Lesson(h_seg, model.similarity(h_seg, h_img), embeddings, processor.frame(image), targets)
+    return SceneBatch(h_seg, model.similarity(h_seg, h_img), embeddings, processor.frame(image), targets)
 
 
 def begin(model: ReadModel) -> None:
     """The plain mask decoder, a projection drawn anew, and nothing else that learns."""
     model.requires_grad_(False)
-    weights = load_file(EMBEDDED / PLAIN_SAM)
+    weights = load_file(EMBEDDED / ORIGINAL_SAM_DECODER)
     model.sam.mask_decoder.load_state_dict(
         {name.removeprefix("mask_decoder."): w.float() for name, w in weights.items()}
     )
@@ -97,7 +97,7 @@ def begin(model: ReadModel) -> None:
     model.sam.mask_decoder.requires_grad_(True)
 
 
-def losses(model: ReadModel, lessons: list[Lesson], prompt: Prompt) -> Tensor:
+def losses(model: ReadModel, lessons: list[SceneBatch], prompt: Prompt) -> Tensor:
     """2 BCE + 0.5 DICE of the masks of some scenes, by the model's own way from states to masks."""
     images = torch.cat([torch.full((len(lesson.h_seg),), k) for k, lesson in enumerate(lessons)])
     h_seg, scores = (torch.cat([getattr(lesson, name) for lesson in lessons]) for name in ("h_seg", "scores"))
@@ -108,7 +108,7 @@ def losses(model: ReadModel, lessons: list[Lesson], prompt: Prompt) -> Tensor:
     return model.config.bce_loss_weight * bce + model.config.dice_loss_weight * dice
 
 
-def train(model: ReadModel, lessons: list[Lesson], prompt: Prompt, steps: int) -> list[float]:
+def train(model: ReadModel, lessons: list[SceneBatch], prompt: Prompt, steps: int) -> list[float]:
     """AdamW, warm-up and linear decay; returns the loss of each step."""
     projection, decoder = list(model.seg_projection.parameters()), list(model.sam.mask_decoder.parameters())
     groups = [{"params": projection, "lr": PROJECTION_RATE}, {"params": decoder, "lr": DECODER_RATE}]

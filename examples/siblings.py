@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from readseg import ReadsegError
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, read_checkpoint, save_checkpoint
 from readseg.checkpoints.config_json import read_json
 from readseg.checkpoints.files import differences, read_weights
@@ -44,7 +45,6 @@ from readseg.cli.errors import run
 from readseg.cli.segment import check_writable
 from readseg.core.io import atomic_write
 from readseg.model.config import Prompt
-from readseg.training.recipe import PLAIN_SAM
 
 PACKED = Path(__file__).resolve().parents[1] / "weights" / "siblings"
 FORMAT = "readseg-sibling-1"
@@ -138,7 +138,7 @@ def learned_by(sibling: Checkpoint, base: Checkpoint) -> dict[str, Tensor]:
         raise ReadsegError(f"{told}: its tokenizer.json differs; train it with the same seed, vocabulary and data")
     plain, own_plain = _plain_sam(sibling), _plain_sam(base)
     if plain and (moved := [name for name in plain.keys() | own_plain.keys() if not _equal(plain, own_plain, name)]):
-        raise ReadsegError(f"{told}: {min(moved)} of {PLAIN_SAM} differs: it is of another stage 0")
+        raise ReadsegError(f"{told}: {min(moved)} of {ORIGINAL_SAM_DECODER} differs: it is of another stage 0")
     found = [name for name in base.weights if not _equal(sibling.weights, base.weights, name)]
     if frozen := sorted(name for name in found if not name.startswith(LEARNED)):
         raise ReadsegError(f"{told}: {frozen[0]} differs, which stage 2 leaves as it is: it is of other stages 0 and 1")
@@ -166,14 +166,14 @@ def stages(
     out: Annotated[Path, typer.Option(help="Folder of a run; gets masks/ and vision/.")], base: Base = EMBEDDED
 ) -> None:
     """Write the weights of the embedded model's stages 0 and 1, as `readseg train --stage read` begins with them."""
-    if not (base / PLAIN_SAM).is_file():
-        raise ReadsegError(f"{base / PLAIN_SAM}: no such file; it is the mask decoder as stage 0 left it")
+    if not (base / ORIGINAL_SAM_DECODER).is_file():
+        raise ReadsegError(f"{base / ORIGINAL_SAM_DECODER}: no such file; it is the mask decoder as stage 0 left it")
     places = {name: out / name / "weights.safetensors" for name in ("masks", "vision")}
     if taken := [path.parent for path in places.values() if path.parent.exists() or path.parent.is_symlink()]:
         raise ReadsegError(f"{taken[0]} is there already: remove it, or choose another --out")
     check_writable(out)
     model, _, _ = load_model(base, device="cpu", dtype="float32")
-    plain = {name: weight.float() for name, weight in read_weights(base / PLAIN_SAM).items()}
+    plain = {name: weight.float() for name, weight in read_weights(base / ORIGINAL_SAM_DECODER).items()}
     found = {"masks": model.sam.state_dict() | plain, "vision": model.lmm.model.vision_tower.state_dict()}
     for name, path in places.items():
         path.parent.mkdir(parents=True)
@@ -238,8 +238,8 @@ def unpack(
     for name, sibling in track(made.items(), "unpacking", console=Console(stderr=True), transient=True):
         with atomic_write(out / name, new=True) as place:
             save_checkpoint(sibling, place)
-            if (own.folder / PLAIN_SAM).is_file():
-                shutil.copyfile(own.folder / PLAIN_SAM, place / PLAIN_SAM)
+            if (own.folder / ORIGINAL_SAM_DECODER).is_file():
+                shutil.copyfile(own.folder / ORIGINAL_SAM_DECODER, place / ORIGINAL_SAM_DECODER)
     for name, sibling in made.items():
         _say(f"{out / name}: {Settings(**{one: getattr(sibling.config, one) for one in SETTINGS})}")
 
@@ -309,7 +309,7 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _plain_sam(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The mask decoder of stage 0, where it lies beside a model."""
-    place = checkpoint.folder / PLAIN_SAM
+    place = checkpoint.folder / ORIGINAL_SAM_DECODER
     return read_weights(place) if place.is_file() else {}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from readseg.checkpoints.adapters import Base, open_base
-from readseg.training.config import MixtureStageConfig, TrainConfig
-from readseg.training.stages.finetuning import MixtureStage
+from readseg.training.config import FinetuningStageConfig, TrainConfig
+from readseg.training.stages.finetuning import FinetuningStage
 from small import small_model, small_processor
 
 RATIO = "3:2:1:1:1:3"
@@ -36,13 +36,13 @@ def write_start(folder: Path) -> Path:
     return folder
 
 
-def options(start: Path, **changes: Any) -> MixtureStageConfig:
-    return MixtureStageConfig.model_validate(SETTINGS | {"start": str(start)} | changes)
+def options(start: Path, **changes: Any) -> FinetuningStageConfig:
+    return FinetuningStageConfig.model_validate(SETTINGS | {"start": str(start)} | changes)
 
 
-def stage(start: Path, data: Path, cache: Path, /, **changes: Any) -> MixtureStage:
+def stage(start: Path, data: Path, cache: Path, /, **changes: Any) -> FinetuningStage:
     base = Base(str(start))
-    return MixtureStage(open_base(base), base, options(start, **changes), 3, data, cache)
+    return FinetuningStage(open_base(base), base, options(start, **changes), 3, data, cache)
 
 
 def recipe(start: Path, **changes: Any) -> TrainConfig:

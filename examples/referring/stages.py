@@ -24,7 +24,7 @@ from readseg.training.config import ReadStageConfig, VisionStageConfig
 from readseg.training.feature_cache import cached, digest
 from readseg.training.stages.initialise import initialise
 from readseg.training.stages.pretraining import cell_coverage, vision_batch, vision_heads, vision_losses
-from readseg.training.stages.read import SIGHT, draw_lesson, what_cells_show
+from readseg.training.stages.read import TOKEN_ATTRIBUTES, cell_attribute_targets, sample_scene_batch
 
 
 class CnnStage(nn.Module):
@@ -101,7 +101,9 @@ class FusionStage(nn.Module):
         initialise(self.model)
         self.model.cnn.load_state_dict(cnn)
         self.model.sam.load_state_dict(sam)
-        self.sight = nn.ModuleDict({"heads": nn.ModuleDict({n: nn.Linear(sizes.width, k) for n, k in SIGHT.items()})})
+        self.sight = nn.ModuleDict(
+            {"heads": nn.ModuleDict({n: nn.Linear(sizes.width, k) for n, k in TOKEN_ATTRIBUTES.items()})}
+        )
         initialise(self.sight)
         for module in (self.model.cnn, self.model.sam):
             module.requires_grad_(False)
@@ -123,7 +125,7 @@ class FusionStage(nn.Module):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with the questions of this step."""
         options, sizes = self.options, self.model.config
-        lesson = draw_lesson(options, self.seed, step, rank, world)
+        lesson = sample_scene_batch(options, self.seed, step, rank, world)
         images = [Image.fromarray(np.asarray(sample.image)) for sample in lesson.samples]
         key = f"{self.key}-{lesson.first_seed}-{options.images_per_step}"
         turns = [[turn for turn in sample.turns if turn.present is not None] for sample in lesson.samples]
@@ -144,7 +146,7 @@ class FusionStage(nn.Module):
             "fine": (_coverage(masks, 8 * sizes.grid) > 0.5).to(torch.uint8),
             "decoded": torch.from_numpy(np.sort(lesson.rng.permutation(len(there))[: wanted if warm else 0])),
             "warm": warm,
-            "sight": what_cells_show(lesson.scenes, lesson.drawn, sizes.grid),
+            "sight": cell_attribute_targets(lesson.scenes, lesson.drawn, sizes.grid),
         }
 
     @torch.no_grad()

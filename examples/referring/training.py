@@ -21,13 +21,13 @@ from stages import CnnStage, FusionStage
 from torch import Tensor
 
 from model import ReferringConfig
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.checkpoints.load import load_model
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.training.config import ReadStageConfig, TrainConfig, VisionStageConfig, load_recipe
 from readseg.training.loop import train
-from readseg.training.recipe import PLAIN_SAM
 
 StageName = Literal["cnn", "fusion"]
 RECIPE = "tiny"
@@ -70,7 +70,7 @@ def train_referring(
         _write(cnn_stage.cnn.state_dict(), cnn_path)
     if only in (None, "fusion") and not fusion_path.exists():
         console.print(f"fusion: {read.steps} steps, in {out / 'fusion'}", highlight=False)
-        sam = embedded.sam.state_dict() | _weights(EMBEDDED / PLAIN_SAM)
+        sam = embedded.sam.state_dict() | _weights(EMBEDDED / ORIGINAL_SAM_DECODER)
         stage = FusionStage(processor, config, read, recipe.seed, sam, _weights(cnn_path), out / "cache")
         train(stage, read, out / "fusion")
         save(stage.model, processor.tokenizer, out / "model")

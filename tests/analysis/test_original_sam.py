@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import SamModel
 
 from readseg.analysis.original_sam import plain_sam
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.checkpoints.files import read_weights
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.model.mask_prompts import embed_prompts
-from readseg.training.recipe import PLAIN_SAM
 from released import sam_state, stock_sam_name, write_released, write_sam, write_state
 from small import small_model, small_processor
 
@@ -51,7 +51,7 @@ def test_the_embedded_model_has_one_beside_it() -> None:
     segmenter = Segmenter.from_pretrained(device="cpu")
     plain, own = plain_sam(segmenter), segmenter.model.sam
     assert plain is not None and not plain.training
-    for name, weight in read_weights(EMBEDDED / PLAIN_SAM).items():
+    for name, weight in read_weights(EMBEDDED / ORIGINAL_SAM_DECODER).items():
         assert torch.equal(plain.state_dict()[name], weight.float()), name
     moved = {
         n for n, w in own.mask_decoder.state_dict().items() if not torch.equal(w, plain.mask_decoder.get_parameter(n))
@@ -68,8 +68,12 @@ def test_a_run_s_folder_and_its_file(tmp_path: Path) -> None:
     segmenter.processor.save_pretrained(tmp_path)
     loaded = Segmenter.from_pretrained(tmp_path, device="cpu")
     assert plain_sam(loaded) is None, "its folder has no such file"
-    other = write_decoder(tmp_path / PLAIN_SAM, loaded)
-    for plain in (plain_sam(loaded), plain_sam(segmenter, tmp_path), plain_sam(segmenter, tmp_path / PLAIN_SAM)):
+    other = write_decoder(tmp_path / ORIGINAL_SAM_DECODER, loaded)
+    for plain in (
+        plain_sam(loaded),
+        plain_sam(segmenter, tmp_path),
+        plain_sam(segmenter, tmp_path / ORIGINAL_SAM_DECODER),
+    ):
         assert plain is not None
         for name, weight in other.items():
             assert torch.equal(plain.state_dict()[name], weight.float()), name

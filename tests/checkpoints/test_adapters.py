@@ -15,14 +15,14 @@ from readseg.checkpoints.adapters import Base, fingerprint, open_base, read_adap
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.miniatures import write_miniatures
-from readseg.training.stages.finetuning import MixtureStage
+from readseg.training.stages.finetuning import FinetuningStage
 from released import write_llava, write_sam
 from small import picture
 from tuned import stage, write_start
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> MixtureStage:
+def built(tmp_path_factory: pytest.TempPathFactory) -> FinetuningStage:
     """A stage whose weights have moved, by lot."""
     root = tmp_path_factory.mktemp("adapters")
     write_miniatures(root / "mini", images=8)
@@ -36,18 +36,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> MixtureStage:
 
 
 @pytest.fixture
-def adapter(built: MixtureStage, tmp_path: Path) -> Path:
+def adapter(built: FinetuningStage, tmp_path: Path) -> Path:
     built.export(built.state_dict(), tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
-def test_it_holds_what_was_trained_and_no_more(built: MixtureStage, adapter: Path) -> None:
+def test_it_holds_what_was_trained_and_no_more(built: FinetuningStage, adapter: Path) -> None:
     held = load_file(adapter / "adapter_model.safetensors")
     trained = {name for name, weight in built.model.named_parameters() if weight.requires_grad}
     assert {f"base_model.model.{name}".replace(".default.", ".") for name in trained} == set(held)
 
 
-def test_read_back_it_is_w_plus_alpha_over_r_b_a(built: MixtureStage, adapter: Path) -> None:
+def test_read_back_it_is_w_plus_alpha_over_r_b_a(built: FinetuningStage, adapter: Path) -> None:
     found = read_adapter(adapter).weights
     start = open_base(built.base).weights
     for name, weight in built.model.state_dict().items():
@@ -62,7 +62,7 @@ def test_read_back_it_is_w_plus_alpha_over_r_b_a(built: MixtureStage, adapter: P
             assert torch.equal(found[plain], weight), name
 
 
-def test_the_merged_model_says_what_the_trained_one_says(built: MixtureStage, adapter: Path) -> None:
+def test_the_merged_model_says_what_the_trained_one_says(built: FinetuningStage, adapter: Path) -> None:
     image = picture(40, 60)
     trained = Segmenter(built.model, built.processor).segment(image, "the cup", force=True)
     built.model.train()
@@ -72,7 +72,7 @@ def test_the_merged_model_says_what_the_trained_one_says(built: MixtureStage, ad
     assert (merged.masks == trained.masks).mean() > 0.999
 
 
-def test_peft_reads_it_too(built: MixtureStage, adapter: Path) -> None:
+def test_peft_reads_it_too(built: FinetuningStage, adapter: Path) -> None:
     from peft import PeftConfig
 
     settings = PeftConfig.from_pretrained(str(adapter))
@@ -97,7 +97,7 @@ def test_it_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / "b" / "base.json").read_text())["model"] == "owner/model"
 
 
-def test_other_weights_are_refused(built: MixtureStage, adapter: Path, tmp_path: Path) -> None:
+def test_other_weights_are_refused(built: FinetuningStage, adapter: Path, tmp_path: Path) -> None:
     other, same = (Path(shutil.copytree(built.base.model, tmp_path / name)) for name in ("other", "same"))
     state = load_file(other / "model.safetensors")
     state["lmm.lm_head.weight"][0, 0] += 1
@@ -161,7 +161,7 @@ def test_damage_is_named(adapter: Path, damage: Callable[[Path], object], messag
         read_adapter(adapter)
 
 
-def test_a_model_is_no_adapter(built: MixtureStage) -> None:
+def test_a_model_is_no_adapter(built: FinetuningStage) -> None:
     with pytest.raises(ReadsegError, match="is no adapter"):
         read_adapter(built.base.model)
 

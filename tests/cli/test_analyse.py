@@ -14,10 +14,10 @@ import commandline
 import studies
 from readseg.analysis.studies import examine as examining
 from readseg.analysis.studies.measures import Measured
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import study_layers, study_maps
 from readseg.errors import ReadsegError
 from readseg.evaluation.study import RECORDS, read_study
-from readseg.training.recipe import PLAIN_SAM
 from released import write_released, write_sam
 from small import picture
 from tiny_segmenter import build
@@ -253,4 +253,4 @@ def test_nothing_to_measure(tmp_path: Path) -> None:
     assert "0 masks of 0 questions" in (tmp_path / "maps" / "maps.md").read_text()
     study_layers.run(studies.job(tmp_path / "layers", asked))
     assert "layers-maps.png" not in contents(tmp_path / "layers")
-    assert PLAIN_SAM not in contents(tmp_path)
+    assert ORIGINAL_SAM_DECODER not in contents(tmp_path)

@@ -25,7 +25,7 @@ from readseg.evaluation.outcomes import read_result
 from readseg.model.mask_prompts import Points, masks_from_prompts
 from readseg.training.config import load_recipe
 from readseg.training.stages.initialise import initialise
-from readseg.training.stages.read import draw_lesson
+from readseg.training.stages.read import sample_scene_batch
 from small import small_config, small_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "examples" / "referring"
@@ -185,7 +185,7 @@ def test_lessons_are_those_of_the_embedded_model_without_what_has_no_mask(
     cnn = load_file(trained / "cnn" / "weights.safetensors")
     stage = parts["stages"].FusionStage(processor, sizes, options, 1, embedded.sam.state_dict(), cnn, tmp_path)
     batch = stage.batch(1, 0, 1)
-    turns = [turn for sample in draw_lesson(options, 1, 1).samples for turn in sample.turns]
+    turns = [turn for sample in sample_scene_batch(options, 1, 1).samples for turn in sample.turns]
     asked = [turn for turn in turns if turn.present is not None]
     assert 0 < len(asked) < len(turns) and any(len(turn.masks) == 2 for turn in asked)
     assert batch["present"].tolist() == [float(turn.present) for turn in asked]

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import commandline
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.training.config import TrainConfig
-from readseg.training.recipe import PLAIN_SAM, run_recipe
+from readseg.training.recipe import run_recipe
 from readseg.training.stages import read
 from scripts import load as load_script
 from scripts import run
@@ -64,7 +65,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(root / "base")
     small_processor().save_pretrained(root / "base")
     decoder = model.sam.mask_decoder.state_dict()
-    save_file({f"mask_decoder.{n}": (w + 1).contiguous() for n, w in decoder.items()}, root / "base" / PLAIN_SAM)
+    save_file(
+        {f"mask_decoder.{n}": (w + 1).contiguous() for n, w in decoder.items()}, root / "base" / ORIGINAL_SAM_DECODER
+    )
     shutil.copytree(root / "base", root / "seg")
     generator = torch.Generator().manual_seed(5)
 
@@ -156,7 +159,7 @@ def test_what_comes_back_is_the_sibling_to_8_bits(script: ModuleType, place: Pat
         error = (weight.float() - sibling[name].float()).abs()
         assert (error <= highest * (1.01 / 254 + 2**-8)).all(), "half a step, and bfloat16's rounding"
         assert error.max() > 0
-    for name in ("tokenizer.json", PLAIN_SAM):
+    for name in ("tokenizer.json", ORIGINAL_SAM_DECODER):
         assert (place / "out" / "seg" / name).read_bytes() == (place / "base" / name).read_bytes()
     assert f"{place / 'out' / 'seg'}: prompt=seg, map_loss_weight=0.5" in capsys.readouterr().out
 
@@ -235,8 +238,8 @@ NOT_A_SIBLING: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "tower": (_tensor(TOWER, lambda w: w + 1), rf"{TOWER} differs, which stage 2 leaves as it is"),
     "prompts": (_tensor(PROMPTS, lambda w: -w), rf"{PROMPTS} differs, which stage 2 leaves"),
     "plain": (
-        _tensor("mask_decoder.iou_token.weight", lambda w: w + 1, PLAIN_SAM),
-        rf"mask_decoder\.iou_token\.weight of {PLAIN_SAM} differs",
+        _tensor("mask_decoder.iou_token.weight", lambda w: w + 1, ORIGINAL_SAM_DECODER),
+        rf"mask_decoder\.iou_token\.weight of {ORIGINAL_SAM_DECODER} differs",
     ),
     "tokenizer": (_tokens, r"its tokenizer\.json differs"),
     "points": (_points, r"in config\.json points\.num_points is 7 and not 5; only map_loss_weight and prompt may"),
@@ -262,10 +265,10 @@ def test_no_sibling_is_refused_by_name(case: str, script: ModuleType, place: Pat
 
 def test_a_model_without_the_plain_decoder_is_taken(script: ModuleType, place: Path) -> None:
     """It cannot be compared then; what is unpacked has the base's."""
-    (place / "seg" / PLAIN_SAM).unlink()
+    (place / "seg" / ORIGINAL_SAM_DECODER).unlink()
     pack(script, place)
     unpack(script, place)
-    assert (place / "out" / "seg" / PLAIN_SAM).is_file()
+    assert (place / "out" / "seg" / ORIGINAL_SAM_DECODER).is_file()
 
 
 # -- unpacking elsewhere, damaged, in the way --------------------------------------------------------------------------
@@ -273,7 +276,7 @@ def test_a_model_without_the_plain_decoder_is_taken(script: ModuleType, place: P
 OTHER_BASES: Mapping[str, tuple[str, str]] = {
     "frozen": ("model.safetensors", TOWER),
     "learned, but the sibling's too": ("model.safetensors", "lmm.model.multi_modal_projector.linear_1.weight"),
-    "plain": (PLAIN_SAM, "mask_decoder.iou_token.weight"),
+    "plain": (ORIGINAL_SAM_DECODER, "mask_decoder.iou_token.weight"),
 }
 
 

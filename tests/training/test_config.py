@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from readseg.errors import ReadsegError
-from readseg.training.config import MixtureStageConfig, load_recipe, with_start
+from readseg.training.config import FinetuningStageConfig, load_recipe, with_start
 
 MIXTURE = "{kind: mixture, name: m, steps: 5, images_per_step: 2, learning_rate: 0.001, start: x%s}"
 STAGE = "{kind: vision, name: v, steps: 5, images_per_step: 2, learning_rate: 0.001%s}"
@@ -90,7 +90,7 @@ PUBLISHED = {  # SPEC's table of recipes: start, ratio, rank, rate, points, DICE
 def test_presets_are_the_published_recipes(preset: tuple[str, str]) -> None:
     stages = {stage.name: stage for stage in load_recipe(preset[0]).stages}
     stage = stages[preset[1]]
-    assert isinstance(stage, MixtureStageConfig)
+    assert isinstance(stage, FinetuningStageConfig)
     start, ratio, rank, rate, points, dice = PUBLISHED[preset]
     assert (stage.start, stage.ratio, stage.lora_rank, stage.learning_rate) == (start, ratio, rank, rate)
     assert tuple(stage.points[name] for name in ("num_points", "t_pos", "t_neg", "downsample")) == points
@@ -149,7 +149,7 @@ def test_wrong_changes_are_named(change: str, message: str) -> None:
 
 def test_changes_are_checked_together() -> None:
     (stage,) = load_recipe("read-7b", ["validate_on=[]", "validate_every=0"]).stages
-    assert isinstance(stage, MixtureStageConfig) and not stage.validate_on
+    assert isinstance(stage, FinetuningStageConfig) and not stage.validate_on
 
 
 def test_another_start_is_for_stages_that_start_from_a_model() -> None:

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import SamModel
 
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import TrainConfig
-from readseg.training.recipe import PLAIN_SAM, run_recipe
+from readseg.training.recipe import run_recipe
 
 COMMON = {"steps": 2, "images_per_step": 1, "learning_rate": 1e-3, "warmup_steps": 1}
 RECIPE = TrainConfig.model_validate(
@@ -52,7 +53,7 @@ def test_the_finished_model_loads_and_holds_what_was_trained(run: Path) -> None:
 
 def test_the_mask_decoder_of_stage_zero_lies_beside_it(run: Path) -> None:
     sam = SamModel(ReadModel.from_pretrained(run / "model").config.mask_config)
-    plain = load_file(run / "model" / PLAIN_SAM)
+    plain = load_file(run / "model" / ORIGINAL_SAM_DECODER)
     decoder = {name.removeprefix("mask_decoder."): tensor for name, tensor in plain.items()}
     sam.mask_decoder.load_state_dict(decoder)
     stage = load_file(run / "zero" / "weights.safetensors")
@@ -84,7 +85,7 @@ def test_a_finished_model_that_was_deleted_is_written_again(run: Path, tmp_path:
     again, first = load_file(out / "model" / "model.safetensors"), load_file(run / "model" / "model.safetensors")
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
-    assert (out / "model" / PLAIN_SAM).exists()
+    assert (out / "model" / ORIGINAL_SAM_DECODER).exists()
 
 
 def test_a_run_does_not_go_on_with_other_settings(run: Path, tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from transformers import SamModel
 
-from readseg.checkpoints.base_models import read_sam
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER, read_sam
 from readseg.checkpoints.files import differences, read_weights
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.training.recipe import PLAIN_SAM
 
 _DECODER, _PROMPTS = "mask_decoder.", "prompt_encoder."
 _ROUNDED = 1 / 128  # of a weight: what two types may differ by
@@ -31,8 +30,8 @@ def plain_sam(segmenter: Segmenter, source: str | Path | None = None) -> SamMode
     Args:
         segmenter: the model.
         source: folder or hub id of the SAM that the model was trained from, or its file `sam_vit_*.pth`; or a model's
-            folder that holds the decoder as `recipe.PLAIN_SAM`, or that file itself. By default that file beside the
-            segmenter's own weights, which the embedded model and every run of `readseg train tiny` have.
+            folder that holds the decoder as `ORIGINAL_SAM_DECODER`, or that file itself. By default that file beside
+            the segmenter's own weights, which the embedded model and every run of `readseg train tiny` have.
 
     Returns:
         None where no source is given and no such file is there.
@@ -44,12 +43,12 @@ def plain_sam(segmenter: Segmenter, source: str | Path | None = None) -> SamMode
     sam = segmenter.model.sam
     if source is None:
         own = segmenter.model.config.name_or_path
-        place = Path(own) / PLAIN_SAM if own else None
+        place = Path(own) / ORIGINAL_SAM_DECODER if own else None
         if place is None or not place.is_file():
             return None
     else:
         given = Path(source).expanduser()
-        place = given / PLAIN_SAM if (given / PLAIN_SAM).is_file() else given
+        place = given / ORIGINAL_SAM_DECODER if (given / ORIGINAL_SAM_DECODER).is_file() else given
     weights = read_weights(place) if place.is_file() else {}
     if not weights or not all(name.startswith(_DECODER) for name in weights):
         place, weights = Path(place), read_sam(source or place)[1]

@@ -39,6 +39,8 @@ _LLAVA_HF = (
 )
 _OPENAI_TOWER = "openai/clip-vit-large-patch14-336"
 """The tower of LLaVA-1.5, for weights whose config does not name it."""
+ORIGINAL_SAM_DECODER = "sam_mask_decoder.safetensors"
+"""File beside a model's weights: the mask decoder as it was before READ was trained, as the original SAM has it."""
 
 
 def start_from(

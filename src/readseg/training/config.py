@@ -147,7 +147,7 @@ class ReadStageConfig(SceneStageConfig):
     prompt: Literal["both", "seg", "points"] = "both"
 
 
-class MixtureStageConfig(ScoredStageConfig):
+class FinetuningStageConfig(ScoredStageConfig):
     """A trained or base model, trained on with LoRA, on the field's data sets.
 
     Attributes:
@@ -247,7 +247,7 @@ def _said(parse: Callable[[str], Any], value: str) -> str:
 
 
 AnyStageConfig = Annotated[
-    MaskStageConfig | VisionStageConfig | ReadStageConfig | MixtureStageConfig, Field(discriminator="kind")
+    MaskStageConfig | VisionStageConfig | ReadStageConfig | FinetuningStageConfig, Field(discriminator="kind")
 ]
 
 
@@ -271,7 +271,7 @@ class TrainConfig(BaseModel):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two stages are called {twice[0]!r}: each has a folder of its name")
         for place, stage in enumerate(self.stages):
-            if isinstance(stage, MixtureStageConfig) and stage.start in names[place:]:
+            if isinstance(stage, FinetuningStageConfig) and stage.start in names[place:]:
                 raise ValueError(f"stage {stage.name!r} starts from {stage.start!r}, which does not come before it")
         return self
 

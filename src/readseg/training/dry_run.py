@@ -18,7 +18,7 @@ from readseg.checkpoints.checkpoint import Checkpoint
 from readseg.data.mixture import Mixture
 from readseg.model.config import ReadConfig
 from readseg.model.modeling import ReadModel
-from readseg.training.config import MixtureStageConfig
+from readseg.training.config import FinetuningStageConfig
 from readseg.training.stages.batches import Batches, Row
 from readseg.training.stages.finetuning import trained_config
 from readseg.training.stages.tuning import PARTS, tune
@@ -43,7 +43,7 @@ class Sizes:
         return sum(self.trained.values())
 
 
-def sizes(config: ReadConfig, options: MixtureStageConfig) -> Sizes:
+def sizes(config: ReadConfig, options: FinetuningStageConfig) -> Sizes:
     """The numbers of weights of a model, and of those that a stage trains.
 
     Raises:
@@ -62,7 +62,9 @@ def sizes(config: ReadConfig, options: MixtureStageConfig) -> Sizes:
     return Sizes(total, trained)
 
 
-def memory(config: ReadConfig, options: MixtureStageConfig, counted: Sizes, rows: int, length: int) -> dict[str, float]:
+def memory(
+    config: ReadConfig, options: FinetuningStageConfig, counted: Sizes, rows: int, length: int
+) -> dict[str, float]:
     """An estimate of the memory of one process, in bytes, by use, where nothing is sharded.
 
     Weights: 2 bytes a frozen one under bf16, else 4, and 4 a trained one, with 2 more for autocast's copy. Gradients 4,
@@ -98,7 +100,12 @@ def memory(config: ReadConfig, options: MixtureStageConfig, counted: Sizes, rows
 
 
 def tell(
-    console: Console, checkpoint: Checkpoint, options: MixtureStageConfig, mixture: Mixture, seed: int, processes: int
+    console: Console,
+    checkpoint: Checkpoint,
+    options: FinetuningStageConfig,
+    mixture: Mixture,
+    seed: int,
+    processes: int,
 ) -> None:
     """Prints all that a stage would begin with.
 
@@ -135,7 +142,7 @@ def tell(
     console.print(table)
 
 
-def _settings(config: ReadConfig, options: MixtureStageConfig, processes: int) -> Table:
+def _settings(config: ReadConfig, options: FinetuningStageConfig, processes: int) -> Table:
     table = _pairs("settings")
     for name, value in options.model_dump().items():
         if name not in ("kind", "name", "points") and value not in (None, (), {}):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from readseg.checkpoints.adapters import Base, is_adapter, open_base
+from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.core.io import atomic_write
 from readseg.core.processes import processes
 from readseg.errors import ReadsegError
@@ -26,20 +27,18 @@ from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import (
     AnyStageConfig,
+    FinetuningStageConfig,
     MaskStageConfig,
-    MixtureStageConfig,
     ReadStageConfig,
     TrainConfig,
     VisionStageConfig,
 )
 from readseg.training.dry_run import tell
 from readseg.training.loop import FINISHED, check_trackers, train
-from readseg.training.stages.finetuning import MixtureStage, benchmarks_of, mixture_of
+from readseg.training.stages.finetuning import FinetuningStage, benchmarks_of, mixture_of
 from readseg.training.stages.pretraining import MaskStage, VisionStage
-from readseg.training.stages.read import ReadStage, blank_processor
+from readseg.training.stages.read import ReadStage, build_processor
 
-PLAIN_SAM = "sam_mask_decoder.safetensors"
-"""The mask decoder as stage 0 left it: with the model's own encoders, the "original SAM" of the analysis."""
 _FREE = {
     *("workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb", "max_broken"),
     *("validate_on", "validate_every", "validate_images", "validate_protocol", "best", "patience"),
@@ -68,18 +67,18 @@ def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data:
     """
     chosen = _chosen(recipe, only)
     console = Console(quiet=not processes().is_main_process)
-    scenes = [stage for stage in chosen if not isinstance(stage, MixtureStageConfig)]
-    processor = blank_processor(recipe) if scenes else None
+    scenes = [stage for stage in chosen if not isinstance(stage, FinetuningStageConfig)]
+    processor = build_processor(recipe) if scenes else None
     for options in chosen:
         _check_settings(out, options, _settings(recipe, options))
         if not _is_done(out, options):
             console.print(f"stage [bold]{options.name}[/bold]: {options.steps} steps, in {out / options.name}")
-            if isinstance(options, MixtureStageConfig):
+            if isinstance(options, FinetuningStageConfig):
                 _run_mixture(recipe, options, out, data)
             elif processor is not None:
                 _run_stage(recipe, options, processor, out)
     last = chosen[-1]
-    return _result(out, last) if isinstance(last, MixtureStageConfig) else out / "model"
+    return _result(out, last) if isinstance(last, FinetuningStageConfig) else out / "model"
 
 
 def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> None:
@@ -87,7 +86,7 @@ def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Pa
 
     Arguments and errors as `run_recipe`; or the recipe has no such stage.
     """
-    chosen = [stage for stage in _chosen(recipe, only) if isinstance(stage, MixtureStageConfig)]
+    chosen = [stage for stage in _chosen(recipe, only) if isinstance(stage, FinetuningStageConfig)]
     if not chosen:
         raise ReadsegError("--dry-run is for stages of kind 'mixture', and none was meant")
     group = processes()
@@ -108,12 +107,12 @@ def _chosen(recipe: TrainConfig, only: str | None) -> list[AnyStageConfig]:
     return [stage for stage in recipe.stages if only in (None, stage.name)]
 
 
-def _run_mixture(recipe: TrainConfig, options: MixtureStageConfig, out: Path, data: Path | None) -> None:
+def _run_mixture(recipe: TrainConfig, options: FinetuningStageConfig, out: Path, data: Path | None) -> None:
     """Train a model on data sets; what it leaves behind is an adapter."""
     folder = _data_folder(data)
     base = _base(recipe, options, out)
     with _no_search_for_cycles():
-        stage = MixtureStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
+        stage = FinetuningStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
     settings = _settings(recipe, options) | stage.identity()
     _check_settings(out, options, settings)
     _keep_settings(out, options, settings)
@@ -148,7 +147,7 @@ def _data_folder(data: Path | None) -> Path:
     return data
 
 
-def _base(recipe: TrainConfig, options: MixtureStageConfig, out: Path, *, unless_there: bool = False) -> Base:
+def _base(recipe: TrainConfig, options: FinetuningStageConfig, out: Path, *, unless_there: bool = False) -> Base:
     """Where a stage starts: a model, or what an earlier stage of the recipe left behind.
 
     With `unless_there` a stage that is not done yet stands for its own start, which has the same sizes.
@@ -157,7 +156,7 @@ def _base(recipe: TrainConfig, options: MixtureStageConfig, out: Path, *, unless
     before = earlier.get(options.start)
     if before is None:
         return Base(options.start, options.sam, options.family, options.vision_tower, recipe.seed)
-    if not isinstance(before, MixtureStageConfig):
+    if not isinstance(before, FinetuningStageConfig):
         return Base(str(out / "model"))
     place = _result(out, before)
     if not _is_done(out, before):
@@ -170,12 +169,12 @@ def _base(recipe: TrainConfig, options: MixtureStageConfig, out: Path, *, unless
 def _result(out: Path, options: AnyStageConfig) -> Path:
     """What is there when a stage is done."""
     folder = out / options.name
-    return folder / FINISHED if isinstance(options, MixtureStageConfig) else folder / "weights.safetensors"
+    return folder / FINISHED if isinstance(options, FinetuningStageConfig) else folder / "weights.safetensors"
 
 
 def _is_done(out: Path, options: AnyStageConfig) -> bool:
     place = _result(out, options)
-    if isinstance(options, MixtureStageConfig):
+    if isinstance(options, FinetuningStageConfig):
         return is_adapter(place)
     return place.exists() and (not isinstance(options, ReadStageConfig) or (out / "model").exists())
 
@@ -273,4 +272,4 @@ def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tens
     with atomic_write(folder) as place:
         half.save_pretrained(place)
         processor.save_pretrained(place)
-        _write(plain, place / PLAIN_SAM)
+        _write(plain, place / ORIGINAL_SAM_DECODER)

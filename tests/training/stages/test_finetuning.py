@@ -17,12 +17,12 @@ from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.report import summarise
 from readseg.evaluation.run import evaluate
 from readseg.inference.segmenter import Segmenter
-from readseg.training.stages.finetuning import MixtureStage, trained_config
+from readseg.training.stages.finetuning import FinetuningStage, trained_config
 from released import write_released
 from tuned import options, stage
 
 
-def gradients(built: MixtureStage, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients(built: FinetuningStage, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The values of a batch, and the gradients of all that is trained."""
     built.zero_grad()
     values = built(built.batch(number, 0, 1))
@@ -213,7 +213,7 @@ def test_it_learns_a_batch_by_heart(mini: Path, tmp_path: Path) -> None:
     """The embedded model learns words and masks of one batch: the gradients lead where they should."""
     base = Base(EMBEDDED_NAME)
     settings = {"ratio": "0:1:0:0:0:0", "lora_rank": 8, "lora_dropout": 0.0}
-    built = MixtureStage(open_base(base), base, options(Path(EMBEDDED_NAME), **settings), 0, mini, tmp_path).train()
+    built = FinetuningStage(open_base(base), base, options(Path(EMBEDDED_NAME), **settings), 0, mini, tmp_path).train()
     trained = [weight for weight in built.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.0)
     batch, history = built.batch(0, 0, 1), []

@@ -13,7 +13,7 @@ from readseg.scenes.classes import TRAINED
 from readseg.scenes.render import make_scene, render
 from readseg.training.config import ReadStageConfig, load_recipe
 from readseg.training.stages.pretraining import cell_coverage
-from readseg.training.stages.read import ReadStage, draw_lesson
+from readseg.training.stages.read import ReadStage, sample_scene_batch
 from small import small_model, small_processor
 
 OPTIONS = ReadStageConfig(
@@ -112,7 +112,7 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_scenes_are_tinted_as_often_as_the_recipe_says(tmp_path: Path, share: float) -> None:
     built = stage(tmp_path, tinted=share)
-    lesson = draw_lesson(built.options, 0, 0)
+    lesson = sample_scene_batch(built.options, 0, 0)
     assert {thing.tint is not None for scene in lesson.scenes for thing in scene.things} == {bool(share)}
     assert ((built.batch(0, 0, 1)["sight"]["tints"] > 0).any() == bool(share)).item()
 
@@ -126,7 +126,7 @@ def test_conversations_have_two_turns_in_all_of_a_step_or_in_none(tmp_path: Path
     for share, turns in ((0.0, 1), (1.0, 2)):
         built = stage(tmp_path, next_turn=share)
         batch = built.batch(0, 0, 1)
-        asked = len(draw_lesson(built.options, 0, 0).samples[0].turns)
+        asked = len(sample_scene_batch(built.options, 0, 0).samples[0].turns)
         ends = batch["labels"] == built.processor.tokenizer.convert_tokens_to_ids(EOS)
         assert ends[0].sum() == asked, "every answer is learned"
         assert len(batch["layout"].widths) == -(-asked // turns)
@@ -137,7 +137,7 @@ def test_a_lesson_is_a_function_of_its_arguments() -> None:
     assert isinstance(options, ReadStageConfig)
 
     def said(*arguments: int) -> list[str]:
-        samples = draw_lesson(options, *arguments).samples
+        samples = sample_scene_batch(options, *arguments).samples
         return [f"{turn.question}|{turn.answer}" for sample in samples for turn in sample.turns]
 
     first = said(1, 3)

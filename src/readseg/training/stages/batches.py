@@ -25,7 +25,7 @@ from readseg.errors import ReadsegError
 from readseg.model.packing import pack
 from readseg.model.processing import ReadProcessor
 from readseg.model.prompt_format import Turn
-from readseg.training.config import MixtureStageConfig
+from readseg.training.config import FinetuningStageConfig
 from readseg.training.feature_cache import image_digest, look_up
 
 
@@ -54,7 +54,7 @@ class Batches:
         self,
         mixture: Mixture,
         processor: ReadProcessor,
-        options: MixtureStageConfig,
+        options: FinetuningStageConfig,
         seed: int,
         cache: tuple[Path, str] | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class Batches:
         return drawn
 
     def batch(self, number: int) -> dict[str, Any]:
-        """What `MixtureStage.forward` takes; `number` counts over all steps, accumulation and processes.
+        """What `FinetuningStage.forward` takes; `number` counts over all steps, accumulation and processes.
 
         Raises:
             ReadsegError: too many records that cannot be read.

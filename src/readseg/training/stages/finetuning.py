@@ -29,13 +29,13 @@ from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES
 from readseg.model.mask_prompts import full_precision
-from readseg.training.config import MixtureStageConfig
+from readseg.training.config import FinetuningStageConfig
 from readseg.training.feature_cache import digest, keep
 from readseg.training.stages.batches import Batches
 from readseg.training.stages.tuning import tune
 
 
-def mixture_of(options: MixtureStageConfig, data: Path, seed: int) -> Mixture:
+def mixture_of(options: FinetuningStageConfig, data: Path, seed: int) -> Mixture:
     """What a stage draws from.
 
     Raises:
@@ -50,7 +50,7 @@ def mixture_of(options: MixtureStageConfig, data: Path, seed: int) -> Mixture:
     )
 
 
-def benchmarks_of(options: MixtureStageConfig, data: Path) -> list[Benchmark]:
+def benchmarks_of(options: FinetuningStageConfig, data: Path) -> list[Benchmark]:
     """What a stage is scored on while it trains; opened before it begins, so that a wrong name is known at once.
 
     Raises:
@@ -60,7 +60,7 @@ def benchmarks_of(options: MixtureStageConfig, data: Path) -> list[Benchmark]:
     return [open_benchmark(data, name, options.validate_protocol) for name in names]
 
 
-def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfig:
+def trained_config(config: ReadConfig, options: FinetuningStageConfig) -> ReadConfig:
     """The configuration of the model that a stage makes: that of its start, with what the stage says.
 
     Raises:
@@ -86,7 +86,7 @@ def trained_config(config: ReadConfig, options: MixtureStageConfig) -> ReadConfi
     return changed
 
 
-class MixtureStage(nn.Module):
+class FinetuningStage(nn.Module):
     """Trains LoRA, output layer, embeddings, the [SEG] projection and the mask decoder on a mixture of data sets.
 
     Args:
@@ -101,7 +101,7 @@ class MixtureStage(nn.Module):
     uses_all = True
 
     def __init__(
-        self, checkpoint: Checkpoint, base: Base, options: MixtureStageConfig, seed: int, data: Path, cache: Path
+        self, checkpoint: Checkpoint, base: Base, options: FinetuningStageConfig, seed: int, data: Path, cache: Path
     ) -> None:
         super().__init__()
         self.options, self.base = options, base

@@ -42,7 +42,7 @@ PLACE_BINS = 8
 SIZE_BINS = 6
 SIZE_STEP = 0.06
 """Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
-SIGHT = {
+TOKEN_ATTRIBUTES = {
     "names": 1 + len(TRAINED),
     "tints": 1 + len(TINTS),
     "columns": PLACE_BINS,
@@ -52,7 +52,7 @@ SIGHT = {
 """What is asked of each image token, and how many answers there are."""
 
 
-def blank_processor(recipe: TrainConfig) -> ReadProcessor:
+def build_processor(recipe: TrainConfig) -> ReadProcessor:
     """A processor whose tokenizer is learned from the training questions; a function of the recipe alone."""
     texts: list[str] = []
     rng = np.random.default_rng([recipe.seed, 11])
@@ -77,7 +77,7 @@ def blank_processor(recipe: TrainConfig) -> ReadProcessor:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SceneBatch:
     """The images of one step, and what is asked about them.
 
     first_seed: of the scenes; the others follow it.
@@ -92,7 +92,7 @@ class Lesson:
     rng: np.random.Generator
 
 
-def draw_lesson(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> Lesson:
+def sample_scene_batch(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> SceneBatch:
     """Scenes and questions of a step, a pure function of the arguments: what any model learns from on equal terms.
 
     Args:
@@ -112,7 +112,7 @@ def draw_lesson(options: ReadStageConfig, seed: int, step: int, rank: int = 0, w
     scenes = [make_scene(number, tinted=options.tinted) for number in range(first, first + per_group)]
     drawn = [render(scene) for scene in scenes]
     samples = [_sample(options, *pair, rng) for pair in zip(scenes, drawn, strict=True)]
-    return Lesson(first, scenes, drawn, samples, rng)
+    return SceneBatch(first, scenes, drawn, samples, rng)
 
 
 def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator) -> Sample:
@@ -165,7 +165,7 @@ class ReadStage(nn.Module):
         self.model.lmm.model.vision_tower.load_state_dict(tower)
         self.model.sam.load_state_dict(sam)
         width = config.lmm_config.text_config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in SIGHT.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in TOKEN_ATTRIBUTES.items()})
         self.frozen = (self.model.lmm.model.vision_tower, self.model.sam)
         for module in self.frozen:
             module.requires_grad_(False)
@@ -181,7 +181,7 @@ class ReadStage(nn.Module):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with questions drawn anew for this step."""
-        lesson = draw_lesson(self.options, self.seed, step, rank, world)
+        lesson = sample_scene_batch(self.options, self.seed, step, rank, world)
         first, per_group, rng = lesson.first_seed, self.options.images_per_step, lesson.rng
         scenes, drawn, samples = lesson.scenes, lesson.drawn, lesson.samples
         images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
@@ -211,7 +211,7 @@ class ReadStage(nn.Module):
             "decoded": torch.from_numpy(np.sort(rng.permutation(len(masks))[:wanted]))
             if step >= self.options.mask_warmup_steps
             else torch.zeros(0, dtype=torch.long),
-            "sight": what_cells_show(scenes, drawn, grid),
+            "sight": cell_attribute_targets(scenes, drawn, grid),
         }
 
     @torch.no_grad()
@@ -282,12 +282,12 @@ def _conversations(sample: Sample, turns_each: int) -> list[Sequence[SampleTurn]
     return [sample.turns[k : k + turns_each] for k in range(0, len(sample.turns), turns_each)]
 
 
-def what_cells_show(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
+def cell_attribute_targets(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
     """What each cell of a side x side grid shows, for linear heads on image tokens.
 
     Returns:
-        "names", "tints", "columns", "rows" and "sizes", of `SIGHT` values each: (I, N), -100 where there is nothing to
-        say.
+        "names", "tints", "columns", "rows" and "sizes", of `TOKEN_ATTRIBUTES` values each: (I, N), -100 where there is
+        nothing to say.
     """
     found: dict[str, list[np.ndarray]] = {"names": [], "tints": [], "columns": [], "rows": [], "sizes": []}
     for scene, picture in zip(scenes, drawn, strict=True):

@@ -10,7 +10,7 @@ from torch import nn
 from readseg.checkpoints.load import quiet_libraries
 from readseg.errors import ReadsegError
 from readseg.model.modeling import ReadModel
-from readseg.training.config import MixtureStageConfig, Trained
+from readseg.training.config import FinetuningStageConfig, Trained
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -25,7 +25,7 @@ PARTS: dict[Trained, str] = {
 """Where the parts are in `ReadModel`."""
 
 
-def tune(model: ReadModel, options: MixtureStageConfig, *, seed: int = 0) -> LoraConfig | None:
+def tune(model: ReadModel, options: FinetuningStageConfig, *, seed: int = 0) -> LoraConfig | None:
     """Freezes a model, puts LoRA layers into it and thaws what is trained whole; those weights become float32.
 
     Args:
