@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from readseg.training.feature_cache import cached, digest
+from readseg.checkpoints.load import digest
+from readseg.training.feature_cache import cached
 
 
 def test_computed_once_and_equal_afterwards(tmp_path: Path) -> None:

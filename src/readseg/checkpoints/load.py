@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 from readseg.checkpoints.adapters import is_adapter, read_adapter
@@ -124,3 +126,13 @@ def quiet_libraries(*, bar: bool = False) -> Iterator[None]:
             logger.setLevel(level)
         if had_bar:
             logging.enable_progress_bar()
+
+
+def digest(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 (16 hexadecimal digits) of all parameters and buffers of some modules."""
+    sha = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -116,7 +116,7 @@ def settings_of(segmenter: Segmenter, source: str | None, loading: Mapping[str, 
         source: folder or hub id; None for the embedded one.
         loading: options that it was loaded with.
     """
-    from readseg.training.feature_cache import digest
+    from readseg.checkpoints.load import digest
 
     return {
         "model": EMBEDDED if source is None else str(Path(source)),  # with a slash behind it is the same

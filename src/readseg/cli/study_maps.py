@@ -91,9 +91,9 @@ def _look(
     from readseg.analysis.original_sam import plain_sam
     from readseg.analysis.studies.examine import Means, examine
     from readseg.analysis.studies.measures import RECORD
+    from readseg.checkpoints.load import digest
     from readseg.cli.jobs import model_folder
     from readseg.evaluation.study import look_at
-    from readseg.training.feature_cache import digest
 
     segmenter = model.segmenter
     prompt, chosen = (None, None) if points is None else points(segmenter)

@@ -8,28 +8,18 @@ there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from readseg.core.io import atomic_write
 
 _ENDING = ".safetensors"
-
-
-def digest(modules: Iterable[nn.Module]) -> str:
-    """SHA-256 (16 hexadecimal digits) of all parameters and buffers of some modules."""
-    sha = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def image_digest(image: Image.Image) -> str:

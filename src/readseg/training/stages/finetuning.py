@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from readseg.checkpoints.adapters import Base, fingerprint, save_adapter
 from readseg.checkpoints.checkpoint import Checkpoint, build
-from readseg.checkpoints.load import quiet_libraries
+from readseg.checkpoints.load import digest, quiet_libraries
 from readseg.core.processes import processes
 from readseg.data.mixture import Mixture, parse_ratio
 from readseg.errors import ReadsegError
@@ -30,7 +30,7 @@ from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES
 from readseg.model.mask_prompts import full_precision
 from readseg.training.config import FinetuningStageConfig
-from readseg.training.feature_cache import digest, keep
+from readseg.training.feature_cache import keep
 from readseg.training.stages.batches import Batches
 from readseg.training.stages.tuning import tune
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from readseg.checkpoints.load import digest
 from readseg.data.types import Sample
 from readseg.data.types import Turn as SampleTurn
 from readseg.model import losses
@@ -31,7 +32,7 @@ from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.questions import ask, from_scene
 from readseg.scenes.render import Rendered, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
-from readseg.training.feature_cache import cached, digest
+from readseg.training.feature_cache import cached
 from readseg.training.stages.initialise import initialise
 from readseg.training.stages.pretraining import cell_coverage, under_cells
 
