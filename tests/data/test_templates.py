@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 
 from readseg.data.entries import Expression
-from readseg.data.phrases import CONFIRMATIONS, CORRECTIONS, DENIALS
-from readseg.data.templates import asked, bare, confirmed, denied, phrase, rounds, turn
-from readseg.data.training_phrases import NAME_QUESTIONS, PLAIN_CORRECTIONS, PLAIN_DENIALS, SENTENCE_REQUESTS
+from readseg.data.templates import (
+    CONFIRMATIONS,
+    CORRECTIONS,
+    DENIALS,
+    NAME_QUESTIONS,
+    PLAIN_CORRECTIONS,
+    PLAIN_DENIALS,
+    SENTENCE_REQUESTS,
+    bare_noun,
+    dialogue_turns,
+    make_confirmation,
+    make_question,
+    make_refusal,
+    make_turn,
+    noun_phrase,
+)
 from readseg.errors import ReadsegError
 from readseg.model.families import READ
 from readseg.model.prompt_format import inference_question
@@ -57,9 +70,9 @@ def test_banks_are_large_and_hold_what_they_may(name: str) -> None:
 
 def test_the_first_of_each_bank_is_what_scores_are_made_with() -> None:
     conversation = READ.conversation
-    questions = [asked("wall", sentence=False, rng=rng(seed)) for seed in range(400)]
-    sentences = [asked(SENTENCE, sentence=True, rng=rng(seed)) for seed in range(400)]
-    answers = [confirmed(rng(seed)) for seed in range(400)]
+    questions = [make_question("wall", is_sentence=False, rng=rng(seed)) for seed in range(400)]
+    sentences = [make_question(SENTENCE, is_sentence=True, rng=rng(seed)) for seed in range(400)]
+    answers = [make_confirmation(rng(seed)) for seed in range(400)]
     for drawn, scored, bank in (
         (questions, inference_question(conversation, "wall"), NAME_QUESTIONS),
         (sentences, inference_question(conversation, SENTENCE), SENTENCE_REQUESTS),
@@ -99,29 +112,31 @@ def test_the_first_of_each_bank_is_what_scores_are_made_with() -> None:
     ],
 )
 def test_names_as_phrases(text: str, with_article: str, without: str | None) -> None:
-    assert phrase(text) == with_article
-    assert bare(text) == without
+    assert noun_phrase(text) == with_article
+    assert bare_noun(text) == without
 
 
 def test_questions_hold_the_text_as_it_is() -> None:
-    for question in many(lambda draw: asked("the Eiffel Tower {x}", sentence=False, rng=draw)):
+    for question in many(lambda draw: make_question("the Eiffel Tower {x}", is_sentence=False, rng=draw)):
         assert question.count("the Eiffel Tower {x}") == 1
         assert "the the" not in question
-    for question in many(lambda draw: asked("where could I sit", sentence=True, rng=draw)):
+    for question in many(lambda draw: make_question("where could I sit", is_sentence=True, rng=draw)):
         assert "where could I sit." in question
-    assert "“Where?” Please output segmentation mask." in many(lambda draw: asked("“Where?”", sentence=True, rng=draw))
+    assert "“Where?” Please output segmentation mask." in many(
+        lambda draw: make_question("“Where?”", is_sentence=True, rng=draw)
+    )
 
 
 def test_denials_of_a_name_have_no_article() -> None:
     for text in ("the left cow", "stairs", "an apple"):
-        noun = bare(text)
-        for answer in many(lambda draw, text=text: denied(text, sentence=False, rng=draw)):
+        noun = bare_noun(text)
+        for answer in many(lambda draw, text=text: make_refusal(text, is_sentence=False, rng=draw)):
             assert re.search(rf"\b(no|any) {noun}\b", answer, re.IGNORECASE), answer
 
 
 def test_corrections_say_what_is_there() -> None:
     for text, instead, told in (("cow", "red bus", "the red bus"), ("the cow", "two cats", "two cats")):
-        for answer in many(lambda draw, t=text, i=instead: denied(t, sentence=False, instead=i, rng=draw)):
+        for answer in many(lambda draw, t=text, i=instead: make_refusal(t, is_sentence=False, instead=i, rng=draw)):
             assert re.search(r"\b(no|any) cow\b", answer, re.IGNORECASE), answer
             assert told in answer
             assert "the the" not in answer
@@ -129,18 +144,18 @@ def test_corrections_say_what_is_there() -> None:
 
 @pytest.mark.parametrize(("text", "sentence"), [(SENTENCE, True), ("on the left", False), ("two men", False)])
 def test_what_does_not_follow_no_is_not_repeated(text: str, sentence: bool) -> None:
-    assert many(lambda draw: denied(text, sentence=sentence, rng=draw)) == set(PLAIN_DENIALS)
-    corrections = many(lambda draw: denied(text, sentence=sentence, instead="a cow", rng=draw))
+    assert many(lambda draw: make_refusal(text, is_sentence=sentence, rng=draw)) == set(PLAIN_DENIALS)
+    corrections = many(lambda draw: make_refusal(text, is_sentence=sentence, instead="a cow", rng=draw))
     assert corrections == {wording.replace("{y}", "a cow") for wording in PLAIN_CORRECTIONS}
 
 
 def test_turns_are_what_the_expression_says() -> None:
     tags = frozenset({"short"})
-    there = turn(Expression("cow", False, True, lambda: MASK, tags=tags), MASK, rng())
+    there = make_turn(Expression("cow", False, True, lambda: MASK, tags=tags), MASK, rng())
     assert (there.present, there.kind, there.tags) == (True, "confirmation", tags)
     assert there.masks[0] is MASK and there.answer.count("[SEG]") == 1
     for instead, kind in (("", "denial"), ("the dog", "correction")):
-        false = turn(Expression("cow", False, False, instead=instead), None, rng())
+        false = make_turn(Expression("cow", False, False, instead=instead), None, rng())
         assert (false.present, false.kind, false.masks) == (False, kind, ())
         assert ("the dog" in false.answer) == bool(instead)
 
@@ -155,14 +170,14 @@ def test_turns_are_what_the_expression_says() -> None:
 )
 def test_texts_that_cannot_be_said(expression: Expression, said: str) -> None:
     with pytest.raises(ReadsegError, match=said):
-        turn(expression, MASK if expression.present else None, rng())
+        make_turn(expression, MASK if expression.present else None, rng())
 
 
 def test_conversations_stay_as_they_are() -> None:
-    told = rounds((("How many?", "Two."), ("What is [SEG]?", "A token.")))
+    told = dialogue_turns((("How many?", "Two."), ("What is [SEG]?", "A token.")))
     assert [(t.question, t.answer, t.masks, t.present, t.kind) for t in told] == [
         ("How many?", "Two.", (), None, "words"),
         ("What is [SEG]?", "A token.", (), None, "words"),
     ]
     with pytest.raises(ReadsegError, match=r"'It is \[SEG\]\.' holds \[SEG\]"):
-        rounds((("Where?", "It is [SEG]."),))
+        dialogue_turns((("Where?", "It is [SEG]."),))

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from readseg.core.masks import encode_rle
-from readseg.data.phrases import REQUESTS
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Page, open_benchmark, resolve
 from readseg.evaluation.outcomes import Result, read_result, result_of
@@ -31,6 +30,7 @@ from readseg.evaluation.unseen import (
 )
 from readseg.evaluation.webpage import find_picture, to_html, write_report
 from readseg.scenes.classes import CLASSES, TRAINED
+from readseg.scenes.phrases import REQUESTS
 from readseg.scenes.render import BACKGROUNDS, SIZES_HW, make_scene, render
 from rule_model import RuleModel
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from readseg.data.phrases import EXPRESSIONS, RELATIONS
 from readseg.errors import ReadsegError
 from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINTS, TRAINED, WIDE_GROUPS, plural
+from readseg.scenes.phrases import EXPRESSIONS, RELATIONS
 from readseg.scenes.question_forms import NUMBERS, PLAIN, SEGMENTING
 from readseg.scenes.questions import WEIGHTS, Question, ask, from_scene
 from readseg.scenes.render import Rendered, Scene, Thing

@@ -21,7 +21,7 @@ from readseg.core.images import load_image
 from readseg.data.entries import Entry, Expression
 from readseg.data.registry import REFERRING, DataSet, Reader
 from readseg.data.registry import data_sets as all_data_sets
-from readseg.data.templates import rounds, turn
+from readseg.data.templates import dialogue_turns, make_turn
 from readseg.data.types import IGNORE, Sample, Turn
 from readseg.errors import ReadsegError
 
@@ -344,7 +344,7 @@ def _sample(kind: str, entry: Entry, questions: int, rng: np.random.Generator, b
     image = np.array(load_image(entry.image))
     if kind == "vqa":
         try:
-            return Sample(entry.name, image, rounds(entry.dialogue))
+            return Sample(entry.name, image, dialogue_turns(entry.dialogue))
         except ReadsegError as error:
             raise ReadsegError(f"{entry.image}: {error}") from error
     turns = _turns(kind, entry, image.shape[:2], questions, rng, broken)
@@ -373,7 +373,7 @@ def _turns(
 def _turn(expression: Expression, image: Path, hw: tuple[int, ...], rng: np.random.Generator) -> Turn:
     mask = _mask(expression, image, hw)
     try:
-        return turn(expression, mask, rng)
+        return make_turn(expression, mask, rng)
     except ReadsegError as error:
         raise ReadsegError(f"{image}: {error}") from error
 

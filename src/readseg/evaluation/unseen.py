@@ -22,11 +22,11 @@ from functools import cache, lru_cache
 import numpy as np
 
 from readseg.core.stats import estimate
-from readseg.data.phrases import EXPRESSIONS, RELATIONS, REQUESTS
 from readseg.evaluation.benchmarks import UNSEEN, UNTRAINED, Benchmark, Page, Query
 from readseg.evaluation.outcomes import Result
 from readseg.scenes.classes import CLASSES, TINTS, TRAINED, article
 from readseg.scenes.facts import TARGET_AREA, is_a
+from readseg.scenes.phrases import EXPRESSIONS, RELATIONS, REQUESTS
 from readseg.scenes.render import BACKGROUNDS, SIZES_HW, Scene, make_scene, render
 
 FIRST_UNSEEN_SEED = 800_000

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml
+from readseg.core.io import read_yaml
 
 TINTS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 """Names of the colours that things of a tinted scene are drawn in."""
@@ -79,8 +79,7 @@ def plural(noun: str) -> str:
 
 
 def _load() -> Mapping[str, Class]:
-    path = Path(__file__).with_name("classes.yaml")
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    table = read_yaml(Path(__file__).with_suffix(".yaml"))
     classes = {}
     for name, row in table.items():
         classes[name] = Class(

@@ -18,12 +18,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from readseg.data.phrases import EXPRESSIONS, RELATIONS
 from readseg.data.types import SEG
-from readseg.data.wide_phrases import unknown_noun
 from readseg.scenes import facts
 from readseg.scenes.classes import CLASSES, GROUPS, TINTS, WIDE_GROUPS, article
 from readseg.scenes.facts import Extreme, Layout, Noun, Relation, wide_group
+from readseg.scenes.phrases import EXPRESSIONS, RELATIONS, unknown_noun
 
 T = TypeVar("T")
 Source = Literal["train", "held_out"]

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from readseg.data.phrases import EXPRESSIONS, PLAIN, RELATIONS, REQUESTS, THING_WORDS, Bank
 from readseg.data.types import Sample, Turn
-from readseg.data.wide_phrases import (
-    WIDE_EXPRESSIONS,
-    WIDE_RELATIONS,
-    WIDE_REQUESTS,
-    WIDE_THING_WORDS,
-    wide_expression,
-)
 from readseg.errors import ReadsegError
 from readseg.scenes import question_forms
 from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TRAINED, article
 from readseg.scenes.facts import Layout
+from readseg.scenes.phrases import (
+    EXPRESSIONS,
+    EXTRA_OBJECT_WORDS,
+    EXTRA_REQUESTS,
+    OBJECT_WORDS,
+    RELATIONS,
+    REQUESTS,
+    TEXT_QUESTIONS,
+    TemplateBank,
+    extra_expression,
+)
 from readseg.scenes.question_forms import Context, Draft, Form, Source
 from readseg.scenes.render import Rendered, Scene
 
@@ -49,7 +52,7 @@ TRUE_SHARE: Mapping[str, float] = {"exists": 0.5, "count": 0.8}
 """Share of questions in words that are about something that is there, where both can be asked."""
 
 _FORMS: Mapping[str, tuple[Form, ...]] = {**question_forms.SEGMENTING, **question_forms.PLAIN}
-_BANKS: Mapping[str, Bank] = {**REQUESTS, **PLAIN}
+_BANKS: Mapping[str, TemplateBank] = {**REQUESTS, **TEXT_QUESTIONS}
 _POOL = {group: [name for name in g.classes if name in TRAINED] for group, g in GROUPS.items()}
 _WHOLE_POOL = {group: list(g.classes) for group, g in GROUPS.items()}
 
@@ -179,14 +182,14 @@ def _word(
     rng, held_out = context.rng, phrasing == "held_out"
     words = dict(draft.words)
     if words.get("n") == "thing":
-        thing = context.pick((*THING_WORDS, *WIDE_THING_WORDS) if wide else THING_WORDS)
+        thing = context.pick((*OBJECT_WORDS, *EXTRA_OBJECT_WORDS) if wide else OBJECT_WORDS)
         words |= {"n": thing, "ns": f"{thing}s", "each": thing}
     if draft.relation and wide and rng.random() < 0.5:
-        words["rel"] = context.pick(WIDE_RELATIONS[draft.relation]).format_map(words)
+        words["rel"] = context.pick(RELATIONS[draft.relation].extra).format_map(words)
     elif draft.relation:
         words["rel"] = RELATIONS[draft.relation].draw(rng, words, held_out=held_out and rng.random() < 0.5)
-    if wide and draft.way in WIDE_EXPRESSIONS and rng.random() < 0.6:
-        phrase = wide_expression(draft.way, rng, words)
+    if wide and EXPRESSIONS[draft.way].extra and rng.random() < 0.6:
+        phrase = extra_expression(draft.way, rng, words)
     else:
         phrase = EXPRESSIONS[draft.way].draw(rng, words, held_out=held_out and rng.random() < 0.5)
     are = draft.is_plural and not phrase.startswith(("every", "each", "any", "the whole"))
@@ -199,8 +202,8 @@ def _word(
         fill |= {"ns": words["ns"], "a": article(words["each"])}
     elif draft.relation and draft.words["n"] == "thing":
         fill["rel"] = words["rel"]
-    if wide and kind in WIDE_REQUESTS and rng.random() < 0.8:
-        text = WIDE_REQUESTS[kind].draw(rng, fill)
+    if wide and kind in EXTRA_REQUESTS and rng.random() < 0.8:
+        text = EXTRA_REQUESTS[kind].draw(rng, fill)
     else:
         text = _BANKS[kind].draw(rng, fill, held_out=held_out)
     if rng.random() < 0.2:

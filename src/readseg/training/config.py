@@ -124,7 +124,7 @@ class ReadStageConfig(SceneStageConfig):
         strange: share of the absent classes that are words which no class has; see `data.scenes.questions.ask`.
         tinted: share of the scenes in which every thing is painted in a tint; only there colours are asked for.
         next_turn: share of the steps whose questions come in conversations of two turns, instead of standing alone.
-        new_wordings: share of the questions worded by the wide banks of `readseg.data.wide_phrases`.
+        new_wordings: share of the questions worded by the extra templates of `readseg.scenes.phrases`.
         kinds: weight of each kind of question; kinds that are absent keep their default.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
     """

@@ -22,10 +22,10 @@ from PIL import Image
 
 from readseg.core.images import MAX_PIXELS
 from readseg.core.masks import IGNORED
-from readseg.data.absent_classes import surely_absent
 from readseg.data.annotations import image_hw
 from readseg.data.class_names import ADE20K as ADE20K_NAMES
 from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
+from readseg.data.class_names import surely_absent
 from readseg.data.entries import Entry, Expression
 from readseg.data.json_records import content, is_there, require
 from readseg.errors import ReadsegError
