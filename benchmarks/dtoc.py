@@ -16,7 +16,7 @@ import torch
 from timing import seconds
 from torch import Tensor, nn
 
-from readseg.core.sasp import PointPrompts, discrete_to_continuous, normalise, select_points
+from readseg.core.sasp import PointConfig, PointPrompts, discrete_to_continuous, normalise, select_points
 
 SIDE = 24
 LEAST_SPEEDUP = 100
@@ -53,11 +53,13 @@ def main() -> int:
     coarse = torch.randn(1, 1, SIDE // 3, SIDE // 3)
     scores = nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic", align_corners=False).flatten(1)
 
+    config = PointConfig(num_points=options.points, downsample=1, alignment="reference")
+
     def select(image_hw: tuple[int, int]) -> PointPrompts:
-        return select_points(scores, image_hw, num_points=options.points, downsample=1, alignment="reference")
+        return select_points(scores, image_hw, config)
 
     def window(points: PointPrompts, image_hw: tuple[int, int]) -> Tensor:
-        return discrete_to_continuous(points, scores, image_hw, alignment="reference")
+        return discrete_to_continuous(points, scores, image_hw, config)
 
     asked = (options.height, options.width)
     sizes = [tuple(max(1, round(side * factor)) for side in asked) for factor in (0.25, 0.5, 1, 2, 4)]

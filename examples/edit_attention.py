@@ -37,10 +37,10 @@ from readseg.core.io import atomic_write
 from readseg.core.masks import iou
 from readseg.core.sasp import discrete_to_continuous_on_map, select_extremes
 from readseg.core.stats import estimate
+from readseg.core.token_grid import cell_coverage
 from readseg.evaluation.benchmarks import FIRST_TEST_SEED
 from readseg.model.processing import CLIP_MEAN, CLIP_STD
 from readseg.scenes.render import make_scene, render
-from readseg.training.stages.pretraining import cell_coverage
 
 POINTS, RATE, RANDOM = 8, 0.3, "random vector"
 

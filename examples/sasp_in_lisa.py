@@ -81,7 +81,7 @@ def ask(segmenter: Segmenter, image: Image.Image, questions: Sequence[str]) -> l
 def points_of(states: States, settings: PointConfig) -> PointPrompts:
     """SasP: the similarity of [SEG] to the image tokens becomes points, in pixels of the image."""
     scores = similarity(states.h_seg.float(), states.h_img.float())
-    return points_from_scores(scores, states.frame.hw, box=states.frame.lmm_box, **settings.to_dict())
+    return points_from_scores(scores, states.frame.hw, settings, box=states.frame.lmm_box)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerFast, SamConfig
 
-from readseg.model.config import PointConfig, ReadConfig
+from readseg.core.sasp import PointConfig
+from readseg.model.config import ReadConfig
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
 

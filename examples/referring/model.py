@@ -44,7 +44,7 @@ from transformers import (
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.model.config import PointConfig
+from readseg.core.sasp import PointConfig
 from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
 from readseg.model.prompt_format import writable
 

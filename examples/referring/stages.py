@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from model import Fused, Packed, Referrer, ReferringConfig, build_cnn, pack_questions, question_ids
 from readseg.core.masks import union
+from readseg.core.token_grid import cell_coverage
 from readseg.model import losses
 from readseg.model.mask_prompts import Points, full_precision
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import ReadStageConfig, VisionStageConfig
 from readseg.training.feature_cache import cached, digest
 from readseg.training.stages.initialise import initialise
-from readseg.training.stages.pretraining import cell_coverage, vision_batch, vision_heads, vision_losses
+from readseg.training.stages.pretraining import vision_batch, vision_heads, vision_losses
 from readseg.training.stages.read import TOKEN_ATTRIBUTES, cell_attribute_targets, sample_scene_batch
 
 

@@ -14,16 +14,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from readseg.core.sasp import PointConfig
     from readseg.errors import ReadsegError
     from readseg.inference.segmenter import Segmentation, Segmenter
-    from readseg.model.config import PointConfig, ReadConfig
+    from readseg.model.config import ReadConfig
     from readseg.model.modeling import ReadModel, ReadOutput
     from readseg.model.processing import ReadProcessor
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PointConfig": "model.config",
+    "PointConfig": "core.sasp",
     "ReadConfig": "model.config",
     "ReadModel": "model.modeling",
     "ReadOutput": "model.modeling",

@@ -10,7 +10,7 @@ import pytest
 
 from readseg.analysis.oracle import true_coverage, true_points
 from readseg.core.frames import Frame
-from readseg.model.config import PointConfig
+from readseg.core.sasp import PointConfig
 
 SETTINGS = PointConfig(num_points=30, downsample=1, alignment="exact")
 

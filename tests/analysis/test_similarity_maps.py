@@ -30,9 +30,10 @@ from readseg.analysis.similarity_maps import (
     word_places,
 )
 from readseg.core.frames import Frame
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import ConversationConfig, PointConfig
+from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import Points, embed_prompts
 from readseg.model.prompt_format import Turn, inference_question
 from small import picture, small_model, small_processor

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from readseg.core.frames import PADDING_COLOUR, Frame, View
-from readseg.core.sasp import full_map, points_from_scores
+from readseg.core.sasp import PointConfig, full_map, points_from_scores
 
 VIEWS: list[View] = ["crop", "letterbox", "stretch"]
 few = settings(max_examples=50, deadline=None, derandomize=True)
@@ -165,7 +165,9 @@ class TestLmmBox:
             seen[(seen == PADDING_COLOUR).all(axis=-1)] = 0
         cells = 12
         scores = torch.from_numpy(seen.mean(-1).reshape(cells, 8, cells, 8).mean((1, 3)).flatten()[None])
-        points = points_from_scores(scores, hw, num_points=1, downsample=1, box=frame.lmm_box)
+        points = points_from_scores(
+            scores, hw, PointConfig(num_points=1, downsample=1, alignment="exact"), box=frame.lmm_box
+        )
         x0, y0, x1, y1 = frame.lmm_box
         assert points.labels.tolist() == [[1]]
         assert abs(points.xy[0, 0, 0].item() - spot_x) <= (x1 - x0) / cells

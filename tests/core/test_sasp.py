@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from readseg.core import sasp
 from readseg.core.sasp import (
+    PointConfig,
     discrete_to_continuous,
     discrete_to_continuous_on_map,
     full_map,
@@ -32,6 +33,11 @@ from readseg.core.sasp import (
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ALIGNMENTS = ["reference", "exact"]
 few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def config(**values: Any) -> PointConfig:
+    """Settings of points, in `exact` alignment where not said otherwise."""
+    return PointConfig(**{"alignment": "exact", **values})
 
 
 def smooth_scores(rows: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,6 +66,33 @@ def plain_dtoc(point: Tensor, full: Tensor, bandwidth: float) -> Tensor:
     distance = ((x - point[0]) ** 2 + (y - point[1]) ** 2) / bandwidth**2
     weight = torch.exp(-distance) * full.double().flatten().softmax(0).view(height, width)
     return torch.stack([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_points": 0},
+        {"t_pos": 0.2, "t_neg": 0.8},
+        {"t_pos": 0.5, "t_neg": 0.5},
+        {"t_pos": 1.2},
+        {"t_neg": float("nan")},
+        {"downsample": 0},
+        {"bandwidth": 0.0},
+        {"bandwidth": float("inf")},
+        {"alignment": "rough"},
+        {"threshold": "mean"},
+    ],
+)
+def test_settings_that_make_no_sense_are_errors(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PointConfig(**values)  # type: ignore[arg-type]
+
+
+def test_settings_survive_plain_data() -> None:
+    points = PointConfig(num_points=60, t_pos=0.6, alignment="exact", dtoc=False)
+    assert PointConfig.from_dict(points.to_dict()) == points
+    with pytest.raises(ValueError, match="num_pionts"):
+        PointConfig.from_dict({"num_pionts": 30})
 
 
 class TestSimilarity:
@@ -131,39 +164,39 @@ class TestSelection:
     everywhere = torch.ones(3, 3, dtype=torch.bool)
 
     def test_order_and_labels(self) -> None:
-        cells, labels, valid = select_cells(self.values, self.everywhere, num_points=30)
+        cells, labels, valid = select_cells(self.values, self.everywhere, config())
         assert cells.tolist() == [[4, 0, 8, 3, 6, 1, 5, 2, 7]]
         assert labels.tolist() == [[1, 1, 1, 1, 0, 0, 0, -1, -1]]
         assert valid.all()
 
     def test_only_the_first_are_kept(self) -> None:
-        assert select_cells(self.values, self.everywhere, num_points=5)[0].tolist() == [[4, 0, 8, 3, 6]]
+        assert select_cells(self.values, self.everywhere, config(num_points=5))[0].tolist() == [[4, 0, 8, 3, 6]]
 
     def test_cells_outside_are_never_selected(self) -> None:
         inside = self.everywhere.clone()
         inside[1] = False
-        cells, labels, valid = select_cells(self.values, inside)
+        cells, labels, valid = select_cells(self.values, inside, config())
         assert cells[valid].tolist() == [0, 8, 6, 1, 2, 7]
         assert labels[valid].tolist() == [1, 1, 0, 0, -1, -1]
         assert valid.tolist() == [[True] * 6 + [False] * 3]
 
     def test_std_rule(self) -> None:
         mean, std = self.values.mean(), self.values.std(correction=0)
-        cells, labels, _ = select_cells(self.values, self.everywhere, threshold="std")
+        cells, labels, _ = select_cells(self.values, self.everywhere, config(threshold="std"))
         flat = self.values.flatten()
         assert set(cells[labels == 1].tolist()) == set(torch.where(flat >= mean + std / 2)[0].tolist())
         assert set(cells[labels == 0].tolist()) == set(torch.where(flat <= mean - std / 2)[0].tolist())
 
     def test_std_rule_takes_cells_inside_only(self) -> None:
         inside = torch.tensor([True, True, False])[:, None].expand(3, 3)
-        cells, labels, valid = select_cells(self.values, inside, threshold="std")
-        alone = select_cells(self.values[:, :2], inside[:2], threshold="std")
+        cells, labels, valid = select_cells(self.values, inside, config(threshold="std"))
+        alone = select_cells(self.values[:, :2], inside[:2], config(threshold="std"))
         assert cells[valid].tolist() == alone[0][0].tolist()
         assert labels[valid].tolist() == alone[1][0].tolist()
 
     def test_ties_keep_raster_order(self) -> None:
         values = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]).view(1, 3, 3)
-        assert select_cells(values, self.everywhere)[0].tolist() == [[0, 2, 4, 6, 8, 1, 3, 5, 7]]
+        assert select_cells(values, self.everywhere, config())[0].tolist() == [[0, 2, 4, 6, 8, 1, 3, 5, 7]]
 
     @few
     @given(
@@ -180,7 +213,7 @@ class TestSelection:
         scores = torch.randn(3, side * side, generator=torch.Generator().manual_seed(side))
         scores[1] = 2.5
         points = points_from_scores(
-            scores, (height, width), num_points=num_points, alignment=alignment, threshold=threshold
+            scores, (height, width), config(num_points=num_points, alignment=alignment, threshold=threshold)
         )
         assert points.xy.shape == (3, min(num_points, (side // 2) ** 2), 2)
         assert (points.xy >= 0).all()
@@ -194,7 +227,7 @@ class TestSelection:
     def test_exact_points_are_the_cells_centres(self) -> None:
         scores = torch.zeros(1, 16)
         scores[0, 4 * 2 + 1] = 1
-        points = select_points(scores, (40, 100), num_points=1, downsample=1)
+        points = select_points(scores, (40, 100), config(num_points=1, downsample=1))
         assert points.xy.tolist() == [[[30 + 15, 25]]]  # the square begins at x = 30, cells are 10 pixels wide
 
     def test_extremes(self) -> None:
@@ -214,8 +247,9 @@ class TestDiscreteToContinuous:
     @pytest.mark.parametrize("hw", [(31, 47), (60, 25), (1, 1), (1, 40)])
     def test_window_equals_the_sum_over_the_image(self, hw: tuple[int, int], bandwidth: float, alignment: Any) -> None:
         scores = smooth_scores(2, 8, torch.float64)
-        points = select_points(scores, hw, downsample=1, alignment=alignment)
-        moved = discrete_to_continuous(points, scores, hw, alignment=alignment, bandwidth=bandwidth)
+        own = config(downsample=1, alignment=alignment, bandwidth=bandwidth)
+        points = select_points(scores, hw, own)
+        moved = discrete_to_continuous(points, scores, hw, own)
         maps = full_map(scores, hw, alignment=alignment)
         for row in range(2):
             for column in torch.where(points.valid[row])[0]:
@@ -224,10 +258,10 @@ class TestDiscreteToContinuous:
 
     def test_points_move_uphill_and_further_with_a_wider_window(self) -> None:
         slope = torch.arange(12.0).repeat(12, 1).flatten()[None]
-        points = select_points(slope, (60, 60), num_points=100)
+        points = select_points(slope, (60, 60), config(num_points=100))
         shifts = []
         for bandwidth in (1.0, 4.0):
-            moved = discrete_to_continuous(points, slope, (60, 60), bandwidth=bandwidth)
+            moved = discrete_to_continuous(points, slope, (60, 60), config(bandwidth=bandwidth))
             inner = points.valid & (points.xy > 20).all(-1) & (points.xy < 40).all(-1)
             shift = (moved - points.xy)[inner]
             assert len(shift)
@@ -238,8 +272,8 @@ class TestDiscreteToContinuous:
 
     def test_on_a_given_map_equals_the_one_from_scores(self) -> None:
         scores = smooth_scores(2, 8)
-        points = select_points(scores, (50, 40), num_points=10)
-        ours = discrete_to_continuous(points, scores, (50, 40))
+        points = select_points(scores, (50, 40), config(num_points=10))
+        ours = discrete_to_continuous(points, scores, (50, 40), config())
         on_map = discrete_to_continuous_on_map(points.xy, full_map(scores, (50, 40)))
         torch.testing.assert_close(torch.where(points.valid[..., None], on_map, 0), ours, atol=1e-5, rtol=0)
 
@@ -269,7 +303,7 @@ class TestDiscreteToContinuous:
             sizes = []
             for hw in [(64, 96), (6400, 9600)]:
                 with Largest() as largest:
-                    points_from_scores(scores, hw, num_points=4, alignment=alignment)  # type: ignore[arg-type]
+                    points_from_scores(scores, hw, config(num_points=4, alignment=alignment))
                 sizes.append(largest.numel)
             assert sizes[0] == sizes[1]
 
@@ -280,11 +314,10 @@ class TestGradients:
     def test_gradcheck(self, box: sasp.Box | None, bandwidth: float) -> None:
         scores = torch.randn(2, 25, dtype=torch.float64, requires_grad=True)
         hw = (23, 30)
-        points = select_points(scores, hw, num_points=6, box=box)
+        own = config(num_points=6, bandwidth=bandwidth)
+        points = select_points(scores, hw, own, box=box)
         assert points.valid.any()
-        assert torch.autograd.gradcheck(
-            lambda s: discrete_to_continuous(points, s, hw, box=box, bandwidth=bandwidth), (scores,)
-        )
+        assert torch.autograd.gradcheck(lambda s: discrete_to_continuous(points, s, hw, own, box=box), (scores,))
 
     def test_gradcheck_on_a_map_and_of_features(self) -> None:
         maps = torch.rand(1, 9, 8, dtype=torch.float64, requires_grad=True)
@@ -301,7 +334,7 @@ class TestGradients:
         bad = torch.zeros(4, 64)
         bad[1, 3], bad[2, 3], bad[3, 3] = math.nan, math.inf, -math.inf
         scores = torch.cat([good, bad]).requires_grad_()
-        points = points_from_scores(scores, (40, 50), alignment=alignment)
+        points = points_from_scores(scores, (40, 50), config(alignment=alignment))
         assert points.valid.any(dim=1).tolist() == [True, False, False, False, False]
         points.xy.square().sum().backward()
         assert scores.grad is not None
@@ -311,8 +344,8 @@ class TestGradients:
 
     def test_discrete_points_have_none(self) -> None:
         scores = smooth_scores(1, 8).requires_grad_()
-        assert not points_from_scores(scores, (40, 50), dtoc=False).xy.requires_grad
-        assert points_from_scores(scores, (40, 50)).xy.requires_grad
+        assert not points_from_scores(scores, (40, 50), config(dtoc=False)).xy.requires_grad
+        assert points_from_scores(scores, (40, 50), config()).xy.requires_grad
 
 
 class TestAnyDeviceAndDtype:
@@ -323,8 +356,8 @@ class TestAnyDeviceAndDtype:
         self, dtype: torch.dtype, alignment: Any, device: str
     ) -> None:
         scores = smooth_scores(2, 8, dtype).to(device)
-        points = points_from_scores(scores, (48, 60), alignment=alignment)
-        wide = points_from_scores(scores.double(), (48, 60), alignment=alignment)
+        points = points_from_scores(scores, (48, 60), config(alignment=alignment))
+        wide = points_from_scores(scores.double(), (48, 60), config(alignment=alignment))
         assert points.xy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert points.xy.device.type == device
         assert torch.equal(points.labels, wide.labels)
@@ -334,31 +367,31 @@ class TestAnyDeviceAndDtype:
     def test_nothing_waits_for_a_value(self, alignment: Any) -> None:
         """On the meta device there are no values: anything that asks for one fails."""
         scores = torch.zeros(3, 64, device="meta")
-        points = points_from_scores(scores, (48, 60), alignment=alignment, num_points=5)
+        points = points_from_scores(scores, (48, 60), config(alignment=alignment, num_points=5))
         assert points.xy.shape == (3, 5, 2)
-        assert points_from_scores(scores, (48, 60), alignment=alignment, threshold="std").xy.shape == (3, 16, 2)
+        assert points_from_scores(scores, (48, 60), config(alignment=alignment, threshold="std")).xy.shape == (3, 16, 2)
         assert select_extremes(scores, (48, 60), count=3, alignment=alignment).xy.shape == (3, 6, 2)
         assert full_map(scores, (48, 60), alignment=alignment).shape == (3, 48, 60)
 
     @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_many_rows_equal_single_ones(self, alignment: Any) -> None:
         scores = smooth_scores(7, 8)
-        together = points_from_scores(scores, (48, 60), alignment=alignment)
+        together = points_from_scores(scores, (48, 60), config(alignment=alignment))
         for row in range(7):
-            alone = points_from_scores(scores[row : row + 1], (48, 60), alignment=alignment)
+            alone = points_from_scores(scores[row : row + 1], (48, 60), config(alignment=alignment))
             assert torch.equal(together.labels[row], alone.labels[0])
             torch.testing.assert_close(together.xy[row], alone.xy[0], atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_no_seg(self, alignment: Any) -> None:
-        points = points_from_scores(torch.zeros(0, 64), (48, 60), alignment=alignment, num_points=5)
+        points = points_from_scores(torch.zeros(0, 64), (48, 60), config(alignment=alignment, num_points=5))
         assert [tuple(tensor.shape) for tensor in points] == [(0, 5, 2), (0, 5), (0, 5)]
         assert full_map(torch.zeros(0, 64), (48, 60), alignment=alignment).shape == (0, 48, 60)
 
     @pytest.mark.parametrize("alignment", ALIGNMENTS)
     @pytest.mark.parametrize("hw", [(1, 1), (1, 4000), (4000, 1), (2, 3)])
     def test_tiny_and_extreme_images(self, hw: tuple[int, int], alignment: Any) -> None:
-        points = points_from_scores(smooth_scores(2, 8), hw, alignment=alignment)
+        points = points_from_scores(smooth_scores(2, 8), hw, config(alignment=alignment))
         assert points.valid.any()
         assert points.xy.isfinite().all()
         assert (points.xy <= torch.tensor([hw[1] - 1, hw[0] - 1]) + 1e-3).all()
@@ -371,13 +404,13 @@ class TestAnyDeviceAndDtype:
         }
         scores = checked["similarity"](torch.randn(2, 5), torch.randn(16, 5))
         hw = (12, 17)
-        points = checked["points_from_scores"](scores, hw)
-        checked["select_points"](scores, hw)
+        points = checked["points_from_scores"](scores, hw, config())
+        checked["select_points"](scores, hw, config())
         checked["select_extremes"](scores, hw, count=2)
-        checked["discrete_to_continuous"](points, scores, hw)
+        checked["discrete_to_continuous"](points, scores, hw, config())
         maps = checked["full_map"](scores, hw)
         checked["normalise"](maps)
-        checked["select_cells"](maps, torch.ones(hw, dtype=torch.bool))
+        checked["select_cells"](maps, torch.ones(hw, dtype=torch.bool), config())
         checked["discrete_to_continuous_on_map"](points.xy, maps)
         checked["sample_features"](maps, points.xy, hw)
         assert all(name in inspect.getsource(type(self)) for name in checked if not name.startswith("_"))
@@ -398,21 +431,12 @@ class TestSampleFeatures:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: select_points(torch.zeros(1, 15), (4, 4)), "square number"),
-        (lambda: select_points(torch.zeros(1, 0), (4, 4)), "square number"),
-        (lambda: select_points(torch.zeros(1, 16), (0, 4)), "at least 1"),
-        (lambda: select_points(torch.zeros(1, 16), (4, 4), downsample=5), "downsample"),
-        (lambda: select_points(torch.zeros(1, 16), (4, 4), downsample=0), "downsample"),
-        (lambda: select_points(torch.zeros(1, 16), (4, 4), num_points=0), "num_points"),
-        (lambda: select_points(torch.zeros(1, 16), (4, 4), t_pos=0.2, t_neg=0.8), "t_neg"),
-        (lambda: select_points(torch.zeros(1, 16), (4, 4), threshold="mean"), "threshold"),  # type: ignore[arg-type]
-        (lambda: full_map(torch.zeros(1, 16), (4, 4), alignment="close"), "alignment"),  # type: ignore[arg-type]
+        (lambda: select_points(torch.zeros(1, 15), (4, 4), config()), "square number"),
+        (lambda: select_points(torch.zeros(1, 0), (4, 4), config()), "square number"),
+        (lambda: select_points(torch.zeros(1, 16), (0, 4), config()), "at least 1"),
+        (lambda: select_points(torch.zeros(1, 16), (4, 4), config(downsample=5)), "downsample"),
         (lambda: full_map(torch.zeros(1, 16), (4, 4), box=(3, 0, 1, 4)), "box"),
         (lambda: full_map(torch.zeros(1, 16), (4, 8), alignment="reference", box=(0, 0, 8, 4)), "centre crop"),
-        (lambda: points_from_scores(torch.zeros(1, 16), (4, 4), bandwidth=0), "bandwidth"),
-        (lambda: points_from_scores(torch.zeros(1, 16), (4, 4), bandwidth=math.nan), "bandwidth"),
-        (lambda: discrete_to_continuous_on_map(torch.zeros(1, 1, 2), torch.zeros(1, 4, 4), radius=-1), "radius"),
-        (lambda: select_extremes(torch.zeros(1, 16), (4, 4), count=0), "count"),
     ],
 )
 def test_errors_say_what_was_expected(call: Any, message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from readseg.core.token_grid import axes, cell_pixels, cells_inside, pixel_weights
+from readseg.core.frames import Frame
+from readseg.core.token_grid import axes, cell_coverage, cell_pixels, cells_inside, pixel_weights
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -55,3 +57,27 @@ def test_wrong_boxes_are_errors() -> None:
         axes((4, 8), "reference", (0, 0, 8, 4))
     with pytest.raises(ValueError, match="x0 < x1"):
         axes((4, 8), "exact", (3, 0, 3, 4))
+
+
+def test_coverage_of_the_whole_image_is_the_mean_of_each_cell() -> None:
+    masks = np.random.default_rng(0).random((3, 32, 48)) < 0.4
+    expected = masks.reshape(3, 4, 8, 4, 12).mean((2, 4))
+    for box in (None, (0.0, 0.0, 48.0, 32.0)):
+        np.testing.assert_allclose(cell_coverage(masks, 4, box), expected, atol=1e-6)
+        assert cell_coverage(masks[:0], 4, box).shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize("view", ["stretch", "crop", "letterbox"])
+def test_coverage_is_the_share_of_each_cell(view: str) -> None:
+    """Against counting the mask's pixels of a finely divided image, cell by cell."""
+    frame = Frame(60, 100, lmm_size=32, mask_size=64, view=view)  # type: ignore[arg-type]
+    mask = np.zeros(frame.hw, bool)
+    mask[10:33, 28:71] = True
+    x0, y0, x1, y1 = frame.lmm_box
+    times = 50  # samples a cell and axis
+    at = (np.arange(4 * times) + 0.5) / (4 * times)
+    xs, ys = np.floor(x0 + at * (x1 - x0)).astype(int), np.floor(y0 + at * (y1 - y0)).astype(int)
+    inside = ((xs >= 0) & (xs < 100))[None] & ((ys >= 0) & (ys < 60))[:, None]
+    seen = mask[np.clip(ys, 0, 59)][:, np.clip(xs, 0, 99)] & inside
+    expected = seen.reshape(4, times, 4, times).mean((1, 3))
+    np.testing.assert_allclose(cell_coverage(mask[None], 4, frame.lmm_box)[0], expected, atol=0.03)

@@ -16,13 +16,13 @@ from PIL import Image
 
 import readseg
 from readseg.core.images import load_image
+from readseg.core.sasp import PointConfig
 from readseg.data.readers.refer import RefCoco
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
 from readseg.evaluation.benchmarks import Benchmark, Page, Query, open_benchmark
 from readseg.evaluation.predictions import read_predictions
 from readseg.evaluation.run import Said, evaluate
-from readseg.model.config import PointConfig
 from rule_model import RuleModel, left_or_nothing
 
 SETTINGS = {"model": "rule", "weights": "none"}

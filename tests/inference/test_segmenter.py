@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from readseg.checkpoints import load as loading
 from readseg.core.images import ImageError
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import QueryError, Segmentation, Segmenter, asks_for_mask, requests_mask
-from readseg.model.config import ConversationConfig, PointConfig, Prompt
+from readseg.model.config import ConversationConfig, Prompt
 from readseg.model.prompt_format import Turn
 from small import picture
 from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load

@@ -5,42 +5,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from readseg.model.config import ConversationConfig, PointConfig, ReadConfig, tiny_config
+from readseg.core.sasp import PointConfig
+from readseg.model.config import ConversationConfig, ReadConfig, tiny_config
 from readseg.model.families import FAMILIES, TINY
 from readseg.model.modeling import ReadModel
 from small import small_config
 
 IDS = {"image_token_id": 3, "seg_token_id": 6, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"num_points": 0},
-        {"t_pos": 0.2, "t_neg": 0.8},
-        {"t_pos": 0.5, "t_neg": 0.5},
-        {"t_pos": 1.2},
-        {"t_neg": float("nan")},
-        {"downsample": 0},
-        {"bandwidth": 0.0},
-        {"bandwidth": float("inf")},
-        {"alignment": "rough"},
-        {"threshold": "mean"},
-    ],
-)
-def test_points_reject_what_makes_no_sense(values: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(values))):
-        PointConfig(**values)  # type: ignore[arg-type]
-
-
-def test_plain_data_with_an_unknown_name_is_an_error() -> None:
-    with pytest.raises(ValueError, match="num_pionts"):
-        PointConfig.from_dict({"num_pionts": 30})
-
-
-def test_points_round_trip() -> None:
-    points = PointConfig(num_points=60, t_pos=0.6, alignment="exact", dtoc=False)
-    assert PointConfig.from_dict(points.to_dict()) == points
 
 
 @pytest.mark.parametrize("field", ["image_text", "name_question", "sentence_question"])

@@ -6,8 +6,8 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from readseg.core.frames import Frame
+from readseg.core.sasp import PointConfig
 from readseg.model import mask_prompts
-from readseg.model.config import PointConfig
 from readseg.model.mask_prompts import (
     NO_MASK_LOGIT,
     Points,

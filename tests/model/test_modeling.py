@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
-from readseg.model.config import PointConfig
 from readseg.model.mask_prompts import NO_MASK_LOGIT
 from readseg.model.modeling import ReadModel, ReadOutput
 from readseg.model.prompt_format import Turn

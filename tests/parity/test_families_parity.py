@@ -30,7 +30,7 @@ from parity.released_cases import (
     released,
     same_masks,
 )
-from readseg.model.config import PointConfig
+from readseg.core.sasp import PointConfig
 from readseg.model.families import FAMILIES, REJ, RELEASED, SEG
 from readseg.model.modeling import ReadOutput
 from readseg.model.processing import ReadProcessor

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from readseg.core.frames import Frame
 from readseg.core.sasp import (
+    PointConfig,
     PointPrompts,
     discrete_to_continuous,
     discrete_to_continuous_on_map,
@@ -68,15 +69,9 @@ def part(reference: Path) -> Part:
     return Part(folder)
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """The case's arguments of `select_points`."""
-    return {
-        "num_points": case["num_points"],
-        "t_pos": case["t_pos"],
-        "t_neg": case["t_neg"],
-        "downsample": case["down_sample"],
-        "alignment": "reference",
-    }
+def settings(case: Case) -> PointConfig:
+    """The case's settings of points."""
+    return PointConfig(case["num_points"], case["t_pos"], case["t_neg"], case["down_sample"], "reference")
 
 
 def sound_cases(part: Part) -> Iterator[tuple[Case, dict[str, Tensor], dict[str, Tensor]]]:
@@ -97,7 +92,7 @@ def test_points_and_labels_are_selected_exactly(part: Part) -> None:
     wrong, seen = [], 0
     for case, tensors, truth in sound_cases(part):
         seen += 1
-        points = select_points(tensors["sm"][None], tuple(case["shape"]), **settings(case))
+        points = select_points(tensors["sm"][None], tuple(case["shape"]), settings(case))
         count = len(truth["labels"])
         expected_valid = torch.arange(points.valid.shape[1])[None] < count
         same = (
@@ -115,8 +110,7 @@ def test_cells_are_ranked_exactly(part: Part) -> None:
     wrong = []
     for case, _, truth in sound_cases(part):
         grid = truth["small"].view(1, *case["grid_hw"])
-        options = {name: value for name, value in settings(case).items() if name.startswith(("num", "t_"))}
-        cells, labels, valid = select_cells(grid, grid[0] >= 0, **options)
+        cells, labels, valid = select_cells(grid, grid[0] >= 0, settings(case))
         count = len(truth["selected"])
         same = (
             bool(valid[0, :count].all() and not valid[0, count:].any())
@@ -131,7 +125,7 @@ def test_cells_are_ranked_exactly(part: Part) -> None:
 def test_continuous_points(part: Part) -> None:
     deviations = {}
     for case, tensors, truth in sound_cases(part):
-        points = points_from_scores(tensors["sm"][None], tuple(case["shape"]), **settings(case))
+        points = points_from_scores(tensors["sm"][None], tuple(case["shape"]), settings(case))
         count = len(truth["points"])
         deviations[case["key"]] = (points.xy[0, :count] - truth["points"]).abs().max().item()
     assert max(deviations.values()) <= POINT_TOLERANCE, sorted(deviations, key=deviations.__getitem__)[-3:]
@@ -140,11 +134,13 @@ def test_continuous_points(part: Part) -> None:
 def test_all_cases_of_one_layout_at_once_equal_single_ones(part: Part) -> None:
     groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for case, tensors, truth in sound_cases(part):
-        layout = json.dumps([case["shape"], case["n_tokens"], case["dtype"], settings(case)])
+        layout = json.dumps([case["shape"], case["n_tokens"], case["dtype"], settings(case).to_dict()])
         groups.setdefault(layout, []).append((tensors["sm"], truth["points"]))
     for layout, members in groups.items():
         shape, _, _, options = json.loads(layout)
-        points = points_from_scores(torch.stack([scores for scores, _ in members]), tuple(shape), **options)
+        points = points_from_scores(
+            torch.stack([scores for scores, _ in members]), tuple(shape), PointConfig(**options)
+        )
         for row, (_, expected) in enumerate(members):
             assert int(points.valid[row].sum()) == len(expected)
             assert (points.xy[row, : len(expected)] - expected).abs().max() <= POINT_TOLERANCE, layout
@@ -158,9 +154,9 @@ def test_what_has_no_points(part: Part) -> None:
         scores, shape = tensors["sm"][None], tuple(case["shape"])
         if math.isqrt(scores.shape[1]) ** 2 != scores.shape[1]:
             with pytest.raises(ValueError, match="square"):
-                points_from_scores(scores, shape, **settings(case))
+                points_from_scores(scores, shape, settings(case))
             continue
-        points = points_from_scores(scores, shape, **settings(case))
+        points = points_from_scores(scores, shape, settings(case))
         assert not points.valid.any(), case["key"]
         assert points.xy.isfinite().all(), case["key"]
 
@@ -182,7 +178,7 @@ def test_cropped_minima(part: Part) -> None:
         side = int(cells)
         scores = torch.arange(side * side, dtype=torch.float32)[None]
         for short in minima:
-            points = select_points(scores, (short, short), num_points=side * side, downsample=1, alignment="reference")
+            points = select_points(scores, (short, short), PointConfig(side * side, downsample=1))
             assert int(points.valid.sum()) == (side - 2) ** 2, (side, short)
 
 
@@ -253,7 +249,7 @@ def test_window_equals_the_sum_over_the_image(part: Part) -> None:
     for case, tensors, truth in sound_cases(part):
         shape, scores = tuple(case["shape"]), tensors["sm"][None]
         points = given_points(truth)
-        ours = discrete_to_continuous(points, scores, shape, alignment="reference")[0]
+        ours = discrete_to_continuous(points, scores, shape, settings(case))[0]
         assert (ours - truth["points"]).abs().max() <= POINT_TOLERANCE
         maps = full_map(scores, shape, alignment="reference")
         for radius, entry in radii.items():

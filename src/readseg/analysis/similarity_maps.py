@@ -28,12 +28,13 @@ from transformers import SamModel
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
+from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Alignment, Box
 from readseg.errors import ReadsegError
 from readseg.inference.replies import EncodedImage, Reply
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 from readseg.model.families import SEG
 from readseg.model.mask_prompts import full_precision
 from readseg.model.prompt_format import Turn

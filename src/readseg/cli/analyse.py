@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from readseg.cli.jobs import Job, Model
+    from readseg.core.sasp import PointConfig
     from readseg.evaluation.benchmarks import Benchmark
     from readseg.inference.segmenter import Segmenter
-    from readseg.model.config import PointConfig, Prompt
+    from readseg.model.config import Prompt
 
 Study = Literal["maps", "layers", "necessity", "knowledge", "answers"]
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from readseg.analysis.studies.single_image import ImageFound, ModelFound
     from readseg.analysis.truth import Truth
     from readseg.cli.jobs import Model
+    from readseg.core.sasp import PointConfig
     from readseg.inference.segmenter import Segmenter
-    from readseg.model.config import PointConfig, Prompt
+    from readseg.model.config import Prompt
 
 FIGURE, LAYERS, NUMBERS = "analysis.png", "layers.png", "analysis.json"
 

@@ -10,8 +10,9 @@ import typer
 from readseg.errors import ReadsegError
 
 if TYPE_CHECKING:
+    from readseg.core.sasp import PointConfig
     from readseg.inference.segmenter import Segmenter
-    from readseg.model.config import PointConfig, Prompt
+    from readseg.model.config import Prompt
 
 MODEL, POINTS = "Model", "Points"  # panels of --help
 

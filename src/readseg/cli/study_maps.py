@@ -12,9 +12,10 @@ from readseg.errors import ReadsegError
 if TYPE_CHECKING:
     from readseg.analysis.studies.maps import Examined
     from readseg.cli.jobs import Job, Model
+    from readseg.core.sasp import PointConfig
     from readseg.evaluation.study import Study
     from readseg.inference.segmenter import Segmenter
-    from readseg.model.config import PointConfig, Prompt
+    from readseg.model.config import Prompt
     from readseg.viz.tables import Table
 
 NAME = "maps"

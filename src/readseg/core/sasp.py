@@ -2,8 +2,8 @@
 
 This module owns the similarity map, the choice of points on it and their discrete-to-continuous step (DtoC).
 It speaks image pixels: a point (x, y) = (column, row) is the index of a pixel, whose centre lies at
-(x + 0.5, y + 0.5). Tokens form a row-major n x n grid; `grids.py` knows where it lies on the image. No model and no
-image enters here.
+(x + 0.5, y + 0.5). Tokens form a row-major n x n grid; `token_grid.py` knows where it lies on the image. No model and
+no image enters here.
 
 Axes: S = [SEG] tokens, N = n * n image tokens, D = width of the hidden states, P = points of one [SEG],
 H, W = image height and width, m = n // downsample, K = side of the window of DtoC.
@@ -13,18 +13,76 @@ Source: "Reasoning to Attend: Try to Understand How <SEG> Token Works" (CVPR 202
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from readseg.core.token_grid import Alignment, Axis, Box, axes, cell_pixels, cells_inside, pixel_weights
+from readseg.core.token_grid import Alignment, Box, GridAxis, axes, cell_pixels, cells_inside, pixel_weights
 
 Threshold = Literal["range", "std"]
 # exp(-r^2) is below the resolution of float32 beyond r = 5: this many bandwidths make the window of DtoC.
 WINDOW_BANDWIDTHS = 5
+
+
+@dataclass(frozen=True)
+class PointConfig:
+    """How a similarity map becomes point prompts (Similarity as Points).
+
+    Attributes:
+        num_points: the most points that one [SEG] gets, at least 1 (the prompt "seg" of `ReadConfig` takes none).
+        t_pos, t_neg: thresholds on the min-max map: v >= t_pos is positive, 0 <= v <= t_neg negative.
+        downsample: the token grid of side n is reduced to n // downsample before points are chosen.
+        alignment: "reference" is the rounding that released READ weights were trained with, "exact" knows the
+            rectangle of the image that the grid covers.
+        threshold: "range" uses t_pos and t_neg, "std" the mean +/- 0.5 standard deviations of the map (the paper's
+            text).
+        dtoc: whether points are made continuous, so that gradients reach the similarity.
+        bandwidth: scale of the kernel of that step, in pixels: exp(-|q - p|^2 / bandwidth^2).
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+
+    num_points: int = 30
+    t_pos: float = 0.8
+    t_neg: float = 0.2
+    downsample: int = 2
+    alignment: Alignment = "reference"
+    threshold: Threshold = "range"
+    dtoc: bool = True
+    bandwidth: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("alignment", get_args(Alignment)), ("threshold", get_args(Threshold))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        if self.num_points < 1:
+            raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
+        if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
+            raise ValueError(
+                f"thresholds must obey 0 <= t_neg < t_pos <= 1; got t_neg {self.t_neg}, t_pos {self.t_pos}."
+            )
+        if self.downsample < 1:
+            raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
+        if not 0.0 < self.bandwidth < math.inf:
+            raise ValueError(f"bandwidth must be above 0 and finite; got {self.bandwidth}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain data; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PointConfig:
+        """Raises ValueError for a name that is not a setting of points."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"PointConfig has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        return cls(**values)
 
 
 class PointPrompts(NamedTuple):
@@ -62,7 +120,7 @@ def similarity(
 def normalise(
     maps: Float[Tensor, "S ..."], inside: Bool[Tensor, ...] | None = None
 ) -> tuple[Float[Tensor, "S ..."], Bool[Tensor, " S"]]:
-    """Min-max of each map to [0, 1], in the map's own dtype, and which maps have one.
+    """Min-max of each map to [0, 1], in the map's own dtype, and which maps have one: flags `usable` (S,).
 
     v = (s - min s) / (max s - min s). A map that is constant, or holds NaN or infinity, has no range: it
     comes back as zeros with a False flag, and its gradient is zero.
@@ -70,9 +128,6 @@ def normalise(
     Args:
         maps: any number of maps, of any shape (S, ...).
         inside: (...) the cells that count for min and max (all by default); the others are cut to [0, 1].
-
-    Returns:
-        The normalised maps and the flags `usable` (S,).
 
     >>> normalise(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]]))
     (tensor([[0.0000, 1.0000, 0.5000],
@@ -97,11 +152,7 @@ def normalise(
 
 
 def full_map(
-    scores: Float[Tensor, "S N"],
-    image_hw: tuple[int, int],
-    *,
-    alignment: Alignment = "exact",
-    box: Box | None = None,
+    scores: Float[Tensor, "S N"], image_hw: tuple[int, int], *, alignment: Alignment = "exact", box: Box | None = None
 ) -> Float[Tensor, "S H W"]:
     """The similarity map g at the size of the image: g = A_y V A_x^T.
 
@@ -129,15 +180,9 @@ def full_map(
 
 
 def select_cells(
-    grid: Float[Tensor, "S rows columns"],
-    inside: Bool[Tensor, "rows columns"],
-    *,
-    num_points: int = 30,
-    t_pos: float = 0.8,
-    t_neg: float = 0.2,
-    threshold: Threshold = "range",
+    grid: Float[Tensor, "S rows columns"], inside: Bool[Tensor, "rows columns"], config: PointConfig
 ) -> tuple[Int[Tensor, "S P"], Int[Tensor, "S P"], Bool[Tensor, "S P"]]:
-    """Ranks the cells of normalised grids and keeps the first `num_points`.
+    """Ranks the cells of normalised grids and keeps the first P = min(num_points, rows * columns).
 
     Order: positive cells, v >= t_pos, from the highest; negative cells, 0 <= v <= t_neg, from the lowest;
     neutral cells in raster order. Equal values keep raster order.
@@ -145,21 +190,13 @@ def select_cells(
     Args:
         grid: values in [0, 1].
         inside: cells that may be selected.
-        num_points: P = min(num_points, rows * columns).
-        t_pos: lowest value of a positive cell.
-        t_neg: highest value of a negative cell.
-        threshold: "range" takes t_pos and t_neg; "std", the rule in the paper's text, takes
+        config: `num_points`, and the thresholds: "range" takes t_pos and t_neg; "std", the rule in the paper's text,
             mean + 0.5 std and mean - 0.5 std of each grid (population std) in their place.
 
     Returns:
         Flat cell indices, labels (1, 0, -1) and which of them are real, packed to the left.
-
-    Raises:
-        ValueError: num_points < 1, an unknown threshold, or t_neg not below t_pos (threshold "range").
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
-    high, low = _thresholds(grid, inside, t_pos, t_neg, threshold)
+    high, low = (config.t_pos, config.t_neg) if config.threshold == "range" else _std_thresholds(grid, inside)
     values, selectable = grid.flatten(1), inside.flatten()
     positive = values >= high
     negative = (values >= 0) & (values <= low)
@@ -168,23 +205,14 @@ def select_cells(
     within_rank = torch.where(positive, -values, torch.where(negative, values, 0))
     # Two stable sorts, the minor key first, order by (rank, key within the rank, raster).
     by_key = within_rank.argsort(dim=1, stable=True)
-    cells = by_key.gather(1, rank.gather(1, by_key).argsort(dim=1, stable=True))[:, :num_points]
+    cells = by_key.gather(1, rank.gather(1, by_key).argsort(dim=1, stable=True))[:, : config.num_points]
     chosen = rank.gather(1, cells)
     labels = torch.where(chosen == 0, 1, torch.where(chosen == 1, 0, -1))
     return cells, labels, chosen < 3
 
 
 def select_points(
-    scores: Float[Tensor, "S N"],
-    image_hw: tuple[int, int],
-    *,
-    num_points: int = 30,
-    t_pos: float = 0.8,
-    t_neg: float = 0.2,
-    downsample: int = 2,
-    threshold: Threshold = "range",
-    alignment: Alignment = "exact",
-    box: Box | None = None,
+    scores: Float[Tensor, "S N"], image_hw: tuple[int, int], config: PointConfig, *, box: Box | None = None
 ) -> PointPrompts:
     """Discrete points: the pixels under the selected cells of the downsampled map. No gradient.
 
@@ -195,23 +223,14 @@ def select_points(
     Args:
         scores: similarity of each [SEG] to the image tokens, any dtype.
         image_hw: (H, W) in pixels.
-        num_points: most points of one [SEG].
-        t_pos: lowest value of a positive cell (threshold "range").
-        t_neg: highest value of a negative cell (threshold "range").
-        downsample: how many token cells make one cell, per side.
-        threshold: "range" or "std", see `select_cells`.
-        alignment: see `full_map`.
+        config: how points are chosen.
         box: see `full_map`. Cells whose centre lies outside the image are never selected.
 
     Raises:
-        ValueError: N is no square number, downsample outside 1 ... n, what `full_map` raises, or
-            what `select_cells` raises.
+        ValueError: N is no square number, downsample exceeds n, or what `full_map` raises.
     """
-    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
-    inside = cells_inside(axis_y, axis_x, grid.shape[-1], grid.device)
-    cells, labels, valid = select_cells(
-        grid, inside, num_points=num_points, t_pos=t_pos, t_neg=t_neg, threshold=threshold
-    )
+    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, config.downsample, config.alignment, box)
+    cells, labels, valid = select_cells(grid, cells_inside(axis_y, axis_x, grid.shape[-1], grid.device), config)
     return _points_of_cells(cells, labels, valid & usable[:, None], grid, axis_y, axis_x)
 
 
@@ -227,21 +246,9 @@ def select_extremes(
     """The `count` highest cells as positive points, then the `count` lowest as negative ones. No gradient.
 
     This is the choice for points that are the only prompt of an original SAM (the paper's appendix). Where
-    the image holds fewer than 2 * count cells, half of the cells are positive and half negative.
-
-    Args:
-        scores: similarity of each [SEG] to the image tokens, any dtype.
-        image_hw: (H, W) in pixels.
-        count: points of each sign.
-        downsample: how many token cells make one cell, per side.
-        alignment: see `full_map`.
-        box: see `full_map`.
-
-    Raises:
-        ValueError: count < 1, or what `select_points` raises about scores, image and grid.
+    the image holds fewer than 2 * count cells, half of the cells are positive and half negative. The other arguments
+    are those of `PointConfig` and `select_points`.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
     side = grid.shape[-1]
     # Counted on the host, where the layout is known: the shape of the result does not wait for the device.
@@ -261,10 +268,9 @@ def discrete_to_continuous(
     points: PointPrompts,
     scores: Float[Tensor, "S N"],
     image_hw: tuple[int, int],
+    config: PointConfig,
     *,
-    alignment: Alignment = "exact",
     box: Box | None = None,
-    bandwidth: float = 1.0,
 ) -> Float[Tensor, "S P 2"]:
     """DtoC: moves each point to a weighted mean of the pixels around it, so that gradients reach the scores.
 
@@ -276,30 +282,26 @@ def discrete_to_continuous(
     smooth maps: a path for gradients, not a move. A wider one follows the map further.
 
     Args:
-        points: from `select_points`.
+        points: of `select_points`, which got the same other arguments.
         scores: similarity of each [SEG] to the image tokens.
         image_hw: (H, W) in pixels.
-        alignment: as the points were selected with, see `full_map`.
-        box: as the points were selected with, see `full_map`.
-        bandwidth: in image pixels.
+        config: `alignment` and `bandwidth`.
+        box: see `full_map`.
 
     Returns:
         The moved points in image pixels, float32, or float64 for float64 scores; 0 where not valid.
 
-    Raises:
-        ValueError: a bandwidth that is not a positive number, or what `full_map` raises.
-
     Source: paper section 3.3, discrete to continuous.
     """
-    axis_y, axis_x = axes(image_hw, alignment, box)
+    axis_y, axis_x = axes(image_hw, config.alignment, box)
     grid, usable = _value_grid(scores, axis_y, axis_x)
     xy = points.xy.to(grid.dtype)
-    columns, rows = _window(xy, image_hw, _radius(bandwidth, image_hw))
+    columns, rows = _window(xy, image_hw, math.ceil(WINDOW_BANDWIDTHS * config.bandwidth))
     side = grid.shape[-1]
     along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
     along_x = pixel_weights(axis_x, columns, side)
     values = (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)  # (S, P, K, K)
-    moved = _weighted_mean(values, xy, columns, rows, image_hw, bandwidth)
+    moved = _weighted_mean(values, xy, columns, rows, image_hw, config.bandwidth)
     return torch.where((points.valid & usable[:, None])[..., None], moved, 0)
 
 
@@ -310,27 +312,21 @@ def discrete_to_continuous_on_map(
     bandwidth: float = 1.0,
     radius: int | None = None,
 ) -> Float[Tensor, "S P 2"]:
-    """DtoC (see `discrete_to_continuous`) on any given map of the image's size, taken as it is.
-
-    For attention maps of any model: the result is differentiable with respect to `maps`.
+    """DtoC (see `discrete_to_continuous`) on any map, taken as it is: differentiable with respect to `maps`.
 
     Args:
         points_xy: pixels of the maps, (x, y).
-        maps: one map for each row of points, not normalised here.
+        maps: one map for each row of points, such as the attention of any model; not normalised here.
         bandwidth: in pixels.
         radius: half side of the window in pixels; by default 5 bandwidths, enough for maps of range 1. For a
             range R take about bandwidth * sqrt(R + 17).
 
     Returns:
         The moved points; one whose window holds NaN or infinity stays where it is.
-
-    Raises:
-        ValueError: a bandwidth that is not a positive number, or a negative radius.
     """
     height, width = maps.shape[-2:]
-    radius = _radius(bandwidth, (height, width), radius)
     xy = points_xy.to(torch.promote_types(maps.dtype, torch.float32))
-    columns, rows = _window(xy, (height, width), radius)
+    columns, rows = _window(xy, (height, width), math.ceil(WINDOW_BANDWIDTHS * bandwidth) if radius is None else radius)
     near = rows.clamp(0, height - 1).long()[..., :, None] * width
     near = near + columns.clamp(0, width - 1).long()[..., None, :]
     values = maps.flatten(1).gather(1, near.flatten(1)).view(near.shape).to(xy.dtype)
@@ -341,42 +337,21 @@ def discrete_to_continuous_on_map(
 
 
 def points_from_scores(
-    scores: Float[Tensor, "S N"],
-    image_hw: tuple[int, int],
-    *,
-    num_points: int = 30,
-    t_pos: float = 0.8,
-    t_neg: float = 0.2,
-    downsample: int = 2,
-    threshold: Threshold = "range",
-    alignment: Alignment = "exact",
-    box: Box | None = None,
-    dtoc: bool = True,
-    bandwidth: float = 1.0,
+    scores: Float[Tensor, "S N"], image_hw: tuple[int, int], config: PointConfig, *, box: Box | None = None
 ) -> PointPrompts:
     """SasP in one call: `select_points`, then, with `dtoc`, `discrete_to_continuous`. Their arguments and errors.
 
     >>> scores = torch.zeros(1, 16)
     >>> scores[0, 5] = 1.0  # second row, second column of a 4 x 4 grid
-    >>> points = points_from_scores(scores, (8, 8), num_points=1, downsample=1, dtoc=False)
+    >>> config = PointConfig(num_points=1, downsample=1, alignment="exact", dtoc=False)
+    >>> points = points_from_scores(scores, (8, 8), config)
     >>> points.xy.tolist(), points.labels.tolist()
     ([[[3.0, 3.0]]], [[1]])
     """
-    points = select_points(
-        scores,
-        image_hw,
-        num_points=num_points,
-        t_pos=t_pos,
-        t_neg=t_neg,
-        downsample=downsample,
-        threshold=threshold,
-        alignment=alignment,
-        box=box,
-    )
-    if not dtoc:
+    points = select_points(scores, image_hw, config, box=box)
+    if not config.dtoc:
         return points
-    xy = discrete_to_continuous(points, scores, image_hw, alignment=alignment, box=box, bandwidth=bandwidth)
-    return points._replace(xy=xy)
+    return points._replace(xy=discrete_to_continuous(points, scores, image_hw, config, box=box))
 
 
 def sample_features(
@@ -412,7 +387,7 @@ def _square(scores: Float[Tensor, "S N"]) -> Float[Tensor, "S n n"]:
 
 
 def _value_grid(
-    scores: Float[Tensor, "S N"], axis_y: Axis, axis_x: Axis
+    scores: Float[Tensor, "S N"], axis_y: GridAxis, axis_x: GridAxis
 ) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
     """The grid V of `full_map`: normalised in the dtype of the scores, then at least float32."""
     square = _square(scores)
@@ -423,7 +398,7 @@ def _value_grid(
 
 def _selection_grid(
     scores: Float[Tensor, "S N"], image_hw: tuple[int, int], downsample: int, alignment: Alignment, box: Box | None
-) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], Axis, Axis]:
+) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], GridAxis, GridAxis]:
     """The m x m grid that points are selected on, normalised in float32 (or float64), and which rows have one."""
     axis_y, axis_x = axes(image_hw, alignment, box)
     grid = _square(scores.detach())
@@ -443,16 +418,8 @@ def _selection_grid(
     return grid, usable & has_range, axis_y, axis_x
 
 
-def _thresholds(
-    grid: Float[Tensor, "S r c"], inside: Bool[Tensor, "r c"], t_pos: float, t_neg: float, threshold: Threshold
-) -> tuple[float | Tensor, float | Tensor]:
-    """Upper and lower threshold, numbers or (S, 1)."""
-    if threshold == "range":
-        if not t_neg < t_pos:
-            raise ValueError(f"t_neg must be below t_pos, got t_neg {t_neg} and t_pos {t_pos}")
-        return t_pos, t_neg
-    if threshold != "std":
-        raise ValueError(f'threshold must be "range" or "std", got {threshold!r}')
+def _std_thresholds(grid: Float[Tensor, "S r c"], inside: Bool[Tensor, "r c"]) -> tuple[Tensor, Tensor]:
+    """Mean + 0.5 std and mean - 0.5 std of each grid's cells inside, (S, 1) each."""
     weight = inside.flatten().to(grid.dtype)
     weight = weight / weight.sum().clamp(min=1)
     values = grid.flatten(1)
@@ -466,8 +433,8 @@ def _points_of_cells(
     labels: Int[Tensor, "S P"],
     valid: Bool[Tensor, "S P"],
     grid: Float[Tensor, "S m m"],
-    axis_y: Axis,
-    axis_x: Axis,
+    axis_y: GridAxis,
+    axis_x: GridAxis,
 ) -> PointPrompts:
     """Turns cells into pixels and blanks what is not valid."""
     side = grid.shape[-1]
@@ -478,22 +445,12 @@ def _points_of_cells(
     return PointPrompts(torch.where(valid[..., None], xy, 0), torch.where(valid, labels, -1), valid)
 
 
-def _radius(bandwidth: float, image_hw: tuple[int, int], radius: int | None = None) -> int:
-    """Half side of the window in pixels; never more than the image has."""
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth must be a positive number of pixels, got {bandwidth}")
-    if radius is None:
-        radius = math.ceil(WINDOW_BANDWIDTHS * bandwidth)
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
-    return min(radius, max(image_hw))
-
-
 def _window(
     xy: Float[Tensor, "S P 2"], image_hw: tuple[int, int], radius: int
 ) -> tuple[Float[Tensor, "S P K"], Float[Tensor, "S P K"]]:
     """Columns and rows of the window around each point; some may lie outside the image, the middle never does."""
     height, width = image_hw
+    radius = min(radius, max(image_hw))
     offsets = torch.arange(-radius, radius + 1, device=xy.device, dtype=xy.dtype)
     middle = xy.detach().round()
     columns = middle[..., 0].clamp(0, width - 1)[..., None] + offsets

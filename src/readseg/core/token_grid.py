@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Alignment = Literal["reference", "exact"]
@@ -26,18 +28,16 @@ REFERENCE_SIDE = 336
 """The released weights were trained with a full map that passes through this size, whatever the vision tower."""
 
 
-class Axis(NamedTuple):
-    """How the token grid lies along one side of the image.
-
-    length: of the image's side, in pixels.
-    low, high: the grid covers [low, high) of this side, in image pixels.
-    short: the image's shorter side, which rounds the "reference" alignment; None for "exact".
-    """
+class GridAxis(NamedTuple):
+    """How the token grid lies along one side of the image."""
 
     length: int
+    """Of the image's side, in pixels."""
     low: float
+    """The grid covers [low, high) of this side, in image pixels."""
     high: float
     short: int | None
+    """The image's shorter side, which rounds the "reference" alignment; None for "exact"."""
 
     @property
     def exact(self) -> bool:
@@ -45,18 +45,8 @@ class Axis(NamedTuple):
         return self.short is None
 
 
-def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tuple[Axis, Axis]:
-    """The y and the x axis of a grid on an image.
-
-    Args:
-        image_hw: (H, W) in pixels.
-        alignment: see `sasp.full_map`.
-        box: what the grid covers; by default the centred square of side min(H, W), the only one that "reference"
-            knows.
-
-    Raises:
-        ValueError: the image is empty, the alignment unknown, or the box does not fit it.
-    """
+def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tuple[GridAxis, GridAxis]:
+    """The y and the x axis of a grid on an image; without a box it covers the centred square of side min(H, W)."""
     height, width = image_hw
     if height < 1 or width < 1:
         raise ValueError(f"image_hw must be at least 1 x 1 pixel, got {height} x {width}")
@@ -68,13 +58,11 @@ def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tu
             raise ValueError(
                 f'alignment "reference" knows only the centre crop {centre}, got box {box}: use alignment "exact"'
             )
-        return Axis(height, top, top + short, short), Axis(width, left, left + short, short)
-    if alignment != "exact":
-        raise ValueError(f'alignment must be "reference" or "exact", got {alignment!r}')
+        return GridAxis(height, top, top + short, short), GridAxis(width, left, left + short, short)
     x0, y0, x1, y1 = centre if box is None else box
     if not (math.inf > x1 > x0 > -math.inf and math.inf > y1 > y0 > -math.inf):
         raise ValueError(f"box must be finite (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got {box}")
-    return Axis(height, y0, y1, None), Axis(width, x0, x1, None)
+    return GridAxis(height, y0, y1, None), GridAxis(width, x0, x1, None)
 
 
 def _reference_padding(length: int, short: int, cells: int) -> int:
@@ -82,7 +70,7 @@ def _reference_padding(length: int, short: int, cells: int) -> int:
     return (int(length * (cells / short)) - cells) // 2
 
 
-def cell_pixels(axis: Axis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:
+def cell_pixels(axis: GridAxis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:
     """The pixel that holds the centre of each of m cells (m,), and which centres lie in the image (m,).
 
     "exact": pixel = floor(low + (i + 0.5) (high - low) / m). "reference": with padding p = `_reference_padding`,
@@ -102,7 +90,7 @@ def cell_pixels(axis: Axis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Tensor,
     return centre.long().clamp(0, axis.length - 1), inside
 
 
-def cells_inside(axis_y: Axis, axis_x: Axis, cells: int, device: torch.device) -> Bool[Tensor, "m m"]:
+def cells_inside(axis_y: GridAxis, axis_x: GridAxis, cells: int, device: torch.device) -> Bool[Tensor, "m m"]:
     """Cells of an m x m grid whose centres lie in the image (m, m): those that may be selected."""
     return (cell_pixels(axis_y, cells)[1][:, None] & cell_pixels(axis_x, cells)[1]).to(device)
 
@@ -113,17 +101,12 @@ def _hat(position: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:
     return (1 - (position.clamp(0, cells - 1)[..., None] - index).abs()).clamp(min=0)
 
 
-def pixel_weights(axis: Axis, pixels: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:
+def pixel_weights(axis: GridAxis, pixels: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:
     """Rows (..., n) of the matrix A of linear interpolation along one axis: how much each of n cells weighs.
 
     "exact": a[i, j] = max(0, 1 - |u_i - j|), u_i = (i + 0.5 - low) n / (high - low) - 0.5 cut to [0, n - 1], and
     0 for pixels whose centre the grid does not cover. "reference": the product of two such matrices, n -> 336 and,
     zero-padded, 336 -> length.
-
-    Args:
-        axis: of the image.
-        pixels: indices of pixels, any shape (...).
-        cells: n.
     """
     if axis.short is None:
         centre = pixels + 0.5
@@ -142,3 +125,30 @@ def pixel_weights(axis: Axis, pixels: Float[Tensor, "*q"], cells: int) -> Float[
         return weights * ((row >= 0) & (row < REFERENCE_SIDE))[..., None]
 
     return (1 - blend) * of_row(before) + blend * of_row(before + 1)
+
+
+def cell_coverage(
+    masks: Shaped[np.ndarray, "T H W"], side: int, box: Box | None = None, dtype: type = np.float32
+) -> Float[np.ndarray, "T n n"]:
+    """The share of each cell of a side x side grid that masks of 0 and 1 cover.
+
+    c = (A_y M A_x^T) / (area of a cell); A_y (n, H) and A_x (n, W) hold how much of each pixel lies in each row and
+    column of cells. The grid covers `box`, by default the whole image; what lies outside the image is not covered.
+    """
+    cover = np.empty((len(masks), side, side), dtype)
+    height, width = masks.shape[1:]
+    if box is None:
+        for mask, cells in zip(masks, cover, strict=True):  # the same average, by OpenCV: stages draw many masks
+            cells[:] = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+        return cover
+    x0, y0, x1, y1 = box
+    cover[:] = _shared(height, side, y0, y1) @ masks.astype(np.float64) @ _shared(width, side, x0, x1).T
+    cover /= (y1 - y0) * (x1 - x0) / side**2
+    return cover
+
+
+def _shared(length: int, cells: int, low: float, high: float) -> Float[np.ndarray, "n L"]:
+    """How much of each of L pixels of an axis lies in each of n cells of [low, high)."""
+    edges = np.linspace(low, high, cells + 1)[:, None]
+    pixels = np.arange(length)
+    return (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(min=0)

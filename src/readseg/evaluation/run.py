@@ -27,11 +27,12 @@ from rich.progress import track
 
 from readseg.core.images import load_image
 from readseg.core.masks import IGNORED, encode_rle, union
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, Query, chosen, open_benchmark
 from readseg.evaluation.outcomes import Outcome, Result, result_of
 from readseg.evaluation.predictions import Asked, Prediction, PredictionFile, read_predictions, write_predictions
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 
 __all__ = ["Answers", "Benchmark", "Said", "Segments", "System", "evaluate", "model_system", "open_benchmark", "run"]
 

@@ -19,11 +19,12 @@ from PIL import Image
 
 from readseg.checkpoints.load import load_model
 from readseg.core.images import load_image
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.inference.queries import QueryError, asks_for_mask, check_query, requests_mask
 from readseg.inference.replies import EncodedImage, Reply, question_for
 from readseg.inference.result import Segmentation
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 from readseg.model.families import REJ, SEG
 from readseg.model.generation import Answer
 from readseg.model.modeling import ReadModel

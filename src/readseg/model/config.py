@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, SamConfig
 
 from readseg.core.frames import View
-from readseg.core.sasp import Threshold
-from readseg.core.token_grid import Alignment
+from readseg.core.sasp import PointConfig
 
 Prompt = Literal["both", "seg", "points"]
 Projector = Literal["mlp", "linear"]
@@ -24,8 +23,6 @@ _CHOICES = {
     "prompt": get_args(Prompt),
     "view": get_args(View),
     "projector": get_args(Projector),
-    "alignment": get_args(Alignment),
-    "threshold": get_args(Threshold),
 }
 
 
@@ -33,55 +30,6 @@ def check_choice(name: str, value: str) -> None:
     """Raises ValueError where `value` is not one of the words that the setting `name` can have."""
     if value not in _CHOICES[name]:
         raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")
-
-
-@dataclass(frozen=True)
-class PointConfig:
-    """How a similarity map becomes point prompts (Similarity as Points).
-
-    num_points: the most points that one [SEG] gets, at least 1 (the prompt "seg" of `ReadConfig` takes none).
-    t_pos, t_neg: thresholds on the min-max map: v >= t_pos is positive, 0 <= v <= t_neg negative.
-    downsample: the token grid of side n is reduced to n // downsample before points are chosen.
-    alignment: "reference" is the rounding that released READ weights were trained with, "exact" knows the
-        rectangle of the image that the grid covers.
-    threshold: "range" uses t_pos and t_neg, "std" the mean +/- 0.5 standard deviations of the map (the paper's text).
-    dtoc: whether points are made continuous, so that gradients reach the similarity.
-    bandwidth: scale of the kernel of that step, in pixels: exp(-|q - p|^2 / bandwidth^2).
-
-    Raises ValueError where a value makes no sense.
-    """
-
-    num_points: int = 30
-    t_pos: float = 0.8
-    t_neg: float = 0.2
-    downsample: int = 2
-    alignment: Alignment = "reference"
-    threshold: Threshold = "range"
-    dtoc: bool = True
-    bandwidth: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_choice("alignment", self.alignment)
-        check_choice("threshold", self.threshold)
-        if self.num_points < 1:
-            raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
-        if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
-            raise ValueError(
-                f"thresholds must obey 0 <= t_neg < t_pos <= 1; got t_neg {self.t_neg}, t_pos {self.t_pos}."
-            )
-        if self.downsample < 1:
-            raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
-        if not 0.0 < self.bandwidth < math.inf:
-            raise ValueError(f"bandwidth must be above 0 and finite; got {self.bandwidth}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values as plain data; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PointConfig:
-        """Raises ValueError for a name that is not a setting of points."""
-        return _from_dict(cls, values)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from readseg.core.frames import View
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
-from readseg.model.config import ConversationConfig, PointConfig, Prompt
+from readseg.model.config import ConversationConfig, Prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SEG, REJ, IMAGE, IM_START, IM_END = "[SEG]", "[REJ]", "<image>", "<im_start>", "<im_end>"

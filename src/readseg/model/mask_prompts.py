@@ -17,7 +17,7 @@ from transformers import SamModel
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.model.config import PointConfig
+from readseg.core.sasp import PointConfig
 
 NO_MASK_LOGIT = -32.0
 """The logit of every pixel where there is nothing to prompt with; its sigmoid is 1e-14."""
@@ -49,12 +49,7 @@ def select_points(
     with full_precision(scores.device):
         for image, rows in _grouped(seg_images):
             frame = frames[image]
-            xy, labels, valid = sasp.points_from_scores(
-                scores[rows],
-                frame.hw,
-                box=frame.lmm_box,
-                **settings.to_dict(),
-            )
+            xy, labels, valid = sasp.points_from_scores(scores[rows], frame.hw, settings, box=frame.lmm_box)
             for place, (row, count) in enumerate(zip(rows, valid.sum(-1).tolist(), strict=True)):
                 found[row] = Points(xy[place, :count], labels[place, :count])
     return [found[row] for row in range(len(seg_images))]

@@ -26,9 +26,10 @@ from transformers.utils import ModelOutput
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.model import generation, losses
-from readseg.model.config import PointConfig, Prompt, ReadConfig, check_choice
+from readseg.model.config import Prompt, ReadConfig, check_choice
 from readseg.model.generation import Answer
 from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing

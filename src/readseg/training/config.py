@@ -11,9 +11,9 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from readseg.core.sasp import PointConfig
 from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
-from readseg.model.config import PointConfig
 
 # Of a date that there is not, of thousands of digits, of thousands of brackets.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -163,7 +163,7 @@ class FinetuningStageConfig(ScoredStageConfig):
         max_tokens: the longest conversation, without the image's tokens; longer ones lose their last rounds.
         lora_rank, lora_alpha, lora_dropout, lora_targets: of the language model's LoRA; rank 0 for none.
         trained: what is trained whole.
-        points: settings of `config.PointConfig` that replace those of the weights.
+        points: settings of `core.sasp.PointConfig` that replace those of the weights.
         prompt: what prompts the mask decoder ("both", "seg" or "points").
         text_loss_weight, bce_loss_weight, dice_loss_weight, map_loss_weight: as in `config.ReadConfig`.
         pack: questions of an image share one row, behind its tokens; else each has a row of its own.

@@ -29,12 +29,13 @@ from readseg.analysis.studies.ablation import (
 )
 from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
 from readseg.core.masks import decode_rle
+from readseg.core.sasp import PointConfig
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, Query
 from readseg.evaluation.predictions import read_predictions
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import ConversationConfig, PointConfig
+from readseg.model.config import ConversationConfig
 from readseg.model.processing import ReadProcessor
 from readseg.viz.tables import Table, to_csv, to_json
 from small import picture, small_config

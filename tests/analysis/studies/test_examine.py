@@ -38,10 +38,10 @@ from readseg.analysis.studies import examine as module
 from readseg.analysis.studies.examine import Means, examine, map_of, scores_of, words_right
 from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured
 from readseg.core.masks import decode_rle
-from readseg.core.sasp import select_extremes
+from readseg.core.sasp import PointConfig, select_extremes
 from readseg.evaluation.benchmarks import Page, Query
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import ConversationConfig, PointConfig
+from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import embed_prompts
 from readseg.model.modeling import ReadOutput
 from readseg.model.prompt_format import Turn

@@ -14,7 +14,7 @@ from readseg.analysis.studies import figures
 from readseg.analysis.studies.measures import Counts, MapScores
 from readseg.analysis.studies.single_image import ImageFound, MapFound, MaskFound, ModelFound, Nearest, SegFound
 from readseg.analysis.truth import Truth
-from readseg.model.config import PointConfig
+from readseg.core.sasp import PointConfig
 from readseg.viz import overlays
 
 HW = (80, 120)

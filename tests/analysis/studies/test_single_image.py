@@ -16,8 +16,8 @@ from readseg.analysis.similarity_maps import before_maps, layer_maps, lmm_maps, 
 from readseg.analysis.studies.single_image import FORMAT, ImageFound, MapFound, ModelFound, examine_image
 from readseg.analysis.truth import Truth
 from readseg.core.masks import decode_rle
+from readseg.core.sasp import PointConfig
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig
 from readseg.model.prompt_format import Turn
 from small import picture, small_model, small_processor
 from tiny_segmenter import ANSWERS, build, load

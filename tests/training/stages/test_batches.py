@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from readseg.core.frames import Frame
 from readseg.data.mixture import Mixture, parse_ratio
-from readseg.training.stages.batches import Batches, coverage
+from readseg.training.stages.batches import Batches
 from small import small_processor
 from tuned import options
 
@@ -75,19 +74,3 @@ def test_a_batch_is_a_function_of_its_number(start: Path, mini: Path) -> None:
         assert (batch["input_ids"] == again["input_ids"]).all()
         assert batch["seed"] == again["seed"]
     assert later[0]["seed"] != later[1]["seed"]
-
-
-@pytest.mark.parametrize("view", ["stretch", "crop", "letterbox"])
-def test_coverage_is_the_share_of_each_cell(view: str) -> None:
-    """Against counting the mask's pixels of a finely divided image, cell by cell."""
-    frame = Frame(60, 100, lmm_size=32, mask_size=64, view=view)
-    mask = np.zeros(frame.hw, bool)
-    mask[10:33, 28:71] = True
-    x0, y0, x1, y1 = frame.lmm_box
-    times = 50  # samples a cell and axis
-    at = (np.arange(4 * times) + 0.5) / (4 * times)
-    xs, ys = np.floor(x0 + at * (x1 - x0)).astype(int), np.floor(y0 + at * (y1 - y0)).astype(int)
-    inside = ((xs >= 0) & (xs < 100))[None] & ((ys >= 0) & (ys < 60))[:, None]
-    seen = mask[np.clip(ys, 0, 59)][:, np.clip(xs, 0, 99)] & inside
-    expected = seen.reshape(4, times, 4, times).mean((1, 3))
-    np.testing.assert_allclose(coverage(mask, frame, 4).reshape(4, 4), expected, atol=0.03)

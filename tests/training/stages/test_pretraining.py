@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from readseg.scenes.classes import TRAINED
 from readseg.scenes.render import make_scene
 from readseg.training.config import MaskStageConfig, VisionStageConfig
-from readseg.training.stages.pretraining import MaskStage, VisionStage, cell_coverage
+from readseg.training.stages.pretraining import MaskStage, VisionStage
 from small import small_processor
 
 COMMON = {"name": "s", "steps": 20, "images_per_step": 2, "learning_rate": 1e-3}
 VISION = VisionStageConfig(kind="vision", **COMMON)
 MASKS = MaskStageConfig(kind="masks", masks_per_image=3, **COMMON)
-
-
-def test_coverage_is_the_mean_of_each_cell() -> None:
-    masks = np.random.default_rng(0).random((3, 32, 48)) < 0.4
-    expected = masks.reshape(3, 4, 8, 4, 12).mean((2, 4))
-    np.testing.assert_allclose(cell_coverage(masks, 4), expected, atol=1e-6)
-    assert cell_coverage(masks[:0], 4).shape == (0, 4, 4)
 
 
 @pytest.mark.parametrize("stage", [VisionStage(small_processor(), VISION, 0), MaskStage(small_processor(), MASKS, 0)])

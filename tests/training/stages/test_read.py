@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from readseg.core.token_grid import cell_coverage
 from readseg.model.families import EOS
 from readseg.scenes.classes import TRAINED
 from readseg.scenes.render import make_scene, render
 from readseg.training.config import ReadStageConfig, load_recipe
-from readseg.training.stages.pretraining import cell_coverage
 from readseg.training.stages.read import ReadStage, sample_scene_batch
 from small import small_model, small_processor
 

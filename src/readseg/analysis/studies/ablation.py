@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
 from readseg.evaluation.outcomes import Result
@@ -30,7 +31,7 @@ from readseg.evaluation.run import model_system, run
 from readseg.inference.replies import EncodedImage, Reply
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig, Prompt, ReadConfig
+from readseg.model.config import Prompt, ReadConfig
 
 Ablation = Literal["points", "prompt", "alignment"]
 """What is varied: thresholds and numbers of points, what prompts the mask decoder, or where the token grid lies."""

@@ -32,10 +32,11 @@ from readseg.analysis.thresholds import search_thresholds
 from readseg.core import sasp
 from readseg.core.frames import Frame
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
+from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Box, axes, cells_inside
 from readseg.evaluation.outcomes import same_words
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 
 MISSED = 0.1
 """A case is misaligned where the words are right and the IoU of the model's own mask is below this."""

@@ -32,9 +32,10 @@ from readseg.analysis.studies.maps import (
 )
 from readseg.analysis.studies.measures import MapScores
 from readseg.core.masks import IGNORED
+from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 from readseg.viz.tables import Row, Table, plain, printable
 
 

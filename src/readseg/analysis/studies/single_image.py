@@ -31,9 +31,10 @@ from readseg.analysis.studies.examine import scores_of
 from readseg.analysis.studies.measures import Counts, MapScores, iou_of
 from readseg.analysis.truth import Truth, joined
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, iou, union
+from readseg.core.sasp import PointConfig
 from readseg.inference.replies import EncodedImage, Reply
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import PointConfig, Prompt
+from readseg.model.config import Prompt
 from readseg.viz.tables import plain as as_json
 
 FORMAT = "readseg.analysis.image/1"

@@ -6,19 +6,17 @@ needed. Masks are in the size of their image.
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from readseg.core.frames import Frame
+from readseg.core.token_grid import cell_coverage
 from readseg.data.mixture import Drawn, Mixture, Skipped
 from readseg.data.types import Turn as SampleTurn
 from readseg.errors import ReadsegError
@@ -85,8 +83,11 @@ class Batches:
         if self.options.map_loss_weight:
             grid = round(self.processor.config.num_image_tokens**0.5)
             owners = [frame for frame, own in zip(frames, rows, strict=True) for row in own for _ in row.masks]
-            cells = [coverage(mask.numpy() == 1, frame, grid) for mask, frame in zip(masks, owners, strict=True)]
-            batch["coverage"] = torch.from_numpy(np.stack(cells) if cells else np.zeros((0, grid * grid), np.float32))
+            cells = [
+                cell_coverage(mask[None].numpy() == 1, grid, frame.lmm_box).reshape(1, -1)
+                for mask, frame in zip(masks, owners, strict=True)
+            ]
+            batch["coverage"] = torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells]))
         return batch | {"images": [self._seen(image) for image in images]}
 
     def rows(self, drawn: Drawn) -> list[Row]:
@@ -164,22 +165,6 @@ class Batches:
         return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in found.items()} == {
             name: (shape, dtype) for name, shape in expected.items()
         }
-
-
-def coverage(mask: np.ndarray, frame: Frame, side: int) -> np.ndarray:
-    """Share of each cell of the side x side token grid that a mask (H, W) covers: float32 (side * side,).
-
-    The grid lies on what the language model sees of the image: cells, or parts of them, outside of it count as empty.
-    """
-    x0, y0, x1, y1 = frame.lmm_box
-    # What the grid lies on, sampled at least once a pixel, then averaged over each cell.
-    fine = side * math.ceil(max(x1 - x0, y1 - y0) / side)
-    step_x, step_y = (x1 - x0) / fine, (y1 - y0) / fine
-    matrix = np.array([[step_x, 0, x0 + 0.5 * (step_x - 1)], [0, step_y, y0 + 0.5 * (step_y - 1)]])
-    window = cv2.warpAffine(
-        mask.astype(np.float32), matrix, (fine, fine), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    )
-    return cv2.resize(window, (side, side), interpolation=cv2.INTER_AREA).ravel()
 
 
 def _seed(seed: int, number: int) -> int:

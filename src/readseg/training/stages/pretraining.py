@@ -6,6 +6,7 @@ Both draw their scenes from the step's number, so a batch is a function of the s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import CLIPVisionModel, SamModel
 
 from readseg.core.frames import Frame
 from readseg.core.sasp import select_points
+from readseg.core.token_grid import cell_coverage
 from readseg.model.losses import mask_losses
 from readseg.model.processing import ReadProcessor
 from readseg.scenes.classes import TINTS, TRAINED
@@ -29,14 +31,6 @@ def scene_of(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, 
     """A training scene; a share ``dense`` of them holds up to 12 things, which teaches more per image."""
     scene = make_scene(seed, count=(7, 12) if rng.random() < dense else (4, 8))
     return scene, render(scene)
-
-
-def cell_coverage(masks: np.ndarray, side: int) -> np.ndarray:
-    """Share of each cell of a side x side grid, stretched over the image, that a mask covers: (T, side, side)."""
-    cover = np.empty((len(masks), side, side), np.float32)
-    for mask, cells in zip(masks, cover, strict=True):
-        cells[:] = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-    return cover
 
 
 def under_cells(scene: Scene, drawn: Rendered, side: int) -> dict[str, np.ndarray]:
@@ -214,17 +208,8 @@ class MaskStage(nn.Module):
         level = rng.uniform(0.0, 0.25)
         fine = rng.normal(0, 1, cover.shape).astype(np.float32)
         scores = torch.from_numpy(np.sqrt(cover) + level * (0.5 * noise + 0.6 * fine)).flatten(1)
-        setting = self.processor.config.points
-        chosen = select_points(
-            scores,
-            frame.hw,
-            num_points=setting.num_points,
-            t_pos=setting.t_pos,
-            t_neg=setting.t_neg,
-            downsample=setting.downsample,
-            alignment="exact",
-            box=frame.lmm_box,
-        )
+        config = replace(self.processor.config.points, alignment="exact", threshold="range")
+        chosen = select_points(scores, frame.hw, config, box=frame.lmm_box)
         return frame.to_mask_frame(chosen.xy.float()), chosen.labels
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from readseg.checkpoints.load import digest
+from readseg.core.token_grid import cell_coverage
 from readseg.data.types import Sample
 from readseg.data.types import Turn as SampleTurn
 from readseg.model import losses
@@ -34,7 +35,7 @@ from readseg.scenes.render import Rendered, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.feature_cache import cached
 from readseg.training.stages.initialise import initialise
-from readseg.training.stages.pretraining import cell_coverage, under_cells
+from readseg.training.stages.pretraining import under_cells
 
 VOCABULARY_SCENES = 150
 """Scenes whose questions and answers the tokenizer is learned from."""
