@@ -49,7 +49,7 @@ def scene_with_questions() -> tuple[Scene, list[str]]:
         scene = make_scene(seed)
         drawn = render(scene)
         rng = np.random.default_rng(seed)
-        asked = ask(scene, drawn.areas, drawn.boxes, rng, count=2 * QUESTIONS, false_premise=0, plain=0)
+        asked = ask(scene, drawn.areas, drawn.boxes, rng, count=2 * QUESTIONS, false_premise_rate=0, text_only_rate=0)
         questions = list(dict.fromkeys(question.question for question in asked if question.targets))
         if len(questions) >= QUESTIONS:
             return scene, questions[:QUESTIONS]

@@ -75,7 +75,7 @@ class Pair(NamedTuple):
 
 def pairs(vit: Vit) -> Iterator[Pair]:
     for scene in map(make_scene, count(FIRST_TEST_SEED)):
-        drawn, names = render(scene), [thing.name for thing in scene.things]
+        drawn, names = render(scene), [thing.name for thing in scene.objects]
         single = [i for i in np.argsort(-drawn.areas, kind="stable") if names.count(names[i]) == 1][:2]
         if len(single) == 2:
             image, masks = Image.fromarray(drawn.image), drawn.masks[single]

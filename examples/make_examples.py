@@ -32,7 +32,7 @@ def main() -> None:
         scene = make_scene(seed)
         drawn = render(scene)
         Image.fromarray(drawn.image).save(HERE / f"{name}.png")
-        names = [thing.name for thing in scene.things]
+        names = [thing.name for thing in scene.objects]
         truth = None
         if meant is not None:
             truth = f"{name}_truth.png"

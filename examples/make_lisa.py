@@ -66,7 +66,7 @@ def study(segmenter: Segmenter, seed: int) -> SceneBatch | None:
     scene = make_scene(seed)
     drawn, rng = render(scene), np.random.default_rng([seed, 1])
     image, prefix = Image.fromarray(drawn.image), processor.prefix_ids()
-    questions = ask(scene, drawn.areas, drawn.boxes, rng, count=QUESTIONS, false_premise=0.0, plain=0.0)
+    questions = ask(scene, drawn.areas, drawn.boxes, rng, count=QUESTIONS, false_premise_rate=0.0, text_only_rate=0.0)
     questions = [question for question in questions if question.targets]
     if not questions:
         return None

@@ -20,7 +20,7 @@ from readseg.evaluation.outcomes import Outcome
 from readseg.evaluation.run import Said
 from readseg.evaluation.scenes import BLIND, Case, SceneSet, blind, evaluate_scenes, scene_cases, score
 from readseg.scenes.questions import Question
-from readseg.scenes.render import Rendered
+from readseg.scenes.render import RenderedScene
 
 HW = (6, 8)
 SMALL = SceneSet(scenes=3, questions=4)
@@ -53,7 +53,7 @@ def question(
 
 
 def case(*questions: Question) -> Case:
-    picture = Rendered(np.zeros((*HW, 3), np.uint8), MASKS, MASKS.mean(axis=(1, 2)), np.zeros((3, 4)))
+    picture = RenderedScene(np.zeros((*HW, 3), np.uint8), MASKS, MASKS.mean(axis=(1, 2)), np.zeros((3, 4)))
     return Case("scene-5", "scenes", picture, questions)
 
 

@@ -77,7 +77,7 @@ def test_four_of_five_images_are_scenes_of_what_was_never_trained() -> None:
         drawn = render(scene)
         assert np.array_equal(page.image, drawn.image)
         areas = drawn.masks.mean(axis=(1, 2))
-        clear = {thing.name for thing, area in zip(scene.things, areas, strict=True) if area >= 0.01}
+        clear = {thing.name for thing, area in zip(scene.objects, areas, strict=True) if area >= 0.01}
         assert not clear & set(TRAINED)
         asked = [name for query in page.queries for name in clear if query.text in category_requests(name)]
         assert len(asked) == len(set(asked)) == len(page.queries) == min(4, len(clear)), page.name
@@ -97,7 +97,7 @@ def category_requests(name: str) -> set[str]:
 
 def test_empty_backgrounds_are_of_all_textures_and_sizes() -> None:
     scenes = [empty_scene(number) for number in range(50)]
-    assert not any(scene.things for scene in scenes)
+    assert not any(scene.objects for scene in scenes)
     assert {(s.background, s.height, s.width) for s in scenes[:30]} == {
         (b, *hw) for b in BACKGROUNDS for hw in SIZES_HW
     }

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 
 from readseg.errors import ReadsegError
-from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINTS, TRAINED, WIDE_GROUPS, plural
+from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINTS, TRAINED, WIDE_GROUPS
 from readseg.scenes.phrases import EXPRESSIONS, RELATIONS
-from readseg.scenes.question_forms import NUMBERS, PLAIN, SEGMENTING
-from readseg.scenes.questions import WEIGHTS, Question, ask, from_scene
-from readseg.scenes.render import Rendered, Scene, Thing
+from readseg.scenes.question_forms import NUMBERS, SEGMENTING, TEXT_ONLY
+from readseg.scenes.questions import WEIGHTS, Question, ask, make_sample
+from readseg.scenes.render import RenderedScene, Scene, SceneObject
 
 Case = tuple[Scene, np.ndarray, np.ndarray]
+ALL_GROUPS = (*GROUPS.values(), *WIDE_GROUPS.values())
+PLURAL = {word.name: word.plural for word in (*CLASSES.values(), *ALL_GROUPS)}
 SINGULAR = {"clothing": "piece of clothing", "furniture": "piece of furniture"}
 
 
-def layout(seed: int) -> Case:
-    """A random layout whose things' boxes may lie anywhere; every third holds classes that are never trained."""
+def random_case(seed: int) -> Case:
+    """A random scene whose objects' boxes may lie anywhere; every third holds classes that are never trained."""
     rng = np.random.default_rng([seed, 1])
     height, width = [(200, 200), (160, 240), (240, 160)][seed % 3]
     groups = rng.choice(list(GROUPS), 3, replace=False)
@@ -33,7 +35,7 @@ def layout(seed: int) -> Case:
     for _ in range(rng.integers(4, 9)):
         x, y, side = *rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.5)
         name, tint = str(rng.choice(names)), str(rng.choice(TINTS)) if tinted else None
-        things.append(Thing(name, tint, float(x), float(y), float(side)))
+        things.append(SceneObject(name, tint, float(x), float(y), float(side)))
         w, h = side * min(height, width) / width, side * min(height, width) / height
         box = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, 1)
         boxes.append(box)
@@ -44,7 +46,7 @@ def layout(seed: int) -> Case:
 
 def asked(seeds: range, **options: object) -> Iterator[tuple[Case, Question]]:
     for seed in seeds:
-        case = layout(seed)
+        case = random_case(seed)
         for question in ask(*case, np.random.default_rng(seed), count=8, **options):  # type: ignore[arg-type]
             yield case, question
 
@@ -54,14 +56,14 @@ class World:
 
     def __init__(self, case: Case) -> None:
         self.scene, self.areas, self.boxes = case
-        self.names = [thing.name for thing in self.scene.things]
+        self.names = [thing.name for thing in self.scene.objects]
         self.every = list(range(len(self.names)))
 
     def called(self, noun: str) -> list[int]:
         """Indices of the things that a noun covers, singular or plural."""
         if noun in ("thing", "things"):
             return self.every
-        for group, members in {g.name: g.classes for g in (*GROUPS.values(), *WIDE_GROUPS.values())}.items():
+        for group, members in {g.name: g.classes for g in ALL_GROUPS}.items():
             word = SINGULAR.get(group, group)
             if noun in (word, word.replace("piece ", "pieces "), f"{word}s"):
                 return [i for i in self.every if self.names[i] in members]
@@ -92,7 +94,7 @@ SIDES = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1),
 
 def truth(world: World, q: Question) -> list[list[int]]:
     """The targets that the question's subject has, [] for a false premise; asserts the margins."""
-    tints = [thing.tint for thing in world.scene.things]
+    tints = [thing.tint for thing in world.scene.objects]
     if q.kind in ("category", "group"):
         return [world.called(q.subject)] if world.called(q.subject) else []
     if q.kind == "colour":
@@ -156,7 +158,7 @@ def described(name: str) -> set[str]:
 @pytest.mark.parametrize("source", ["train", "held_out"])
 def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
     seen: Counter[tuple[str, bool | None]] = Counter()
-    for case, q in asked(range(450), phrasing=source, descriptions=source, plain=0.0):
+    for case, q in asked(range(450), phrasing=source, descriptions=source, text_only_rate=0.0):
         world = World(case)
         expected = truth(world, q)
         assert q.present == bool(expected), q
@@ -177,7 +179,7 @@ def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
 
 def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(400), plain=0.0):
+    for case, q in asked(range(400), text_only_rate=0.0):
         world = World(case)
         if q.present:
             assert re.fullmatch(r"the [^.]*\[SEG\]\.", q.answer)
@@ -204,7 +206,7 @@ def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
         if other:
             tint = next((t for t in TINTS if other.startswith(f"{t} ")), None)
             (name,) = [c.name for c in CLASSES.values() if c.counted == other.removeprefix(f"{tint} ")]
-            assert any(t.name == name and tint in (None, t.tint) for t in world.scene.things), q
+            assert any(t.name == name and tint in (None, t.tint) for t in world.scene.objects), q
         elif q.kind in ("category", "reasoning"):
             name = next(c for c in CLASSES.values() if c.name == q.subject or q.subject in described(c.name))
             there = [i for i in world.every if CLASSES[world.names[i]].group == name.group and case[1][i] >= 0.003]
@@ -214,8 +216,8 @@ def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
 
 def test_answers_in_words() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(400), plain=1.0):
-        world, things = World(case), case[0].things
+    for case, q in asked(range(400), text_only_rate=1.0):
+        world, things = World(case), case[0].objects
         assert q.present is None and q.targets == () and "[SEG]" not in q.answer
         seen[q.kind] += 1
         if q.kind == "count":
@@ -235,12 +237,12 @@ def test_answers_in_words() -> None:
             members = world.called(names[0] if names else q.subject.removeprefix(f"{tint} "))
             there = [i for i in members if tint in (None, things[i].tint)]
             assert q.answer.startswith("yes, there is a" if there else "no, the ")
-    assert all(seen[kind] >= 5 for kind in PLAIN), seen
+    assert all(seen[kind] >= 5 for kind in TEXT_ONLY), seen
 
 
 def test_reasoning_never_names_the_thing() -> None:
     kinds = {"reasoning": 1.0}
-    for _, q in asked(range(300), kinds=kinds, plain=0.0):
+    for _, q in asked(range(300), kinds=kinds, text_only_rate=0.0):
         name = next(c for c in CLASSES.values() if q.subject in described(c.name))
         assert not re.search(rf"\b({name.name}|{name.plural})\b", q.question.lower()), q
         assert re.search(rf"\b{name.name}\b", q.answer), q
@@ -261,14 +263,14 @@ SAID = {
 
 @pytest.mark.parametrize("source", ["train", "held_out"])
 def test_the_wording_says_what_the_subject_is(source: str) -> None:
-    for _, q in asked(range(300), phrasing=source, plain=0.0):
+    for _, q in asked(range(300), phrasing=source, text_only_rate=0.0):
         text = q.question.lower()
         if q.kind in ("category", "colour", "group"):
             assert all(word in text for word in q.subject.replace("thing", "").split()), q
         elif q.kind in ("size", "position"):
             word, noun = q.subject.split(" ", 1)
             assert re.search(rf"\b\w*({SAID[word]})", text), q
-            assert noun == "thing" or noun in text or plural(noun.removeprefix("piece of ")) in text, q
+            assert noun == "thing" or noun in text or PLURAL[noun.removeprefix("piece of ")] in text, q
         elif q.kind == "relation":
             side = next(side for side in SIDES if f" {side} the " in q.subject)
             noun, anchor = q.subject.split(f" {side} the ")
@@ -284,7 +286,7 @@ def test_the_wording_says_what_the_subject_is(source: str) -> None:
 
 def test_held_out_descriptions_are_asked_only_where_wanted() -> None:
     for source in ("train", "held_out"):
-        for _, q in asked(range(200), kinds={"reasoning": 1.0}, plain=0.0, descriptions=source):
+        for _, q in asked(range(200), kinds={"reasoning": 1.0}, text_only_rate=0.0, descriptions=source):
             c = next(c for c in CLASSES.values() if q.subject in described(c.name))
             held_out = q.subject in {d.removeprefix("the ") for d in c.held_out_descriptions}
             assert held_out == (source == "held_out") == ("description" in q.tags)
@@ -292,8 +294,8 @@ def test_held_out_descriptions_are_asked_only_where_wanted() -> None:
 
 def test_tags() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(300), phrasing="held_out", plain=0.0):
-        names, targets = [t.name for t in case[0].things], {i for t in q.targets for i in t}
+    for case, q in asked(range(300), phrasing="held_out", text_only_rate=0.0):
+        names, targets = [t.name for t in case[0].objects], {i for t in q.targets for i in t}
         assert "phrasing" in q.tags
         if q.present:
             groups = {CLASSES[names[i]].group for i in targets}
@@ -315,7 +317,7 @@ def test_tags() -> None:
 def test_never_trained_classes_are_not_asked_for_in_scenes_of_trained_ones() -> None:
     untrained = [c for c in CLASSES.values() if not c.trained]
     for seed in range(1, 200, 3):
-        for q in ask(*layout(seed), np.random.default_rng(seed), count=8):
+        for q in ask(*random_case(seed), np.random.default_rng(seed), count=8):
             assert not any(
                 re.search(rf"\b({c.name}|{c.plural})\b", f"{q.question} {q.answer}".lower()) for c in untrained
             )
@@ -323,7 +325,7 @@ def test_never_trained_classes_are_not_asked_for_in_scenes_of_trained_ones() -> 
 
 def test_questions_are_a_function_of_the_generator_and_differ_within_a_scene() -> None:
     for seed in range(100):
-        case = layout(seed)
+        case = random_case(seed)
         first, second = (ask(*case, np.random.default_rng(seed), count=10) for _ in range(2))
         assert first == second
         assert len({(q.kind, q.subject) for q in first}) == len(first) == 10
@@ -332,7 +334,7 @@ def test_questions_are_a_function_of_the_generator_and_differ_within_a_scene() -
 
 def test_no_kind_gives_presence_away() -> None:
     seen: Counter[tuple[str, bool | None]] = Counter(
-        (q.kind, q.present) for _, q in asked(range(450), plain=0.0, false_premise=0.4)
+        (q.kind, q.present) for _, q in asked(range(450), text_only_rate=0.0, false_premise_rate=0.4)
     )
     for kind in SEGMENTING:
         share = seen[kind, False] / (seen[kind, True] + seen[kind, False])
@@ -348,54 +350,52 @@ def test_vocabulary_is_modest() -> None:
 
 
 def test_weights_and_hostile_input() -> None:
-    case = layout(1)
+    case = random_case(1)
     kinds = {q.kind for q in ask(*case, np.random.default_rng(0), count=20, kinds={"colour": 1.0, "count": 1.0})}
     assert kinds == {"colour", "count"}
-    assert ask(*layout(2), np.random.default_rng(0), count=5, kinds={"colour": 1.0}) == []  # no tints there
+    assert ask(*random_case(2), np.random.default_rng(0), count=5, kinds={"colour": 1.0}) == []  # no tints there
     with pytest.raises(ReadsegError, match="unknown kinds"):
         ask(*case, np.random.default_rng(0), count=1, kinds={"color": 1.0})
-    with pytest.raises(ReadsegError, match="areas"):
-        ask(case[0], case[1][:-1], case[2], np.random.default_rng(0), count=1)
     empty = Scene(0, 10, 10, (), "plain")
     assert all(not q.targets for q in ask(empty, np.zeros(0), np.zeros((0, 4)), np.random.default_rng(0), count=4))
     hidden = np.zeros_like(case[1])
     assert all(not q.targets for q in ask(case[0], hidden, case[2], np.random.default_rng(0), count=8))
-    assert set(WEIGHTS) == {*SEGMENTING, *PLAIN}
+    assert set(WEIGHTS) == {*SEGMENTING, *TEXT_ONLY}
 
 
-def test_from_scene_unites_the_things_of_a_target() -> None:
+def test_make_sample_unites_the_things_of_a_target() -> None:
     masks = np.zeros((3, 8, 8), bool)
     for index in range(3):
         masks[index, 2 * index] = True
-    rendered = Rendered(np.zeros((8, 8, 3), np.uint8), masks, masks.mean((1, 2)), np.zeros((3, 4)))
+    rendered = RenderedScene(np.zeros((8, 8, 3), np.uint8), masks, masks.mean((1, 2)), np.zeros((3, 4)))
     questions = [
         Question("all", "all cows", "they are the cows [SEG].", ((0, 2),), True, frozenset(), "all cows"),
         Question("category", "the dog", "no, there is no dog here.", (), False, frozenset(), "dog"),
     ]
-    sample = from_scene("a", rendered, questions)
+    sample = make_sample("a", rendered, questions)
     assert sample.turns[0].masks[0].sum() == 16
     assert (sample.turns[0].masks[0] == (masks[0] | masks[2])).all()
     assert sample.turns[1].masks == () and sample.turns[1].present is False
 
 
 def test_new_wordings_change_words_alone() -> None:
-    plain_words, wide = ([q for _, q in asked(range(40), new_wordings=share)] for share in (0.0, 1.0))
+    plain_words, wide = ([q for _, q in asked(range(40), extra_template_rate=share)] for share in (0.0, 1.0))
     for question in wide:
-        assert question.present is not None or question.kind in PLAIN
+        assert question.present is not None or question.kind in TEXT_ONLY
         assert question.answer.count("[SEG]") == len(question.targets)
     texts = {q.question.lower().rstrip(".?") for q in plain_words}
     new = [q.question.lower().rstrip(".?") not in texts for q in wide if q.kind in SEGMENTING]
     assert sum(new) > 0.7 * len(new)
-    assert [q for _, q in asked(range(5), new_wordings=0.0)] == [q for _, q in asked(range(5))]
+    assert [q for _, q in asked(range(5), extra_template_rate=0.0)] == [q for _, q in asked(range(5))]
 
 
 def test_strange_questions_are_false_and_the_answer_repeats_the_word() -> None:
     texts = [text for c in CLASSES.values() for text in (c.name, c.plural, *c.descriptions, *c.held_out_descriptions)]
-    texts += [f"{g.singular} {g.plural}" for g in (*GROUPS.values(), *WIDE_GROUPS.values())]
+    texts += [f"{g.singular} {g.plural}" for g in ALL_GROUPS]
     texts += [bank.short[0] for bank in (*EXPRESSIONS.values(), *RELATIONS.values())] + [*TINTS, "thing things"]
     known = set(re.findall("[a-z]+", " ".join(texts)))
     strange, absent = 0, Counter[str]()
-    for case, q in asked(range(150), strange=0.5, plain=0.0):
+    for case, q in asked(range(150), unknown_noun_rate=0.5, text_only_rate=0.0):
         world, words = World(case), re.findall("[a-z]+", q.subject)
         if not set(words) - known:
             if not q.present and q.kind in ("colour", "relation") and "here, nor" not in q.answer:
@@ -408,4 +408,4 @@ def test_strange_questions_are_false_and_the_answer_repeats_the_word() -> None:
         assert all(word in q.answer for word in set(words) - known), q
         assert " but there is " not in q.answer or q.kind == "several", q
     assert strange > 60 and min(absent["colour"], absent["relation"]) > 5
-    assert not any(set(re.findall("[a-z]+", q.subject)) - known for _, q in asked(range(40), plain=0.0))
+    assert not any(set(re.findall("[a-z]+", q.subject)) - known for _, q in asked(range(40), text_only_rate=0.0))

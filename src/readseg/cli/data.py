@@ -27,9 +27,9 @@ def scenes(
     """Write drawn scenes: pictures, ReasonSeg-style JSON, exact masks and a contact sheet."""
     from readseg.scenes.export import write_scenes
 
-    written = write_scenes(out, count, seed, size=size, questions=questions, wording=wording)
-    typer.echo(f"{written.scenes} scenes, {written.questions} questions, {written.targets} with a mask: {out}")
-    typer.echo(f"look at {written.contact_sheet}")
+    asked, targets = write_scenes(out, count, seed, size=size, questions=questions, wording=wording)
+    typer.echo(f"{count} scenes, {asked} questions, {targets} with a mask: {out}")
+    typer.echo(f"look at {out / 'contact_sheet.png'}")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from readseg.evaluation.outcomes import score as score_prediction
 from readseg.evaluation.run import Answers, Said, Segments, System, asked_of, model_system, prediction_of, run
 from readseg.model.config import Prompt
 from readseg.scenes.questions import Question, ask
-from readseg.scenes.render import Rendered, make_scene, render
+from readseg.scenes.render import RenderedScene, make_scene, render
 
 SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
 """Section of the test scene whose number modulo 10 is the place here. "scenes": all of it is new but words and pairs of
@@ -64,7 +64,7 @@ class Case:
 
     name: str
     section: str
-    picture: Rendered
+    picture: RenderedScene
     questions: tuple[Question, ...]
 
 
@@ -91,7 +91,7 @@ def scene_case(number: int, which: SceneSet) -> Case:
         phrasing="held_out" if section == "phrasings" else "train",
         descriptions="held_out" if only_reasoning else "train",
         kinds={"reasoning": 1.0} if only_reasoning else None,
-        plain=0.0 if only_reasoning else 0.15,
+        text_only_rate=0.0 if only_reasoning else 0.15,
     )
     return Case(f"scene-{seed}", section, picture, tuple(questions))
 

@@ -74,7 +74,7 @@ def unseen_page(number: int) -> Page:
         scene = make_scene(seed, trained=False)
         picture = render(scene)
         # A thing of which hardly anything shows could be overlooked by whoever knows it.
-        seen = {thing.name for thing, area in zip(scene.things, picture.areas, strict=True) if area >= TARGET_AREA[0]}
+        seen = {thing.name for thing, area in zip(scene.objects, picture.areas, strict=True) if area >= TARGET_AREA[0]}
         texts = [("category", _by_name(rng, str(which))) for which in rng.permutation(sorted(seen))[:QUESTIONS]]
     queries = tuple(
         Query(f"{name}/{k}", text, sentence=None, present=False, targets=tuple, kind=kind, tags=tags)
@@ -167,7 +167,7 @@ def names_what_was_asked(question: str, answer: str) -> bool:
 
 
 def names_what_is_not_there(answer: str) -> bool:
-    """Whether a refusal says that a thing of a trained class is there, in the form of `drafts.refusal`.
+    """Whether a refusal says that a thing of a trained class is there, in the form of `question_forms.refusal`.
 
     A tree does not count: there may be a palm tree.
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from readseg.miniatures.names import COCO_STUFF
 from readseg.miniatures.sayings import MULTIPLE, SINGLE, Saying, Swap, absent_names, dialogue, sayings, swaps
-from readseg.scenes.facts import TARGET_AREA, VISIBLE_AREA, Layout
-from readseg.scenes.render import Rendered, make_scene, render
+from readseg.scenes.facts import TARGET_AREA, VISIBLE_AREA, SceneFacts
+from readseg.scenes.render import RenderedScene, make_scene, render
 
 QUALITY = 90
 """JPEG quality of the pictures."""
@@ -41,8 +41,8 @@ class Picture:
     """
 
     number: int
-    rendered: Rendered
-    layout: Layout
+    rendered: RenderedScene
+    layout: SceneFacts
     said: tuple[Saying, ...]
     joined: tuple[Saying, ...]
     talk: tuple[tuple[str, str], ...]
@@ -99,7 +99,7 @@ def _all_pictures(seed: int) -> Iterator[Picture]:
     for draw in count(seed * _SEEDS_APART):
         scene = make_scene(draw, count=(5, 8))
         rendered = render(scene)
-        layout = Layout(scene, rendered.areas, rendered.boxes)
+        layout = SceneFacts(scene, rendered.areas, rendered.boxes)
         if sum(name in COCO_STUFF for name in layout.names) < 3:
             continue
         rng = np.random.default_rng([draw, 2024])

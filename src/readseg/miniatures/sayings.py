@@ -12,9 +12,9 @@ import numpy as np
 
 from readseg.scenes import question_forms
 from readseg.scenes.classes import CLASSES, GROUPS, TINTS
-from readseg.scenes.facts import Layout
+from readseg.scenes.facts import SceneFacts
 from readseg.scenes.questions import WEIGHTS, ask
-from readseg.scenes.render import Rendered, Scene
+from readseg.scenes.render import RenderedScene, Scene
 
 SINGLE = ("category", "colour", "group", "size", "position", "relation", "reasoning")
 """Kinds of saying that mean one thing."""
@@ -53,19 +53,36 @@ class Swap:
 
 
 def sayings(
-    scene: Scene, rendered: Rendered, rng: np.random.Generator, kinds: Sequence[str], count: int, *, absent: float = 0.0
+    scene: Scene,
+    rendered: RenderedScene,
+    rng: np.random.Generator,
+    kinds: Sequence[str],
+    count: int,
+    *,
+    absent: float = 0.0,
 ) -> tuple[Saying, ...]:
     """Up to `count` different sayings about a scene, of which a share `absent` means nothing that is there."""
     weights = {kind: WEIGHTS[kind] for kind in kinds}
-    asked = ask(scene, rendered.areas, rendered.boxes, rng, count=count, kinds=weights, plain=0.0, false_premise=absent)
+    asked = ask(
+        scene,
+        rendered.areas,
+        rendered.boxes,
+        rng,
+        count=count,
+        kinds=weights,
+        text_only_rate=0.0,
+        false_premise_rate=absent,
+    )
     found = (Saying(q.kind, q.subject, tuple(i for target in q.targets for i in target)) for q in asked)
     return tuple({saying.text: saying for saying in found}.values())
 
 
-def dialogue(scene: Scene, rendered: Rendered, rng: np.random.Generator, count: int) -> tuple[tuple[str, str], ...]:
+def dialogue(
+    scene: Scene, rendered: RenderedScene, rng: np.random.Generator, count: int
+) -> tuple[tuple[str, str], ...]:
     """Up to `count` questions about a scene that are answered in words, with their answers."""
-    weights = {kind: WEIGHTS[kind] for kind in question_forms.PLAIN}
-    asked = ask(scene, rendered.areas, rendered.boxes, rng, count=count, kinds=weights, plain=1.0)
+    weights = {kind: WEIGHTS[kind] for kind in question_forms.TEXT_ONLY}
+    asked = ask(scene, rendered.areas, rendered.boxes, rng, count=count, kinds=weights, text_only_rate=1.0)
     return tuple((sentence(q.question), sentence(q.answer)) for q in asked)
 
 
@@ -74,13 +91,13 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def absent_names(layout: Layout, group: str) -> list[str]:
+def absent_names(layout: SceneFacts, group: str) -> list[str]:
     """Classes of a group of which no thing is there."""
     names = GROUPS[group].classes
     return [name for name in names if CLASSES[name].trained and not layout.class_noun(name).members]
 
 
-def swaps(layout: Layout, said: Sequence[Saying], index: int) -> list[Swap]:
+def swaps(layout: SceneFacts, said: Sequence[Saying], index: int) -> list[Swap]:
     """For a thing's sayings by name, description or colour: the same of a class not there, or another colour."""
     name, turn = layout.names[index], layout.scene.seed + index
     others = absent_names(layout, layout.groups[index])

@@ -10,30 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from types import MappingProxyType
 
 from readseg.core.io import read_yaml
 
 TINTS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
-"""Names of the colours that things of a tinted scene are drawn in."""
+"""Names of the colours that the objects of a tinted scene are drawn in."""
 
 _HELD_OUT_SHARE = 0.08
 
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """One kind of thing.
+    """One kind of object: as in "the {name}", "all {plural}", "a {counted}"; `is_plural`: "there are no {name}".
 
-    Attributes:
-        name: what it is called, lower case, as in "the {name}".
-        glyph: OpenMoji code point in hexadecimal, e.g. "1F404".
-        group: name of its group, a key of `GROUPS`.
-        trained: whether models are trained on scenes that hold it.
-        plural: as in "all {plural}".
-        counted: as in "a {counted}": "cow", but "pair of scissors".
-        is_plural: whether the name takes a plural verb ("there are no scissors").
-        descriptions: what it is or is for, without its name, as asked in training; empty if not trained.
-        held_out_descriptions: the same, kept for tests.
+    glyph: OpenMoji code point in hexadecimal. trained: whether models are trained on scenes that hold it. descriptions:
+    what it is or is for, without its name, as asked in training (empty if not trained) and as kept for tests.
     """
 
     name: str
@@ -66,79 +57,51 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def plural(noun: str) -> str:
-    """The plural of a class, group or other regular noun.
-
-    >>> plural("butterfly"), plural("clothing"), plural("object")
-    ('butterflies', 'pieces of clothing', 'objects')
-    """
-    if noun in CLASSES:
-        return CLASSES[noun].plural
-    groups = {**GROUPS, **WIDE_GROUPS}
-    return groups[noun].plural if noun in groups else f"{noun}s"
-
-
-def _load() -> Mapping[str, Class]:
-    table = read_yaml(Path(__file__).with_suffix(".yaml"))
-    classes = {}
-    for name, row in table.items():
-        classes[name] = Class(
-            name=name,
-            glyph=str(row["glyph"]),
-            group=row["group"],
-            trained=bool(row["trained"]),
-            plural=row.get("plural", f"{name}s"),
-            counted=row.get("counted", name),
-            is_plural=row.get("number") == "plural",
-            descriptions=tuple(row.get("seen", ())),
-            held_out_descriptions=tuple(row.get("unseen", ())),
-        )
-    return MappingProxyType(classes)
-
-
-def _group(name: str, classes: tuple[str, ...]) -> Group:
-    singular = {"clothing": "piece of clothing", "furniture": "piece of furniture"}.get(name, name)
-    plural_ = {"clothing": "pieces of clothing", "furniture": "pieces of furniture"}.get(name, f"{name}s")
-    return Group(name, singular, plural_, classes)
-
-
-CLASSES: Mapping[str, Class] = _load()
-"""Every class by its name, in the order of classes.yaml."""
-
-GROUPS: Mapping[str, Group] = MappingProxyType(
-    {
-        group: _group(group, tuple(c.name for c in CLASSES.values() if c.group == group))
-        for group in dict.fromkeys(c.group for c in CLASSES.values())
-    }
-)
-"""The 15 groups by name: every class is in exactly one."""
-
-WIDE_GROUPS: Mapping[str, Group] = MappingProxyType(
-    {
-        name: _group(name, tuple(c for member in members for c in GROUPS[member].classes))
-        for name, members in {
-            "animal": ("four-legged animal", "bird", "sea creature", "insect"),
-            "food item": ("fruit", "vegetable", "snack"),
-        }.items()
-    }
-)
-"""Groups of groups, for questions such as "the biggest animal"."""
-
-TRAINED: tuple[str, ...] = tuple(c.name for c in CLASSES.values() if c.trained)
-"""Names of the classes that models are trained on."""
-
-
-def held_out_pairs() -> frozenset[frozenset[str]]:
-    """About 8% of the pairs of trained classes: chosen by CRC-32 of "a|b", so the same on every machine.
-
-    A training scene never holds both classes of such a pair.
-    """
-    return frozenset(
-        frozenset(pair)
-        for pair in combinations(sorted(TRAINED), 2)
-        if zlib.crc32("|".join(pair).encode()) % 1000 < 1000 * _HELD_OUT_SHARE
+def _class(name: str, row: Mapping[str, str]) -> Class:
+    return Class(
+        name=name,
+        glyph=row["glyph"],
+        group=row["group"],
+        trained=bool(row["trained"]),
+        plural=row.get("plural", f"{name}s"),
+        counted=row.get("counted", name),
+        is_plural=row.get("number") == "plural",
+        descriptions=tuple(row.get("seen", ())),
+        held_out_descriptions=tuple(row.get("unseen", ())),
     )
 
 
-HELD_OUT_PAIRS: frozenset[frozenset[str]] = held_out_pairs()
-"""The pairs of `held_out_pairs`, computed once."""
+def _group(name: str, classes: tuple[str, ...]) -> Group:
+    if name in ("clothing", "furniture"):
+        return Group(name, f"piece of {name}", f"pieces of {name}", classes)
+    return Group(name, name, f"{name}s", classes)
+
+
+CLASSES: Mapping[str, Class] = {
+    name: _class(name, row) for name, row in read_yaml(Path(__file__).with_suffix(".yaml")).items()
+}
+"""Every class by its name, in the order of classes.yaml."""
+GROUPS: Mapping[str, Group] = {
+    group: _group(group, tuple(c.name for c in CLASSES.values() if c.group == group))
+    for group in dict.fromkeys(c.group for c in CLASSES.values())
+}
+"""The 15 groups by name: every class is in exactly one."""
+WIDE_GROUPS: Mapping[str, Group] = {
+    name: _group(name, tuple(c for member in members for c in GROUPS[member].classes))
+    for name, members in {
+        "animal": ("four-legged animal", "bird", "sea creature", "insect"),
+        "food item": ("fruit", "vegetable", "snack"),
+    }.items()
+}
+"""Groups of groups, for questions such as "the biggest animal"."""
+TRAINED: tuple[str, ...] = tuple(c.name for c in CLASSES.values() if c.trained)
+"""Names of the classes that models are trained on."""
+HELD_OUT_PAIRS: frozenset[frozenset[str]] = frozenset(
+    frozenset(pair)
+    for pair in combinations(sorted(TRAINED), 2)
+    if zlib.crc32("|".join(pair).encode()) % 1000 < 1000 * _HELD_OUT_SHARE
+)
+"""About 8% of the pairs of trained classes: chosen by CRC-32 of "a|b", so the same on every machine.
+
+A training scene never holds both classes of such a pair.
+"""

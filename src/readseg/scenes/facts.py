@@ -1,7 +1,7 @@
-"""What is true of a layout, with margins: who is biggest, furthest left, above whom, which names are there or absent.
+"""What is true of a scene, with margins: who is biggest, furthest left, above whom, which names are there or absent.
 
-Frame: centres and boxes of visible parts in 0..1 of the image's width and height; offsets between things in shares of
-the image's shorter side, so that right angles stay right. Knows no wording. A fact that is not clear by its margin is
+Frame: centres and boxes of visible parts in 0..1 of the image's width and height; offsets between objects in shares of
+the image's shorter side, so that right angles stay right. Knows no templates. A fact that is not clear by its margin is
 reported as None, and no question is asked about it.
 """
 
@@ -13,22 +13,21 @@ from typing import Literal
 
 import numpy as np
 
-from readseg.errors import ReadsegError
-from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS, Class, Group, article
+from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS, Group, article
 from readseg.scenes.render import Scene
 
 TARGET_AREA = (0.01, 0.15)
 """Smallest and largest visible share of the image of a single target."""
 PART_AREA = 0.004
-"""Smallest visible share of each thing of a target that is a union."""
+"""Smallest visible share of each object of a target that is a union."""
 VISIBLE_AREA = 0.003
-"""A thing that shows less than this share is hidden: nothing is asked whose answer depends on it."""
+"""An object that shows less than this share is hidden: nothing is asked whose answer depends on it."""
 SIZE_RATIO = 1.4
-"""The biggest thing has at least this many times the visible area of the next one."""
+"""The biggest object has at least this many times the visible area of the next one."""
 POSITION_MARGIN = 0.08
-"""The leftmost thing's centre is at least this far (in 0..1 of the width) from the next one's; others alike."""
+"""The leftmost object's centre is at least this far (in 0..1 of the width) from the next one's; others alike."""
 NEARNESS_RATIO = 1.3
-"""The nearest thing is at least this many times nearer than the next one."""
+"""The nearest object is at least this many times nearer than the next one."""
 
 Extreme = Literal["biggest", "smallest", "leftmost", "rightmost", "topmost", "bottommost"]
 Relation = Literal["left of", "right of", "above", "below", "next to"]
@@ -39,16 +38,9 @@ _EDGES = {"leftmost": (0, 1.0), "rightmost": (2, -1.0), "topmost": (1, 1.0), "bo
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A word for things of a scene and the things it covers.
+    """A word for objects of a scene, as in "the {word}", "all {plural}", "a {counted}", and the objects it covers.
 
-    Attributes:
-        word: as in "the {word}".
-        plural: as in "all {plural}".
-        counted: as in "a {counted}".
-        is_plural: whether "the {word}" takes "are".
-        kind: what sort of word it is.
-        members: indices of the scene's things that it covers.
-        group: the group that its things belong to, None for things of any group.
+    members: indices of these. group: the group that its objects belong to, None for objects of any group.
     """
 
     word: str
@@ -66,65 +58,50 @@ class Noun:
 
 
 def is_a(name: str, other: str) -> bool:
-    """Whether a thing called ``name`` may also be called ``other``: a palm tree is a tree."""
+    """Whether a thing called `name` may also be called `other`: a palm tree is a tree."""
     return name == other or name.endswith(f" {other}")
 
 
 @cache
-def _named(name: str) -> tuple[str, ...]:
-    """Names of all classes that may be called ``name``."""
+def _called(name: str) -> tuple[str, ...]:
+    """Names of all classes that may be called `name`."""
     return tuple(other for other in CLASSES if is_a(other, name))
 
 
-class Layout:
-    """The facts of one scene.
-
-    Args:
-        scene: what lies where.
-        areas: (T,) visible share of the image of each thing.
-        boxes: (T, 4) x0, y0, x1, y1 of the visible parts, in 0..1 of width and height.
-
-    Raises:
-        ReadsegError: if areas or boxes do not fit the scene.
-    """
+class SceneFacts:
+    """The facts of a scene of T objects; areas (T,) and boxes (T, 4) of their visible parts as in `RenderedScene`."""
 
     def __init__(self, scene: Scene, areas: np.ndarray, boxes: np.ndarray) -> None:
-        count = len(scene.things)
-        if np.shape(areas) != (count,) or np.shape(boxes) != (count, 4):
-            raise ReadsegError(
-                f"a scene of {count} things needs areas ({count},) and boxes ({count}, 4), "
-                f"got {np.shape(areas)} and {np.shape(boxes)}"
-            )
+        count = len(scene.objects)
+        assert np.shape(areas) == (count,) and np.shape(boxes) == (count, 4)
         self.scene = scene
-        self.names = tuple(thing.name for thing in scene.things)
+        self.names = tuple(obj.name for obj in scene.objects)
         self.groups = tuple(CLASSES[name].group for name in self.names)
-        self.tints = tuple(thing.tint for thing in scene.things)
+        self.tints = tuple(obj.tint for obj in scene.objects)
         self.tinted = count > 0 and all(tint is not None for tint in self.tints)
         self.areas: list[float] = np.asarray(areas, float).tolist()
         self.boxes: list[list[float]] = np.asarray(boxes, float).tolist()
         self.centres = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in self.boxes]
 
     @cached_property
-    def things(self) -> Noun:
-        """The noun that covers everything."""
+    def everything(self) -> Noun:
+        """The noun that covers every object."""
         return Noun("thing", "things", "thing", False, "thing", tuple(range(len(self.names))), None)
 
     @cached_property
-    def classes(self) -> tuple[Noun, ...]:
+    def class_nouns(self) -> tuple[Noun, ...]:
         """One noun per class that is there."""
         return tuple(self.class_noun(name) for name in dict.fromkeys(self.names))
 
     @cached_property
-    def supers(self) -> tuple[Noun, ...]:
+    def group_nouns(self) -> tuple[Noun, ...]:
         """One noun per group, and per group of groups, that is there."""
-        every = (*GROUPS.values(), *WIDE_GROUPS.values())
-        nouns = (self.group_noun(group) for group in every)
+        nouns = (self.group_noun(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values()))
         return tuple(noun for noun in nouns if noun.members)
 
     def class_noun(self, name: str) -> Noun:
         """The noun of a class, there or not."""
-        c: Class = CLASSES[name]
-        covered = _named(name)
+        c, covered = CLASSES[name], _called(name)
         members = tuple(i for i, n in enumerate(self.names) if n in covered)
         return Noun(c.name, c.plural, c.counted, c.is_plural, "class", members, c.group)
 
@@ -133,16 +110,16 @@ class Layout:
         members = tuple(i for i, n in enumerate(self.names) if n in group.classes)
         return Noun(group.singular, group.plural, group.singular, False, "group", members, group.name)
 
-    def clear(self, members: tuple[int, ...]) -> bool:
-        """Whether none of these things is hidden."""
+    def are_visible(self, members: tuple[int, ...]) -> bool:
+        """Whether none of these objects is hidden."""
         return all(self.areas[i] >= VISIBLE_AREA for i in members)
 
     def answerable(self, index: int) -> bool:
-        """Whether the thing can be the only target of a [SEG]: neither too small nor too large."""
+        """Whether the object can be the only target of a [SEG]: neither too small nor too large."""
         return TARGET_AREA[0] <= self.areas[index] <= TARGET_AREA[1]
 
     def answerable_union(self, members: tuple[int, ...]) -> bool:
-        """Whether these things together can be the target of a [SEG]."""
+        """Whether these objects together can be the target of a [SEG]."""
         parts = [self.areas[i] for i in members]
         return min(parts) >= PART_AREA and TARGET_AREA[0] <= sum(parts) <= 2.5 * TARGET_AREA[1]
 
@@ -151,12 +128,12 @@ class Layout:
         return members[0] if len(members) == 1 and self.answerable(members[0]) else None
 
     def extreme(self, members: tuple[int, ...], which: Extreme) -> int | None:
-        """The biggest, leftmost, ... of at least two things, None where it is not clear.
+        """The biggest, leftmost, ... of at least two objects, None where it is not clear.
 
-        Biggest and smallest: by visible area, ``SIZE_RATIO`` from the next one, and the areas of the boxes agree.
-        Leftmost and so on: by the centre, ``POSITION_MARGIN`` from the next one, and the edges agree.
+        Biggest and smallest: by visible area, `SIZE_RATIO` from the next one, and the areas of the boxes agree.
+        Leftmost and so on: by the centre, `POSITION_MARGIN` from the next one, and the edges agree.
         """
-        if len(members) < 2 or not self.clear(members):
+        if len(members) < 2 or not self.are_visible(members):
             return None
         if which in ("biggest", "smallest"):
             sign = -1.0 if which == "biggest" else 1.0
@@ -179,7 +156,7 @@ class Layout:
         return (x1 - x0) * (y1 - y0)
 
     def _offset(self, index: int, anchor: int) -> tuple[float, float]:
-        """From the anchor's centre to the thing's, in shares of the shorter side."""
+        """From the anchor's centre to the object's, in shares of the shorter side."""
         short = min(self.scene.height, self.scene.width)
         dx = (self.centres[index][0] - self.centres[anchor][0]) * self.scene.width / short
         dy = (self.centres[index][1] - self.centres[anchor][1]) * self.scene.height / short
@@ -189,12 +166,12 @@ class Layout:
         """The member that lies, say, to the left of the anchor: the nearest one on that side.
 
         With d the offset from anchor to member, a = d . u along the direction u and c = |d| across it: a member lies
-        clearly on that side if a >= ``POSITION_MARGIN`` and c <= 0.8 a, perhaps if a > 0 and c <= 2 a. The answer is
+        clearly on that side if a >= `POSITION_MARGIN` and c <= 0.8 a, perhaps if a > 0 and c <= 2 a. The answer is
         the nearest clear one; None if there is none, or if another that lies there perhaps is less than
-        ``NEARNESS_RATIO`` times as far. "next to" is the nearest of all things in the scene, if it is a member.
+        `NEARNESS_RATIO` times as far. "next to" is the nearest of all objects in the scene, if it is a member.
         """
-        others = tuple(i for i in (self.things.members if relation == "next to" else members) if i != anchor)
-        if not self.clear((*others, anchor)):
+        others = tuple(i for i in (self.everything.members if relation == "next to" else members) if i != anchor)
+        if not self.are_visible((*others, anchor)):
             return None
         near: list[tuple[float, bool, int]] = []
         for i in others:
@@ -215,7 +192,7 @@ class Layout:
 
     def none_related(self, members: tuple[int, ...], relation: Relation, anchor: int) -> bool:
         """Whether no member can be said to lie on that side: all are level with the anchor or beyond it."""
-        if relation == "next to" or not self.clear((*members, anchor)):
+        if relation == "next to" or not self.are_visible((*members, anchor)):
             return False
         offsets = (self._offset(i, anchor) for i in members if i != anchor)
         return all(self._along(dx, dy, relation)[0] <= 0.02 for dx, dy in offsets)
@@ -226,14 +203,14 @@ class Layout:
         return dx * ux + dy * uy, abs(dx * uy) + abs(dy * ux)
 
     def similar(self, group: str | None) -> int | None:
-        """The largest visible thing of the group (or group of groups), to name in a refusal."""
+        """The largest visible object of the group (or group of groups), to name in a refusal."""
         if group is None:
             return None
         names = (GROUPS.get(group) or WIDE_GROUPS[group]).classes
-        return self.similar_of(tuple(i for i, n in enumerate(self.names) if n in names))
+        return self.largest(tuple(i for i, n in enumerate(self.names) if n in names))
 
-    def similar_of(self, members: tuple[int, ...]) -> int | None:
-        """The largest visible one of these things."""
+    def largest(self, members: tuple[int, ...]) -> int | None:
+        """The largest of these objects, None if all are hidden."""
         visible = [i for i in members if self.areas[i] >= VISIBLE_AREA]
         return max(visible, key=lambda i: self.areas[i]) if visible else None
 

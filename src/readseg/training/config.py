@@ -121,7 +121,7 @@ class ReadStageConfig(SceneStageConfig):
             learns text and map, which is cheap.
         false_premise: share of the segmentation questions whose object is not there.
         plain: share of questions that are answered in words.
-        strange: share of the absent classes that are words which no class has; see `data.scenes.questions.ask`.
+        strange: share of the absent classes that are words which no class has; see `scenes.questions.ask`.
         tinted: share of the scenes in which every thing is painted in a tint; only there colours are asked for.
         next_turn: share of the steps whose questions come in conversations of two turns, instead of standing alone.
         new_wordings: share of the questions worded by the extra templates of `readseg.scenes.phrases`.

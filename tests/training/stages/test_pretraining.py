@@ -30,7 +30,7 @@ def test_vision_labels_say_what_lies_under_the_patch() -> None:
     scenes = [make_scene(VISION.first_seed + i, count=(4, 8)) for i in range(2)]
     scenes += [make_scene(VISION.first_seed + i, count=(7, 12)) for i in range(2)]
     assert found
-    assert found <= {thing.name for scene in scenes for thing in scene.things}
+    assert found <= {thing.name for scene in scenes for thing in scene.objects}
 
 
 def test_mask_prompts_lie_in_the_frame_and_targets_leave_padding_out() -> None:

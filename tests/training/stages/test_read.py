@@ -92,7 +92,7 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
     batch = built.batch(0, 0, 1)
     scene = make_scene(OPTIONS.first_seed + 2 * int(np.random.default_rng([0, 0, 5]).permutation(3)[0]))
     drawn = render(scene)
-    cover = cell_coverage(drawn.masks, 4).reshape(len(scene.things), -1)
+    cover = cell_coverage(drawn.masks, 4).reshape(len(scene.objects), -1)
     shown = cover.max(0) >= 0.35
     assert shown.any()
     for name, values in batch["sight"].items():
@@ -101,7 +101,7 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
     for cell in np.flatnonzero(shown):
         thing = cover[:, cell].argmax()
         x0, y0, x1, y1 = drawn.boxes[thing]
-        assert TRAINED[batch["sight"]["names"][0, cell] - 1] == scene.things[thing].name
+        assert TRAINED[batch["sight"]["names"][0, cell] - 1] == scene.objects[thing].name
         assert batch["sight"]["columns"][0, cell] == int(4 * (x0 + x1))
         assert batch["sight"]["rows"][0, cell] == int(4 * (y0 + y1))
     built(batch)["loss"].backward()
@@ -113,7 +113,7 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
 def test_scenes_are_tinted_as_often_as_the_recipe_says(tmp_path: Path, share: float) -> None:
     built = stage(tmp_path, tinted=share)
     lesson = sample_scene_batch(built.options, 0, 0)
-    assert {thing.tint is not None for scene in lesson.scenes for thing in scene.things} == {bool(share)}
+    assert {thing.tint is not None for scene in lesson.scenes for thing in scene.objects} == {bool(share)}
     assert ((built.batch(0, 0, 1)["sight"]["tints"] > 0).any() == bool(share)).item()
 
 

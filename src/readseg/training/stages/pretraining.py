@@ -22,29 +22,29 @@ from readseg.core.token_grid import cell_coverage
 from readseg.model.losses import mask_losses
 from readseg.model.processing import ReadProcessor
 from readseg.scenes.classes import TINTS, TRAINED
-from readseg.scenes.render import Rendered, Scene, make_scene, render
+from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import MaskStageConfig, VisionStageConfig
 from readseg.training.stages.initialise import initialise, initialise_sam
 
 
-def scene_of(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, Rendered]:
+def scene_of(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, RenderedScene]:
     """A training scene; a share ``dense`` of them holds up to 12 things, which teaches more per image."""
     scene = make_scene(seed, count=(7, 12) if rng.random() < dense else (4, 8))
     return scene, render(scene)
 
 
-def under_cells(scene: Scene, drawn: Rendered, side: int) -> dict[str, np.ndarray]:
+def under_cells(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, np.ndarray]:
     """What each cell of a side x side grid shows: ``names``, ``tints``, ``front`` (N,).
 
     Names count from 1 in the order of `TRAINED` (0: nothing there; -100: a border of things, left out), tints from 1
     in the order of `TINTS` (0: the thing's own colours; -100: nothing there). ``front`` is the index of the thing that
     covers the cell most.
     """
-    cover = cell_coverage(drawn.masks, side).reshape(len(scene.things), -1)
+    cover = cell_coverage(drawn.masks, side).reshape(len(scene.objects), -1)
     front, share = cover.argmax(0), cover.max(0)
     on, off = share >= 0.35, cover.sum(0) < 0.03
-    class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.things])
-    tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.things])
+    class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.objects])
+    tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.objects])
     return {
         "names": np.where(on, class_ids[front], np.where(off, 0, -100)),
         "tints": np.where(on, tint_ids[front], -100),
@@ -239,7 +239,7 @@ class MaskStage(nn.Module):
         }
 
 
-def _target(drawn: Rendered, rng: np.random.Generator) -> np.ndarray:
+def _target(drawn: RenderedScene, rng: np.random.Generator) -> np.ndarray:
     """The mask of one visible thing, or of two or three of them (one time in five)."""
     visible = np.flatnonzero(drawn.areas > 0.004)
     many = int(rng.integers(2, 4)) if rng.random() < 0.2 else 1

@@ -30,8 +30,8 @@ from readseg.model.packing import pack
 from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
 from readseg.model.prompt_format import ASSISTANT, Turn
 from readseg.scenes.classes import TINTS, TRAINED
-from readseg.scenes.questions import ask, from_scene
-from readseg.scenes.render import Rendered, Scene, make_scene, render
+from readseg.scenes.questions import ask, make_sample
+from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.feature_cache import cached
 from readseg.training.stages.initialise import initialise
@@ -62,7 +62,7 @@ def build_processor(recipe: TrainConfig) -> ReadProcessor:
     for seed in range(2_000_000, 2_000_000 + VOCABULARY_SCENES):
         scene = make_scene(seed)
         drawn = render(scene)
-        for question in ask(scene, drawn.areas, drawn.boxes, rng, count=16, new_wordings=wordings):
+        for question in ask(scene, drawn.areas, drawn.boxes, rng, count=16, extra_template_rate=wordings):
             # The words before each answer are in every sequence: whole tokens make these a third shorter.
             texts += [question.question, ASSISTANT.strip(), question.answer]
     tokenizer = build_tiny_tokenizer(texts, recipe.vocabulary)
@@ -89,7 +89,7 @@ class SceneBatch:
 
     first_seed: int
     scenes: list[Scene]
-    drawn: list[Rendered]
+    drawn: list[RenderedScene]
     samples: list[Sample]
     rng: np.random.Generator
 
@@ -117,7 +117,7 @@ def sample_scene_batch(options: ReadStageConfig, seed: int, step: int, rank: int
     return SceneBatch(first, scenes, drawn, samples, rng)
 
 
-def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.random.Generator) -> Sample:
+def _sample(options: ReadStageConfig, scene: Scene, drawn: RenderedScene, rng: np.random.Generator) -> Sample:
     questions = ask(
         scene,
         drawn.areas,
@@ -125,12 +125,12 @@ def _sample(options: ReadStageConfig, scene: Scene, drawn: Rendered, rng: np.ran
         rng,
         count=options.questions_per_image,
         kinds=options.kinds or None,
-        false_premise=options.false_premise,
-        plain=options.plain,
-        new_wordings=options.new_wordings,
-        strange=options.strange,
+        false_premise_rate=options.false_premise,
+        text_only_rate=options.plain,
+        extra_template_rate=options.new_wordings,
+        unknown_noun_rate=options.strange,
     )
-    return from_scene(f"scene-{scene.seed}", drawn, questions)
+    return make_sample(f"scene-{scene.seed}", drawn, questions)
 
 
 class ReadStage(nn.Module):
@@ -284,7 +284,7 @@ def _conversations(sample: Sample, turns_each: int) -> list[Sequence[SampleTurn]
     return [sample.turns[k : k + turns_each] for k in range(0, len(sample.turns), turns_each)]
 
 
-def cell_attribute_targets(scenes: Sequence[Scene], drawn: Sequence[Rendered], side: int) -> dict[str, Tensor]:
+def cell_attribute_targets(scenes: Sequence[Scene], drawn: Sequence[RenderedScene], side: int) -> dict[str, Tensor]:
     """What each cell of a side x side grid shows, for linear heads on image tokens.
 
     Returns:
