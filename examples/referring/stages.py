@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import Fused, Packed, Referrer, ReferringConfig, build_cnn, pack_questions, question_ids
+from readseg.checkpoints.load import digest
 from readseg.core.masks import union
 from readseg.core.token_grid import cell_coverage
 from readseg.model import losses
 from readseg.model.mask_prompts import Points, full_precision
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import ReadStageConfig, VisionStageConfig
-from readseg.training.feature_cache import cached, digest
-from readseg.training.stages.initialise import initialise
-from readseg.training.stages.pretraining import vision_batch, vision_heads, vision_losses
+from readseg.training.feature_cache import FeatureCache
+from readseg.training.stages.pretraining import initialise, vision_batch, vision_heads, vision_losses
 from readseg.training.stages.read import TOKEN_ATTRIBUTES, cell_attribute_targets, sample_scene_batch
 
 
@@ -109,7 +109,7 @@ class FusionStage(nn.Module):
         for module in (self.model.cnn, self.model.sam):
             module.requires_grad_(False)
         self.model.sam.mask_decoder.requires_grad_(True)
-        self.processor, self.options, self.seed, self.cache = processor, options, seed, cache
+        self.processor, self.options, self.seed, self.cache = processor, options, seed, FeatureCache(cache)
         self.weights = config
         self.key = digest((self.model.cnn, self.model.sam.vision_encoder))
 
@@ -126,10 +126,10 @@ class FusionStage(nn.Module):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with the questions of this step."""
         options, sizes = self.options, self.model.config
-        lesson = sample_scene_batch(options, self.seed, step, rank, world)
-        images = [Image.fromarray(np.asarray(sample.image)) for sample in lesson.samples]
-        key = f"{self.key}-{lesson.first_seed}-{options.images_per_step}"
-        turns = [[turn for turn in sample.turns if turn.present is not None] for sample in lesson.samples]
+        sampled = sample_scene_batch(options, self.seed, step, rank, world)
+        images = [Image.fromarray(np.asarray(sample.image)) for sample in sampled.samples]
+        key = f"{self.key}-{sampled.first_seed}-{options.images_per_step}"
+        turns = [[turn for turn in sample.turns if turn.present is not None] for sample in sampled.samples]
         rows = [[question_ids(self.processor.tokenizer, turn.question) for turn in row] for row in turns]
         packed = pack_questions(rows, self.processor.config.seg_token_id, sizes.longest)
         flat = [turn for row in turns for turn in row]
@@ -138,16 +138,16 @@ class FusionStage(nn.Module):
         wanted = options.masks_per_step or len(there)
         warm = step >= options.mask_warmup_steps
         return packed._asdict() | {
-            "features": cached(self.cache, key, lambda: self._encode(images)),
+            "features": self.cache.get_or_compute(key, lambda: self._encode(images)),
             "frames": tuple(self.processor.frame(image) for image in images),
             "present": torch.tensor([float(bool(turn.present)) for turn in flat]),
             "there": torch.tensor(there, dtype=torch.long),
             "masks": [torch.from_numpy(mask.astype(np.uint8)) for mask in masks],
             "coverage": _coverage(masks, sizes.grid).flatten(1),
             "fine": (_coverage(masks, 8 * sizes.grid) > 0.5).to(torch.uint8),
-            "decoded": torch.from_numpy(np.sort(lesson.rng.permutation(len(there))[: wanted if warm else 0])),
+            "decoded": torch.from_numpy(np.sort(sampled.rng.permutation(len(there))[: wanted if warm else 0])),
             "warm": warm,
-            "sight": cell_attribute_targets(lesson.scenes, lesson.drawn, sizes.grid),
+            "sight": cell_attribute_targets(sampled.scenes, sampled.rendered, sizes.grid),
         }
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import read_result
 from readseg.model.mask_prompts import Points, masks_from_prompts
 from readseg.training.config import load_recipe
-from readseg.training.stages.initialise import initialise
+from readseg.training.stages.pretraining import initialise
 from readseg.training.stages.read import sample_scene_batch
 from small import small_config, small_tokenizer
 

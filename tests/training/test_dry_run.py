@@ -12,8 +12,8 @@ from rich.console import Console
 from commandline import run
 from readseg.checkpoints.adapters import Base, open_base
 from readseg.training.config import load_recipe, with_start
-from readseg.training.dry_run import memory, sizes, tell
-from readseg.training.stages.finetuning import mixture_of, trained_config
+from readseg.training.dry_run import count_weights, estimate_memory, print_dry_run
+from readseg.training.stages.finetuning import open_mixture, trained_config
 from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_llava, write_released, write_sam
 from tuned import options, stage
 
@@ -42,7 +42,7 @@ def printed(data: Path, start: Path, preset: str, *changes: str) -> str:
     chosen = recipe.stages[0]
     stream = io.StringIO()
     base = Base(chosen.start, family=chosen.family)
-    tell(Console(file=stream, width=160), open_base(base), chosen, mixture_of(chosen, data, 0), 0, 1)
+    print_dry_run(Console(file=stream, width=160), open_base(base), chosen, open_mixture(chosen, data, 0), 0, 1)
     return re.sub(r"[│┃ ]+", " ", stream.getvalue())
 
 
@@ -63,7 +63,7 @@ def test_read_7b_prints_the_published_settings(sesame: Path, mini: Path) -> None
 def test_sizes_are_those_of_the_checkpoint(sesame: Path) -> None:
     chosen = options(sesame, lora_rank=3)
     checkpoint = open_base(Base(str(sesame), family="read"))
-    counted = sizes(trained_config(checkpoint.config, chosen), chosen)
+    counted = count_weights(trained_config(checkpoint.config, chosen), chosen)
     shapes = language_shapes("sesame") | sam_shapes() | tower_shapes()
     assert counted.total == count(shapes) + 1  # the bias of the auxiliary loss
     rows = count({"t": shapes["lm_head.weight"]})
@@ -80,19 +80,19 @@ def test_trained_weights_are_those_that_a_stage_moves(start: Path, mini: Path, t
     moved = sum(weight.numel() for weight in built.model.parameters() if weight.requires_grad)
     checkpoint = open_base(Base(str(start)))
     chosen = options(start)
-    assert sizes(trained_config(checkpoint.config, chosen), chosen).all_trained == moved
+    assert count_weights(trained_config(checkpoint.config, chosen), chosen).trained.total() == moved
 
 
 def test_memory_follows_the_formula(sesame: Path) -> None:
     chosen = options(sesame, gradient_checkpointing=True, ema_decay=0.9)
     config = open_base(Base(str(sesame), family="read")).config
-    counted = sizes(config, chosen)
-    estimate = memory(config, chosen, counted, rows=2, length=100)
-    trained = counted.all_trained
+    counted = count_weights(config, chosen)
+    estimate = estimate_memory(config, chosen, counted, rows=2, length=100)
+    trained = counted.trained.total()
     assert estimate["AdamW"] == 8 * trained and estimate["gradients"] == estimate["running mean"] == 4 * trained
     one = 100 * 2 * SMALL.width * (34 + 5 * 2 * 100 / SMALL.width)
     assert estimate["activations"] == 2 * one + SMALL.layers * 4 * 100 * 2 * SMALL.width  # a layer twice: float32
-    without = memory(config, options(sesame), sizes(config, options(sesame)), rows=2, length=100)
+    without = estimate_memory(config, options(sesame), count_weights(config, options(sesame)), rows=2, length=100)
     assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
 
 

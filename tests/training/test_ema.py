@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from readseg.training.ema import Ema
+from readseg.training.loop import Ema
 
 
 def test_it_is_the_weighted_mean_of_what_the_weights_were() -> None:

@@ -1,13 +1,14 @@
-"""What frozen encoders say of an image, computed once and kept on disk.
+"""Outputs of frozen encoders for an image, computed once and kept on disk.
 
 A file is named by what it was computed from: a digest of the encoders' weights, and of the image's pixels or of the
-seeds that it was drawn from. Other weights or other images never find it. It is written beside its place and moved
-there.
+seeds that it was drawn from. Other weights or other images never get it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,6 @@ from torch import Tensor
 
 from readseg.core.io import atomic_write
 
-_ENDING = ".safetensors"
-
 
 def image_digest(image: Image.Image) -> str:
     """Of an image's size and pixels: 32 hexadecimal digits."""
@@ -29,39 +28,45 @@ def image_digest(image: Image.Image) -> str:
     return blake.hexdigest()
 
 
-def look_up(folder: Path, key: str) -> dict[str, Tensor] | None:
-    """The tensors under a key; None where there are none, or their file is damaged (it is removed)."""
-    path = folder / f"{key}{_ENDING}"
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError:
-        path.unlink(missing_ok=True)
-        return None
+class FeatureCache:
+    """Tensors by key in the files of a folder; `limit` is how many bytes this process may still add."""
 
+    def __init__(self, folder: Path, limit: float = math.inf) -> None:
+        self.folder, self.limit = folder, limit
 
-def keep(folder: Path, key: str, tensors: dict[str, Tensor]) -> int:
-    """Writes tensors under a key; returns the size of their file in bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{key}{_ENDING}"
-    with atomic_write(path) as place:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place)
-    return path.stat().st_size
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors of a key; None where there are none, or their file is damaged (it is removed)."""
+        path = self._path(key)
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            return None
+        except SafetensorError:
+            path.unlink(missing_ok=True)
+            return None
 
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps tensors where the limit allows it; a disk that is full ends caching, not training."""
+        if self.limit <= 0:
+            return
+        path = self._path(key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as partial:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+            self.limit -= path.stat().st_size
+        except (OSError, SafetensorError) as error:
+            self.limit = 0.0
+            warnings.warn(f"{self.folder}: nothing more is cached: {error}", UserWarning, stacklevel=2)
 
-def cached(folder: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors under a key, from disk if they are there, else computed and kept in bfloat16.
+    def get_or_compute(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a key in bfloat16: rounded whether they were there or not, so no run depends on that."""
+        tensors = self.get(key)
+        if tensors is None:
+            computed = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in compute().items()}
+            tensors = {name: tensor.contiguous() for name, tensor in computed.items()}  # as from disk
+            self.put(key, tensors)
+        return tensors
 
-    Both ways give the same rounded values, so a run does not depend on what was cached before.
-
-    Args:
-        folder: where the files are; made if absent.
-        key: name of the entry.
-        compute: called where the entry is absent or its file is damaged.
-    """
-    found = look_up(folder, key)
-    if found is None:
-        found = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in compute().items()}
-        keep(folder, key, found)
-    return found
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"

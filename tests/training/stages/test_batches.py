@@ -1,4 +1,4 @@
-"""Batches: every [SEG] with its mask, conversations that fit, and the cells that a mask covers."""
+"""Collator: every [SEG] with its mask, conversations that fit, and the cells that a mask covers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from readseg.data.mixture import Mixture, parse_ratio
-from readseg.training.stages.batches import Batches
+from readseg.training.stages.finetuning import Collator
 from small import small_processor
 from tuned import options
 
 
-def batches(start: Path, data: Path, **changes: object) -> Batches:
+def batches(start: Path, data: Path, **changes: object) -> Collator:
     chosen = options(start, **changes)
-    return Batches(Mixture(data, parse_ratio(chosen.ratio), seed=3), small_processor(), chosen, 3)
+    return Collator(Mixture(data, parse_ratio(chosen.ratio), seed=3), small_processor(), chosen, 3)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -35,7 +35,7 @@ def test_each_seg_has_its_mask_in_the_size_of_its_image(start: Path, mini: Path,
 def test_masks_follow_their_questions_when_rows_are_sorted(start: Path, mini: Path) -> None:
     made = batches(start, mini)
     drawn = next(d for d in map(made.mixture.draw, range(99)) if len({len(t.question) for t in d.sample.turns}) > 2)
-    rows = made.rows(drawn)
+    rows = made.conversations(drawn)
     assert [len(row.ids) for row in rows] == sorted((len(row.ids) for row in rows), reverse=True)
     by_question = {turn.question: turn.masks for turn in drawn.sample.turns}
     for row in rows:
@@ -47,12 +47,12 @@ def test_masks_follow_their_questions_when_rows_are_sorted(start: Path, mini: Pa
 
 def test_a_long_conversation_loses_its_last_rounds(start: Path, mini: Path) -> None:
     long = batches(start, mini, ratio="0:0:0:1:0:0", max_tokens=4096)
-    whole = max((long.rows(long.mixture.draw(n))[0] for n in range(8)), key=lambda row: len(row.turns))
+    whole = max((long.conversations(long.mixture.draw(n))[0] for n in range(8)), key=lambda row: len(row.turns))
     assert len(whole.turns) > 1
     drawn = next(d for d in map(long.mixture.draw, range(8)) if len(d.sample.turns) == len(whole.turns))
-    room = len(long.rows(drawn)[0].ids) - 1
+    room = len(long.conversations(drawn)[0].ids) - 1
     short = batches(start, mini, ratio="0:0:0:1:0:0", max_tokens=max(32, room))
-    (row,) = short.rows(drawn)
+    (row,) = short.conversations(drawn)
     assert 0 < len(row.turns) < len(drawn.sample.turns)
     assert row.turns == list(drawn.sample.turns[: len(row.turns)])
     assert len(row.ids) <= room

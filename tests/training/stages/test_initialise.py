@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import SamModel
 
-from readseg.training.stages.initialise import initialise, initialise_sam
+from readseg.training.stages.pretraining import initialise, initialise_sam
 from small import small_config
 
 

@@ -95,15 +95,15 @@ def test_sight_says_what_the_cells_show(tmp_path: Path) -> None:
     cover = cell_coverage(drawn.masks, 4).reshape(len(scene.objects), -1)
     shown = cover.max(0) >= 0.35
     assert shown.any()
-    for name, values in batch["sight"].items():
+    for name, values in batch["attributes"].items():
         assert values.shape == (2, 16)
         assert ((values[0].numpy() > (0 if name == "names" else -1)) == shown).all(), name
     for cell in np.flatnonzero(shown):
         thing = cover[:, cell].argmax()
         x0, y0, x1, y1 = drawn.boxes[thing]
-        assert TRAINED[batch["sight"]["names"][0, cell] - 1] == scene.objects[thing].name
-        assert batch["sight"]["columns"][0, cell] == int(4 * (x0 + x1))
-        assert batch["sight"]["rows"][0, cell] == int(4 * (y0 + y1))
+        assert TRAINED[batch["attributes"]["names"][0, cell] - 1] == scene.objects[thing].name
+        assert batch["attributes"]["columns"][0, cell] == int(4 * (x0 + x1))
+        assert batch["attributes"]["rows"][0, cell] == int(4 * (y0 + y1))
     built(batch)["loss"].backward()
     assert all(head.weight.grad is not None for head in built.heads.values())
     assert not any(name.startswith("heads") for name in built.model.state_dict())
@@ -114,7 +114,7 @@ def test_scenes_are_tinted_as_often_as_the_recipe_says(tmp_path: Path, share: fl
     built = stage(tmp_path, tinted=share)
     lesson = sample_scene_batch(built.options, 0, 0)
     assert {thing.tint is not None for scene in lesson.scenes for thing in scene.objects} == {bool(share)}
-    assert ((built.batch(0, 0, 1)["sight"]["tints"] > 0).any() == bool(share)).item()
+    assert ((built.batch(0, 0, 1)["attributes"]["tints"] > 0).any() == bool(share)).item()
 
 
 def test_features_are_those_of_the_scenes_as_they_were_tinted(tmp_path: Path) -> None:

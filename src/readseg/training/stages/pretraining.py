@@ -1,6 +1,8 @@
 """Stages 0 and 1: the mask model and the vision tower, each trained alone on scenes before they are frozen.
 
-Both draw their scenes from the step's number, so a batch is a function of the step.
+Both draw their scenes from the step's number, so a batch is a function of the step. How a model without pre-trained
+parts begins is here too: the stock classes draw every layer with a fixed small deviation, made for fine-tuning, and
+from nothing they hardly learn.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from transformers import CLIPVisionModel, SamModel
 
 from readseg.core.frames import Frame
@@ -24,16 +27,62 @@ from readseg.model.processing import ReadProcessor
 from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import MaskStageConfig, VisionStageConfig
-from readseg.training.stages.initialise import initialise, initialise_sam
 
 
-def scene_of(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, RenderedScene]:
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Draw all weights anew: W ~ N(0, 1 / fan_in), biases 0, norms 1 and 0, embeddings N(0, 0.3^2).
+
+    Every layer keeps the variance of its input. The fan-in of a convolution is channels times kernel area. Call
+    ``torch.manual_seed`` first.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            is_transposed = isinstance(layer, nn.ConvTranspose2d)
+            fan_in = layer.weight.shape[0] if is_transposed else layer.weight[0].numel()
+            layer.weight.normal_(0.0, fan_in**-0.5)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        elif isinstance(layer, nn.Embedding):
+            layer.weight.normal_(0.0, 0.3)
+        elif "norm" in type(layer).__name__.lower():
+            for name, parameter in layer.named_parameters(recurse=False):
+                parameter.fill_(1.0 if name == "weight" else 0.0)
+    for name, parameter in module.named_parameters():
+        if name.endswith(("class_embedding", "pos_embed")):
+            parameter.normal_(0.0, 0.3)
+        elif name.endswith(("rel_pos_h", "rel_pos_w")):
+            parameter.zero_()
+
+
+@torch.no_grad()
+def initialise_sam(sam: SamModel) -> None:
+    """:func:`initialise`, then what lets a mask decoder learn from points at once.
+
+    Point, mask and IoU tokens ~ N(0, 1) as in the original SAM; random Fourier features of deviation 1; and in every
+    cross-attention W_q = W_k, so that a point's position code first attends to the same code in the image.
+    """
+    initialise(sam)
+    prompt, decoder = sam.prompt_encoder, sam.mask_decoder
+    for embedding in (*prompt.point_embed, prompt.not_a_point_embed, decoder.iou_token, decoder.mask_tokens):
+        embedding.weight.normal_(0.0, 1.0)
+    sam.shared_image_embedding.positional_embedding.normal_(0.0, 1.0)
+    shared = prompt.shared_embedding.positional_embedding
+    shared.copy_(sam.shared_image_embedding.positional_embedding)
+    attentions = [decoder.transformer.final_attn_token_to_image]
+    for layer in decoder.transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in attentions:
+        attention.q_proj.weight.copy_(attention.k_proj.weight)
+
+
+def training_scene(seed: int, dense: float, rng: np.random.Generator) -> tuple[Scene, RenderedScene]:
     """A training scene; a share ``dense`` of them holds up to 12 things, which teaches more per image."""
     scene = make_scene(seed, count=(7, 12) if rng.random() < dense else (4, 8))
     return scene, render(scene)
 
 
-def under_cells(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, np.ndarray]:
+def cell_labels(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, np.ndarray]:
     """What each cell of a side x side grid shows: ``names``, ``tints``, ``front`` (N,).
 
     Names count from 1 in the order of `TRAINED` (0: nothing there; -100: a border of things, left out), tints from 1
@@ -64,37 +113,31 @@ def vision_heads(width: int) -> nn.ModuleDict:
 
 
 def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> dict[str, Tensor]:
-    """Scenes with what lies under each of the N cells of a side x side grid, one scene for each seed.
+    """Scenes with the content of each of the N cells of a side x side grid, one scene for each seed.
 
-    Returns:
-        ``pixels`` (B, 3, s, s), ``names``, ``tints`` (B, N) as `under_cells` numbers them, ``boxes`` (B, N, 4).
+    ``pixels`` (B, 3, s, s), ``names``, ``tints`` (B, N) as `cell_labels` numbers them, ``boxes`` (B, N, 4).
     """
-    pixels, names, tints, boxes = [], [], [], []
+    scenes = []
     for seed in seeds:
-        scene, drawn = scene_of(seed, 0.6, np.random.default_rng([seed, 1]))
-        pixels.append(processor.lmm_pixels(Image.fromarray(drawn.image)))
-        under = under_cells(scene, drawn, side)
-        names.append(under["names"])
-        tints.append(under["tints"])
-        boxes.append(drawn.boxes[under["front"]].astype(np.float32))
-    return {
-        "pixels": torch.stack(pixels),
-        "names": torch.from_numpy(np.stack(names)),
-        "tints": torch.from_numpy(np.stack(tints)),
-        "boxes": torch.from_numpy(np.stack(boxes)),
-    }
+        scene, drawn = training_scene(seed, 0.6, np.random.default_rng([seed, 1]))
+        labels = cell_labels(scene, drawn, side)
+        scenes.append(
+            {
+                "pixels": processor.lmm_pixels(Image.fromarray(drawn.image)),
+                "names": torch.from_numpy(labels["names"]),
+                "tints": torch.from_numpy(labels["tints"]),
+                "boxes": torch.from_numpy(drawn.boxes[labels["front"]].astype(np.float32)),
+            }
+        )
+    return default_collate(scenes)
 
 
 def vision_losses(
     heads: nn.ModuleDict, states: Tensor, batch: dict[str, Tensor], centres: Tensor | float = 0.0
 ) -> dict[str, Tensor]:
-    """The loss of `VisionStage`, and the accuracy of class and tint over the cells that show a thing.
+    """The loss of `VisionStage` of states (B, N, width), and the accuracy of class and tint where a thing is.
 
-    Args:
-        heads: of `vision_heads`.
-        states: (B, N, width).
-        batch: of `vision_batch`.
-        centres: (N, 4), added to the boxes that are told.
+    ``centres`` (N, 4) are added to the boxes that are predicted.
     """
     names, tints = batch["names"].flatten(), batch["tints"].flatten()
     name_logits = heads["name"](states).flatten(0, 1).float()
@@ -181,7 +224,7 @@ class MaskStage(nn.Module):
         first = self.options.first_seed + (step * world + rank) * count
         pixels, targets, prompts, labels = [], [], [], []
         for seed in range(first, first + count):
-            scene, drawn = scene_of(seed, 0.3, rng)
+            scene, drawn = training_scene(seed, 0.3, rng)
             image = Image.fromarray(drawn.image)
             frame = self.processor.frame(image)
             pixels.append(self.processor.mask_pixels(image))

@@ -1,7 +1,7 @@
-"""Stage 2: the language model learns to answer, the map to light up, and the mask decoder what [SEG] means.
+"""Stage 2: the language model learns to answer, the map to localise, and the mask decoder what [SEG] means.
 
-The vision tower and the mask model's encoders are frozen: what they say of an image is cached. The questions on an
-image are packed behind its tokens.
+The vision tower and the mask model's encoders are frozen: their outputs are cached. The questions on an image are
+packed behind its tokens.
 """
 
 from __future__ import annotations
@@ -33,22 +33,20 @@ from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.questions import ask, make_sample
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
-from readseg.training.feature_cache import cached
-from readseg.training.stages.initialise import initialise
-from readseg.training.stages.pretraining import under_cells
+from readseg.training.feature_cache import FeatureCache
+from readseg.training.stages.pretraining import cell_labels, initialise
 
 VOCABULARY_SCENES = 150
 """Scenes whose questions and answers the tokenizer is learned from."""
-PLACE_BINS = 8
+POSITION_BINS = 8
 """Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
-SIZE_BINS = 6
-SIZE_STEP = 0.06
+SIZE_BINS, SIZE_STEP = 6, 0.06
 """Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
 TOKEN_ATTRIBUTES = {
     "names": 1 + len(TRAINED),
     "tints": 1 + len(TINTS),
-    "columns": PLACE_BINS,
-    "rows": PLACE_BINS,
+    "columns": POSITION_BINS,
+    "rows": POSITION_BINS,
     "sizes": SIZE_BINS,
 }
 """What is asked of each image token, and how many answers there are."""
@@ -80,41 +78,31 @@ def build_processor(recipe: TrainConfig) -> ReadProcessor:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """The images of one step, and what is asked about them.
+    """The images of one step and the questions on them; a sample's turns are its questions.
 
-    first_seed: of the scenes; the others follow it.
-    scenes, drawn, samples: one for each image; a sample's turns are its questions.
-    rng: what is left to chance, from here on.
+    Scenes have the seeds `first_seed`, `first_seed` + 1, ...; `rng` is what is left to chance, from here on.
     """
 
     first_seed: int
     scenes: list[Scene]
-    drawn: list[RenderedScene]
+    rendered: list[RenderedScene]
     samples: list[Sample]
     rng: np.random.Generator
 
 
 def sample_scene_batch(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> SceneBatch:
-    """Scenes and questions of a step, a pure function of the arguments: what any model learns from on equal terms.
-
-    Args:
-        options: which scenes, how many questions of which kinds.
-        seed: of the recipe.
-        step: its number, from 0.
-        rank: of a process, of `world` that each draw their own.
-        world: number of processes.
-    """
+    """Scenes and questions of a step, a pure function of the arguments: what any model learns from on equal terms."""
     per_group = options.images_per_step
     groups = max(1, options.images // per_group)
-    place = step * world + rank
-    epoch, within = divmod(place, groups)
-    group = int(np.random.default_rng([seed, epoch, 5]).permutation(groups)[within])
+    number = step * world + rank
+    epoch, index = divmod(number, groups)
+    group = int(np.random.default_rng([seed, epoch, 5]).permutation(groups)[index])
     first = options.first_seed + group * per_group
-    rng = np.random.default_rng([seed, place, 6])
-    scenes = [make_scene(number, tinted=options.tinted) for number in range(first, first + per_group)]
-    drawn = [render(scene) for scene in scenes]
-    samples = [_sample(options, *pair, rng) for pair in zip(scenes, drawn, strict=True)]
-    return SceneBatch(first, scenes, drawn, samples, rng)
+    rng = np.random.default_rng([seed, number, 6])
+    scenes = [make_scene(scene_seed, tinted=options.tinted) for scene_seed in range(first, first + per_group)]
+    rendered = [render(scene) for scene in scenes]
+    samples = [_sample(options, scene, picture, rng) for scene, picture in zip(scenes, rendered, strict=True)]
+    return SceneBatch(first, scenes, rendered, samples, rng)
 
 
 def _sample(options: ReadStageConfig, scene: Scene, drawn: RenderedScene, rng: np.random.Generator) -> Sample:
@@ -134,16 +122,7 @@ def _sample(options: ReadStageConfig, scene: Scene, drawn: RenderedScene, rng: n
 
 
 class ReadStage(nn.Module):
-    """Trains projector, language model, [SEG] projection and mask decoder; the rest stays as stages 0 and 1 left it.
-
-    Args:
-        processor: tokenizer and config.
-        options: the stage's part of the recipe.
-        seed: of the initial weights and of the questions.
-        sam: weights of the mask model, from stage 0.
-        tower: weights of the vision tower, from stage 1.
-        cache: folder for the frozen encoders' features.
-    """
+    """Trains projector, language model, [SEG] projection and mask decoder; the rest stays as stages 0 and 1 left it."""
 
     uses_all = False
 
@@ -172,10 +151,9 @@ class ReadStage(nn.Module):
         for module in self.frozen:
             module.requires_grad_(False)
         self.model.sam.mask_decoder.requires_grad_(True)
-        self.processor, self.options, self.seed, self.cache = processor, options, seed, cache
+        self.processor, self.options, self.seed, self.cache = processor, options, seed, FeatureCache(cache)
         self.prefix = processor.prefix_ids()
-        encoders = (self.model.lmm.model.vision_tower, self.model.sam.vision_encoder)
-        self.key = digest(encoders)
+        self.key = digest((self.model.lmm.model.vision_tower, self.model.sam.vision_encoder))
 
     def learning_rates(self) -> dict[str, float]:
         """The mask decoder knows its work already."""
@@ -183,52 +161,48 @@ class ReadStage(nn.Module):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with questions drawn anew for this step."""
-        lesson = sample_scene_batch(self.options, self.seed, step, rank, world)
-        first, per_group, rng = lesson.first_seed, self.options.images_per_step, lesson.rng
-        scenes, drawn, samples = lesson.scenes, lesson.drawn, lesson.samples
-        images = [Image.fromarray(np.asarray(sample.image)) for sample in samples]
-        precision = "bf16" if self.options.use_bf16() else "fp32"
-        key = f"{self.key}-{precision}-{self.options.tinted}-{first}-{per_group}"
-        features = cached(self.cache, key, lambda: self._encode(images))
+        sampled, options = sample_scene_batch(self.options, self.seed, step, rank, world), self.options
+        rng, images = sampled.rng, [Image.fromarray(np.asarray(sample.image)) for sample in sampled.samples]
+        precision = "bf16" if options.use_bf16() else "fp32"
+        key = f"{self.key}-{precision}-{options.tinted}-{sampled.first_seed}-{options.images_per_step}"
+        features = self.cache.get_or_compute(key, lambda: self._encode(images))
         # All of a step are alike: one long conversation would pad the questions of all images to its length.
-        turns_each = 2 if rng.random() < self.options.next_turn else 1
-        conversations = [_conversations(sample, turns_each) for sample in samples]
-        rows = [[self._segment(turns) for turns in row] for row in conversations]
-        # The longest first: `pack` gives the k-th questions of all rows the same room.
-        order = [np.argsort([-len(ids) for ids, _ in row], kind="stable").tolist() for row in rows]
-        rows = [[row[k] for k in ks] for row, ks in zip(rows, order, strict=True)]
-        filled = pack(self.prefix, rows, self.model.config.lmm_config.text_config.pad_token_id)
-        turns = [turn for row, ks in zip(conversations, order, strict=True) for k in ks for turn in row[k]]
+        turns_each = 2 if rng.random() < options.next_turn else 1
+        rows, turns = [], []
+        for sample in sampled.samples:
+            starts = range(0, len(sample.turns), turns_each)
+            conversations = [sample.turns[k : k + turns_each] for k in starts]
+            encoded = [self._encode_text(conversation) for conversation in conversations]
+            # The longest first: `pack` gives the k-th questions of all rows the same room.
+            order = np.argsort([-len(ids) for ids, _ in encoded], kind="stable").tolist()
+            rows.append([encoded[k] for k in order])
+            turns += [turn for k in order for turn in conversations[k]]
         masks = [mask for turn in turns for mask in turn.masks]
-        wanted = self.options.masks_per_step or len(masks)
         grid = round(self.model.config.num_image_tokens**0.5)
-        return filled._asdict() | {
+        cells = [cell_coverage(mask[None] == 1, grid).reshape(1, -1) for mask in masks]
+        decoded = rng.permutation(len(masks))[: options.masks_per_step or len(masks)]
+        if step < options.mask_warmup_steps:
+            decoded = decoded[:0]
+        return pack(self.prefix, rows, self.model.config.lmm_config.text_config.pad_token_id)._asdict() | {
             "features": features["features"],
             "embeddings": features["embeddings"],
             "frames": tuple(self.processor.frame(image) for image in images),
             "masks": [torch.from_numpy(mask) for mask in masks],
-            "coverage": torch.from_numpy(np.stack([cell_coverage(m[None] == 1, grid)[0] for m in masks])).flatten(1)
-            if masks
-            else torch.zeros(0, grid * grid),
-            "decoded": torch.from_numpy(np.sort(rng.permutation(len(masks))[:wanted]))
-            if step >= self.options.mask_warmup_steps
-            else torch.zeros(0, dtype=torch.long),
-            "sight": cell_attribute_targets(scenes, drawn, grid),
+            "coverage": torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells])),
+            "decoded": torch.from_numpy(np.sort(decoded)),
+            "attributes": cell_attribute_targets(sampled.scenes, sampled.rendered, grid),
         }
 
     @torch.no_grad()
     def _encode(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """The frozen encoders' words: CLIP's patch states (I, N, d) and the mask model's embeddings (I, C, h, w)."""
+        """The frozen encoders' outputs: CLIP's patch states (I, N, d) and the mask model's embeddings (I, C, h, w)."""
         device = self.model.device
         pixels = torch.stack([self.processor.lmm_pixels(image) for image in images]).to(device)
         mask_pixels = torch.stack([self.processor.mask_pixels(image) for image in images]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.use_bf16()):
-            return {
-                "features": self.model.look_at(pixels),
-                "embeddings": self.model.embed_masks_image(mask_pixels),
-            }
+            return {"features": self.model.look_at(pixels), "embeddings": self.model.embed_masks_image(mask_pixels)}
 
-    def _segment(self, turns: Sequence[SampleTurn]) -> tuple[list[int], list[int]]:
+    def _encode_text(self, turns: Sequence[SampleTurn]) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, as they follow the prefix."""
         ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in turns])
         return ids[len(self.prefix) :], labels[len(self.prefix) :]
@@ -236,7 +210,7 @@ class ReadStage(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Scalars: the loss, its parts, and how often the map's peak lies on the target.
 
-        loss = that of `ReadModel.forward` + w_sight * sum over heads of CE(head(h_img), what the token's cell shows)
+        loss = that of `ReadModel.forward` + w_sight * mean over heads of CE(head(h_img), what the token's cell shows)
         """
         weights = self.model.config
         output = self.model(
@@ -248,23 +222,17 @@ class ReadStage(nn.Module):
             coverage=batch["coverage"],
         )
         peak = batch["coverage"].gather(1, output.scores.argmax(1, keepdim=True))
-        values = {
-            "text": output.text_loss,
-            "map": output.map_loss,
-            "hit": (peak > 0.3).float().mean(),
-        }
+        values = {"text": output.text_loss, "map": output.map_loss, "hit": (peak > 0.3).float().mean()}
         loss = output.loss
-        if len(batch["decoded"]):
-            chosen = batch["decoded"]
-            mask_losses = self._mask_losses(
-                output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen], batch
-            )
+        if len(chosen := batch["decoded"]):
+            selected = (output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen])
+            mask_losses = self._mask_losses(*selected, batch)
             loss = loss + weights.bce_loss_weight * mask_losses.bce + weights.dice_loss_weight * mask_losses.dice
             values |= mask_losses._asdict()
         if self.options.sight_loss_weight:
             parts = [
                 F.cross_entropy(self.heads[name](output.h_img).flatten(0, 1).float(), truth.flatten())
-                for name, truth in batch["sight"].items()
+                for name, truth in batch["attributes"].items()
             ]
             values["sight"] = torch.stack(parts).mean()
             loss = loss + self.options.sight_loss_weight * values["sight"]
@@ -279,27 +247,17 @@ class ReadStage(nn.Module):
             return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
 
 
-def _conversations(sample: Sample, turns_each: int) -> list[Sequence[SampleTurn]]:
-    """A sample's questions in their order, in conversations of this many turns; the last may be shorter."""
-    return [sample.turns[k : k + turns_each] for k in range(0, len(sample.turns), turns_each)]
-
-
 def cell_attribute_targets(scenes: Sequence[Scene], drawn: Sequence[RenderedScene], side: int) -> dict[str, Tensor]:
-    """What each cell of a side x side grid shows, for linear heads on image tokens.
-
-    Returns:
-        "names", "tints", "columns", "rows" and "sizes", of `TOKEN_ATTRIBUTES` values each: (I, N), -100 where there is
-        nothing to say.
-    """
-    found: dict[str, list[np.ndarray]] = {"names": [], "tints": [], "columns": [], "rows": [], "sizes": []}
+    """What each cell of a side x side grid shows: of each of `TOKEN_ATTRIBUTES` (I, N), -100 where nothing is told."""
+    targets: dict[str, list[np.ndarray]] = {name: [] for name in TOKEN_ATTRIBUTES}
     for scene, picture in zip(scenes, drawn, strict=True):
-        under = under_cells(scene, picture, side)
+        labels = cell_labels(scene, picture, side)
         centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
-        places = np.minimum(centres * PLACE_BINS, PLACE_BINS - 1).astype(int)
+        bins = np.minimum(centres * POSITION_BINS, POSITION_BINS - 1).astype(int)
         sizes = np.minimum(np.sqrt(picture.areas) / SIZE_STEP, SIZE_BINS - 1).astype(int)
-        front, on = under["front"], under["tints"] >= 0
-        found["names"].append(under["names"])
-        found["tints"].append(under["tints"])
-        for name, values in (("columns", places[:, 0]), ("rows", places[:, 1]), ("sizes", sizes)):
-            found[name].append(np.where(on, values[front], -100))
-    return {name: torch.from_numpy(np.stack(values)) for name, values in found.items()}
+        front, on = labels["front"], labels["tints"] >= 0
+        targets["names"].append(labels["names"])
+        targets["tints"].append(labels["tints"])
+        for name, values in (("columns", bins[:, 0]), ("rows", bins[:, 1]), ("sizes", sizes)):
+            targets[name].append(np.where(on, values[front], -100))
+    return {name: torch.from_numpy(np.stack(values)) for name, values in targets.items()}
