@@ -34,9 +34,9 @@ from readseg.cli.errors import run
 from readseg.core.frames import Frame
 from readseg.core.io import atomic_write
 from readseg.core.masks import union
+from readseg.core.types import Turn
 from readseg.model.config import Prompt
 from readseg.model.losses import mask_losses
-from readseg.model.prompt_format import Turn
 from readseg.scenes.questions import ask
 from readseg.scenes.render import make_scene, render
 

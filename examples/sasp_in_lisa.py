@@ -38,9 +38,10 @@ from readseg.core.io import atomic_write
 from readseg.core.masks import intersection_and_union, union
 from readseg.core.sasp import PointPrompts, full_map, points_from_scores, similarity
 from readseg.core.stats import estimate, mask_ious
+from readseg.core.types import Turn
 from readseg.evaluation.scenes import SceneSet, scene_cases
 from readseg.model.mask_prompts import decode_prompts, embed_prompts
-from readseg.model.prompt_format import Turn, inference_question
+from readseg.model.prompt_format import inference_question
 from readseg.viz.overlays import contact_sheet, heat_map, overlay
 
 LISA, DISCRETE, DTOC = "[SEG] alone", "[SEG] + discrete points", "[SEG] + points with DtoC"

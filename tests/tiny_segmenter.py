@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from readseg.core.types import Turn
 from readseg.inference.segmenter import Segmenter
 from readseg.model.modeling import ReadModel
-from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
-from readseg.model.prompt_format import Turn
+from readseg.model.processing import ReadProcessor
+from readseg.training.tokenizer import build_tiny_tokenizer
 from small import picture, small_config
 
 ANSWERS = {

@@ -44,8 +44,8 @@ from transformers import (
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.core.sasp import PointConfig
-from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
+from readseg.core.sasp import PointConfig, Points
+from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.prompt_format import writable
 
 NO_ATTENTION = -1e9

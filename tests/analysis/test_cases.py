@@ -96,7 +96,7 @@ def test_given_answers(tmp_path: Path) -> None:
     asked = [[("the cup", True, [block(5, 5, 20, 20)])]]
     (given,) = cases_of(segmenter, studies.benchmark(asked, protocol="forced"), studies.benchmark(asked)[0])
     (own,) = cases_of(segmenter, studies.benchmark(asked), studies.benchmark(asked)[0])
-    assert given.reply.given and not own.reply.given
+    assert given.reply.is_forced and not own.reply.is_forced
     assert given.units[0].places == (0,)
     assert segmenter.decode(given.encoded, [given.reply])[0].answer == "Sure, the segmentation result is [SEG]."
 

@@ -31,11 +31,12 @@ from readseg.analysis.similarity_maps import (
 )
 from readseg.core.frames import Frame
 from readseg.core.sasp import PointConfig
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import Points, embed_prompts
-from readseg.model.prompt_format import Turn, inference_question
+from readseg.model.prompt_format import inference_question
 from small import picture, small_model, small_processor
 from tiny_segmenter import ANSWERS, build, load
 

@@ -23,12 +23,12 @@ from transformers.utils import logging
 import readseg
 import released
 from readseg.checkpoints.checkpoint import Checkpoint, build, default_dtype, read_checkpoint, save_checkpoint
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.model.families import FAMILIES, LLAVA_V1, VICUNA_V1
 from readseg.model.modeling import ReadModel, ReadOutput
 from readseg.model.processing import ReadProcessor
-from readseg.model.prompt_format import Turn
 from released import (
     ADDED,
     FORMS,

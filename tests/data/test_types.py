@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from readseg.data.types import Sample, Turn
+from readseg.core.types import Turn
+from readseg.data.types import Sample
 from readseg.errors import ReadsegError
 
 MASK = np.zeros((4, 6), np.uint8)
@@ -36,20 +37,21 @@ def test_any_number_of_masks_is_normal() -> None:
         ("it is [SEG].", (MASK.astype(bool),), True, "must be uint8"),
         ("it is [SEG].", (MASK[None],), True, "must be uint8"),
         ("it is [SEG].", (MASK + 2,), True, "values other than"),
-        ("[SEG] and [SEG].", (MASK, MASK.T), True, "mask 1 is"),
+        ("[SEG] and [SEG].", (MASK, MASK.T), True, "one size"),
     ],
 )
 def test_turns_that_contradict_themselves(
     answer: str, masks: tuple[np.ndarray, ...], present: bool | None, message: str
 ) -> None:
     with pytest.raises(ReadsegError, match=message.replace("(", r"\(")):
-        Turn("q", answer, masks, present)
+        Sample("a", Path("a.jpg"), (Turn("q", answer, masks, present),))
 
 
 def test_ignored_pixels_are_allowed() -> None:
     mask = MASK.copy()
     mask[0] = 255
-    assert Turn("q", "[SEG]", (mask,), present=True).masks[0].max() == 255
+    turn = Turn("q", "[SEG]", (mask,), present=True)
+    assert Sample("a", Path("a.jpg"), (turn,)).turns[0].masks[0].max() == 255
 
 
 def test_samples_need_turns_of_the_image_s_size() -> None:

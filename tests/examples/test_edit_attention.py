@@ -131,7 +131,7 @@ def test_scenes_are_seen_as_the_model_sees_them(script: ModuleType, embedded: tu
     vit, segmenter = embedded
     for pair in islice(script.pairs(vit), 3):
         torch.testing.assert_close(pair.pixels[0], segmenter.processor.lmm_pixels(pair.image), rtol=0, atol=1e-5)
-        features = segmenter.model.look_at(pair.pixels)[0]
+        features = segmenter.model.encode_patches(pair.pixels)[0]
         torch.testing.assert_close(script.look(vit, pair, torch.zeros(192))[2], features)
         a, b = pair.masks
         assert pair.names[0] != pair.names[1]

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 
 from readseg.checkpoints.load import load_model
 from readseg.core.frames import Frame
+from readseg.core.sasp import Points
 from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import read_result
-from readseg.model.mask_prompts import Points, masks_from_prompts
+from readseg.model.mask_prompts import masks_from_prompts
 from readseg.training.config import load_recipe
 from readseg.training.stages.pretraining import initialise
 from readseg.training.stages.read import sample_scene_batch

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from readseg.checkpoints import load as loading
 from readseg.core.images import ImageError
 from readseg.core.sasp import PointConfig
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import QueryError, Segmentation, Segmenter, asks_for_mask, requests_mask
 from readseg.model.config import ConversationConfig, Prompt
-from readseg.model.prompt_format import Turn
 from small import picture
 from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load
 
@@ -280,8 +280,8 @@ def test_conversations_keep_what_was_said(segmenter: Segmenter, monkeypatch: pyt
     history = [Turn("the cat", first.answer), Turn("the unicorn")]
     assert seen == [[segmenter.processor.query_ids(history)]]
     assert chat.turns == [
-        Turn("the cat", first.answer, first.answer_ids),
-        Turn("the unicorn", second.answer, second.answer_ids),
+        Turn("the cat", first.answer, ids=first.answer_ids),
+        Turn("the unicorn", second.answer, ids=second.answer_ids),
     ]
 
 

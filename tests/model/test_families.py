@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.families import FAMILIES, LLAVA_V1, RELEASED, SYSTEMS, VICUNA_V1, family_of
-from readseg.model.prompt_format import Turn, prefix
+from readseg.model.prompt_format import prefix
 from released import ADDED, ARCHITECTURES, LINEAR, settings_of
 
 

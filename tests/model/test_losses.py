@@ -100,9 +100,9 @@ def test_map_loss_of_no_seg() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="shape"):
         bce_loss(torch.zeros(2, 2), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="one target for each mask"):
+    with pytest.raises(ValueError, match="shorter"):
         mask_losses([torch.zeros(2, 2)], [])
-    with pytest.raises(ValueError, match="coverage"):
+    with pytest.raises(ValueError, match="size"):
         map_loss(torch.zeros(1, 4), torch.zeros(1, 9), 0.0, 8)
 
 

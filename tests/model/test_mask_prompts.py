@@ -6,11 +6,10 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from readseg.core.frames import Frame
-from readseg.core.sasp import PointConfig
+from readseg.core.sasp import PointConfig, Points
 from readseg.model import mask_prompts
 from readseg.model.mask_prompts import (
     NO_MASK_LOGIT,
-    Points,
     decode_prompts,
     embed_prompts,
     masks_from_prompts,

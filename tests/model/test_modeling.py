@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModel
 
 from readseg.core.sasp import PointConfig
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.mask_prompts import NO_MASK_LOGIT
 from readseg.model.modeling import ReadModel, ReadOutput
-from readseg.model.prompt_format import Turn
 from small import picture, small_config, small_model, small_processor
 
 ANSWERS = ("there is no saw.", "it is the cup [SEG].", "the cup [SEG] and, far behind it, the red saw [SEG].")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from readseg.core.types import Turn
 from readseg.model.packing import STEP, Layout, pack
-from readseg.model.prompt_format import Turn
 from small import picture, small_model, small_processor
 
 QUESTIONS = [

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, CLIPImageProcessor
 
 from readseg.checkpoints.checkpoint import read_checkpoint
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.families import TINY
-from readseg.model.processing import SAM_MEAN, SAM_STD, ReadProcessor, build_tiny_tokenizer
-from readseg.model.prompt_format import Turn
+from readseg.model.processing import SAM_MEAN, SAM_STD, ReadProcessor
 from readseg.model.tokenizer import LegacyTokenizer
+from readseg.training.tokenizer import build_tiny_tokenizer
 from released import added_ids, pieces, write_released
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
@@ -223,7 +224,7 @@ def test_what_a_model_said_goes_back_to_the_id() -> None:
     """Text does not always give the same ids again."""
     processor = small_processor()
     said = (SEG_ID := processor.config.seg_token_id, *processor.tokenizer.encode(" [SEG] "), SEG_ID)
-    turns = [Turn("where?", processor.decode(said), said), Turn("and then?")]
+    turns = [Turn("where?", processor.decode(said), ids=said), Turn("and then?")]
     prompt = processor.prompt_ids(turns)
     start = prompt.index(SEG_ID)
     assert tuple(prompt[start : start + len(said)]) == said

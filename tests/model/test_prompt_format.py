@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.families import FAMILIES, READ
 from readseg.model.prompt_format import (
     Piece,
-    Turn,
     answer,
     dialogue,
     inference_question,

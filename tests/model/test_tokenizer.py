@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from readseg.checkpoints.checkpoint import read_checkpoint
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.processing import ReadProcessor
-from readseg.model.prompt_format import Turn
 from readseg.model.tokenizer import LegacyTokenizer
 from released import ADDED, added_ids, pieces, tokenizer_model, write_released
 
@@ -64,7 +64,8 @@ def by_hand(family: str, turns: list[Turn]) -> list[int]:
     behind = " provides an overview of the picture.\n" if family == "glamm" else "\n"
     parts += [f"{SYSTEM} USER: " + ("The " if family == "glamm" else ""), added["<im_start>"]]
     parts += [image] * 16 + [added["<im_end>"], behind]
-    for place, (question, answer, _) in enumerate(turns):
+    for place, turn in enumerate(turns):
+        question, answer = turn.question, turn.answer
         if place:
             parts += ["USER: "]
         parts += [f"{question.strip()} ASSISTANT:"]

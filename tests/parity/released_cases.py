@@ -25,11 +25,12 @@ from transformers import CLIPVisionConfig, LlavaConfig, SamConfig
 
 from readseg.checkpoints.checkpoint import build, read_checkpoint
 from readseg.core.frames import Frame
+from readseg.core.types import Turn
 from readseg.model.config import ConversationConfig, ReadConfig
 from readseg.model.families import FAMILIES, SEG
 from readseg.model.modeling import ReadModel, ReadOutput
 from readseg.model.processing import ReadProcessor
-from readseg.model.prompt_format import ASSISTANT, USER, Turn
+from readseg.model.prompt_format import ASSISTANT, USER
 from readseg.model.tokenizer import ADDED_FILE, MODEL_FILE, LegacyTokenizer
 
 IMAGE_PLACE = -200  # what stands for the image in stored ids

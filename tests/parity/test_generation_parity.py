@@ -25,7 +25,7 @@ from parity.released_cases import (
     same_masks,
 )
 from readseg.checkpoints.checkpoint import build, read_checkpoint
-from readseg.model.generation import Answer
+from readseg.model.generation import Generation
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ class Generated:
     tensors: dict[str, Tensor]
     prompt: list[int]
     stored_answer: list[int]
-    answer: Answer
+    answer: Generation
     h_img: Tensor
 
 
@@ -71,14 +71,14 @@ def generations(folder: Path, index: dict[str, Any], read: Released) -> list[Gen
     if not found:
         pytest.skip(f"{folder} holds no generation")
     # All questions on an image as one batch, shorter and longer ones together.
-    answers: dict[str, tuple[Answer, Tensor]] = {}
+    answers: dict[str, tuple[Generation, Tensor]] = {}
     for image in {record["image"] for _, record, *_ in found}:
         group = [one for one in found if one[1]["image"] == image]
         answers |= dict(zip([one[0] for one in group], asked(read, image, [one[3] for one in group]), strict=True))
     return [Generated(*one, *answers[one[0]]) for one in found]
 
 
-def asked(read: Released, image: str, prompts: list[list[int]]) -> list[tuple[Answer, Tensor]]:
+def asked(read: Released, image: str, prompts: list[list[int]]) -> list[tuple[Generation, Tensor]]:
     """Answers to prompts on one image, and its h_img."""
     count = read.model.config.num_image_tokens
     start = prompts[0].index(IMAGE_PLACE)

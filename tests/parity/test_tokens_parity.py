@@ -27,9 +27,10 @@ from parity.released_cases import (
     turns_of,
     unpadded,
 )
+from readseg.core.types import Turn
 from readseg.model.families import IM_END, IM_START, SEG
 from readseg.model.processing import ReadProcessor
-from readseg.model.prompt_format import ASSISTANT, USER, Turn
+from readseg.model.prompt_format import ASSISTANT, USER
 from readseg.model.tokenizer import MODEL_FILE
 
 OTHERS = ("LISA", "SESAME", "GSVA", "GLaMM")

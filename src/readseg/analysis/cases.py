@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from readseg.core.masks import IGNORED, intersection_and_union, union
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, Page, Query
-from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
 
 
@@ -45,7 +45,7 @@ class Case:
     query: Query
     page: Page
     encoded: EncodedImage = field(repr=False)
-    reply: Reply = field(repr=False)
+    reply: ModelAnswer = field(repr=False)
     units: tuple[Unit, ...] = field(repr=False)
 
 
@@ -61,7 +61,7 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     """
     encoded = segmenter.encode(page.image)
     forced = benchmark.protocol == "forced"
-    replies: dict[int, Reply] = {}
+    replies: dict[int, ModelAnswer] = {}
     for sentence in dict.fromkeys(query.sentence for query in page.queries):
         places = [k for k, query in enumerate(page.queries) if query.sentence is sentence and query.present is not None]
         worded = sentence is not None
@@ -93,7 +93,7 @@ def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
 
 
 def _units(
-    benchmark: Benchmark, page: Page, query: Query, reply: Reply, hw: tuple[int, int], seg: int
+    benchmark: Benchmark, page: Page, query: Query, reply: ModelAnswer, hw: tuple[int, int], seg: int
 ) -> tuple[Unit, ...]:
     if not query.present:
         return ()

@@ -30,10 +30,11 @@ from readseg.analysis.similarity_maps import (
 )
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.inference.replies import EncodedImage, Reply
+from readseg.core.sasp import Points
+from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
-from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts
+from readseg.model.mask_prompts import full_precision, masks_from_prompts
 
 EXTREMES = 5
 """k of the prompt "plain_extremes", where it is not given."""
@@ -61,7 +62,7 @@ def words_of(reading: Reading) -> list[OwnWords | None]:
 
 
 def word_scores(
-    encoded: EncodedImage, reply: Reply, words: OwnWords
+    encoded: EncodedImage, reply: ModelAnswer, words: OwnWords
 ) -> tuple[Float[Tensor, "1 D"], Float[Tensor, "1 N"]]:
     """The mean of the last states that predict some words (1, D), and its similarity to the image tokens (1, N).
 
@@ -78,7 +79,7 @@ def word_scores(
 
 
 def maps_of(
-    segmenter: Segmenter, encoded: EncodedImage, reply: Reply, reading: Reading, words: Sequence[OwnWords | None]
+    segmenter: Segmenter, encoded: EncodedImage, reply: ModelAnswer, reading: Reading, words: Sequence[OwnWords | None]
 ) -> dict[str, list[SimilarityMap | None]]:
     """The map of each [SEG] at every place, by the names of `measures.MAPS`; CLIP's is not among them.
 
@@ -106,7 +107,7 @@ def maps_of(
 def prompted(
     segmenter: Segmenter,
     encoded: EncodedImage,
-    reply: Reply,
+    reply: ModelAnswer,
     reading: Reading,
     plain: SamModel | None = None,
     extremes: int = EXTREMES,
@@ -167,4 +168,4 @@ def _extremes(reading: Reading, count: int) -> list[Points]:
     scores = torch.from_numpy(reading.result.scores)
     with full_precision(scores.device):
         found = sasp.select_extremes(scores, reading.frame.hw, count=count, alignment=alignment, box=box)
-    return [Points(xy[real].float(), labels[real]) for xy, labels, real in zip(*found, strict=True)]
+    return found._replace(xy=found.xy.float()).rows()

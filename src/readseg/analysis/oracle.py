@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Shaped
 
 from readseg.core.frames import Frame
-from readseg.core.sasp import PointConfig
+from readseg.core.sasp import PointConfig, Points
 from readseg.core.token_grid import Box, cell_coverage
-from readseg.model.mask_prompts import Points, select_points
+from readseg.model.mask_prompts import select_points
 
 
 def true_coverage(target: Shaped[np.ndarray, "H W"], side: int, box: Box) -> Float[np.ndarray, "n n"]:

@@ -30,14 +30,14 @@ from readseg.core import sasp
 from readseg.core.frames import Frame
 from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Alignment, Box
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
-from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.model.families import SEG
 from readseg.model.mask_prompts import full_precision
-from readseg.model.prompt_format import Turn
 
 MapName = Literal["lmm", "layer", "before", "sam", "clip", "words"]
 
@@ -146,7 +146,7 @@ def read_answer(
 def read_reply(
     segmenter: Segmenter,
     encoded: EncodedImage,
-    reply: Reply,
+    reply: ModelAnswer,
     *,
     prompt: Prompt | None = None,
     points: PointConfig | None = None,

@@ -85,6 +85,15 @@ class PointConfig:
         return cls(**values)
 
 
+class Points(NamedTuple):
+    """The point prompts of one mask; P may be 0."""
+
+    xy: Float[Tensor, "P 2"]
+    """Image pixels, (x, y)."""
+    labels: Int[Tensor, " P"]
+    """1 positive, 0 negative, -1 neutral."""
+
+
 class PointPrompts(NamedTuple):
     """Point prompts of S [SEG] tokens on one image, packed to the left.
 
@@ -98,6 +107,11 @@ class PointPrompts(NamedTuple):
     """1 positive, 0 negative, -1 neutral."""
     valid: Bool[Tensor, "S P"]
     """Which columns hold a point."""
+
+    def rows(self) -> list[Points]:
+        """The points of each [SEG] without the padding."""
+        counts = self.valid.sum(-1).tolist()
+        return [Points(self.xy[row, :count], self.labels[row, :count]) for row, count in enumerate(counts)]
 
 
 def similarity(

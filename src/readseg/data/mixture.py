@@ -18,11 +18,13 @@ from zlib import crc32
 import numpy as np
 
 from readseg.core.images import load_image
+from readseg.core.masks import IGNORED
+from readseg.core.types import Turn
 from readseg.data.entries import Entry, Expression
 from readseg.data.registry import REFERRING, DataSet, Reader
 from readseg.data.registry import data_sets as all_data_sets
 from readseg.data.templates import dialogue_turns, make_turn
-from readseg.data.types import IGNORE, Sample, Turn
+from readseg.data.types import Sample
 from readseg.errors import ReadsegError
 
 KINDS = ("sem_seg", "refer_seg", "correct_refer_seg", "vqa", "neg_refer_seg", "reason_seg")
@@ -387,8 +389,8 @@ def _mask(expression: Expression, image: Path, hw: tuple[int, ...]) -> np.ndarra
         raise ReadsegError(
             f"{image} is {hw[0]} x {hw[1]} (height x width), the mask of {expression.text!r:.80} is {mask.shape}"
         )
-    if mask.dtype != np.uint8 or ((mask > 1) & (mask != IGNORE)).any():
-        raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} has values other than 0, 1 and {IGNORE}")
+    if mask.dtype != np.uint8 or ((mask > 1) & (mask != IGNORED)).any():
+        raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} has values other than 0, 1 and {IGNORED}")
     if not (mask == 1).any():
         raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} covers nothing")
     return mask

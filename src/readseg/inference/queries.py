@@ -1,11 +1,25 @@
-"""What a query asks for, told by its form: an object or words, a name or a sentence. Speaks text."""
+"""From a query to its question, by the query's form; and the results between an image with a question and its masks.
+
+`Segmenter.segment` makes an `EncodedImage` and `ModelAnswer`s in one call. Analyses that decode one answer in several
+ways keep them: the image is encoded once, the answer is generated once, and only the masks are made anew.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from readseg.core.frames import Frame
 from readseg.errors import ReadsegError
+from readseg.model.config import ConversationConfig
+from readseg.model.generation import Generation
+from readseg.model.prompt_format import inference_question
 
 _REQUEST = re.compile(
     r"\b(segment\w*|segmentation|outline|highlight|locate|find|mark|show me|point (?:to|out|at))\b"
@@ -27,6 +41,43 @@ class QueryError(ReadsegError):
     """A question cannot be asked: it is empty, no text, or longer than the model's context."""
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What is computed of an image (RGB, upright) before any question.
+
+    prefix_ids, cache: ids of what stands before every question, with the image tokens; their keys and values.
+    patches: (N, D), projected CLIP patches: what enters the language model.
+    h_img: (N, D), last states of the image tokens.
+    mask_embeddings: (1, C, h, w), of the mask model.
+    """
+
+    image: Image.Image
+    frame: Frame
+    prefix_ids: list[int] = field(repr=False)
+    cache: DynamicCache = field(repr=False)
+    patches: Float[Tensor, "N D"] = field(repr=False)
+    h_img: Float[Tensor, "N D"] = field(repr=False)
+    mask_embeddings: Float[Tensor, "1 C h w"] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnswer:
+    """The answer to a query in words, with the states that its masks are made of.
+
+    question: the query in the words that the model was asked with.
+    expects_mask: whether the query asks for an object.
+    is_forced: whether the answer was given to the model (teacher forcing).
+    names: of the objects, where one question asks for several.
+    """
+
+    query: str
+    question: str
+    expects_mask: bool
+    answer: Generation = field(repr=False)
+    is_forced: bool = False
+    names: tuple[str, ...] = ()
+
+
 def requests_mask(text: str) -> bool:
     """Whether a text asks for a mask in so many words: "segment", "find", "outline", "show me", "output a mask".
 
@@ -39,10 +90,10 @@ def requests_mask(text: str) -> bool:
 def asks_for_mask(query: str) -> bool:
     """Whether a query given to `Segmenter.segment` asks for an object, so that no [SEG] means it is not there.
 
-    The rule: everything does, but a question that is answered in words and does not ask for a mask besides
-    (`requests_mask`). Such questions are told by their form: "how ...", "count ...", "why ...", "when ...",
-    "describe ...", "what colour ...", "is/are there ...", a question mark after "is/are/was/were/does/do/did/
-    has/have ...", and what the whole image shows ("what is in the picture"). Where the rule errs, `asks=` decides.
+    Every query does, except a question that is answered in words and does not request a mask (`requests_mask`). Such
+    questions are recognised by their form: "how ...", "count ...", "why ...", "when ...", "describe ...",
+    "what colour ...", "is/are there ...", a question mark after "is/are/was/were/does/do/did/has/have ...", and what
+    the whole image shows ("what is in the picture"). Where the rule errs, the option `asks` decides.
 
     >>> [asks_for_mask(q) for q in ("something to cut paper with", "where could I sit?", "how many dogs are there?")]
     [True, True, False]
@@ -50,18 +101,31 @@ def asks_for_mask(query: str) -> bool:
     return requests_mask(query) or _PLAIN_QUESTION.search(query.strip()) is None
 
 
-def needs_words(query: str, asks: bool) -> bool:
-    """Whether a query is put into the family's words: not a plain question, nor what speaks of segments itself."""
-    return asks and "segment" not in query.lower()
+def question_for(
+    conversation: ConversationConfig,
+    query: str,
+    *,
+    expects_mask: bool | None = None,
+    is_sentence: bool | None = None,
+    always: bool = False,
+) -> tuple[str, bool]:
+    """What a model is asked for a query, and whether the query asks for an object; the query's form decides on None.
 
+    Without `always` and `is_sentence`, a plain question and what speaks of segmentation itself are asked as they stand.
 
-def is_command(query: str) -> bool:
-    """Whether a query is worded as a question or a command, so that it is a sentence and no name.
-
-    >>> is_command("where could I sit"), is_command("the red cup")
-    (True, False)
+    >>> question_for(ConversationConfig(name_question="Where is {name}?"), "the cup")
+    ('Where is the cup?', True)
+    >>> question_for(ConversationConfig(name_question="Where is {name}?"), "how many cups are there?")
+    ('how many cups are there?', False)
     """
-    return _COMMAND.match(query.strip()) is not None
+    if expects_mask is None:
+        expects_mask = asks_for_mask(query)
+    has_own_words = not expects_mask or "segment" in query.lower()
+    if has_own_words and not always and is_sentence is None:
+        return query, expects_mask
+    if is_sentence is None and _COMMAND.match(query.strip()):
+        is_sentence = True
+    return inference_question(conversation, query, sentence=is_sentence), expects_mask
 
 
 def check_query(query: Any) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, SamConfig
+import yaml
+from transformers import AutoConfig, LlavaConfig, PreTrainedConfig, SamConfig
 
 from readseg.core.frames import View
 from readseg.core.sasp import PointConfig
@@ -57,25 +59,14 @@ class ConversationConfig:
         object.__setattr__(self, "answer_tokens", tuple(self.answer_tokens))
         if self.names_question and self.names_question.count("{names}") != 1:
             raise ValueError(f"names_question must be empty or contain '{{names}}' once; got {self.names_question!r}.")
-        for field, part in (
-            ("image_text", "<image>"),
-            ("name_question", "{name}"),
-            ("sentence_question", "{sentence}"),
-        ):
+        parts = {"image_text": "<image>", "name_question": "{name}", "sentence_question": "{sentence}"}
+        for field, part in parts.items():
             if getattr(self, field).count(part) != 1:
                 raise ValueError(f"{field} must contain {part!r} once; got {getattr(self, field)!r}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The values as plain data; `from_dict` reads them back."""
-        return {**dataclasses.asdict(self), "answer_tokens": list(self.answer_tokens)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ConversationConfig:
-        """Raises ValueError for a name that is not a setting of conversations."""
-        return _from_dict(cls, values)
-
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A dataclass from plain data; ValueError names a setting that it does not have."""
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
@@ -124,8 +115,9 @@ class ReadConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.points = _as(PointConfig, self.points)
-        self.conversation = _as(ConversationConfig, self.conversation)
+        for name, kind in (("points", PointConfig), ("conversation", ConversationConfig)):
+            value = getattr(self, name)
+            setattr(self, name, value if isinstance(value, kind) else _from_dict(kind, value or {}))
         check_choice("prompt", self.prompt)
         check_choice("view", self.view)
         check_choice("projector", self.projector)
@@ -151,10 +143,9 @@ class ReadConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `config.json`."""
-        values = super().to_dict()
-        values["points"] = self.points.to_dict()
-        values["conversation"] = self.conversation.to_dict()
-        return values
+        conversation = dataclasses.asdict(self.conversation)
+        conversation["answer_tokens"] = list(self.conversation.answer_tokens)
+        return {**super().to_dict(), "points": dataclasses.asdict(self.points), "conversation": conversation}
 
     @property
     def image_token_id(self) -> int:
@@ -181,12 +172,6 @@ class ReadConfig(PreTrainedConfig):
 AutoConfig.register(ReadConfig.model_type, ReadConfig, exist_ok=True)
 
 
-def _as(cls: type, value: Any) -> Any:
-    if isinstance(value, cls):
-        return value
-    return cls.from_dict(value or {})  # type: ignore[attr-defined]
-
-
 def tiny_config(
     *,
     vocab_size: int,
@@ -196,68 +181,13 @@ def tiny_config(
     eos_token_id: int,
     pad_token_id: int,
 ) -> ReadConfig:
-    """The embedded model: the classes of READ-7B at under 12 million parameters, for drawn scenes.
-
-    224 px and 14 x 14 image tokens for the language model, 160 px and 20 x 20 embeddings for the mask model; both
-    see the whole image. The ids are those of the tokenizer that the model is trained with.
-    """
-    vision = CLIPVisionConfig(
-        image_size=224,
-        patch_size=16,
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=3,
-        projection_dim=192,
-    )
-    text = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
-    lmm = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_token_id,
-        image_seq_length=196,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    mask = SamConfig(
-        vision_config={
-            "image_size": 160,
-            "patch_size": 8,
-            "hidden_size": 128,
-            "output_channels": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "mlp_dim": 512,
-            "global_attn_indexes": [0, 1, 2, 3],
-            "window_size": 0,
-            "num_pos_feats": 64,
-            "scale": 1.0,  # std of the random Fourier features: the stock hidden_size / 2 aliases on a small grid
-        },
-        prompt_encoder_config={"hidden_size": 128, "image_size": 160, "patch_size": 8},
-        mask_decoder_config={
-            "hidden_size": 128,
-            "mlp_dim": 512,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 8,
-            "iou_head_hidden_dim": 128,
-        },
-    )
-    return ReadConfig(
-        lmm_config=lmm,
-        mask_config=mask,
-        points=PointConfig(num_points=30, t_pos=0.8, t_neg=0.2, downsample=1, alignment="exact"),
-        conversation=ConversationConfig(),
-        family="tiny",
-        view="stretch",
-        seg_token_id=seg_token_id,
-    )
+    """The embedded model (`tiny.yaml`) with the ids of the tokenizer that it is trained with."""
+    values = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text(encoding="utf-8"))
+    values["lmm_config"]["image_token_index"] = image_token_id
+    values["lmm_config"]["text_config"] |= {
+        "vocab_size": vocab_size,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+    }
+    return ReadConfig(seg_token_id=seg_token_id, **values)

@@ -12,11 +12,12 @@ from typing import Any
 
 from readseg.core.frames import View
 from readseg.core.sasp import PointConfig
+from readseg.core.types import SEG as SEG
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig, Prompt
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-SEG, REJ, IMAGE, IM_START, IM_END = "[SEG]", "[REJ]", "<image>", "<im_start>", "<im_end>"
+REJ, IMAGE, IM_START, IM_END = "[REJ]", "<image>", "<im_start>", "<im_end>"
 PHRASE, PHRASE_END = "<p>", "</p>"
 
 # The system prompt of training (the released demos of some families say "user" instead of "human").

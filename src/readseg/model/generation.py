@@ -18,19 +18,19 @@ from transformers.cache_utils import Cache, DynamicLayer
 from readseg.errors import ReadsegError
 
 
-class Answer(NamedTuple):
+class Generation(NamedTuple):
     """One answer, generated or given.
 
     ids: its token ids, without the end token.
     states: (len(ids), D), `states[i]` is the hidden state that predicted `ids[i]`.
     finished: False where `max_new_tokens` cut the answer off.
-    said: of a given answer, what the model itself would have said at each place; of a generated one `ids`.
+    predicted_ids: of a given answer, what the model itself would have said at each place; of a generated one `ids`.
     """
 
     ids: list[int]
     states: Float[Tensor, "T D"]
     finished: bool
-    said: list[int]
+    predicted_ids: list[int]
 
 
 class _Batch(NamedTuple):
@@ -49,7 +49,7 @@ def generate(
     cache: DynamicCache,
     queries: Sequence[Sequence[int]],
     max_new_tokens: int = 64,
-) -> list[Answer]:
+) -> list[Generation]:
     """Greedy answers to Q questions behind one prefix, decoded as one batch.
 
     Pads stand between the prefix and the shorter questions and are masked, so that an answer does not depend
@@ -91,7 +91,7 @@ def force(
     cache: DynamicCache,
     queries: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-) -> list[Answer]:
+) -> list[Generation]:
     """Teacher forcing behind one prefix: the states of given answers, and what the model itself would have said.
 
     Args:
@@ -111,7 +111,7 @@ def force(
     given = []
     for row, answer in enumerate(answers):
         states = hidden[row, hidden.shape[1] - len(answer) - 1 : -1]
-        given.append(Answer(list(answer), states, True, lmm.lm_head(states).argmax(-1).tolist()))
+        given.append(Generation(list(answer), states, True, lmm.lm_head(states).argmax(-1).tolist()))
     return given
 
 
@@ -154,13 +154,13 @@ def _continued(lmm: LlavaForConditionalGeneration, batch: _Batch) -> Float[Tenso
     ).last_hidden_state
 
 
-def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Answer]:
+def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Generation]:
     """Cuts each row before its first end token."""
     ended = torch.isin(ids, end)
     lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1]).tolist()
     finished = ended.any(1).tolist()
     return [
-        Answer(row[:length].tolist(), state[:length], done, row[:length].tolist())
+        Generation(row[:length].tolist(), state[:length], done, row[:length].tolist())
         for row, state, length, done in zip(ids, states, lengths, finished, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Losses of masks and maps: BCE, DICE, their sum over masks of any size, and the auxiliary loss of the map.
+"""Losses of masks and maps: BCE, DICE, their mean over masks of any size, and the auxiliary loss of the map.
 
 Masks are at image size, (H, W), each with its own; targets are 0 or 1, and 255 where a pixel does not count.
 Everything is computed in float32 at least. Source of the mask losses: LISA (arXiv 2308.00692), section 3.2, and
@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-IGNORED = 255
+from readseg.core.masks import IGNORED
+
 DICE_SCALE = 1000.0
 DICE_EPSILON = 1e-6
 
@@ -32,26 +34,18 @@ def bce_loss(logits: Float[Tensor, "H W"], target: Shaped[Tensor, "H W"]) -> Flo
 
     L = mean_q [ -t log sigmoid(l) - (1 - t) log(1 - sigmoid(l)) ]
 
-    Raises:
-        ValueError: the shapes differ.
-
     >>> bce_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 255]]))
     tensor(0.6931)
     """
     logits, truth, counts = _prepared(logits, target)
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     return (losses * counts).sum() / counts.sum().clamp(min=1)
 
 
 def dice_loss(logits: Float[Tensor, "H W"], target: Shaped[Tensor, "H W"]) -> Float[Tensor, ""]:
-    """DICE loss of one mask over the pixels that count.
+    """DICE loss of one mask over the pixels that count, with p = sigmoid(l).
 
-    With p = sigmoid(l):
-
-        L = 1 - (2 sum(p t) / 1000 + 1e-6) / (sum(p) / 1000 + sum(t) / 1000 + 1e-6)
-
-    Raises:
-        ValueError: the shapes differ.
+    L = 1 - (2 sum(p t) / 1000 + 1e-6) / (sum(p) / 1000 + sum(t) / 1000 + 1e-6)
 
     >>> round(dice_loss(torch.full((2, 2), 50.0), torch.ones(2, 2)).item(), 6)
     0.0
@@ -63,24 +57,11 @@ def dice_loss(logits: Float[Tensor, "H W"], target: Shaped[Tensor, "H W"]) -> Fl
     return 1 - (overlap + DICE_EPSILON) / (total + DICE_EPSILON)
 
 
-def mask_losses(
-    logits: Sequence[Float[Tensor, "_ _"]],
-    targets: Sequence[Shaped[Tensor, "_ _"]],
-) -> MaskLosses:
-    """BCE and DICE summed over masks, divided by the number of masks; 0 without any mask.
-
-    Args:
-        logits: one (H, W) tensor for each mask; sizes may differ.
-        targets: one (H, W) tensor of 0, 1 and 255 for each mask.
-
-    Raises:
-        ValueError: the numbers of logits and targets differ, or a pair's shapes.
-    """
-    if len(logits) != len(targets):
-        raise ValueError(f"expected one target for each mask, got {len(logits)} masks and {len(targets)} targets")
-    if not len(logits):
-        return MaskLosses(torch.zeros(()), torch.zeros(()))
+def mask_losses(logits: Sequence[Float[Tensor, "_ _"]], targets: Sequence[Shaped[Tensor, "_ _"]]) -> MaskLosses:
+    """BCE and DICE summed over masks (H, W), whose sizes may differ, divided by their number; 0 without any mask."""
     pairs = list(zip(logits, targets, strict=True))
+    if not pairs:
+        return MaskLosses(torch.zeros(()), torch.zeros(()))
     bce = torch.stack([bce_loss(logit, target) for logit, target in pairs]).mean()
     dice = torch.stack([dice_loss(logit, target) for logit, target in pairs]).mean()
     return MaskLosses(bce, dice)
@@ -94,25 +75,13 @@ def map_loss(
 ) -> Float[Tensor, ""]:
     """Auxiliary loss that lights up the similarity map: the mean over cells of BCE(s / sqrt(D) + b, coverage).
 
-    Not part of READ (weight 0 is the paper): a model trained from scratch needs it.
-
-    Args:
-        scores: similarity of each [SEG] to the image tokens.
-        coverage: the share of each token's cell that the mask covers, in [0, 1].
-        bias: b, a learned number.
-        width: D, the width of the hidden states that made the scores.
-
-    Raises:
-        ValueError: the shapes differ.
+    Not part of READ (weight 0 is the paper): a model trained from scratch needs it. `coverage` in [0, 1] is the share
+    of each token's cell that the mask covers, `bias` b is learned, `width` D is that of the states of the scores.
     """
-    if scores.shape != coverage.shape:
-        raise ValueError(f"expected coverage of the scores' shape {tuple(scores.shape)}, got {tuple(coverage.shape)}")
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if scores.numel() == 0:
         return scores.to(dtype).sum()
-    return nn.functional.binary_cross_entropy_with_logits(
-        scores.to(dtype) / math.sqrt(width) + bias, coverage.to(dtype)
-    )
+    return F.binary_cross_entropy_with_logits(scores.to(dtype) / math.sqrt(width) + bias, coverage.to(dtype))
 
 
 def _prepared(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

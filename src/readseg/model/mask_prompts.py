@@ -8,7 +8,6 @@ of one of I images; C is the width of the mask model's prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,42 +16,23 @@ from transformers import SamModel
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.core.sasp import PointConfig
+from readseg.core.sasp import PointConfig, Points
 
 NO_MASK_LOGIT = -32.0
 """The logit of every pixel where there is nothing to prompt with; its sigmoid is 1e-14."""
 
 
-class Points(NamedTuple):
-    """The point prompts of one mask: `xy` (P, 2) float32 image pixels, `labels` (P,) 1, 0 or -1. P may be 0."""
-
-    xy: Float[Tensor, "P 2"]
-    labels: Int[Tensor, " P"]
-
-
 def select_points(
     scores: Float[Tensor, "S N"], seg_images: Sequence[int], frames: Sequence[Frame], settings: PointConfig
 ) -> list[Points]:
-    """Similarity as Points for S rows of scores, each on its own image.
-
-    Args:
-        scores: (S, N) similarity with the image tokens.
-        seg_images: the image of each row, an index into `frames`.
-        frames: the I images' frames: where each one's token grid lies.
-        settings: how points are made.
-
-    Raises:
-        ValueError: what `sasp.points_from_scores` raises, such as `downsample` beyond the grid, or alignment
-            "reference" where the grid does not cover the centre crop.
-    """
-    found: dict[int, Points] = {}
+    """Similarity as Points (`sasp.points_from_scores`) for S rows of scores, each on its own of I images (an index)."""
+    points: dict[int, Points] = {}
     with full_precision(scores.device):
         for image, rows in _grouped(seg_images):
             frame = frames[image]
-            xy, labels, valid = sasp.points_from_scores(scores[rows], frame.hw, settings, box=frame.lmm_box)
-            for place, (row, count) in enumerate(zip(rows, valid.sum(-1).tolist(), strict=True)):
-                found[row] = Points(xy[place, :count], labels[place, :count])
-    return [found[row] for row in range(len(seg_images))]
+            prompts = sasp.points_from_scores(scores[rows], frame.hw, settings, box=frame.lmm_box)
+            points |= zip(rows, prompts.rows(), strict=True)
+    return [points[row] for row in range(len(seg_images))]
 
 
 def embed_prompts(
@@ -62,25 +42,16 @@ def embed_prompts(
     boxes_mask: Float[Tensor, "B 4"] | None = None,
     tokens: Float[Tensor, "B T C"] | None = None,
 ) -> Float[Tensor, "_ K C"]:
-    """Sparse prompt tokens, in the order that SAM was trained with, then tokens of our own.
+    """Sparse prompt tokens (B, K, C): SAM's in the order of its training, then `tokens`, such as the projected [SEG].
 
         points ++ SAM's padding point (only where points, and no box, are given) ++ box corners ++ tokens
 
-    Positions are embedded in float32: lower types move points by pixels.
-
-    Args:
-        sam: the stock mask model.
-        points_xy_mask: (B, P, 2) in the mask frame.
-        labels: (B, P), 1 positive, 0 negative, -1 "not a point" (its place is dropped; it is still a token).
-        boxes_mask: (B, 4) as x0, y0, x1, y1, in the mask frame.
-        tokens: (B, T, C), embeddings such as the projected [SEG].
-
-    Returns:
-        (B, K, C) in the type of SAM's mask decoder; (1, 0, C) without any prompt.
+    Points and boxes (x0, y0, x1, y1) are in the mask frame; a label is 1, 0 or -1 ("not a point": still a token, but
+    without its place). The type is that of SAM's mask decoder; without any prompt the shape is (1, 0, C).
     """
     parts = []
     if points_xy_mask is not None or boxes_mask is not None:
-        with full_precision(sam.device):
+        with full_precision(sam.device):  # lower types move points by pixels
             sparse, _ = sam.prompt_encoder(
                 input_points=None if points_xy_mask is None else points_xy_mask.float()[:, None],
                 input_labels=None if labels is None else labels[:, None],
@@ -103,16 +74,9 @@ def decode_prompts(
     *,
     multimask: bool = False,
 ) -> tuple[Float[Tensor, "B M 4*h 4*w"], Float[Tensor, "B M"]]:
-    """Mask logits and predicted IoU of B prompts.
+    """Mask logits (B, M, 4h, 4w) in the mask frame and predicted IoU (B, M) of B prompts; M is 1, with `multimask` 3.
 
-    Args:
-        sam: the stock mask model.
-        image_embeddings: (B, C, h, w), one image for each prompt, or (1, C, h, w) for all.
-        sparse: (B, K, C) from `embed_prompts`; K is the same for all, because the decoder has no prompt mask.
-        multimask: three candidate masks for each prompt instead of one.
-
-    Returns:
-        logits (B, M, 4h, 4w) in the mask frame, and IoU (B, M).
+    There is one image for each prompt, or one for all. All have as many tokens: the decoder has no mask of prompts.
     """
     count = len(sparse)
     if not count:
@@ -141,19 +105,9 @@ def masks_from_prompts(
 ) -> Float[Tensor, "S 4*h 4*w"]:
     """Mask logits of S prompts, each made of points and, where given, one token.
 
-    Rows are decoded together where they have equally many points: the decoder attends to every token that it is
-    given, so that padding would change a mask.
-
-    Args:
-        sam: the stock mask model.
-        points: the points of each mask, in image pixels.
-        tokens: (S, C), the projected [SEG]; None to prompt with points alone.
-        seg_images: the image of each mask, an index into `mask_embeddings` and `frames`.
-        mask_embeddings: (I, C, h, w).
-        frames: the I images' frames.
-
-    Returns:
-        (S, 4h, 4w) float32 in the mask frame; `NO_MASK_LOGIT` everywhere for a row without any prompt.
+    Points are in image pixels, the logits float32 in the mask frame; `seg_images` are indices into `mask_embeddings`
+    and `frames`. A row without any prompt has `NO_MASK_LOGIT` everywhere. Rows are decoded together where they have
+    equally many points: the decoder attends to every token that it is given, so that padding would change a mask.
     """
     size = [4 * side for side in mask_embeddings.shape[-2:]]
     order: list[int] = []

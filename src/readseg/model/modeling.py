@@ -26,12 +26,12 @@ from transformers.utils import ModelOutput
 
 from readseg.core import sasp
 from readseg.core.frames import Frame
-from readseg.core.sasp import PointConfig
+from readseg.core.sasp import PointConfig, Points
 from readseg.errors import ReadsegError
 from readseg.model import generation, losses
 from readseg.model.config import Prompt, ReadConfig, check_choice
-from readseg.model.generation import Answer
-from readseg.model.mask_prompts import Points, full_precision, masks_from_prompts, select_points
+from readseg.model.generation import Generation
+from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing
 
 IGNORED_LABEL = -100
@@ -122,9 +122,9 @@ class ReadModel(PreTrainedModel):
 
     def encode_image(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N D"]:
         """Image tokens for the language model: pixels (I, 3, s, s) -> projected features (I, N, D)."""
-        return self.project(self.look_at(pixel_values))
+        return self.project(self.encode_patches(pixel_values))
 
-    def look_at(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N d"]:
+    def encode_patches(self, pixel_values: Float[Tensor, "I 3 s s"]) -> Float[Tensor, "I N d"]:
         """The vision tower's patch states, of the layer that the configuration names: (I, 3, s, s) -> (I, N, d)."""
         tower, layer = self.lmm.model.vision_tower, self.config.lmm_config.vision_feature_layer
         states = tower(pixel_values=pixel_values.to(tower.dtype), output_hidden_states=True).hidden_states
@@ -307,7 +307,7 @@ class ReadModel(PreTrainedModel):
         cache: DynamicCache,
         queries: Sequence[Sequence[int]],
         max_new_tokens: int = 64,
-    ) -> list[Answer]:
+    ) -> list[Generation]:
         """Greedy answers to Q questions behind one prefix, decoded as one batch: `answering.generate`."""
         return generation.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
 
@@ -317,7 +317,7 @@ class ReadModel(PreTrainedModel):
         cache: DynamicCache,
         queries: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
-    ) -> list[Answer]:
+    ) -> list[Generation]:
         """The states of given answers, and what the model itself would have said: `answering.force`."""
         return generation.force(self.lmm, prefix_ids, cache, queries, answers)
 

@@ -7,7 +7,7 @@ conversation `conversation.py`'s; normalisation and ids are here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from readseg.core.frames import Frame
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model import prompt_format
 from readseg.model.config import ReadConfig
-from readseg.model.families import BOS, EOS, IMAGE, PAD, PHRASE, PHRASE_END, REJ, SEG, TINY
-from readseg.model.prompt_format import Piece, Turn
+from readseg.model.families import IMAGE, PHRASE, PHRASE_END, REJ, SEG
+from readseg.model.prompt_format import Piece
 from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
 
 # CLIP's and SAM's statistics of RGB values, for values in 0..1 and in 0..255.
@@ -254,36 +254,6 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
             f"{name}: the tokenizer needs code of its own (auto_map in tokenizer_config.json), and code from a model's "
             "folder is never run. Expected a tokenizer.json that transformers reads by itself."
         ) from error
-
-
-def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer for the embedded model, learned from `texts` (questions and answers).
-
-    Its first ids are the special tokens of the tiny family, then the 256 bytes: any text can be written. The same
-    texts in the same order give the same tokenizer. `vocab_size` is a limit; few texts give fewer tokens.
-    """
-    corpus = [prompt_format.USER, prompt_format.ASSISTANT]
-    for text in texts:
-        words = prompt_format.plain(text).replace(SEG, "")
-        corpus += [words, f" {words}"]  # a question stands without, an answer with a space before it
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(TINY.added_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        extra_special_tokens=[token for token in TINY.added_tokens if token not in (PAD, BOS, EOS)],
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

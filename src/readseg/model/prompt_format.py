@@ -12,22 +12,12 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.families import BOS, EOS, IM_END, IM_START, IMAGE, SEG
 
 USER, ASSISTANT = "USER: ", " ASSISTANT:"
-
-
-class Turn(NamedTuple):
-    """A question, and its answer where there is one yet. In an answer "[SEG]" and its like are tokens.
-
-    ids: of an answer that a model gave, what it said to the id; text alone does not always give these ids again.
-    """
-
-    question: str
-    answer: str | None = None
-    ids: tuple[int, ...] | None = None
 
 
 class Piece(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from readseg.data.types import SEG
+from readseg.core.types import SEG
 from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, TINTS, WIDE_GROUPS, article
 from readseg.scenes.facts import PART_AREA, RELATIONS, TARGET_AREA, Extreme, Noun, Relation, SceneFacts, wide_group

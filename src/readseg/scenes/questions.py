@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from readseg.data.types import Sample, Turn
+from readseg.core.types import Turn
+from readseg.data.types import Sample
 from readseg.errors import ReadsegError
 from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, article
 from readseg.scenes.facts import SceneFacts

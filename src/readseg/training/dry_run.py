@@ -99,7 +99,7 @@ def print_dry_run(
         turns = [turn for conversation in collator.conversations(item) for turn in conversation.turns]
         for k, turn in enumerate(turns):
             first = (item.data_set, f"{height} x {width}") if k == 0 else ("", "")
-            questions.append((*first, _plain(turn.question), _plain(turn.answer), str(len(turn.masks) or "")))
+            questions.append((*first, _plain(turn.question), _plain(turn.answer or ""), str(len(turn.masks) or "")))
     console.rule(f"stage {options.name}")
     console.print(_table("settings", _settings(config, options, processes)))
     console.print(_table("data", parts, ("kind", "weight", "data set", "entries")))

@@ -39,12 +39,12 @@ from readseg.analysis.studies.examine import Means, examine, map_of, scores_of, 
 from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig, select_extremes
+from readseg.core.types import Turn
 from readseg.evaluation.benchmarks import Page, Query
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import embed_prompts
 from readseg.model.modeling import ReadOutput
-from readseg.model.prompt_format import Turn
 from small import picture, small_model, small_processor
 
 SIZE = (40, 60)

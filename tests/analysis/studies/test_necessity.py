@@ -23,6 +23,7 @@ from readseg.analysis.studies.necessity import (
     place_of,
     seg_probabilities,
 )
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.outcomes import Outcome
@@ -30,7 +31,6 @@ from readseg.evaluation.run import evaluate
 from readseg.inference.segmenter import Segmenter
 from readseg.model.mask_prompts import Points, decode_prompts, embed_prompts
 from readseg.model.modeling import ReadOutput
-from readseg.model.prompt_format import Turn
 from released import write_released
 from small import picture
 

@@ -17,8 +17,8 @@ from readseg.analysis.studies.single_image import FORMAT, ImageFound, MapFound, 
 from readseg.analysis.truth import Truth
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
+from readseg.core.types import Turn
 from readseg.inference.segmenter import Segmenter
-from readseg.model.prompt_format import Turn
 from small import picture, small_model, small_processor
 from tiny_segmenter import ANSWERS, build, load
 

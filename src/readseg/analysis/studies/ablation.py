@@ -28,7 +28,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
 from readseg.evaluation.outcomes import Result
 from readseg.evaluation.run import model_system, run
-from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt, ReadConfig
@@ -103,7 +103,7 @@ class SharedReplies:
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
         self._encoded: EncodedImage | None = None
-        self._replies: dict[tuple[Any, ...], list[Reply]] = {}
+        self._replies: dict[tuple[Any, ...], list[ModelAnswer]] = {}
 
     def segment(
         self,

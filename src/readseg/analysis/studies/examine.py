@@ -124,7 +124,7 @@ def words_right(case: Case, unit: Unit, answer: str) -> bool | None:
         None where that cannot be told: the answer was given to the model, or a whole sentence was asked and no answer
         is expected.
     """
-    if case.reply.given:
+    if case.reply.is_forced:
         return None
     if case.query.expected is not None:
         return same_words(answer, case.query.expected)
@@ -239,7 +239,7 @@ def _measured(
         question=query.text,
         answer=result.answer,
         expected=query.expected,
-        given=case.reply.given,
+        given=case.reply.is_forced,
         segs=len(reading.seg_places),
         places=unit.places,
         words=words,

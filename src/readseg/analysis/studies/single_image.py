@@ -32,7 +32,7 @@ from readseg.analysis.studies.measures import Counts, MapScores, iou_of
 from readseg.analysis.truth import Truth, joined
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, iou, union
 from readseg.core.sasp import PointConfig
-from readseg.inference.replies import EncodedImage, Reply
+from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.viz.tables import plain as as_json
@@ -259,7 +259,7 @@ def examine_image(
         settings=settings or {},
         question=reply.question,
         answer=result.answer,
-        given=reply.given,
+        given=reply.is_forced,
         finished=result.finished,
         present=result.present,
         prompt=reading.prompt,
@@ -280,7 +280,7 @@ def target_of(truths: Sequence[Truth], k: int) -> UInt8[np.ndarray, "H W"] | Non
 
 
 def _maps(
-    segmenter: Segmenter, encoded: EncodedImage, reply: Reply, reading: Reading
+    segmenter: Segmenter, encoded: EncodedImage, reply: ModelAnswer, reading: Reading
 ) -> Iterator[dict[str, SimilarityMap]]:
     """Of each [SEG] the maps by name, without those that it does not have."""
     found = maps_of(segmenter, encoded, reply, reading, words_of(reading))
@@ -294,7 +294,7 @@ def _map_found(one: SimilarityMap, target: UInt8[np.ndarray, "H W"] | None) -> M
 
 
 def _nearest(
-    segmenter: Segmenter, reply: Reply, reading: Reading, target: UInt8[np.ndarray, "H W"] | None
+    segmenter: Segmenter, reply: ModelAnswer, reading: Reading, target: UInt8[np.ndarray, "H W"] | None
 ) -> Nearest | None:
     if not reply.answer.ids:
         return None

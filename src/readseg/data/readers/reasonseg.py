@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from readseg.core.masks import polygons_to_mask
+from readseg.core.masks import IGNORED, polygons_to_mask
 from readseg.data.annotations import MAX_LENGTH, image_hw
 from readseg.data.entries import Entry, Expression
 from readseg.data.json_records import content
-from readseg.data.types import IGNORE
 from readseg.errors import ReadsegError
 
 PLACE = Path("reason_seg", "ReasonSeg")
@@ -103,7 +102,7 @@ def shapes_mask(shapes: Sequence[dict[str, Any]], hw: tuple[int, int]) -> np.nda
     areas = [np.count_nonzero(_painted(shape, hw)) for shape in painted]
     mask = np.zeros(hw, dtype=np.uint8)
     for place in np.argsort(areas, kind="stable")[::-1]:
-        mask[_painted(painted[place], hw)] = IGNORE if _ignored(painted[place]) else 1
+        mask[_painted(painted[place], hw)] = IGNORED if _ignored(painted[place]) else 1
     return mask
 
 

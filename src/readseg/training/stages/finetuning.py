@@ -24,8 +24,8 @@ from readseg.checkpoints.checkpoint import Checkpoint, build
 from readseg.checkpoints.load import digest, quiet_libraries
 from readseg.core.processes import processes
 from readseg.core.token_grid import cell_coverage
+from readseg.core.types import Turn
 from readseg.data.mixture import Drawn, Mixture, Skipped, parse_ratio
-from readseg.data.types import Turn as SampleTurn
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.report import summarise
@@ -37,7 +37,6 @@ from readseg.model.mask_prompts import full_precision
 from readseg.model.modeling import ReadModel
 from readseg.model.packing import pack
 from readseg.model.processing import ReadProcessor
-from readseg.model.prompt_format import Turn
 from readseg.training.config import FinetuningStageConfig, TrainedPart
 from readseg.training.feature_cache import FeatureCache, image_digest
 
@@ -134,7 +133,7 @@ class EncodedConversation:
     ids: list[int]
     labels: list[int]
     masks: list[np.ndarray]
-    turns: list[SampleTurn]
+    turns: list[Turn]
 
 
 class Collator:
@@ -200,11 +199,11 @@ class Collator:
         conversations.sort(key=lambda conversation: -len(conversation.ids))
         return conversations or [EncodedConversation([], [], [], [])]
 
-    def _encode(self, turns: list[SampleTurn]) -> EncodedConversation | None:
+    def _encode(self, turns: list[Turn]) -> EncodedConversation | None:
         start, seg = len(self.prefix), self.processor.config.seg_token_id
         for length in range(len(turns), 0, -1):
             kept = turns[:length]
-            ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in kept])
+            ids, labels = self.processor.encode(kept)
             if len(ids) - start <= self.options.max_tokens:
                 masks = [mask for turn in kept for mask in turn.masks]
                 if ids.count(seg) != len(masks):
@@ -326,7 +325,7 @@ class FinetuningStage(nn.Module):
                 outputs.append(image)
                 continue
             tensors = {
-                "features": self.model.look_at(image["pixels"][None])[0],
+                "features": self.model.encode_patches(image["pixels"][None])[0],
                 "embeddings": self.model.embed_masks_image(image["mask_pixels"][None])[0],
             }
             if image["key"] is not None:

@@ -19,22 +19,23 @@ from torch.nn import functional as F
 
 from readseg.checkpoints.load import digest
 from readseg.core.token_grid import cell_coverage
+from readseg.core.types import Turn
 from readseg.data.types import Sample
-from readseg.data.types import Turn as SampleTurn
 from readseg.model import losses
 from readseg.model.config import ReadConfig, tiny_config
 from readseg.model.families import BOS, EOS, IMAGE, PAD, SEG
 from readseg.model.mask_prompts import full_precision
 from readseg.model.modeling import ReadModel
 from readseg.model.packing import pack
-from readseg.model.processing import ReadProcessor, build_tiny_tokenizer
-from readseg.model.prompt_format import ASSISTANT, Turn
+from readseg.model.processing import ReadProcessor
+from readseg.model.prompt_format import ASSISTANT
 from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.questions import ask, make_sample
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.feature_cache import FeatureCache
 from readseg.training.stages.pretraining import cell_labels, initialise
+from readseg.training.tokenizer import build_tiny_tokenizer
 
 VOCABULARY_SCENES = 150
 """Scenes whose questions and answers the tokenizer is learned from."""
@@ -200,11 +201,14 @@ class ReadStage(nn.Module):
         pixels = torch.stack([self.processor.lmm_pixels(image) for image in images]).to(device)
         mask_pixels = torch.stack([self.processor.mask_pixels(image) for image in images]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.options.use_bf16()):
-            return {"features": self.model.look_at(pixels), "embeddings": self.model.embed_masks_image(mask_pixels)}
+            return {
+                "features": self.model.encode_patches(pixels),
+                "embeddings": self.model.embed_masks_image(mask_pixels),
+            }
 
-    def _encode_text(self, turns: Sequence[SampleTurn]) -> tuple[list[int], list[int]]:
+    def _encode_text(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, as they follow the prefix."""
-        ids, labels = self.processor.encode([Turn(turn.question, turn.answer) for turn in turns])
+        ids, labels = self.processor.encode(turns)
         return ids[len(self.prefix) :], labels[len(self.prefix) :]
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
