@@ -12,7 +12,7 @@ from readseg.analysis.page_data import PageCase, PageMap, PageView
 from readseg.analysis.studies.measures import Drawn
 from readseg.analysis.thresholds import search_thresholds
 from readseg.core.masks import intersection_and_union
-from readseg.core.stats import ciou, giou
+from readseg.core.stats import mask_ious
 
 HW = (12, 20)
 MAPS = ("lmm", "sam")
@@ -85,4 +85,4 @@ def view(rng: np.random.Generator, target: np.ndarray) -> PageView:
 def scores(units: list[Known], name: str, t: float) -> tuple[str, str]:
     """gIoU and cIoU of the masks at a threshold, as the page writes them."""
     inter, union = zip(*(one.counts(name, t) for one in units), strict=True)
-    return f"{giou(inter, union):.3f}", f"{ciou(inter, union):.3f}"
+    return f"{mask_ious(inter, union).mean():.3f}", f"{sum(inter) / sum(union):.3f}"

@@ -18,7 +18,7 @@ from page_study import HW, MAPS, Known, scores, study
 from readseg.analysis.page import PageData, write_page
 from readseg.analysis.page_data import PageMap, PageView
 from readseg.analysis.studies.measures import Drawn
-from readseg.core.stats import Estimate, giou
+from readseg.core.stats import Estimate, mask_ious
 from readseg.viz.tables import Row, Table
 
 UNITS, OTHERS = study(130), study(7, "B", seed=1)
@@ -287,10 +287,10 @@ def test_the_bounds_are_those_of_the_best_thresholds(tab: Tab) -> None:
     for place, name in enumerate(MAPS):
         counts = [one.all_counts(name) for one in UNITS]
         best = [max(row, key=lambda count: count[0] / count[1] if count[1] else 1.0) for row in counts]
-        single = [giou(*zip(*(row[k] for row in counts), strict=True)) for k in range(101)]
+        single = [mask_ious(*zip(*(row[k] for row in counts), strict=True)).mean() for k in range(101)]
         told = tab.run(f"return document.querySelector('[data-block=\"{place}\"] .notes').textContent")
         top = int(np.argmax(single))
-        assert f"Best t of each unit: gIoU {giou(*zip(*best, strict=True)):.3f}." in told
+        assert f"Best t of each unit: gIoU {mask_ious(*zip(*best, strict=True)).mean():.3f}." in told
         assert f"Best single t: gIoU {single[top]:.3f} at {top / 100:.2f}." in told
         line = tab.run(
             f"const part = (which) => document.querySelector(`[data-block='{place}'] svg ${{which}}`);"
@@ -300,7 +300,9 @@ def test_the_bounds_are_those_of_the_best_thresholds(tab: Tab) -> None:
         # The chart's axis: two of its points tell where 0 and 1 are.
         unit = (heights[top] - heights[0]) / (single[top] - single[0])
         assert np.allclose(heights, heights[0] + unit * (np.array(single) - single[0]), atol=0.2)
-        assert abs(float(line[1]) - (heights[0] + unit * (giou(*zip(*best, strict=True)) - single[0]))) < 0.3
+        assert (
+            abs(float(line[1]) - (heights[0] + unit * (mask_ious(*zip(*best, strict=True)).mean() - single[0]))) < 0.3
+        )
 
 
 def test_one_model_is_shown_at_a_time(tab: Tab) -> None:
@@ -419,7 +421,7 @@ def test_cards_tell_exact_scores_and_more_of_them_come_when_they_are_asked_for(t
     pixels(tab)
     told = tab.run("return document.querySelector('#cards .scores').textContent")
     one = UNITS[0]
-    (lmm, sam) = (giou([i], [u]) for i, u in (one.counts("lmm", 0.61), one.counts("sam", 0.5)))
+    (lmm, sam) = (mask_ious([i], [u])[0] for i, u in (one.counts("lmm", 0.61), one.counts("sam", 0.5)))
     assert told == f"own IoU: {one.case.numbers['own']:.3f} · lmm ≥ 0.61: {lmm:.3f} · sam ≥ 0.50: {sam:.3f}"
     count = 'document.querySelectorAll("#cards article").length'
     assert tab.run(f"const first = {count}; document.querySelector('#more').click(); return [first, {count}]") == [

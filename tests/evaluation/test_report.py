@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from readseg.core.stats import estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
 from readseg.evaluation.outcomes import Outcome, Result
@@ -204,3 +207,55 @@ def test_unknown_benchmarks_are_errors() -> None:
     for wrong in (result("coco/val", OUTCOMES), result("refcoco/val", OUTCOMES, "guessed")):
         with pytest.raises(ReadsegError, match="expected one of"):
             report.sheets([wrong])
+
+
+def answer(key: str, image: str, *counts: tuple[int, int], present: bool | None = True) -> Outcome:
+    inter, union = tuple(i for i, _ in counts), tuple(u for _, u in counts)
+    return Outcome(key, image, "", "", frozenset(), present, sum(inter) > 0, inter, union, False)
+
+
+def random_outcomes(seed: int) -> list[Outcome]:
+    """Twelve images with 1 to 4 questions of 1 to 3 masks; as many masks for every seed."""
+    shape, rng, found = np.random.default_rng(99), np.random.default_rng(seed), []
+    for image in range(12):
+        for question in range(shape.integers(1, 5)):
+            unions = shape.integers(50, 500, shape.integers(1, 4))
+            counts = [(int(rng.integers(0, u + 1)), int(u)) for u in unions]
+            found.append(answer(f"{image}/{question}", str(image), *counts))
+        found.append(answer(f"{image}/false", str(image), (0, int(rng.integers(0, 9))), present=False))
+        found.append(answer(f"{image}/words", str(image), present=None))
+    return found
+
+
+def test_a_difference_is_the_mean_of_differences_where_masks_pair() -> None:
+    one, other = random_outcomes(1), random_outcomes(2)
+    gaps, images = [], []
+    for a, b in zip(one, other, strict=True):
+        for (i, u), (j, v) in zip(zip(*counts_of(a), strict=True), zip(*counts_of(b), strict=True), strict=True):
+            if a.present:
+                gaps.append(i / (u + 1e-5) - j / (v + 1e-5))
+                images.append(a.image)
+    giou, ciou = report.difference(one, other)
+    assert dataclasses.astuple(giou) == pytest.approx(dataclasses.astuple(estimate(gaps, groups=images)), abs=1e-12)
+    totals = [[sum(map(sum, (counts_of(o)[k] for o in side if o.present))) for k in (0, 1)] for side in (one, other)]
+    assert ciou.value == pytest.approx(totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1], abs=1e-12)
+    assert ciou.low < ciou.value < ciou.high and ciou.count == giou.count == len(gaps)
+    assert [dataclasses.astuple(e)[:3] for e in report.difference(one, one)] == [(0, 0, 0), (0, 0, 0)]
+
+
+def counts_of(one: Outcome) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return one.intersections, one.unions
+
+
+def test_a_difference_of_models_that_say_different_words() -> None:
+    one = [answer("a/0", "a", (50, 100)), answer("b/0", "b", (10, 10), (0, 30))]
+    other = [answer("a/0", "a", (20, 100)), answer("b/0", "b", (10, 20))]
+    giou, ciou = report.difference(one, other)
+    assert giou.value == pytest.approx((0.5 + 1 + 0) / 3 - (0.2 + 0.5) / 2, abs=1e-5)
+    assert ciou.value == pytest.approx(60 / 140 - 30 / 120, abs=1e-12)
+    assert (giou.low, giou.high) == (pytest.approx(0.0, abs=1e-5), pytest.approx(0.3, abs=1e-5)), "only b, or only a"
+    nothing = report.difference([answer("a/0", "a", present=None)], [answer("a/0", "a", present=None)])
+    assert all(np.isnan(e.value) and e.count == 0 for e in nothing)
+    for wrong in (other[:1], other[::-1]):
+        with pytest.raises(ReadsegError, match="same questions in the same order"):
+            report.difference(one, wrong)

@@ -89,7 +89,7 @@ def test_a_missing_mask_counts_and_so_does_one_too_many() -> None:
 def test_refusals() -> None:
     absent = question((), False)
     right, wrong = outcome(absent), outcome(absent, LEFT, BELOW)
-    assert not right.said and stats.giou(right.intersections, right.unions) == 1.0
+    assert not right.said and stats.mask_ious(right.intersections, right.unions).tolist() == [1.0]
     assert wrong.said and (wrong.intersections, wrong.unions) == ((0,), (22,))
     silent = outcome(question(((2,),), True))
     assert not silent.said and (silent.intersections, silent.unions) == ((0,), (16,))

@@ -176,18 +176,18 @@ def test_validate(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         assert background[0] == [counts[0] for counts in item["intersection"]], item["i"]
         assert background[1] == [counts[0] for counts in item["union"]], item["i"]
         assert (gt == 0).flatten(1).sum(1).tolist() == [counts[0] for counts in item["target"]], item["i"]
-        ours = stats.giou(inter, union)
+        ours = stats.estimate(stats.mask_ious(inter, union)).value
         assert ours * len(inter) / (len(inter) + EPSILON) == pytest.approx(item["giou_alone"], abs=SCORES)
-        assert stats.ciou(inter, union) == pytest.approx(item["ciou_alone"], abs=SCORES)
+        assert stats.estimate(inter, union).value == pytest.approx(item["ciou_alone"], abs=SCORES)
         if not any(union):
             assert ours == 1
         intersections += inter
         unions += union
     count = len(unions)
-    ours = stats.giou(intersections, unions)
+    ours = stats.estimate(stats.mask_ious(intersections, unions)).value
     assert ours * count / (count + EPSILON) == pytest.approx(facts["giou"], abs=SCORES)
     assert ours == pytest.approx(facts["giou"], abs=EPSILON)
-    assert stats.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
+    assert stats.estimate(intersections, unions).value == pytest.approx(facts["ciou"], abs=SCORES)
 
 
 def test_run_eval(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -209,9 +209,10 @@ def test_run_eval(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         facts["intersection"][0],
         facts["union"][0],
     ]
-    assert stats.ciou(intersections, unions) == pytest.approx(facts["ciou"], abs=SCORES)
+    assert stats.estimate(intersections, unions).value == pytest.approx(facts["ciou"], abs=SCORES)
     printed = [float(number) for number in re.findall(r"(?:cIoU|Accuracy): ([\d.]+)", facts["stdout"])]
-    assert [round(stats.ciou(intersections, unions), 4), round(stats.see_accuracy(said, true), 4)] == printed
+    see = stats.estimate([s == t for s, t in zip(said, true, strict=True)])
+    assert [round(stats.estimate(intersections, unions).value, 4), round(see.value, 4)] == printed
 
 
 def test_wrong_values_are_refused_where_the_reference_loses_them(index: dict[str, Any]) -> None:

@@ -153,10 +153,7 @@ def best_scores(curves: Sequence[ThresholdCurve], *, groups: Sequence[Hashable] 
 
     Args:
         curves: M curves, one for each map.
-        groups: M keys, e.g. the image of each map, if several are about one image (see `evaluation.metrics.estimate`).
-
-    Raises:
-        ReadsegError: there are not as many groups as curves.
+        groups: M keys, e.g. the image of each map, if several are about one image (see `core.stats.estimate`).
 
     >>> curve = search_thresholds(np.array([[0.1, 0.4, 0.8, 0.9]]), np.array([[1, 0, 1, 1]]))
     >>> print(best_scores([curve]).ciou)

@@ -71,7 +71,7 @@ def _told(
     """Tables, ROC curves as JSON values, and the chart of one model."""
     from readseg.analysis.studies.necessity import SCORES
     from readseg.analysis.studies.necessity_tables import curves, decide, necessity_tables, operating_point
-    from readseg.core.roc import auc
+    from readseg.core.stats import auc
     from readseg.viz.charts import Curve, line_chart
 
     benchmark = job.benchmark.name

@@ -1,11 +1,9 @@
-"""The field's scores, as pure functions of pixel counts and of yes/no decisions.
+"""Scores with their intervals, ROC curves, and thresholds that are not chosen on what they are scored on.
 
 Nothing here knows an image or a model. A mask enters as two counts against its target: intersection I and
 union U in pixels of the image, ignored pixels (255) already left out (`readseg.core.masks.intersection_and_union`).
 
-Every score is a ratio of two sums over masks or questions:
-
-    score = sum_m a_m / sum_m b_m
+Most scores are a ratio of two sums over masks or questions, score = sum_m a_m / sum_m b_m:
 
     gIoU                   a = IoU of the mask,        b = 1
     cIoU                   a = I,                      b = U
@@ -14,39 +12,40 @@ Every score is a ratio of two sums over masks or questions:
     refusal recall         a = [not said],             b = 1, over false premises  (gRefCOCO: N-acc)
     true premises answered a = [said],                 b = 1, over true premises   (gRefCOCO: T-acc)
 
-so one function, `estimate`, gives any of them its confidence interval.
+so one function, `estimate`, gives any of them its confidence interval. Others are functions of such sums
+(`bootstrap_sums`) or of weighted questions (`bootstrap_weights`). Whole images are drawn with replacement: questions
+about one image are not independent, and an interval that treats them as if they were is too narrow. All functions draw
+alike, so all scores of one draw are over the same images, and differences are paired.
+
+Axes: M = masks or questions, G = images (groups), R = draws, K = sums.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool, Float, Int
 
-from readseg.errors import ReadsegError
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Numbers = Sequence[float] | npt.NDArray[np.generic]
-Decisions = Sequence[bool] | npt.NDArray[np.bool_]
 
 UNION_EPSILON = 1e-5
 """Added to the union by the reference of this family; a perfect mask of one pixel scores 0.99999."""
 
+LEVEL, REPEATS, SEED = 0.95, 1000, 0
+"""Coverage of the intervals, number of draws, and their seed: the same input gives the same interval."""
+
+_WEIGHTS_AT_ONCE = 4_000_000
+_HALVINGS = 20
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score with the interval that says how far to trust it.
-
-    Attributes:
-        value: the score; NaN where nothing was counted.
-        low: lower end of the interval, NaN where `value` is.
-        high: upper end.
-        count: how many masks or questions the score is over.
-    """
+    """A score with its interval; NaN where nothing was counted. count: how many masks or questions it is over."""
 
     value: float
     low: float
@@ -57,192 +56,216 @@ class Estimate:
         return "-" if math.isnan(self.value) else f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
 
 
-def mask_ious(intersections: Numbers, unions: Numbers) -> Floats:
+def mask_ious(intersections: Numbers, unions: Numbers) -> Float[np.ndarray, " M"]:
     """IoU of each mask: I / (U + 1e-5), and 1 where U = 0 (nothing to find, nothing claimed).
 
-    Args:
-        intersections: (M,) pixels in both the mask and its target.
-        unions: (M,) pixels in either.
-
-    Returns:
-        (M,) float64 in [0, 1].
-
-    Raises:
-        ReadsegError: lengths differ, a count is negative or not finite, or I > U.
+    >>> mask_ious([50, 0], [100, 0]).round(3).tolist()
+    [0.5, 1.0]
     """
-    inter, union = _counts(intersections, unions)
+    inter, union = np.asarray(intersections, dtype=np.float64), np.asarray(unions, dtype=np.float64)
+    assert inter.shape == union.shape and ((inter >= 0) & (inter <= union)).all()
     return np.where(union == 0, 1.0, inter / (union + UNION_EPSILON))
 
 
-def giou(intersections: Numbers, unions: Numbers) -> float:
-    """gIoU: the mean over masks of `mask_ious` (each mask counts alike). NaN without masks.
-
-    Arguments and errors as `mask_ious`.
-
-    >>> round(giou([50, 0], [100, 0]), 3)
-    0.75
-    """
-    return _mean(mask_ious(intersections, unions))
-
-
-def ciou(intersections: Numbers, unions: Numbers) -> float:
-    """cIoU: sum of I over sum of U (large objects count more). NaN without masks, 0 where every union is empty.
-
-    Arguments and errors as `mask_ious`.
-
-    >>> ciou([50, 0], [100, 100])
-    0.25
-    """
-    inter, union = _counts(intersections, unions)
-    if len(inter) == 0:
-        return math.nan
-    return float(inter.sum() / union.sum()) if union.sum() > 0 else 0.0
-
-
-def precision_at(ious: Numbers, threshold: float) -> float:
-    """Share of masks whose IoU is at least `threshold`. NaN without masks.
-
-    Args:
-        ious: (M,) in [0, 1].
-        threshold: in (0, 1]; the field reports 0.5, 0.7 and 0.9.
-
-    Raises:
-        ReadsegError: the threshold or an IoU lies outside.
-    """
-    if not 0 < threshold <= 1:
-        raise ReadsegError(f"threshold: expected a value in (0, 1], got {threshold}")
-    values = _vector(ious, "ious")
-    if np.any((values < 0) | (values > 1)):
-        raise ReadsegError(f"ious: expected values in [0, 1], got {values.min()} to {values.max()}")
-    return _mean((values >= threshold).astype(np.float64))
-
-
-def see_accuracy(said: Decisions, true: Decisions) -> float:
-    """FP-RefCOCO's See accuracy: share of questions where the object is said to be there if and only if it is.
-
-    Args:
-        said: (Q,) the answer holds a [SEG] and its mask is not empty.
-        true: (Q,) the object is in the image.
-
-    Raises:
-        ReadsegError: lengths differ, or the values are not booleans.
-    """
-    s, t = _decisions(said, true)
-    return _mean((s == t).astype(np.float64))
-
-
-def refusal_recall(said: Decisions, true: Decisions) -> float:
-    """Share of false premises that were refused (gRefCOCO's N-acc). NaN without any.
-
-    Arguments and errors as `see_accuracy`.
-    """
-    s, t = _decisions(said, true)
-    return _mean((~s[~t]).astype(np.float64))
-
-
-def answered_rate(said: Decisions, true: Decisions) -> float:
-    """Share of true premises that were answered with a mask (gRefCOCO's T-acc). NaN without any.
-
-    Arguments and errors as `see_accuracy`.
-    """
-    s, t = _decisions(said, true)
-    return _mean(s[t].astype(np.float64))
-
-
-def balanced_see_accuracy(said: Decisions, true: Decisions) -> float:
-    """Mean of `refusal_recall` and `answered_rate`: 0.5 for whoever always or never refuses.
-
-    Arguments and errors as `see_accuracy`.
-    """
-    return (refusal_recall(said, true) + answered_rate(said, true)) / 2
-
-
 def estimate(
-    numerators: Numbers,
-    denominators: Numbers | None = None,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    repeats: int = 1000,
-    seed: int = 0,
+    numerators: Numbers, denominators: Numbers | None = None, *, groups: Sequence[Hashable] | None = None
 ) -> Estimate:
     """A ratio of sums with its percentile bootstrap interval.
 
-    Whole groups are drawn with replacement: questions about one image are not independent, and an interval
-    that treats them as if they were is too narrow.
-
     Args:
         numerators: (M,) the a_m of this module's head.
-        denominators: (M,) the b_m; ones where left out (a mean).
+        denominators: (M,) the b_m, at least 0; ones where left out (a mean).
         groups: M keys, e.g. the image of each question; every entry its own group where left out.
-        level: the interval's coverage, in (0, 1).
-        repeats: bootstrap samples.
-        seed: of the draws: the same input gives the same interval.
 
     Returns:
         The score; 0 where all denominators are 0, NaN where M = 0.
-
-    Raises:
-        ReadsegError: lengths differ, a value is not finite, a denominator is negative, level or repeats are
-            out of range.
     """
-    a = _vector(numerators, "numerators")
-    b = np.ones_like(a) if denominators is None else _vector(denominators, "denominators")
-    if len(a) != len(b) or (groups is not None and len(groups) != len(a)):
-        lengths = f"{len(a)} numerators, {len(b)} denominators, {len(a) if groups is None else len(groups)} groups"
-        raise ReadsegError(f"estimate: expected the same length everywhere, got {lengths}")
-    if np.any(b < 0):
-        raise ReadsegError(f"denominators: expected values of at least 0, got {b.min()}")
-    if not 0 < level < 1 or repeats < 1:
-        raise ReadsegError(f"expected a level in (0, 1) and repeats of at least 1, got {level} and {repeats}")
-    if len(a) == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-
-    positions: dict[Hashable, int] = {}
-    index = [positions.setdefault(key, len(positions)) for key in (groups if groups is not None else range(len(a)))]
-    sums = np.stack([np.bincount(index, weights=v, minlength=len(positions)) for v in (a, b)], axis=1)  # (G, 2)
-
-    size = len(positions)
-    draws = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=repeats)  # (repeats, G)
-    resampled = draws @ sums
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = resampled[:, 0] / resampled[:, 1]
-    scores = scores[resampled[:, 1] > 0]
-    if b.sum() == 0 or len(scores) == 0:
+    a = np.asarray(numerators, dtype=np.float64)
+    b = np.ones_like(a) if denominators is None else np.asarray(denominators, dtype=np.float64)
+    if len(a) and not b.any():
         return Estimate(0.0, 0.0, 0.0, len(a))
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(a.sum() / b.sum()), float(low), float(high), len(a))
+    drawn = _drawn_sums(np.stack([a, b], axis=1), range(len(a)) if groups is None else groups)[1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(a.sum() / b.sum())
+        return _with_interval(value, np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], math.nan), len(a))
 
 
-def _counts(intersections: Numbers, unions: Numbers) -> tuple[Floats, Floats]:
-    inter, union = _vector(intersections, "intersections"), _vector(unions, "unions")
-    if len(inter) != len(union):
-        raise ReadsegError(f"expected as many intersections as unions, got {len(inter)} and {len(union)}")
-    wrong = np.flatnonzero((inter < 0) | (inter > union))
-    if len(wrong):
-        m = int(wrong[0])
-        raise ReadsegError(f"mask {m}: expected 0 <= intersection <= union, got {inter[m]:g} and {union[m]:g}")
-    return inter, union
+def bootstrap_sums(
+    terms: Float[np.ndarray, "M K"],
+    score: Callable[[Float[np.ndarray, "R K"]], Float[np.ndarray, " R"]],
+    *,
+    groups: Sequence[Hashable],
+    count: int | None = None,
+) -> Estimate:
+    """A function of sums over questions, score(sum_m terms_m), with its interval.
+
+    `score` takes R draws at once; NaN where a draw has no score, as where it divides by nothing. `count` is what the
+    estimate says it is over, M where left out. NaN throughout where M = 0, or where the score has no value.
+
+    >>> mean = bootstrap_sums(np.array([[0.5, 1.0], [1.0, 1.0]]), lambda s: s[:, 0] / s[:, 1], groups=["a", "b"])
+    >>> mean.value, mean.low, mean.high
+    (0.75, 0.5, 1.0)
+    """
+    sums, drawn = _drawn_sums(terms, groups)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(score(sums.sum(axis=0, keepdims=True))[0])
+        return _with_interval(value, score(drawn), len(terms) if count is None else count)
 
 
-def _vector(values: Numbers, name: str) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise ReadsegError(f"{name}: expected a list of numbers, got an array of shape {array.shape}")
-    if not np.all(np.isfinite(array)):
-        raise ReadsegError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
-    return array
+def bootstrap_weights(
+    score: Callable[[Float[np.ndarray, "R M"]], Float[np.ndarray, " R"]], *, groups: Sequence[Hashable]
+) -> Estimate:
+    """A function of how often each question counts, with its interval; as `bootstrap_sums` where it has no value."""
+    index, size = _group_index(groups)
+    value = float(score(np.ones((1, len(groups))))[0])
+    draws = _draws(size)
+    step = max(1, _WEIGHTS_AT_ONCE // max(1, len(groups)))
+    parts = [score(draws[start : start + step][:, index].astype(np.float64)) for start in range(0, REPEATS, step)]
+    return _with_interval(value, np.concatenate(parts), len(groups))
 
 
-def _decisions(said: Decisions, true: Decisions) -> tuple[Bools, Bools]:
-    s, t = np.asarray(said), np.asarray(true)
-    for name, array in (("said", s), ("true", t)):
-        if array.ndim != 1 or (array.dtype != np.bool_ and len(array)):
-            raise ReadsegError(f"{name}: expected a list of booleans, got {array.dtype} of shape {array.shape}")
-    if len(s) != len(t):
-        raise ReadsegError(f"expected as many answers as questions, got {len(s)} and {len(t)}")
-    return s.astype(np.bool_), t.astype(np.bool_)
+def ratio_difference(sums: Float[np.ndarray, "R 4"]) -> Float[np.ndarray, " R"]:
+    """How far one ratio of sums lies above another, s0 / s1 - s2 / s3: a score for `bootstrap_sums`."""
+    return sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
 
 
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else math.nan
+class Roc(NamedTuple):
+    """What all thresholds "at least t" decide, from the strictest: K = 1 + number of different scores."""
+
+    false_positive: Float[np.ndarray, " K"]
+    """Share of the false questions that are taken for true, from 0 to 1."""
+    true_positive: Float[np.ndarray, " K"]
+    """Share of the true ones that are."""
+
+
+class Cut(NamedTuple):
+    """A rule that decides by a score: true is what is at least the threshold (`above`), or what is below it."""
+
+    threshold: float
+    above: bool
+
+    def decide(self, scores: Float[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+        """What it takes for true."""
+        return (scores >= self.threshold) == self.above
+
+
+def roc(scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"]) -> Roc:
+    """The ROC curve of scores, no NaN, -inf the lowest; both kinds of question must be there.
+
+    Equal scores make one step together, so that it is no better than what a threshold can decide.
+
+    >>> roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])).true_positive.tolist()
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    _, level = np.unique(-scores, return_inverse=True)
+    steps = [np.bincount(level[kind], minlength=level.max() + 1) / kind.sum() for kind in (~true, true)]
+    false_positive, true_positive = (np.concatenate([[0.0], step.cumsum().clip(max=1)]) for step in steps)
+    return Roc(false_positive, true_positive)
+
+
+def auc(
+    scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"], weights: Float[np.ndarray, "R M"] | None = None
+) -> Float[np.ndarray, " R"]:
+    """Area under the ROC curve: how often a true one scores higher than a false one; equal scores count one half.
+
+        AUC = sum_ij w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / sum_ij w_i w_j,    i true, j false
+
+    The weights say how often each question counts, R times; once where left out (R = 1). NaN where no true or no
+    false one has weight.
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])).tolist()
+    [0.875]
+    """
+    assert not np.isnan(scores).any()
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    if not len(scores):
+        return np.full(len(weights), math.nan)
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+    positive = np.add.reduceat(weights[:, order] * true[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~true[order], starts, axis=1)
+    below = negative.cumsum(axis=1) - negative / 2
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(pairs > 0, (positive * below).sum(axis=1) / pairs, math.nan)
+
+
+def best_cut(scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"]) -> Cut:
+    """The cut with the highest balanced accuracy on these scores, (true positive rate + 1 - false positive rate) / 2.
+
+    It lies midway between two scores. Of equally good ones the lowest is taken, and "above" before "below".
+
+    >>> best_cut(np.array([0.1, 0.3, 0.5, 0.9]), np.array([False, False, True, True]))
+    Cut(threshold=0.4, above=True)
+    """
+    curve = roc(scores, true)
+    balanced = ((curve.true_positive + 1 - curve.false_positive) / 2)[::-1]  # from the lowest threshold
+    levels = np.unique(scores)
+    above, below = int(balanced.argmax()), int(balanced.argmin())
+    if balanced[above] >= 1 - balanced[below]:
+        return Cut(_threshold_before(levels, above), True)
+    return Cut(_threshold_before(levels, below), False)
+
+
+def cross_fitted(
+    scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"], groups: Sequence[Hashable]
+) -> Float[np.ndarray, " M"] | None:
+    """How often each question is taken for true by a threshold that was chosen on other images, (M,) in [0, 1].
+
+    The images are halved at random 20 times; each half is decided by the `best_cut` of the other one. None where
+    some half holds only true or only false questions, so that nothing can be chosen on it.
+    """
+    index, size = _group_index(groups)
+    rng = np.random.default_rng(SEED)
+    taken = np.zeros(len(scores))
+    for _ in range(_HALVINGS):
+        first = np.zeros(size, dtype=bool)
+        first[rng.permutation(size)[: size // 2]] = True
+        chosen_on = first[index]
+        for half in (chosen_on, ~chosen_on):
+            if not true[half].any() or true[half].all():
+                return None
+            taken[~half] += best_cut(scores[half], true[half]).decide(scores[~half])
+    return taken / _HALVINGS
+
+
+def _threshold_before(levels: Float[np.ndarray, " K"], place: int) -> float:
+    """A threshold that the scores from this place on reach, and no lower one."""
+    if place in (0, len(levels)):
+        return -math.inf if place == 0 else math.inf
+    lower, upper = float(levels[place - 1]), float(levels[place])
+    middle = lower + (upper - lower) / 2
+    return middle if lower < middle < math.inf else upper
+
+
+def _group_index(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " M"], int]:
+    """The number of each question's group, in order of appearance, and how many groups there are."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in groups], dtype=np.intp), len(known)
+
+
+def _draws(size: int) -> Int[np.ndarray, "R G"]:
+    """How often each of G groups is in each of R draws with replacement."""
+    if not size:
+        return np.zeros((REPEATS, 0), dtype=np.int64)
+    return np.random.default_rng(SEED).multinomial(size, np.full(size, 1 / size), size=REPEATS)
+
+
+def _drawn_sums(
+    terms: Float[np.ndarray, "M K"], groups: Sequence[Hashable]
+) -> tuple[Float[np.ndarray, "G K"], Float[np.ndarray, "R K"]]:
+    """The sums of each group, and of each draw."""
+    index, size = _group_index(groups)
+    assert len(index) == len(terms)
+    sums = np.zeros((size, terms.shape[1]))
+    np.add.at(sums, index, terms)
+    return sums, _draws(size) @ sums
+
+
+def _with_interval(value: float, drawn: Float[np.ndarray, " R"], count: int) -> Estimate:
+    drawn = drawn[np.isfinite(drawn)]
+    if not count or not math.isfinite(value) or not len(drawn):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), count)

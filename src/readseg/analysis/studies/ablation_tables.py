@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from readseg.analysis.bootstrap import difference
 from readseg.analysis.studies.ablation import PROMPTED, TRAINED, Ablated, Ablation, Variant, cells, describe
 from readseg.evaluation.outcomes import Outcome, Result
 from readseg.evaluation.predictions import Prediction
-from readseg.evaluation.report import PROTOCOLS, summarise
+from readseg.evaluation.report import PROTOCOLS, difference, summarise
 from readseg.viz.tables import Cell, Row, Table
 
 VARIED = {

@@ -19,13 +19,12 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-from readseg.analysis.bootstrap import difference, of_sums
 from readseg.analysis.studies.systems import Answered
-from readseg.core.stats import Estimate, mask_ious
+from readseg.core.stats import Estimate, bootstrap_sums, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES
 from readseg.evaluation.outcomes import Outcome
-from readseg.evaluation.report import PROTOCOLS, summarise
+from readseg.evaluation.report import PROTOCOLS, difference, summarise
 from readseg.viz.tables import Cell, Row, Table
 
 NAMING, SEEN, UNSEEN = "naming", "reasoning, seen descriptions", "reasoning, unseen descriptions"
@@ -97,7 +96,7 @@ def drop(outcomes: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
     """
     terms = np.concatenate([_terms(outcomes, first), _terms(outcomes, second)], axis=1)
     count = sum(bool(o.present) and (first(o) or second(o)) for o in outcomes)
-    return of_sums(terms, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3], groups=_images(outcomes), count=count)
+    return bootstrap_sums(terms, ratio_difference, groups=_images(outcomes), count=count)
 
 
 def drop_difference(one: Sequence[Outcome], other: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
@@ -116,7 +115,7 @@ def drop_difference(one: Sequence[Outcome], other: Sequence[Outcome], first: Ask
         return (ratios[0] - ratios[1]) - (ratios[2] - ratios[3])
 
     count = sum(bool(o.present) and (first(o) or second(o)) for o in one)
-    return of_sums(np.concatenate(parts, axis=1), score, groups=_images(one), count=count)
+    return bootstrap_sums(np.concatenate(parts, axis=1), score, groups=_images(one), count=count)
 
 
 def _scores(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:

@@ -1,7 +1,7 @@
 """The numbers of `analysis.necessity`, from its records alone: who decides how well, and what that does to the masks.
 
 A decision is a share in [0, 1] for each question: 1 to draw a mask, 0 to refuse; in between where thresholds that were
-chosen on different halves of the images disagree (`roc.cross_fitted`). M questions.
+chosen on different halves of the images disagree (`stats.cross_fitted`). M questions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from readseg.analysis.bootstrap import of_sums, of_weights
 from readseg.analysis.studies.necessity import SCORES, WORD, Considered
-from readseg.core.roc import Roc, auc, cross_fitted, roc
-from readseg.core.stats import Estimate, mask_ious
+from readseg.core.stats import Estimate, Roc, auc, bootstrap_sums, bootstrap_weights, cross_fitted, mask_ious, roc
 from readseg.evaluation.report import PROTOCOLS
 from readseg.viz.tables import Cell, Row, Table
 
@@ -116,7 +114,7 @@ def balanced_accuracy(decided: Decided, rule: str, beside: str | None = None) ->
         found = [(sums[:, k] / sums[:, k + 1] + sums[:, k + 2] / sums[:, k + 3]) / 2 for k in range(0, len(sums[0]), 4)]
         return found[0] if beside is None else found[0] - found[1]
 
-    return of_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
+    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
 
 
 def giou_all(decided: Decided, rule: str, beside: str | None = None) -> Estimate:
@@ -133,7 +131,7 @@ def giou_all(decided: Decided, rule: str, beside: str | None = None) -> Estimate
         found = [sums[:, k] / sums[:, k + 1] for k in range(0, len(sums[0]), 2)]
         return found[0] if beside is None else found[0] - found[1]
 
-    return of_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
+    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
 
 
 def area(decided: Decided, name: str, beside: str | None = None) -> Estimate:
@@ -149,7 +147,7 @@ def area(decided: Decided, name: str, beside: str | None = None) -> Estimate:
         own = auc(decided.scores[name], decided.present, weights)
         return own if beside is None else own - auc(decided.scores[beside], decided.present, weights)
 
-    return of_weights(score, groups=decided.images)
+    return bootstrap_weights(score, groups=decided.images)
 
 
 def _decisions(decided: Decided, model: str, benchmark: str, images: str) -> Table:
@@ -295,7 +293,7 @@ def _rate(decided: Decided, rule: str, present: bool) -> Estimate:
     """Share of the true, or of the false premises that get a mask."""
     own = decided.present == present
     terms = np.stack([decided.rules[rule] * own, own.astype(np.float64)], axis=1)
-    return of_sums(terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(own.sum()))
+    return bootstrap_sums(terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(own.sum()))
 
 
 def _hits(decided: Decided, shares: Float[np.ndarray, " M"]) -> Float[np.ndarray, "M 4"]:
@@ -325,7 +323,9 @@ def _sums(decided: Decided, drawn: bool) -> Float[np.ndarray, "M 2"]:
 def _giou(decided: Decided, rule: str) -> Estimate:
     """Over the masks of true premises."""
     terms = _ious(decided, rule) * decided.present[:, None]
-    return of_sums(terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(decided.present.sum()))
+    return bootstrap_sums(
+        terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(decided.present.sum())
+    )
 
 
 def _counted(decided: Decided, images: str) -> list[str]:
