@@ -135,7 +135,7 @@ def cell_coverage(
     c = (A_y M A_x^T) / (area of a cell); A_y (n, H) and A_x (n, W) hold how much of each pixel lies in each row and
     column of cells. The grid covers `box`, by default the whole image; what lies outside the image is not covered.
     """
-    cover = np.empty((len(masks), side, side), dtype)
+    cover: np.ndarray = np.empty((len(masks), side, side), dtype)
     height, width = masks.shape[1:]
     if box is None:
         for mask, cells in zip(masks, cover, strict=True):  # the same average, by OpenCV: stages draw many masks
