@@ -38,8 +38,7 @@ from torch import Tensor
 from readseg import ReadsegError
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, read_checkpoint, save_checkpoint
-from readseg.checkpoints.config_json import read_json
-from readseg.checkpoints.files import differences, read_weights
+from readseg.checkpoints.files import key_mismatches, read_json, read_weights
 from readseg.checkpoints.load import load_model
 from readseg.cli.errors import run
 from readseg.cli.segment import check_writable
@@ -132,7 +131,7 @@ def learned_by(sibling: Checkpoint, base: Checkpoint) -> dict[str, Tensor]:
             f"{told}: in config.json {changed[0]} is {other.get(changed[0])!r:.60} and not "
             f"{own.get(changed[0])!r:.60}; only {' and '.join(sorted(SETTINGS))} may differ"
         )
-    if problems := differences(sibling.weights, base.weights):
+    if problems := key_mismatches(sibling.weights, base.weights):
         raise ReadsegError(f"{told}: {problems}")
     if _tokenizer(sibling) != _tokenizer(base):
         raise ReadsegError(f"{told}: its tokenizer.json differs; train it with the same seed, vocabulary and data")

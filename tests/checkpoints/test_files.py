@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -126,7 +125,8 @@ def test_a_tensor_beyond_a_shard_gets_its_own(tmp_path: Path, safe: bool) -> Non
     state = {"small": torch.ones(1), "large": torch.ones(100), "nothing": torch.ones(0), "last": torch.ones(2)}
     folder = written(tmp_path / "m", state, safe=safe, shard_bytes=16)
     weight_map = json.loads((folder / index_name(safe)).read_text())["weight_map"]
-    assert [int(re.findall(r"\d+", name)[0]) for name in weight_map.values()] == [1, 2, 3, 3]
+    assert [key for key in weight_map if weight_map[key] == weight_map["large"]] == ["large"]
+    assert len(set(weight_map.values())) == 2
     check_same(read_weights(folder), state)
 
 
@@ -213,18 +213,6 @@ def test_mapped_weights_are_written_again(tmp_path: Path, safe: bool) -> None:
     check_same(read_weights(written(tmp_path / "b", first, safe=not safe, shard_bytes=100)), some_weights())
 
 
-@pytest.mark.parametrize(
-    "old",
-    ["model.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00003.bin", "model.safetensors.index.json"],
-)
-def test_older_weights_are_not_mixed_with_new_ones(tmp_path: Path, old: str) -> None:
-    (tmp_path / old).write_text("old")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ReadsegError, match="holds weights already"):
-        write_weights({"a": torch.ones(1)}, tmp_path, safe=True)
-    assert names(tmp_path) == {old, "config.json"} and (tmp_path / old).read_text() == "old"
-
-
 WRONG_TENSORS: dict[str, Callable[[], object]] = {
     "complex64": lambda: torch.zeros(2, dtype=torch.complex64),
     "float8_e4m3fn": lambda: torch.zeros(2, dtype=torch.float8_e4m3fn),
@@ -232,45 +220,7 @@ WRONG_TENSORS: dict[str, Callable[[], object]] = {
     "qint8": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
     "meta": lambda: torch.zeros(2, device="meta"),
     "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-    "type list": lambda: [1.0, 2.0],
-    "type float": lambda: 1.0,
 }
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("what", WRONG_TENSORS)
-def test_what_is_no_dense_tensor_is_not_written(tmp_path: Path, what: str) -> None:
-    state = {"a": torch.ones(9), "b.odd": WRONG_TENSORS[what]()}
-    with pytest.raises(ReadsegError, match=f"'b.odd' is .*{what}"):
-        write_weights(state, tmp_path, safe=False, shard_bytes=1)  # type: ignore[arg-type]
-    assert not names(tmp_path)
-
-
-def test_wrong_places_and_sizes_are_errors(tmp_path: Path) -> None:
-    state = {"a": torch.ones(1)}
-    with pytest.raises(ReadsegError, match="absent: no such folder"):
-        write_weights(state, tmp_path / "absent", safe=True)
-    with pytest.raises(ReadsegError, match="no tensors to write"):
-        write_weights({}, tmp_path, safe=True)
-    with pytest.raises(ReadsegError, match="shard_bytes: expected at least 1, got 0"):
-        write_weights(state, tmp_path, safe=True, shard_bytes=0)
-    with pytest.raises(ReadsegError, match="got the key 3"):
-        write_weights({3: torch.ones(1)}, tmp_path, safe=True)  # type: ignore[dict-item]
-    assert not names(tmp_path)
-
-
-@both_kinds
-def test_a_failure_leaves_no_part_of_a_file(tmp_path: Path, safe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: Weights, place: object, **_: object) -> None:
-        if isinstance(place, Path):
-            place.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "save_file", fail)
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_weights({"a": torch.ones(1)}, tmp_path, safe=safe)
-    assert not names(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- which file is read
@@ -386,14 +336,14 @@ def test_what_trainers_wrap_is_unwrapped(tmp_path: Path, wrapper: str) -> None:
         ({"model": {"a": torch.ones(1)}, "extra": torch.ones(1)}, "'model'"),
         ({"weights": {"a": torch.ones(1)}}, "'weights'"),
         ({"model": {"module": {"a": torch.ones(1)}}}, "'module'"),
-        ({"a": torch.ones(1), "step": 7}, "'step' is of type int"),
-        ({"a": [torch.ones(1)]}, "'a' is of type list"),
-        ({1: torch.ones(1)}, "the key 1"),
+        ({"a": torch.ones(1), "step": 7}, "'step': a int"),
+        ({"a": [torch.ones(1)]}, "'a': a list"),
+        ({1: torch.ones(1)}, "got 1: a Tensor"),
         ({}, "an empty dict"),
         ({"model": {}}, "an empty dict"),
-        ([torch.ones(1)], "of type list"),
-        (torch.ones(1), "of type Tensor"),
-        (None, "of type NoneType"),
+        ([torch.ones(1)], "a list"),
+        (torch.ones(1), "a Tensor"),
+        (None, "a NoneType"),
     ],
 )
 def test_nothing_else_is_taken_for_weights(tmp_path: Path, content: object, named: str) -> None:
@@ -407,7 +357,7 @@ def test_a_tensor_named_as_a_wrapper_is_a_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("what", [name for name in WRONG_TENSORS if not name.startswith("type")])
+@pytest.mark.parametrize("what", WRONG_TENSORS)
 def test_odd_tensors_are_not_read(tmp_path: Path, what: str) -> None:
     torch.save({"a": torch.ones(1), "b.odd": WRONG_TENSORS[what]()}, tmp_path / "x.pth")
     refused(tmp_path, "x.pth: 'b.odd' is of a kind that is not supported", what)
@@ -531,33 +481,6 @@ def test_garbage_is_an_error(name: str, head: bytes, content: bytes) -> None:
         refused(Path(folder), name)
 
 
-def repacked(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    """Another zip of the same records, each changed."""
-    with zipfile.ZipFile(path) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in records.items():
-            archive.writestr(name, change(name, content))
-
-
-def test_a_zip_whose_data_is_shorter_than_declared_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "x.bin"
-    torch.save({"a": torch.ones(100), "b": torch.full((100,), 2.0)}, path)
-    repacked(path, lambda name, content: content)
-    assert read_weights(path)["b"].tolist() == [2.0] * 100
-    # Torch by itself maps what follows the record as if it belonged to the tensor.
-    repacked(path, lambda name, content: content[:-8] if name.endswith("data/0") else content)
-    assert torch.load(path, mmap=True, weights_only=True)["a"].tolist() != [1.0] * 100
-    refused(path, "x.bin is truncated, damaged", "records")
-
-
-def test_a_compressed_zip_is_an_error_and_not_noise(tmp_path: Path) -> None:
-    path = tmp_path / "x.bin"
-    torch.save({"a": torch.ones(100)}, path)
-    repacked(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
-    refused(path, "x.bin is truncated, damaged")
-
-
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "a.pth"])
 def test_a_pointer_of_git_lfs_is_told(tmp_path: Path, name: str) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976576152\n"
@@ -596,26 +519,19 @@ def test_a_truncated_shard_is_named(sharded: tuple[Path, bool]) -> None:
     refused(folder, f"{path} is truncated")
 
 
-def test_a_key_that_a_shard_lacks_is_named(sharded: tuple[Path, bool]) -> None:
+def test_a_shard_that_does_not_fit_the_index_is_named(sharded: tuple[Path, bool]) -> None:
     folder, safe = sharded
-    one_shard(folder, 2, safe, a2=torch.ones(1))
-    refused(folder, f"{folder / shard(2, safe)} holds 'a2'", index_name(safe), "does not list")
-    index = folder / index_name(safe)
-    index.write_text(json.dumps({"weight_map": {"a": shard(1, safe), "a2": shard(2, safe), "b": shard(2, safe)}}))
-    refused(folder, f"{folder / shard(2, safe)} lacks 'b'", index_name(safe), "promises")
-
-
-def test_a_key_in_another_shard_than_promised_is_an_error(sharded: tuple[Path, bool]) -> None:
-    folder, safe = sharded
-    swapped = {"a": shard(2, safe), "b": shard(1, safe)}
-    (folder / index_name(safe)).write_text(json.dumps({"weight_map": swapped}))
-    refused(folder, f"{folder / shard(2, safe)} lacks 'a', 'b'", "promises")
-
-
-def test_a_key_in_two_shards_is_named(sharded: tuple[Path, bool]) -> None:
-    folder, safe = sharded
+    index, first, second = folder / index_name(safe), shard(1, safe), shard(2, safe)
+    for weight_map, path, keys in (
+        ({"a": first, "b": second, "c": second}, second, "'c'"),  # promised and not there
+        ({"a": first, "c": second}, second, "'b', 'c'"),  # there and not listed
+        ({"a": second, "b": first}, first, "'a', 'b'"),  # in another shard than promised
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        refused(folder, f"{folder / path} and {index.name} do not agree whether it holds {keys}")
+    index.write_text(json.dumps({"weight_map": {"a": first, "b": second}}))
     one_shard(folder, 2, safe, a=torch.zeros(4), b=torch.ones(4))
-    refused(folder, shard(1, safe), shard(2, safe), "both hold 'a'")
+    refused(folder, f"{folder / second} and", "'a'")  # in both
 
 
 @pytest.mark.parametrize(
@@ -635,8 +551,8 @@ def test_an_index_names_only_files_beside_it(sharded: tuple[Path, bool], name: o
         (b"{", "is no JSON"),
         (b"\xff\xfe\x00", "is no JSON"),
         (b"[" * 100_000, "is no JSON"),
-        (b"[]", "expected 'weight_map'"),
-        (b"3", "expected 'weight_map'"),
+        (b"[]", "must hold settings by name"),
+        (b"3", "must hold settings by name"),
         (b"{}", "expected 'weight_map'"),
         (b'{"weight_map": {}}', "expected 'weight_map'"),
         (b'{"weight_map": ["a"]}', "expected 'weight_map'"),
@@ -652,7 +568,7 @@ def test_a_wrong_index_is_an_error(sharded: tuple[Path, bool], text: bytes, told
 def test_long_lists_are_cut(sharded: tuple[Path, bool]) -> None:
     folder, safe = sharded
     one_shard(folder, 2, safe, **{f"layer\n{number}": torch.ones(1) for number in range(40)})
-    assert refused(folder, "holds 'layer\\n0'", "and 35 more").count("layer") == 5
+    assert refused(folder, "holds 'b', 'layer\\n0'", "and 36 more").count("layer") == 4
 
 
 def test_links_as_the_cache_makes_them_are_followed(sharded: tuple[Path, bool]) -> None:
@@ -884,19 +800,19 @@ def test_fetched_weights_are_read(hub: Hub, tmp_path: Path) -> None:
 def test_a_repository_without_weights_is_an_error(hub: Hub) -> None:
     hub.files = dict.fromkeys(["config.json", "sub/model.safetensors", "x.pth", "optimizer.bin"], b"x")
     not_fetched("owner/model", "owner/model holds no weights")
-    assert not hub.asked
+    assert set(hub.asked) == {"config.json"}
 
 
 def test_refusals_of_the_hub_are_told(hub: Hub) -> None:
     hub.files = {"model.safetensors": b"x"}
-    not_fetched("owner/absent", "owner/absent: no such folder", "hub has no such repository", "hf auth login")
-    not_fetched("runs--x/model", "runs--x/model: no such folder", "hub has no such repository")
+    not_fetched("owner/absent", "owner/absent is no folder, nor a repository of the hub", "hf auth login")
+    not_fetched("runs--x/model", "runs--x/model is no folder, nor a repository of the hub")
     hub.gated = True
     not_fetched("owner/model", "owner/model is gated", "https://huggingface.co/owner/model")
     hub.gated, hub.refusal = False, (403, "GatedRepo")
     not_fetched("owner/model", "owner/model is gated")
     hub.refusal = (401, "RepoNotFound")
-    not_fetched("owner/model", "no such repository, or a private one")
+    not_fetched("owner/model", "nor a repository of the hub, or a private one")
     hub.refusal = (503, "")
     not_fetched("owner/model", "the hub gave no answer (", "503")
 
@@ -914,27 +830,16 @@ def test_a_hub_that_is_down_or_silent_does_not_hold_us_up(hub: Hub, monkeypatch:
     hub.files = {"model.safetensors": b"x"}
     folder = fetch("owner/model")
     held = threading.Event()
-    monkeypatch.setattr(files, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(files, "HUB_TIMEOUT_S", 0.2)
     monkeypatch.setattr(hub, "answer", lambda path: (held.wait(20), (503, {}, b""))[1])
     try:
         assert fetch("owner/model") == folder
-        not_fetched("owner/other", "owner/other: no such folder", "the hub gave no answer (")
+        not_fetched("owner/other", "owner/other is no folder", "the hub gave no answer (")
     finally:
         held.set()
     hub.server.server_close()
     assert fetch("owner/model") == folder
     not_fetched("owner/other", "the hub gave no answer")
-
-
-def test_no_address_stretches_the_wait(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name server that is silent, or an address after the other, takes longer than any one timeout."""
-    held = threading.Event()
-    monkeypatch.setattr(files, "_PATIENCE_S", 0.1)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: held.wait(20))
-    try:
-        not_fetched("owner/model", "the hub gave no answer (no answer in 0.1 s)")
-    finally:
-        held.set()
 
 
 def test_a_copy_of_another_program_is_used(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -943,6 +848,8 @@ def test_a_copy_of_another_program_is_used(hub: Hub, tmp_path: Path, monkeypatch
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(hub.sha)
     (place / "snapshots" / hub.sha).mkdir(parents=True)
+    not_fetched("owner/model", "holds no weights")
+    (place / "snapshots" / hub.sha / "pytorch_model.bin").write_bytes(b"x")
     assert fetch("owner/model") == place / "snapshots" / hub.sha
 
 
@@ -961,5 +868,5 @@ def test_what_is_neither_folder_nor_repository_is_an_error(tmp_path: Path, monke
     for name in ("", "absent", "./absent/x", "../a/b", "/absent/x", "a/b/c", "~/absent", "a b/c", "https://x/y", "ä/b"):
         not_fetched(name, f"{name!r}: no such folder")
     for name in ("~nobody-of-this-name/x", "a\0b", "x" * 5000):
-        not_fetched(name, "cannot be looked at" if name[0] != "a" else "no such folder")
-    not_fetched(Path("owner/model"), "owner/model: no such folder", "HF_HUB_OFFLINE")
+        not_fetched(name, "no such folder")
+    not_fetched(Path("owner/model"), "owner/model is no folder", "HF_HUB_OFFLINE")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from readseg.checkpoints.load import chosen_device, load_model
+from readseg.checkpoints.load import load_model, resolve_device
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from released import Size, write_released
@@ -120,6 +120,6 @@ def test_wrong_options_are_errors(read: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_device_is_checked_at_once() -> None:
-    assert chosen_device("cpu") == torch.device("cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ReadsegError, match="cannot be used here"):
-        chosen_device("meta")
+        resolve_device("meta")

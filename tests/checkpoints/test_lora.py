@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from readseg.checkpoints.lora import DEFAULT_ALPHA, has_lora, merge_lora, unwrapped
+from readseg.checkpoints.lora import DEFAULT_ALPHA, has_lora, merge_lora, strip_wrapper_prefixes
 from readseg.errors import ReadsegError
 
 
@@ -63,7 +63,7 @@ def test_peft_merges_to_the_same() -> None:
     raw = {name: value.clone() for name, value in model.state_dict().items()}
     assert any(".base_layer." in name for name in raw) and any(".modules_to_save.default." in name for name in raw)
     wanted = model.merge_and_unload().state_dict()
-    merged = merge_lora(unwrapped(raw), alpha=10.0)
+    merged = merge_lora(strip_wrapper_prefixes(raw), alpha=10.0)
     assert merged.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6)
@@ -114,14 +114,14 @@ def test_lora_is_known_by_its_names(state: dict[str, Tensor], there: bool) -> No
 )
 def test_wrappers_are_taken_off(prefix: str) -> None:
     plain = {"lm_head.weight": torch.ones(1), "model.norm.weight": torch.ones(1)}
-    found = unwrapped({prefix + name: value for name, value in plain.items()})
+    found = strip_wrapper_prefixes({prefix + name: value for name, value in plain.items()})
     assert found == plain
 
 
 def test_a_prefix_of_some_names_only_is_none() -> None:
     state = {"module.x": torch.ones(1), "y": torch.ones(1)}
-    assert unwrapped(state) == state
-    assert unwrapped({}) == {}
+    assert strip_wrapper_prefixes(state) == state
+    assert strip_wrapper_prefixes({}) == {}
 
 
 @pytest.mark.parametrize(

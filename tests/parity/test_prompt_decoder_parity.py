@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
-from readseg.checkpoints.sam_keys import to_stock
+from readseg.checkpoints.key_mapping import sam_to_stock
 from readseg.core.frames import Frame
 from readseg.model.mask_prompts import decode_prompts, embed_prompts
 
@@ -77,7 +77,7 @@ def part(reference: Path) -> PartB:
     return PartB(
         index,
         load_file(folder / "vectors.safetensors"),
-        stock_model(to_stock(state), frame_size(index)),
+        stock_model(sam_to_stock(state), frame_size(index)),
         "mask_decoder.iou_token.weight" in state,
     )
 

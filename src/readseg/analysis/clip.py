@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from readseg.analysis.similarity_maps import SimilarityMap, lmm_frame_map
-from readseg.checkpoints.config_json import read_settings
-from readseg.checkpoints.files import fetch
+from readseg.checkpoints.files import fetch, read_config_json
 from readseg.checkpoints.load import quiet_libraries
 from readseg.core import sasp
 from readseg.core.frames import Frame
@@ -45,7 +44,7 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
             or of a wrong shape, or a file is damaged.
     """
     folder = fetch(source)
-    kind = read_settings(folder).get("model_type")
+    kind = read_config_json(folder).get("model_type")
     if kind != "clip":
         raise ReadsegError(
             f"{folder} is a model of type {kind!r}: expected a CLIP with a text encoder, such as "

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER, read_sam
-from readseg.checkpoints.files import differences, read_weights
+from readseg.checkpoints.files import key_mismatches, read_weights
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 
@@ -61,7 +61,7 @@ def _with_decoder(sam: SamModel, weights: Mapping[str, Tensor], place: Path) -> 
     decoder = {name.removeprefix(_DECODER): w for name, w in weights.items() if name.startswith(_DECODER)}
     with torch.device("meta"):
         plain = SamModel(sam.config)
-    if problems := differences(decoder, plain.mask_decoder.state_dict()):
+    if problems := key_mismatches(decoder, plain.mask_decoder.state_dict()):
         raise ReadsegError(f"{place}: this is no mask decoder of the model's SAM; {problems}.")
     like = sam.mask_decoder.iou_token.weight
     # Copies: weights that are mapped into memory stay with their file.

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from readseg.checkpoints import lora
 from readseg.checkpoints.base_models import start_from
-from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, check_names, lora_alpha_of, read_checkpoint
-from readseg.checkpoints.config_json import blaming, read_json, read_settings
-from readseg.checkpoints.files import fetch
+from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, check_weights, lora_alpha_of, read_checkpoint
+from readseg.checkpoints.files import fetch, one_line, read_config_json, read_json, reraise_as_readseg_error
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 EMBEDDED_NAME = "embedded"
 _PEFT = "base_model.model."
-_LOOKED_AT = 64  # values of each tensor that tell one model from another
+_SAMPLED = 64  # values of each tensor that tell one model from another
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,7 @@ class Base:
 
 
 def open_base(base: Base) -> Checkpoint:
-    """The model that training starts from.
-
-    Raises:
-        ReadsegError: as `checkpoints.read_checkpoint` and `base_models.start_from`.
-    """
+    """The model that training starts from."""
     if base.sam is not None:
         return start_from(
             base.model, base.sam, family=base.family or "read", vision_tower=base.vision_tower, seed=base.seed
@@ -77,7 +72,7 @@ def open_base(base: Base) -> Checkpoint:
     if is_adapter(folder):
         return read_adapter(folder)
     # A model in this package's layout says all of it by itself, and holds its tower.
-    ours = read_settings(folder).get("model_type") == ReadConfig.model_type
+    ours = read_config_json(folder).get("model_type") == ReadConfig.model_type
     if ours and base.vision_tower is not None:
         raise ReadsegError(f"vision_tower: for released weights only; {folder} holds its own.")
     if ours:
@@ -94,9 +89,9 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Tells models apart by names, shapes and a few values of each tensor (rounded to bfloat16): 16 hex digits."""
     sha = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        some = weight.detach().flatten()[:_LOOKED_AT].to("cpu", torch.bfloat16).contiguous()
+        values = weight.detach().flatten()[:_SAMPLED].to("cpu", torch.bfloat16).contiguous()
         sha.update(f"{name} {tuple(weight.shape)}".encode())
-        sha.update(some.view(torch.uint8).numpy().tobytes())
+        sha.update(values.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -108,24 +103,18 @@ def save_adapter(
     base: Base,
     base_fingerprint: str,
 ) -> None:
-    """Writes an adapter, whole or not at all.
+    """Writes an adapter, whole or not at all; an older one is replaced.
 
-    Args:
-        folder: replaced where it exists.
-        state: the trained tensors, under the names of `ReadModel` with peft's layers in it.
-        processor: of the trained model; its config is written too.
-        settings: of LoRA; None where only whole weights were trained.
-        base: where training started.
-        base_fingerprint: of the weights that it started from.
+    `state` holds the trained tensors, under the names of `ReadModel` with peft's layers in it; `settings` is None where
+    only whole weights were trained.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         _PEFT + name.replace(".default.weight", ".weight"): value.detach().to("cpu").contiguous().clone()
         for name, value in state.items()
     }
-    base = dataclasses.replace(
-        base, model=_found(base.model), sam=_found(base.sam), vision_tower=_found(base.vision_tower)
-    )
+    sources = {name: _absolute(getattr(base, name)) for name in ("model", "sam", "vision_tower")}
+    base = dataclasses.replace(base, **sources)
     facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint, "tensors": len(tensors)}
     with atomic_write(folder) as place:
         place.mkdir()
@@ -141,7 +130,7 @@ def save_adapter(
         processor.save_pretrained(place)
 
 
-def _found(name: Any) -> Any:
+def _absolute(name: Any) -> Any:
     """A file or folder by its absolute path, so that it is found from elsewhere; a hub id as it is."""
     if name is None or name == EMBEDDED_NAME:
         return name
@@ -154,15 +143,7 @@ def read_adapter(
 ) -> Checkpoint:
     """The trained model: the weights that training started from, with what it changed merged into them.
 
-    Args:
-        name: folder or hub id of the adapter.
-        base: folder or hub id of the weights that it started from, where they are not where they were then.
-        sam: likewise of the SAM beside a LLaVA.
-        vision_tower: likewise of the CLIP tower.
-
-    Raises:
-        ReadsegError: a file is missing or damaged, the base is not there or is another model, or the tensors do not
-            fit it.
+    `base`, `sam` and `vision_tower` say where these are now, if they are not where they were then.
     """
     folder = fetch(name)
     if not is_adapter(folder):
@@ -171,45 +152,40 @@ def read_adapter(
     known = {field.name for field in dataclasses.fields(Base)}
     if known | {"fingerprint", "tensors"} != facts.keys() or not isinstance(facts["model"], str):
         raise ReadsegError(f"{folder / BASE} is damaged: expected {', '.join(sorted(known))}, fingerprint, tensors.")
-    start = Base(**{key: facts[key] for key in known})
-    start = dataclasses.replace(
-        start, model=base or start.model, sam=sam or start.sam, vision_tower=vision_tower or start.vision_tower
-    )
+    moved = {"model": base, "sam": sam, "vision_tower": vision_tower}
+    start = Base(**{key: facts[key] for key in known} | {key: path for key, path in moved.items() if path})
     try:
-        under = open_base(start)
+        checkpoint = open_base(start)
     except ReadsegError as error:
         raise ReadsegError(
             f"{folder}: this adapter belongs to {start.model}, which cannot be read ({error}); say where it is now: "
             "readseg merge ADAPTER OUT --base MODEL (--sam, --vision-tower where it has them)"
         ) from error
-    if fingerprint(under.weights) != facts["fingerprint"]:
+    if fingerprint(checkpoint.weights) != facts["fingerprint"]:
         raise ReadsegError(f"{folder}: this adapter was trained on other weights than those of {start.model}.")
-    with blaming(folder / "config.json"):
+    with reraise_as_readseg_error(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
     tokenizer = LegacyTokenizer.from_folder(folder) if (folder / MODEL_FILE).is_file() else None
-    weights = _merged(folder, under.weights, facts["tensors"])
-    check_names(weights, config, folder)
-    note = f"adapter on {start.model}"
-    return Checkpoint(config, tokenizer, weights, folder, (*under.notes, note), under.unused)
+    weights = _merge(folder, checkpoint.weights, facts["tensors"])
+    check_weights(weights, config, folder)
+    notes = (*checkpoint.notes, f"adapter on {start.model}")
+    return Checkpoint(config, tokenizer, weights, folder, notes, checkpoint.unused)
 
 
-def _merged(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+def _merge(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The base's weights with what was trained in their place, in the types of the base."""
     path = folder / WEIGHTS
     try:
-        trained = lora.unwrapped(load_file(path))
+        trained = lora.strip_wrapper_prefixes(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ReadsegError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ReadsegError(f"{path} cannot be read: {one_line(error)}") from error
     if len(trained) != count:
         raise ReadsegError(f"{path} holds {len(trained)} tensors, {BASE} says {count}: it is not whole.")
-    whole_ones = {key: value for key, value in trained.items() if key in weights}
-    for key, value in whole_ones.items():
+    replaced = {key: value for key, value in trained.items() if key in weights}
+    for key, value in replaced.items():
         if value.shape != weights[key].shape:
             raise ReadsegError(f"{path}: {key} is {tuple(value.shape)}, the base's is {tuple(weights[key].shape)}.")
         if not torch.isfinite(value).all():
             raise ReadsegError(f"{path}: {key} holds values that are no numbers.")
-    state = dict(weights) | {key: value.to(weights[key].dtype) for key, value in whole_ones.items()}
-    state |= {key: value for key, value in trained.items() if key not in whole_ones}
-    if not lora.has_lora(state):
-        return state
-    return lora.merge_lora(state, lora_alpha_of(folder))
+    state = {**weights, **trained} | {key: value.to(weights[key].dtype) for key, value in replaced.items()}
+    return lora.merge_lora(state, lora_alpha_of(folder)) if lora.has_lora(state) else state

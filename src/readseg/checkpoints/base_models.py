@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
 
-from readseg.checkpoints import key_mapping, lora, sam_keys
-from readseg.checkpoints.checkpoint import Checkpoint, check_names
-from readseg.checkpoints.config_json import read_settings
-from readseg.checkpoints.files import differences, fetch, read_weights
-from readseg.checkpoints.vision_tower import read_tower
+from readseg.checkpoints import key_mapping, lora
+from readseg.checkpoints.checkpoint import Checkpoint, check_weights, read_tower
+from readseg.checkpoints.files import fetch, key_mismatches, read_config_json, read_weights
 from readseg.errors import ReadsegError
 from readseg.model.config import Projector
 from readseg.model.families import FAMILIES, RELEASED, SEG
@@ -37,8 +35,7 @@ _LLAVA_HF = (
     ("model.vision_tower.vision_model.", key_mapping.TOWER),
     ("model.vision_tower.", key_mapping.TOWER),
 )
-_OPENAI_TOWER = "openai/clip-vit-large-patch14-336"
-"""The tower of LLaVA-1.5, for weights whose config does not name it."""
+_OPENAI_TOWER = "openai/clip-vit-large-patch14-336"  # LLaVA-1.5's, for weights whose config does not name it
 ORIGINAL_SAM_DECODER = "sam_mask_decoder.safetensors"
 """File beside a model's weights: the mask decoder as it was before READ was trained, as the original SAM has it."""
 
@@ -71,102 +68,88 @@ def start_from(
         raise ReadsegError(f"family must be one of {', '.join(RELEASED)}; got {family!r}.")
     chosen = FAMILIES[family]
     folder = fetch(llava)
-    settings = read_settings(folder)
+    settings = read_config_json(folder)
     if settings.get("model_type") not in ("llava", "llava_llama"):
         raise ReadsegError(f"{folder} is a model of type {settings.get('model_type')!r}: expected a LLaVA-1.5.")
     base = LegacyTokenizer.from_folder(folder)
     if SEG in base.added:
         raise ReadsegError(f"{folder} knows {SEG} already: it is no base model, load it as it is.")
     tokenizer = base.with_added(chosen.added_tokens)
-    state = key_mapping.without_computed(lora.unwrapped(read_weights(folder)))
-    read = _llava_hf if "text_config" in settings else _llava
+    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
+    read = _read_llava_hf if "text_config" in settings else _read_llava
     lmm, weights, tower = read(folder, settings, state, vision_tower, base)
     rows, old_rows = len(tokenizer), len(tokenizer) - len(chosen.added_tokens)
     for name in key_mapping.TABLES.values():
-        weights[name] = _with_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
+        weights[name] = _add_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
     lmm.text_config.vocab_size = lmm.image_token_index = rows
     mask, mask_weights = read_sam(sam)
     weights |= {f"sam.{name}": value for name, value in mask_weights.items()}
     projector: Projector = "linear" if f"{key_mapping.PROJECTOR}weight" in weights else "mlp"
     config = key_mapping.family_config(chosen, lmm, mask, tokenizer, projector)
     config.released = key_mapping.released_settings(config, chosen, tower)
-    weights |= _projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
+    weights |= _new_projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
     weights |= {own: torch.zeros(()) for own in key_mapping.OWN}
-    check_names(weights, config, folder)
+    check_weights(weights, config, folder)
     return Checkpoint(config, tokenizer, weights, folder)
 
 
 def read_sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
-    """A SAM's configuration and weights, under the names of transformers' `SamModel`.
-
-    Args:
-        source: folder or hub id of a SAM, or the file `sam_vit_*.pth`.
-
-    Raises:
-        ReadsegError: there is no such SAM, it is another model, or its weights are incomplete or damaged.
-    """
-    path = Path(source).expanduser()
-    place = path if path.is_file() else fetch(source)
-    state = read_weights(place)
+    """A SAM's configuration and weights under the names of `SamModel`, from any source that `start_from` takes."""
+    file = Path(source).expanduser()
+    path = file if file.is_file() else fetch(source)
+    state = read_weights(path)
     if any(name.startswith("image_encoder.") for name in state):
-        config, weights = sam_keys.config_of(state), sam_keys.to_stock(state)
+        config, weights = key_mapping.sam_config_of(state), key_mapping.sam_to_stock(state)
     else:
-        if place.is_file() or read_settings(place).get("model_type") != "sam":
-            raise ReadsegError(f"{place} is no SAM: expected facebook/sam-vit-* or an original sam_vit_*.pth.")
-        config, weights = SamConfig.from_pretrained(place), sam_keys.with_both_names(state)
+        if path.is_file() or read_config_json(path).get("model_type") != "sam":
+            raise ReadsegError(f"{path} is no SAM: expected facebook/sam-vit-* or an original sam_vit_*.pth.")
+        config, weights = SamConfig.from_pretrained(path), key_mapping.with_both_fourier_names(state)
     with torch.device("meta"):
         expected = SamModel(config).state_dict()
-    if problems := differences(weights, expected):
-        raise ReadsegError(f"{place}: the weights are not those of a SAM; {problems}.")
+    if problems := key_mismatches(weights, expected):
+        raise ReadsegError(f"{path}: the weights are not those of a SAM; {problems}.")
     return config, weights
 
 
-def _llava(
+def _read_llava(
     folder: Path,
     settings: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    given: str | Path | None,
+    vision_tower: str | Path | None,
     tokenizer: LegacyTokenizer,
 ) -> tuple[LlavaConfig, dict[str, Tensor], str]:
     """The authors' layout: configuration, weights under our names, and where the tower came from."""
     if key_mapping.mask_model_of(state) is not None:
         raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
-    tower = read_tower(settings, folder, given, with_weights=not key_mapping.holds_tower(state))
+    tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
     weights, unknown = key_mapping.to_ours(state, mask_model="visual_model")
     if unknown:
         raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
     return key_mapping.lmm_config(settings, tower.config, tokenizer), weights | tower.weights, tower.name
 
 
-def _llava_hf(
+def _read_llava_hf(
     folder: Path,
     settings: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    given: str | Path | None,
+    vision_tower: str | Path | None,
     tokenizer: LegacyTokenizer,
 ) -> tuple[LlavaConfig, dict[str, Tensor], str]:
     """Transformers' layout, which holds the tower."""
-    if given is not None:
+    if vision_tower is not None:
         raise ReadsegError(f"{folder} holds its vision tower: leave out --vision-tower.")
     lmm = LlavaConfig.from_pretrained(folder)
     if not isinstance(lmm.vision_config, CLIPVisionConfig) or lmm.text_config.model_type != "llama":
         raise ReadsegError(f"{folder}: expected a LLaVA of a CLIP tower and a LLaMA, as LLaVA-1.5 is.")
     lmm.text_config.pad_token_id = tokenizer.unk_token_id
     lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
-    weights = {}
-    unknown = []
-    for name, value in state.items():
-        own = next((own + name.removeprefix(old) for old, own in _LLAVA_HF if name.startswith(old)), None)
-        if own is None:
-            unknown.append(name)
-        else:
-            weights[own] = value
+    weights, unknown = key_mapping.replace_prefixes(state, _LLAVA_HF)
     if unknown:
         raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
     return lmm, weights, _OPENAI_TOWER
 
 
-def _with_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:
+def _add_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:
     """The first `old` rows of a table and `new` times their mean; rows that pad a table are dropped."""
     if name not in weights or weights[name].ndim != 2 or len(weights[name]) < old:
         raise ReadsegError(f"{folder}: expected {old} rows or more in {name}, as the tokenizer has tokens.")
@@ -174,7 +157,7 @@ def _with_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int,
     return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(new, -1)])
 
 
-def _projection(width: int, out: int, seed: int) -> dict[str, Tensor]:
+def _new_projection(width: int, out: int, seed: int) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))

@@ -15,13 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, CLIPVisionConfig, CLIPVisionModel
 
-from readseg.checkpoints import key_mapping, lora, sam_keys
-from readseg.checkpoints.config_json import blaming, read_json, read_settings
-from readseg.checkpoints.files import differences, fetch, let_go, read_weights, write_weights
-from readseg.checkpoints.key_mapping import TOWER_RELEASED
-from readseg.checkpoints.vision_tower import read_tower
+from readseg.checkpoints import key_mapping, lora
+from readseg.checkpoints.files import (
+    fetch,
+    key_mismatches,
+    one_line,
+    read_config_json,
+    read_json,
+    read_weights,
+    release_pages,
+    reraise_as_readseg_error,
+    write_weights,
+)
+from readseg.checkpoints.key_mapping import TOWER, TOWER_RELEASED
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
@@ -35,16 +43,16 @@ EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
 _UNUSED = "unused"  # a folder beside our weights, for what others' code needs
 _LARGEST_ALPHA = 1e6
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
+# A whole CLIP has a text side too; these are the tower's own parts.
+_TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a model is made of, before it is one.
 
-    config: the model's.
     tokenizer: of the released weights; None where `folder` holds one of another kind.
     weights: under the names of `ReadModel`, memory-mapped where nothing had to be computed.
-    folder: where it was read from.
     notes: what a user should know: how the family was told, weights that are not used.
     unused: weights that are not used, under released names: they are kept for the way back.
     """
@@ -70,8 +78,7 @@ class Checkpoint:
         except ReadsegError:
             raise
         except Exception as error:  # of the libraries that read it: they share no base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ReadsegError(f"{self.folder}: the tokenizer's files are damaged: {reason}") from error
+            raise ReadsegError(f"{self.folder}: the tokenizer's files are damaged: {one_line(error)}") from error
 
 
 def read_checkpoint(
@@ -82,38 +89,42 @@ def read_checkpoint(
     system: str | None = None,
     lora_alpha: float | None = None,
 ) -> Checkpoint:
-    """Finds, reads and checks the files of a model in either layout. No weight is copied, none of them is run.
+    """Finds, reads and checks the files of a model (folder or hub id) in either layout. No weight is copied.
 
-    Args:
-        name: a folder, or a hub id "owner/model" (downloaded once).
-        family: of released weights, where config.json does not tell it: one of `families.RELEASED`.
-        vision_tower: folder or hub id of the CLIP tower; by default where config.json says, first beside the folder.
-        system: the system prompt, "llava_v1" (training, the default) or "vicuna_v1" (some released demos).
-        lora_alpha: alpha of LoRA weights that are not merged yet; by default what adapter_config.json beside them
-            says, else 16.
-
-    Raises:
-        ReadsegError: names the file, key or argument: no such model, a file that is missing or damaged, weights that
-            are missing, unexpected or of a wrong shape, a tokenizer without [SEG] or of other embeddings.
+    Of released weights alone: `family`, where config.json does not tell it; `vision_tower`, folder or hub id, by
+    default where config.json says, first beside the folder; `lora_alpha` of LoRA weights that are not merged yet, by
+    default what adapter_config.json beside them says, else 16. `system` names the system prompt, "llava_v1" (training,
+    the default) or "vicuna_v1" (some released demos).
     """
     if family is not None and family not in RELEASED:
         raise ReadsegError(f"family must be one of {', '.join(RELEASED)}; got {family!r}.")
     if system is not None and system not in SYSTEMS:
         raise ReadsegError(f"system must be one of {', '.join(SYSTEMS)}; got {system!r}.")
     folder = fetch(name)
-    settings = read_settings(folder)
+    settings = read_config_json(folder)
     kind = settings.get("model_type")
     if kind == ReadConfig.model_type:
-        given = {"family": family, "vision_tower": vision_tower, "lora_alpha": lora_alpha}
-        if names := [name for name, value in given.items() if value is not None]:
+        options = {"family": family, "vision_tower": vision_tower, "lora_alpha": lora_alpha}
+        if names := [name for name, value in options.items() if value is not None]:
             raise ReadsegError(f"{', '.join(names)}: for released weights only; {folder} is in this package's layout.")
-        return _complete(_ours(folder, system))
-    if kind not in ("llava", "llava_llama") or "text_config" in settings:
+        checkpoint = _read_ours(folder)
+    elif kind in ("llava", "llava_llama") and "text_config" not in settings:
+        checkpoint = _read_released(folder, settings, family, vision_tower, lora_alpha)
+    else:
         raise ReadsegError(
             f"{folder / 'config.json'} is of a model of type {kind!r}, without a mask model: expected weights that "
             f"this package saved, or released ones of {', '.join(RELEASED)}."
         )
-    return _complete(_released(folder, settings, family, vision_tower, system, lora_alpha))
+    config = checkpoint.config
+    if system is not None:
+        if config.family not in RELEASED:
+            raise ReadsegError(f"system: weights of the family {config.family} were trained without a system prompt.")
+        config.conversation = replace(config.conversation, system=SYSTEMS[system])
+    try:
+        checkpoint.processor().prefix_ids()  # fails where the tokenizer lacks what conversations need
+    except ReadsegError as error:
+        raise ReadsegError(f"{folder}: {error}") from error
+    return checkpoint
 
 
 def build(
@@ -126,27 +137,16 @@ def build(
 ) -> tuple[ReadModel, ReadProcessor]:
     """The model and its processor. On a CPU, weights in the type that they are stored in stay memory-mapped.
 
-    Those weights are shared with `checkpoint`: training the model changes it too (and never the files).
-
-    Args:
-        checkpoint: what `read_checkpoint` gave.
-        dtype: of the weights; by default bfloat16 on a GPU, and on a CPU float32 for models of up to a billion weights,
-            the stored type for larger ones.
-        device: where to; by default the CPU.
-        device_map: spreads the layers of the language model over devices, as accelerate does: "auto", or places by
-            name; replaces `device`.
-        bits: 8 or 4 for a quantised language model (needs bitsandbytes); SAM is kept in float32, the rest in `dtype`.
-
-    Raises:
-        ReadsegError: an option that does not exist, a library that is missing, or weights that are no numbers.
+    Those weights are shared with `checkpoint`: training the model changes it too (and never the files). `dtype` is
+    `default_dtype` by default, `device` the CPU. `device_map` spreads the layers over devices, as accelerate does:
+    "auto", or places by name; it replaces `device`. `bits`, 8 or 4, quantises the language model (bitsandbytes); SAM
+    is then kept in float32, the rest in `dtype`.
     """
     if device is not None and device_map is not None:
         raise ReadsegError("device and device_map: give one of them.")
     spread = device_map is not None and torch.cuda.is_available()
     device = device or torch.device("cuda" if spread else "cpu")
     dtype = dtype or default_dtype(checkpoint, device)
-    if not dtype.is_floating_point:
-        raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype}.")
     options: dict[str, Any] = {"dtype": dtype}
     if bits is not None:
         options["quantization_config"] = _quantisation(bits, dtype, checkpoint.config)
@@ -177,7 +177,7 @@ def _converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         dtype = torch.float32
     converted = weight.to(dtype)
     if converted is not weight:
-        let_go(weight)
+        release_pages(weight)
     return converted
 
 
@@ -187,211 +187,6 @@ def default_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     numbers = sum(weight.numel() for weight in checkpoint.weights.values())
     return torch.float32 if 4 * numbers <= _SMALL else checkpoint.dtype
-
-
-def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg") -> None:
-    """Writes a checkpoint as a folder, whole or not at all; the tensors are those that were read.
-
-    Args:
-        checkpoint: from `read_checkpoint`, or a start from base models.
-        out: a folder that does not exist yet.
-        layout: "readseg" (safetensors, with the vision tower) or "released" (the original's names in sharded .bin
-            files, without the tower, for the authors' own code).
-
-    Raises:
-        ReadsegError: `out` exists, or the weights have no released layout.
-    """
-    if layout not in ("readseg", "released"):
-        raise ReadsegError(f'layout must be "readseg" or "released"; got {layout!r}.')
-    if out.is_symlink() or (out := out.resolve()).exists():
-        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
-    if layout == "released" and (checkpoint.config.released is None or checkpoint.config.family not in RELEASED):
-        raise ReadsegError(f"weights of the family {checkpoint.config.family!r} have no released layout.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReadsegError(f"{out.parent} cannot be made: {error.strerror or error}.") from error
-    for name, weight in checkpoint.weights.items():
-        if weight.layout == torch.strided:
-            if not torch.isfinite(weight).all():
-                raise ReadsegError(f"{checkpoint.folder}: {name} holds values that are no numbers: nothing is written.")
-            let_go(weight)
-    with atomic_write(out, new=True) as place:
-        place.mkdir()
-        if layout == "released":
-            weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(key_mapping.TOWER)}
-            mask_model = FAMILIES[checkpoint.config.family].mask_model
-            write_weights(key_mapping.to_released(weights, mask_model) | checkpoint.unused, place, safe=False)
-            for name, content in (
-                ("config.json", checkpoint.config.released),
-                ("tokenizer_config.json", key_mapping.TOKENIZER_SETTINGS),
-            ):
-                (place / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        else:
-            write_weights(checkpoint.weights, place, safe=True)
-            if checkpoint.unused:
-                (place / _UNUSED).mkdir()
-                write_weights(checkpoint.unused, place / _UNUSED, safe=True)
-            checkpoint.config.save_pretrained(place)
-        if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.save_pretrained(place)
-        else:
-            checkpoint.processor().tokenizer.save_pretrained(place)
-
-
-# -- the two layouts ---------------------------------------------------------------------------------------------------
-
-
-def _ours(folder: Path, system: str | None) -> Checkpoint:
-    with blaming(folder / "config.json"):
-        config = ReadConfig.from_pretrained(folder)
-    legacy = not (folder / "tokenizer.json").is_file()
-    if legacy and not (folder / MODEL_FILE).is_file():
-        raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
-    tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
-    weights = sam_keys.with_both_names(read_weights(folder), "sam.")
-    check_names(weights, config, folder)
-    if tokenizer is not None:
-        _check_rows(folder, tokenizer, {key: weights[own] for key, own in key_mapping.TABLES.items()})
-    unused = read_weights(folder / _UNUSED) if (folder / _UNUSED).is_dir() else {}
-    return Checkpoint(_worded(config, system), tokenizer, weights, folder, _told(unused), unused)
-
-
-def _released(
-    folder: Path,
-    settings: dict[str, Any],
-    family_name: str | None,
-    vision_tower: str | Path | None,
-    system: str | None,
-    lora_alpha: float | None,
-) -> Checkpoint:
-    tokenizer = LegacyTokenizer.from_folder(folder)
-    if SEG not in tokenizer.added:
-        raise ReadsegError(f"the tokenizer of {folder} has no {SEG}: expected it in added_tokens.json.")
-    state = key_mapping.without_computed(lora.unwrapped(read_weights(folder)))
-    notes = []
-    if lora.has_lora(state):
-        alpha = lora_alpha_of(folder) if lora_alpha is None else lora_alpha
-        state = lora.merge_lora(state, alpha)
-        notes.append(f"LoRA weights were merged with alpha {alpha:g}")
-    elif lora_alpha is not None:
-        raise ReadsegError(f"lora_alpha was given, but {folder} holds no LoRA weights to merge.")
-    mask_model = key_mapping.mask_model_of(state)
-    if mask_model is None:
-        raise ReadsegError(
-            f"{folder} holds no weights of SAM: a base model? Then start from it: readseg convert --sam."
-        )
-    linear = "model.mm_projector.weight" in state
-    family, how = family_of(
-        settings, mask_model, tokenizer.added, linear=linear, name=str(folder.absolute()), chosen=family_name
-    )
-    unused = {key: value for key, value in state.items() if family.unused and key.startswith(family.unused)}
-    state = {key: value for key, value in state.items() if key not in unused}
-    tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
-    notes = [f"released weights of the family {family.name} ({how})", *notes, *_told(unused)]
-    if vision_tower is not None:
-        settings = settings | {"mm_vision_tower": tower.name, "vision_tower": tower.name}
-        if tower.image_tokens != family.image_tokens:
-            notes.append(f"{tower.name}: {tower.image_tokens} image tokens, the family's have {family.image_tokens}")
-    _check_tokens(folder, settings, tokenizer, state)
-    with blaming(folder / "config.json"):
-        config = key_mapping.read_config(settings, family, tokenizer, tower.config, state)
-    held = sum(key.startswith("model.layers.") and key.endswith(".input_layernorm.weight") for key in state)
-    if (said := config.lmm_config.text_config.num_hidden_layers) != held:
-        raise ReadsegError(f"{folder}: config.json says num_hidden_layers {said}, the weights have {held} layers.")
-    empty = key_mapping.to_released(_empty_model(config, folder), family.mask_model)
-    outside = {} if key_mapping.holds_tower(state) else {k: v for k, v in empty.items() if k.startswith(TOWER_RELEASED)}
-    _check(state, {key: value for key, value in empty.items() if key not in outside}, folder)
-    if outside:
-        found = {TOWER_RELEASED + key.removeprefix(key_mapping.TOWER): value for key, value in tower.weights.items()}
-        _check(found, outside, folder, f"the weights of the vision tower {tower.name}")
-    weights, _ = key_mapping.to_ours(state, family.mask_model)
-    weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
-    return Checkpoint(_worded(config, system), tokenizer, weights, folder, tuple(notes), unused)
-
-
-def _told(unused: Mapping[str, Tensor]) -> tuple[str, ...]:
-    return (f"{len(unused)} weights are not used ({min(unused)}, ...)",) if unused else ()
-
-
-def _complete(checkpoint: Checkpoint) -> Checkpoint:
-    """Raises ReadsegError where a tokenizer lacks what conversations need."""
-    try:
-        checkpoint.processor().prefix_ids()
-    except ReadsegError as error:
-        raise ReadsegError(f"{checkpoint.folder}: {error}") from error
-    return checkpoint
-
-
-def _worded(config: ReadConfig, system: str | None) -> ReadConfig:
-    if system is not None:
-        if config.family not in RELEASED:
-            raise ReadsegError(f"system: weights of the family {config.family} were trained without a system prompt.")
-        config.conversation = replace(config.conversation, system=SYSTEMS[system])
-    return config
-
-
-def lora_alpha_of(folder: Path) -> float:
-    """Alpha of a training run: peft writes it beside its weights.
-
-    Raises:
-        ReadsegError: it is no number, or the weights are of a kind of LoRA that is not read here.
-    """
-    place = folder / "adapter_config.json"
-    settings = read_json(place) if place.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
-    if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:
-        raise ReadsegError(f"{place}: {', '.join(others)} is not supported here: merge these weights with peft.")
-    alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or not 0 < alpha < _LARGEST_ALPHA:
-        raise ReadsegError(f"{place}: lora_alpha must be a number above 0; got {alpha!r}.")
-    return float(alpha)
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def _empty_model(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
-    """Names and shapes of the weights that a model of this config has; no memory is taken."""
-    with blaming(folder / "config.json"), torch.device("meta"):
-        return ReadModel(config).state_dict()
-
-
-def check_names(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
-    """Raises ReadsegError, naming all of them, where weights are not those of a model of this config."""
-    _check(weights, _empty_model(config, folder), folder)
-
-
-def _check(
-    given: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
-) -> None:
-    """Raises ReadsegError, naming all of them, where weights are missing, unexpected or of a wrong shape or type."""
-    if problems := differences(given, expected):
-        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
-
-
-def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor]) -> None:
-    """Raises ReadsegError where an added token has no row in a table of embeddings."""
-    for key, table in tables.items():
-        rows = len(table) if table.ndim else 0
-        for token, index in tokenizer.added.items():
-            if index >= rows:
-                raise ReadsegError(
-                    f"{folder}: {token} has the id {index}, but {key} has only {rows} rows: added_tokens.json is of "
-                    "other weights."
-                )
-
-
-def _check_tokens(
-    folder: Path, settings: Mapping[str, Any], tokenizer: LegacyTokenizer, state: Mapping[str, Tensor]
-) -> None:
-    """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
-    _check_rows(folder, tokenizer, {key: state[key] for key in key_mapping.TABLES if key in state})
-    rows = settings.get("vocab_size")
-    table = state.get("model.embed_tokens.weight")
-    if table is not None and len(table) != rows:
-        raise ReadsegError(
-            f"{folder}: config.json says vocab_size {rows}, but model.embed_tokens.weight has {len(table)} rows."
-        )
 
 
 def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndBytesConfig:
@@ -417,3 +212,228 @@ def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndB
             *("lmm.model.vision_tower", "lmm.model.multi_modal_projector"),
         ],
     )
+
+
+def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg") -> None:
+    """Writes a checkpoint as a new folder, whole or not at all; the tensors are those that were read.
+
+    The layout "readseg" is safetensors, with the vision tower; "released" has the original's names in sharded .bin
+    files, without the tower, for the authors' own code.
+    """
+    if layout not in ("readseg", "released"):
+        raise ReadsegError(f'layout must be "readseg" or "released"; got {layout!r}.')
+    if out.is_symlink() or (out := out.resolve()).exists():
+        raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
+    if layout == "released" and (checkpoint.config.released is None or checkpoint.config.family not in RELEASED):
+        raise ReadsegError(f"weights of the family {checkpoint.config.family!r} have no released layout.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReadsegError(f"{out.parent} cannot be made: {error.strerror or error}.") from error
+    for name, weight in checkpoint.weights.items():
+        if not torch.isfinite(weight).all():
+            raise ReadsegError(f"{checkpoint.folder}: {name} holds values that are no numbers: nothing is written.")
+        release_pages(weight)
+    with atomic_write(out, new=True) as folder:
+        folder.mkdir()
+        if layout == "released":
+            weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(TOWER)}
+            mask_model = FAMILIES[checkpoint.config.family].mask_model
+            write_weights(key_mapping.to_released(weights, mask_model) | checkpoint.unused, folder, safe=False)
+            for name, content in (
+                ("config.json", checkpoint.config.released),
+                ("tokenizer_config.json", key_mapping.TOKENIZER_SETTINGS),
+            ):
+                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        else:
+            write_weights(checkpoint.weights, folder, safe=True)
+            if checkpoint.unused:
+                (folder / _UNUSED).mkdir()
+                write_weights(checkpoint.unused, folder / _UNUSED, safe=True)
+            checkpoint.config.save_pretrained(folder)
+        (checkpoint.tokenizer or checkpoint.processor().tokenizer).save_pretrained(folder)
+
+
+# -- the two layouts ---------------------------------------------------------------------------------------------------
+
+
+def _read_ours(folder: Path) -> Checkpoint:
+    with reraise_as_readseg_error(folder / "config.json"):
+        config = ReadConfig.from_pretrained(folder)
+    legacy = not (folder / "tokenizer.json").is_file()
+    if legacy and not (folder / MODEL_FILE).is_file():
+        raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
+    tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
+    weights = key_mapping.with_both_fourier_names(read_weights(folder), "sam.")
+    check_weights(weights, config, folder)
+    if tokenizer is not None:
+        _check_rows(folder, tokenizer, {key: weights[own] for key, own in key_mapping.TABLES.items()})
+    unused = read_weights(folder / _UNUSED) if (folder / _UNUSED).is_dir() else {}
+    return Checkpoint(config, tokenizer, weights, folder, _note_unused(unused), unused)
+
+
+def _read_released(
+    folder: Path,
+    settings: dict[str, Any],
+    family_name: str | None,
+    vision_tower: str | Path | None,
+    lora_alpha: float | None,
+) -> Checkpoint:
+    tokenizer = LegacyTokenizer.from_folder(folder)
+    if SEG not in tokenizer.added:
+        raise ReadsegError(f"the tokenizer of {folder} has no {SEG}: expected it in added_tokens.json.")
+    state, merge_notes = _read_merged(folder, lora_alpha)
+    mask_model = key_mapping.mask_model_of(state)
+    if mask_model is None:
+        raise ReadsegError(
+            f"{folder} holds no weights of SAM: a base model? Then start from it: readseg convert --sam."
+        )
+    linear = "model.mm_projector.weight" in state
+    family, reason = family_of(
+        settings, mask_model, tokenizer.added, linear=linear, name=str(folder.absolute()), chosen=family_name
+    )
+    unused = {key: value for key, value in state.items() if family.unused and key.startswith(family.unused)}
+    state = {key: value for key, value in state.items() if key not in unused}
+    tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
+    notes = [f"released weights of the family {family.name} ({reason})", *merge_notes, *_note_unused(unused)]
+    if vision_tower is not None:
+        settings = settings | {"mm_vision_tower": tower.name, "vision_tower": tower.name}
+        if tower.image_tokens != family.image_tokens:
+            notes.append(f"{tower.name}: {tower.image_tokens} image tokens, the family's have {family.image_tokens}")
+    _check_tables(folder, settings, tokenizer, state)
+    with reraise_as_readseg_error(folder / "config.json"):
+        config = key_mapping.read_config(settings, family, tokenizer, tower.config, state)
+    layers = sum(key.startswith("model.layers.") and key.endswith(".input_layernorm.weight") for key in state)
+    if (depth := config.lmm_config.text_config.num_hidden_layers) != layers:
+        raise ReadsegError(f"{folder}: config.json says num_hidden_layers {depth}, the weights have {layers} layers.")
+    # Checked under released names, since these are what a user sees in the files.
+    expected = key_mapping.to_released(_empty_weights(config, folder), family.mask_model)
+    state_of_tower = {TOWER_RELEASED + key.removeprefix(TOWER): value for key, value in tower.weights.items()}
+    outside = [key for key in expected if key.startswith(TOWER_RELEASED) and not key_mapping.holds_tower(state)]
+    expected_of_tower = {key: expected.pop(key) for key in outside}
+    _check(state, expected, folder)
+    _check(state_of_tower, expected_of_tower, folder, f"the weights of the vision tower {tower.name}")
+    weights, _ = key_mapping.to_ours(state, family.mask_model)
+    weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
+    return Checkpoint(config, tokenizer, weights, folder, tuple(notes), unused)
+
+
+def _read_merged(folder: Path, lora_alpha: float | None) -> tuple[dict[str, Tensor], list[str]]:
+    """Released weights, with the LoRA weights of a training run merged into them, and a note about that."""
+    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
+    if lora.has_lora(state):
+        alpha = lora_alpha_of(folder) if lora_alpha is None else lora_alpha
+        return lora.merge_lora(state, alpha), [f"LoRA weights were merged with alpha {alpha:g}"]
+    if lora_alpha is not None:
+        raise ReadsegError(f"lora_alpha was given, but {folder} holds no LoRA weights to merge.")
+    return state, []
+
+
+def lora_alpha_of(folder: Path) -> float:
+    """Alpha of a training run: peft writes it beside its weights."""
+    path = folder / "adapter_config.json"
+    settings = read_json(path) if path.is_file() else {"lora_alpha": lora.DEFAULT_ALPHA}
+    if others := [name for name in ("use_rslora", "use_dora", "alpha_pattern") if settings.get(name)]:
+        raise ReadsegError(f"{path}: {', '.join(others)} is not supported here: merge these weights with peft.")
+    alpha = settings.get("lora_alpha")
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < _LARGEST_ALPHA:
+        raise ReadsegError(f"{path}: lora_alpha must be a number above 0; got {alpha!r}.")
+    return float(alpha)
+
+
+def _note_unused(unused: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return (f"{len(unused)} weights are not used ({min(unused)}, ...)",) if unused else ()
+
+
+# -- the CLIP tower of released weights, which they name and do not hold -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower: its weights under the names of `ReadModel`, and the folder or hub id that it goes by."""
+
+    config: CLIPVisionConfig
+    weights: dict[str, Tensor]
+    name: str
+
+    @property
+    def image_tokens(self) -> int:
+        """N, how many tokens one image becomes."""
+        return (self.config.image_size // self.config.patch_size) ** 2
+
+
+def read_tower(
+    settings: Mapping[str, Any], folder: Path, vision_tower: str | Path | None = None, *, with_weights: bool = True
+) -> Tower:
+    """The tower of a checkpoint, as `vision_tower` says, else as the settings in its config.json do.
+
+    Then it is first looked for beside the checkpoint's folder: under the name itself, and under its last part, since
+    a name may be a path on its authors' machine.
+    """
+    name = vision_tower or settings.get("mm_vision_tower") or settings.get("vision_tower")
+    if not isinstance(name, (str, Path)):
+        raise ReadsegError(f"{folder / 'config.json'} names no mm_vision_tower; name one: --vision-tower.")
+    beside = [folder.parent / name, folder.parent / Path(name).name] if vision_tower is None else []
+    try:
+        tower = fetch(next((path for path in beside if path.is_dir()), name))
+        with reraise_as_readseg_error(tower / "config.json"):
+            if (kind := read_config_json(tower).get("model_type")) not in ("clip", "clip_vision_model"):
+                raise ReadsegError(f"{tower} is a model of type {kind!r} and no CLIP.")
+            config = CLIPVisionConfig.from_pretrained(tower)
+            with torch.device("meta"):
+                CLIPVisionModel(config)
+            if config.image_size // config.patch_size < 1:
+                raise ReadsegError(f"image_size {config.image_size} holds no patch of {config.patch_size} pixels.")
+        state = key_mapping.without_computed(read_weights(tower)) if with_weights else {}
+    except ReadsegError as error:
+        raise ReadsegError(f"the vision tower {name} cannot be loaded: {error} Name one: --vision-tower.") from error
+    prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
+    parts = tuple(prefix + part for part in _TOWER_PARTS)
+    weights = {TOWER + key.removeprefix(prefix): value for key, value in state.items() if key.startswith(parts)}
+    return Tower(config, weights, str(name))
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _empty_weights(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
+    """Names and shapes of the weights that a model of this config has; no memory is taken."""
+    with reraise_as_readseg_error(folder / "config.json"), torch.device("meta"):
+        return ReadModel(config).state_dict()
+
+
+def check_weights(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
+    """Raises ReadsegError, naming all of them, where weights are not those of a model of this config."""
+    _check(weights, _empty_weights(config, folder), folder)
+
+
+def _check(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
+) -> None:
+    if problems := key_mismatches(state, expected):
+        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
+
+
+def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor]) -> None:
+    """Raises ReadsegError where an added token has no row in a table of embeddings."""
+    for key, table in tables.items():
+        rows = len(table) if table.ndim else 0
+        for token, index in tokenizer.added.items():
+            if index >= rows:
+                raise ReadsegError(
+                    f"{folder}: {token} has the id {index}, but {key} has only {rows} rows: added_tokens.json is of "
+                    "other weights."
+                )
+
+
+def _check_tables(
+    folder: Path, settings: Mapping[str, Any], tokenizer: LegacyTokenizer, state: Mapping[str, Tensor]
+) -> None:
+    """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
+    _check_rows(folder, tokenizer, {key: state[key] for key in key_mapping.TABLES if key in state})
+    rows = settings.get("vocab_size")
+    table = state.get("model.embed_tokens.weight")
+    if table is not None and len(table) != rows:
+        raise ReadsegError(
+            f"{folder}: config.json says vocab_size {rows}, but model.embed_tokens.weight has {len(table)} rows."
+        )

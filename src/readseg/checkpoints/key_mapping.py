@@ -1,12 +1,14 @@
 """The released layout and ours: names of weights, and what a released config.json says in our words.
 
-Speaks names, shapes and plain settings; the tensors themselves are passed on as they are.
+Speaks names, shapes and plain settings; the tensors themselves are passed on as they are. SAM's weights have the names
+of its original repository in released checkpoints, and those of the stock class in ours; their shapes say which SAM it
+is.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from readseg.checkpoints import sam_keys
 from readseg.errors import ReadsegError
 from readseg.model.config import Projector, ReadConfig
 from readseg.model.families import BOS, EOS, FAMILIES, IM_END, IM_START, SEG, Family
@@ -37,7 +38,6 @@ _PREFIXES = (
     ("model.text_hidden_fcs.0.", "seg_projection."),
     (TOWER_RELEASED, TOWER),
 )
-_ROPES = tuple(ROPE_INIT_FUNCTIONS)
 # Computed, not learned: some versions of the libraries saved them.
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _PROJECTOR_TYPES: dict[Projector, str] = {"linear": "linear", "mlp": "mlp2x_gelu"}
@@ -81,100 +81,243 @@ def without_computed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(_COMPUTED)}
 
 
-def to_ours(state: Mapping[str, Tensor], mask_model: str) -> tuple[dict[str, Tensor], list[str]]:
-    """From released names to those of `ReadModel`.
-
-    Args:
-        state: without computed buffers and unused parts.
-        mask_model: "visual_model", or the name that the family gave SAM.
-
-    Returns:
-        The state dict under our names, and the names that have no place in it.
-
-    Raises:
-        ReadsegError: names under `mask_model` that are not SAM's.
-    """
-    ours: dict[str, Tensor] = {}
-    sam: dict[str, Tensor] = {}
+def replace_prefixes(
+    state: Mapping[str, Tensor], prefixes: Iterable[tuple[str, str]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict with the first prefix (old, new) that fits replaced in each name, and the names that none fits."""
+    renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():
-        if name.startswith(prefix := f"model.{mask_model}."):
-            sam[name.removeprefix(prefix)] = value
-            continue
-        for released, own in _PREFIXES:
-            if name.startswith(released):
-                ours[own + name.removeprefix(released)] = value
+        for old, new in prefixes:
+            if name.startswith(old):
+                renamed[new + name.removeprefix(old)] = value
                 break
         else:
             unknown.append(name)
-    ours |= {f"sam.{name}": value for name, value in sam_keys.to_stock(sam).items()}
-    return ours, unknown
+    return renamed, unknown
+
+
+def to_ours(state: Mapping[str, Tensor], mask_model: str) -> tuple[dict[str, Tensor], list[str]]:
+    """From released names to those of `ReadModel`, and the names that have no place there; SAM lies in `mask_model`."""
+    prefix = f"model.{mask_model}."
+    sam = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    ours, unknown = replace_prefixes(rest, _PREFIXES)
+    return ours | {f"sam.{name}": value for name, value in sam_to_stock(sam).items()}, unknown
 
 
 def to_released(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tensor]:
     """From the names of `ReadModel` to released ones; the inverse of `to_ours`. What is ours alone is left out."""
-    released: dict[str, Tensor] = {}
-    sam: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name in OWN:
-            continue
-        if name.startswith("sam."):
-            sam[name.removeprefix("sam.")] = value
-            continue
-        old, own = next(pair for pair in _PREFIXES if name.startswith(pair[1]))
-        released[old + name.removeprefix(own)] = value
-    return released | {f"model.{mask_model}.{name}": value for name, value in sam_keys.to_original(sam).items()}
+    sam = {name.removeprefix("sam."): value for name, value in state.items() if name.startswith("sam.")}
+    rest = {name: value for name, value in state.items() if not name.startswith("sam.") and name not in OWN}
+    released, unknown = replace_prefixes(rest, [(own, old) for old, own in _PREFIXES])
+    assert not unknown, unknown
+    return released | {f"model.{mask_model}.{name}": value for name, value in sam_to_original(sam).items()}
+
+
+# -- SAM ---------------------------------------------------------------------------------------------------------------
+
+# (original, stock), `#` for a number; what follows a name (".weight", ".attn.qkv.bias") is the same in both.
+_SAM_NAMES = (
+    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
+    ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
+    ("image_encoder.blocks.#.norm#", "vision_encoder.layers.#.layer_norm#"),
+    ("image_encoder.blocks.#.attn", "vision_encoder.layers.#.attn"),
+    ("image_encoder.blocks.#.mlp", "vision_encoder.layers.#.mlp"),
+    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
+    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
+    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
+    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
+    ("prompt_encoder.no_mask_embed", "prompt_encoder.no_mask_embed"),
+    ("prompt_encoder.not_a_point_embed", "prompt_encoder.not_a_point_embed"),
+    ("prompt_encoder.point_embeddings.#", "prompt_encoder.point_embed.#"),
+    ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
+    ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
+    ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
+    ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
+    ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
+    ("mask_decoder.iou_token", "mask_decoder.iou_token"),
+    ("mask_decoder.mask_tokens", "mask_decoder.mask_tokens"),
+    ("mask_decoder.transformer.layers.#.norm#", "mask_decoder.transformer.layers.#.layer_norm#"),
+    *(
+        (f"mask_decoder.transformer.{part}", f"mask_decoder.transformer.{part}")
+        for part in (
+            "layers.#.mlp",
+            "layers.#.self_attn",
+            "layers.#.cross_attn_token_to_image",
+            "layers.#.cross_attn_image_to_token",
+            "final_attn_token_to_image",
+        )
+    ),
+    ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
+    ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
+    ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
+    ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
+    *(
+        (f"mask_decoder.{head}.layers.{index}", f"mask_decoder.{head}.{layer}")
+        for head in ("output_hypernetworks_mlps.#", "iou_prediction_head")
+        for index, layer in enumerate(("proj_in", "layers.0", "proj_out"))
+    ),
+)
+# One tensor, which the stock class holds under two names.
+_FOURIER = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_FOURIER_STOCK = (
+    "shared_image_embedding.positional_embedding",
+    "prompt_encoder.shared_embedding.positional_embedding",
+)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\#", r"(\d+)") + r"((?:\.\w+)*)")
+
+
+_TO_STOCK = [(_pattern(original), stock) for original, stock in _SAM_NAMES]
+_TO_ORIGINAL = [(_pattern(stock), original) for original, stock in _SAM_NAMES]
+
+
+def sam_to_stock(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the original's names ("image_encoder...", no prefix) to those of transformers' `SamModel`."""
+    names = _translate([key for key in state if key != _FOURIER], _TO_STOCK, "the original SAM")
+    stock = {new: state[old] for old, new in names.items()}
+    return stock | (dict.fromkeys(_FOURIER_STOCK, state[_FOURIER]) if _FOURIER in state else {})
+
+
+def sam_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the names of transformers' `SamModel` to the original's; the inverse of `sam_to_stock`."""
+    names = _translate([key for key in state if key not in _FOURIER_STOCK], _TO_ORIGINAL, "SamModel")
+    return {names.get(key, _FOURIER): value for key, value in state.items()}
+
+
+def with_both_fourier_names(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """A state dict of `SamModel` with the Fourier features under both of their names; files may hold one only."""
+    names = [prefix + name for name in _FOURIER_STOCK]
+    fourier = [state[name] for name in names if name in state]
+    return {**dict.fromkeys(names, fourier[0]), **state} if fourier else dict(state)
+
+
+def _translate(keys: Iterable[str], table: list[tuple[re.Pattern[str], str]], source: str) -> dict[str, str]:
+    names: dict[str, str] = {}
+    unknown = []
+    for key in keys:
+        for pattern, target in table:
+            if match := pattern.fullmatch(key):
+                *numbers, rest = match.groups()
+                for number in numbers:
+                    target = target.replace("#", number, 1)
+                names[key] = target + rest
+                break
+        else:
+            unknown.append(key)
+    if unknown:
+        raise ReadsegError(f"not names of {source}: {', '.join(sorted(unknown))}.")
+    return names
+
+
+def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:
+    """The configuration of a SAM with these weights (under the original's names), read off their shapes.
+
+    Heads of the mask decoder leave no trace in a shape: there are 8, as in every SAM.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise ReadsegError(f"the weights of SAM lack {name}.")
+        return tuple(state[name].shape)
+
+    def count(name: str) -> int:
+        pattern = _pattern(name)
+        return len({match[1] for key in state if (match := pattern.match(key))})
+
+    try:
+        _, rows, columns, width = shape("image_encoder.pos_embed")
+        patch = shape("image_encoder.patch_embed.proj.weight")[-1]
+        depth = count("image_encoder.blocks.#.")
+        reaches = [shape(f"image_encoder.blocks.{layer}.attn.rel_pos_h") for layer in range(depth)]
+        if rows != columns or not depth:
+            raise ValueError
+        # A table of relative positions has 2 n - 1 rows: n is the window, or the whole side for global attention.
+        sides = [(rows_of_table + 1) // 2 for rows_of_table, _ in reaches]
+        windows = {side for side in sides if side != rows}
+        channels = shape("image_encoder.neck.0.weight")[0]
+        half = shape(_FOURIER)[1]
+        attention = shape("mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
+        if len(windows) > 1 or 2 * half != channels or channels % attention:
+            raise ValueError
+        return SamConfig(
+            vision_config={
+                "image_size": rows * patch,
+                "patch_size": patch,
+                "hidden_size": width,
+                "output_channels": channels,
+                "num_hidden_layers": depth,
+                "num_attention_heads": width // reaches[0][1],
+                "mlp_dim": shape("image_encoder.blocks.0.mlp.lin1.weight")[0],
+                "global_attn_indexes": [layer for layer, side in enumerate(sides) if side == rows],
+                "window_size": min(windows, default=0),
+                "num_pos_feats": half,
+            },
+            prompt_encoder_config={
+                "hidden_size": channels,
+                "image_size": rows * patch,
+                "patch_size": patch,
+                "mask_input_channels": shape("prompt_encoder.mask_downscaling.3.weight")[0],
+            },
+            mask_decoder_config={
+                "hidden_size": channels,
+                "mlp_dim": shape("mask_decoder.transformer.layers.0.mlp.lin1.weight")[0],
+                "num_hidden_layers": count("mask_decoder.transformer.layers.#."),
+                "num_attention_heads": 8,
+                "attention_downsample_rate": channels // attention,
+                "num_multimask_outputs": shape("mask_decoder.mask_tokens.weight")[0] - 1,
+                "iou_head_depth": count("mask_decoder.iou_prediction_head.layers.#."),
+                "iou_head_hidden_dim": shape("mask_decoder.iou_prediction_head.layers.0.weight")[0],
+            },
+        )
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ReadsegError("the shapes of the image encoder or mask decoder are not those of a SAM.") from error
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
 
 
 def language_config(settings: Mapping[str, Any], tokenizer: LegacyTokenizer) -> LlamaConfig:
-    """The language model that a released config.json describes; where text begins and ends, its tokenizer says.
-
-    Raises:
-        ReadsegError: a setting is missing, none that LLaMA can have, or contradicts the tokenizer.
-    """
+    """The language model that a released config.json describes; where text begins and ends, its tokenizer says."""
     ends = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in (("bos", BOS), ("eos", EOS))}
     for name, index in ends.items():
         if settings.get(name, index) not in (index, None):
             raise ReadsegError(f"config.json: {name} is {settings[name]!r}, but the tokenizer says {index}.")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if missing := [name for name in needed if not _is_size(settings.get(name))]:
-        raise ReadsegError(f"config.json must give whole numbers, 1 or more, for {', '.join(missing)}.")
-    width, heads = settings["hidden_size"], settings["num_attention_heads"]
-    groups = heads if settings.get("num_key_value_heads") is None else settings["num_key_value_heads"]
-    if width % (2 * heads) or not _is_size(groups) or heads % groups:
-        raise ReadsegError(
-            f"config.json: hidden_size {width} must be a multiple of twice num_attention_heads {heads}, and that of "
-            f"num_key_value_heads {groups!r}."
-        )
-    for name in ("rms_norm_eps", "rope_theta"):
-        value = settings.get(name, 1.0)
-        if not 0 < _number(value) < math.inf:
+    optional = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "rope_theta")
+    values: dict[str, Any] = {name: settings.get(name) for name in needed}
+    values |= {name: settings[name] for name in optional if settings.get(name) is not None}
+    # LlamaConfig checks types; what it takes and fails on later, or never, is checked here.
+    for name, value in values.items():
+        if not _is_positive(value):
             raise ReadsegError(f"config.json: {name} must be a number above 0; got {value!r}.")
-    if not isinstance(act := settings.get("hidden_act", "silu"), str) or act not in ACT2FN:
-        raise ReadsegError(f"config.json: hidden_act {act!r} is no activation function.")
-    scaling = settings.get("rope_scaling")
-    if scaling and (not isinstance(scaling, dict) or scaling.get("type", scaling.get("rope_type")) not in _ROPES):
-        raise ReadsegError(f"config.json: rope_scaling {scaling!r} is of none of the kinds {', '.join(_ROPES)}.")
-    if scaling and not 0 < _number(scaling.get("factor", 1.0)) < math.inf:
-        raise ReadsegError(f"config.json: the factor of rope_scaling must be a number above 0; got {scaling!r}.")
-    optional = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act", "rope_theta")
-    given = {name: settings[name] for name in (*needed, *optional) if settings.get(name) is not None}
-    if scaling:
-        given["rope_scaling"] = scaling
+    if values["hidden_size"] % (2 * values["num_attention_heads"]):
+        raise ReadsegError("config.json: hidden_size must be a multiple of twice num_attention_heads.")
+    values["hidden_act"] = settings.get("hidden_act", "silu")
+    if not isinstance(values["hidden_act"], str) or values["hidden_act"] not in ACT2FN:
+        raise ReadsegError(f"config.json: hidden_act {values['hidden_act']!r} is no activation function.")
+    if scaling := settings.get("rope_scaling"):
+        kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else None
+        if not isinstance(kind, str) or kind not in ROPE_INIT_FUNCTIONS or not _is_positive(scaling.get("factor", 1.0)):
+            raise ReadsegError(f"config.json: rope_scaling {scaling!r} is none that a LLaMA can have.")
+        values["rope_scaling"] = scaling
     return LlamaConfig(
-        **given,
+        **values,
         **ends,
         pad_token_id=tokenizer.unk_token_id,  # as all of these families pad
         tie_word_embeddings=False,
     )
 
 
-def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig, tokenizer: LegacyTokenizer) -> LlavaConfig:
-    """The language and vision model of a released config.json and its tower.
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < 1 << 31  # NaN is not
 
-    Raises:
-        ReadsegError: a setting that is missing or makes no sense.
-    """
+
+def lmm_config(settings: Mapping[str, Any], vision: CLIPVisionConfig, tokenizer: LegacyTokenizer) -> LlavaConfig:
+    """The language and vision model of a released config.json and its tower."""
     feature = settings.get("mm_vision_select_feature", "patch")
     if feature != "patch":
         raise ReadsegError(f"config.json: mm_vision_select_feature must be 'patch'; got {feature!r}.")
@@ -203,23 +346,17 @@ def read_config(
     vision: CLIPVisionConfig,
     weights: Mapping[str, Tensor],
 ) -> ReadConfig:
-    """What a released config.json, its tokenizer, its vision tower and the shapes of its weights say, in our words.
-
-    Args:
-        settings: config.json.
-        family: which family the weights are of.
-        tokenizer: of the weights.
-        vision: the configuration of the CLIP tower.
-        weights: under released names; SAM is read off their shapes.
-
-    Raises:
-        ReadsegError: a setting that is missing or makes no sense.
-    """
+    """What a released config.json, its tokenizer, its vision tower and the shapes of its weights say, in our words."""
     prefix = f"model.{family.mask_model}."
-    mask = sam_keys.config_of({n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)})
-    config = family_config(
-        family, lmm_config(settings, vision, tokenizer), mask, tokenizer, _projector(settings, weights)
-    )
+    mask = sam_config_of({n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)})
+    # The names of the weights tell the projector: some released configs do not.
+    projector: Projector = "linear" if "model.mm_projector.weight" in weights else "mlp"
+    if settings.get("mm_projector_type") not in (None, _PROJECTOR_TYPES[projector]):
+        raise ReadsegError(
+            f"config.json says mm_projector_type {settings['mm_projector_type']!r}, but the weights hold a projector "
+            f"of the kind {projector!r}: it is the config of other weights."
+        )
+    config = family_config(family, lmm_config(settings, vision, tokenizer), mask, tokenizer, projector)
     if settings.get("mm_use_im_start_end", True) is False:
         words = config.conversation
         config.conversation = replace(words, image_text=words.image_text.replace(IM_START, "").replace(IM_END, ""))
@@ -230,15 +367,7 @@ def read_config(
 def family_config(
     family: Family, lmm: LlavaConfig, mask: SamConfig, tokenizer: LegacyTokenizer, projector: Projector
 ) -> ReadConfig:
-    """The configuration of a family's model: what the family fixes, around its two stock models.
-
-    Args:
-        family: of the model.
-        lmm: the language and vision model.
-        mask: the mask model.
-        tokenizer: with the family's tokens.
-        projector: what takes image features to the language model.
-    """
+    """The configuration of a family's model: what the family fixes, around its two stock models."""
     return ReadConfig(
         lmm_config=lmm,
         mask_config=mask,
@@ -256,10 +385,7 @@ def family_config(
 def released_settings(config: ReadConfig, family: Family, tower: str) -> dict[str, Any]:
     """A config.json of the released layout for weights that were not loaded from one: what `read_config` reads back.
 
-    Args:
-        config: of the model.
-        family: of the model.
-        tower: folder or hub id of its CLIP tower, which the layout leaves out.
+    `tower` is the folder or hub id of its CLIP tower, which the layout leaves out.
     """
     text, vision = config.lmm_config.text_config, config.lmm_config.vision_config
     names = (
@@ -283,24 +409,3 @@ def released_settings(config: ReadConfig, family: Family, tower: str) -> dict[st
         "train_mask_decoder": True,
         "use_mm_proj": True,
     }
-
-
-def _number(value: Any) -> float:
-    """Value as a number, NaN where it is none."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
-
-
-def _projector(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Projector:
-    """As the names of the weights say: some released configs do not."""
-    found: Projector = "linear" if "model.mm_projector.weight" in weights else "mlp"
-    said = settings.get("mm_projector_type")
-    if said is not None and said != _PROJECTOR_TYPES[found]:
-        raise ReadsegError(
-            f"config.json says mm_projector_type {said!r}, but the weights hold a projector of the kind {found!r}: "
-            "it is the config of other weights."
-        )
-    return found

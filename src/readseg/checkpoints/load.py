@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from readseg.checkpoints.adapters import is_adapter, read_adapter
 from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, build, read_checkpoint
-from readseg.checkpoints.files import fetch
+from readseg.checkpoints.files import fetch, one_line
 from readseg.errors import ReadsegError
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
@@ -31,23 +31,16 @@ def load_model(
     bits: int | None = None,
     **reading: Any,
 ) -> tuple[ReadModel, ReadProcessor, tuple[str, ...]]:
-    """A model, its processor, and what a user should know of its files.
+    """A model, its processor, and what a user should know of its files; the embedded model without a name.
 
-    Args:
-        name: a folder or a hub id; the embedded model without one.
-        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
-        dtype: such as "float32" or "bfloat16"; by default bfloat16 on a GPU; on a CPU float32, for models of more than
-            a billion weights the stored type.
-        device_map: see `checkpoints.build`.
-        bits: see `checkpoints.build`.
-        **reading: arguments of `checkpoints.read_checkpoint`.
-
-    Raises:
-        ReadsegError: there is no such model, it is of another kind, its files are damaged, or an option is unknown.
+    `device` is a GPU by default if there is one. For `dtype`, `device_map` and `bits` see `checkpoint.build`, for
+    `reading` the options of `checkpoint.read_checkpoint`.
     """
     # A map says where by itself; without either, a GPU if there is one.
-    where = None if device_map is not None and device is None else chosen_device(device)
-    precision = _precision(dtype)
+    on_device = None if device_map is not None and device is None else resolve_device(device)
+    precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and precision not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
     if name is None and not (EMBEDDED / "config.json").is_file():
         raise ReadsegError(
             f"the embedded model is missing ({EMBEDDED}): reinstall readseg, or name a model's folder or hub id"
@@ -56,54 +49,32 @@ def load_model(
     try:
         with quiet_libraries(bar=name is not None and sys.stderr.isatty()):
             checkpoint = read_model(source, **reading)
-            model, processor = build(checkpoint, dtype=precision, device=where, device_map=device_map, bits=bits)
+            model, processor = build(checkpoint, dtype=precision, device=on_device, device_map=device_map, bits=bits)
     except ReadsegError:
         raise
     except Exception as error:  # the libraries' own share no base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ReadsegError(f"cannot load a model from {source}: {reason}") from error
+        raise ReadsegError(f"cannot load a model from {source}: {one_line(error)}") from error
     return model, processor, checkpoint.notes
 
 
 def read_model(name: str | Path, **reading: Any) -> Checkpoint:
-    """The files of a model in any layout, or of an adapter with the weights that it belongs to.
-
-    Args:
-        name: a folder or a hub id.
-        **reading: arguments of `checkpoints.read_checkpoint`.
-
-    Raises:
-        ReadsegError: as `checkpoints.read_checkpoint` and `adapters.read_adapter`.
-    """
+    """The files of a model in any layout, or of an adapter with the weights that it belongs to."""
     folder = fetch(name)
     if not is_adapter(folder):
-        return read_checkpoint(name, **reading)
-    if given := [option for option, value in reading.items() if value is not None]:
-        raise ReadsegError(f"{', '.join(given)}: for released weights only; {folder} is an adapter.")
+        return read_checkpoint(folder, **reading)
+    if options := [option for option, value in reading.items() if value is not None]:
+        raise ReadsegError(f"{', '.join(options)}: for released weights only; {folder} is an adapter.")
     return read_adapter(folder)
 
 
-def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name, a GPU without one if there is one, else the CPU.
-
-    Raises:
-        ReadsegError: it cannot be used here.
-    """
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name, a GPU without one if there is one, else the CPU; an error if it cannot be used here."""
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=where).tolist()  # "meta" makes tensors, but without values
+        resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=resolved).tolist()  # "meta" makes tensors, but without values
     except (RuntimeError, AssertionError) as error:
         raise ReadsegError(f'device {str(device)!r} cannot be used here: try "cpu" or, with a GPU, "cuda"') from error
-    return where
-
-
-def _precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if precision not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ReadsegError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}")
-    return precision
+    return resolved
 
 
 @contextmanager

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from readseg.errors import ReadsegError
 
-DEFAULT_ALPHA = 16.0
-"""alpha of all published recipes of this family."""
-
+DEFAULT_ALPHA = 16.0  # of all published recipes of this family
 _WRAPPERS = ("module.", "base_model.model.")
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.(\w+))?\.weight")
 _REPLACED = re.compile(r"(.+)\.modules_to_save\.\w+\.(.+)")
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrapper_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes that DistributedDataParallel, DeepSpeed and peft put before every name."""
     plain = dict(state)
     for prefix in (*_WRAPPERS, *_WRAPPERS):
@@ -41,16 +39,9 @@ def has_lora(state: Mapping[str, Tensor]) -> bool:
 def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dict[str, Tensor]:
     """The state dict of the merged model, under the names that it has without peft; other tensors are not copied.
 
-    A merged weight keeps its dtype; the sum is formed in float32.
-
-    Args:
-        state: with `X.weight` (or `X.base_layer.weight`), `X.lora_A.NAME.weight` (r, in), `X.lora_B.NAME.weight` (out,
-            r), and `X.modules_to_save.NAME.weight` for modules that were trained whole.
-        alpha: of the training run; r is in the shapes.
-
-    Raises:
-        ReadsegError: `alpha` is not above 0; a half of a pair is missing, is no matrix of floating point numbers, has
-            no weight to change, or does not fit it; or one weight has two adapters.
+    Read are `X.weight` (or `X.base_layer.weight`), `X.lora_A.NAME.weight` (r, in), `X.lora_B.NAME.weight` (out, r),
+    and `X.modules_to_save.NAME.weight` for modules that were trained whole; the rank r is in the shapes. A merged
+    weight keeps its dtype; the sum is formed in float32.
     """
     if not 0 < alpha < math.inf:
         raise ReadsegError(f"lora_alpha must be a number above 0; got {alpha}.")
