@@ -6,6 +6,7 @@ stages "vision" and "read" of the preset that the embedded model was trained wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ class CnnStage(nn.Module):
     """
 
     uses_all = True
+    rate_factors: Mapping[str, float] = {}
 
     def __init__(self, processor: ReadProcessor, sizes: ReferringConfig, options: VisionStageConfig, seed: int) -> None:
         super().__init__()
@@ -48,10 +50,6 @@ class CnnStage(nn.Module):
         centres = torch.stack([columns, rows], dim=-1).flatten(0, 1)
         self.register_buffer("centres", centres.repeat(1, 2), persistent=False)
         self.processor, self.options = processor, options
-
-    def learning_rates(self) -> dict[str, float]:
-        """One rate for all."""
-        return {}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes with what lies under each cell: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
@@ -110,6 +108,7 @@ class FusionStage(nn.Module):
             module.requires_grad_(False)
         self.model.sam.mask_decoder.requires_grad_(True)
         self.processor, self.options, self.seed, self.cache = processor, options, seed, FeatureCache(cache)
+        self.rate_factors: Mapping[str, float] = {"model.sam.": options.mask_decoder_rate}  # trained already
         self.weights = config
         self.key = digest((self.model.cnn, self.model.sam.vision_encoder))
 
@@ -118,10 +117,6 @@ class FusionStage(nn.Module):
         super().train(mode)
         self.model.cnn.eval()
         return self
-
-    def learning_rates(self) -> dict[str, float]:
-        """The mask decoder knows its work already."""
-        return {"model.sam.": self.options.mask_decoder_rate}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with the questions of this step."""

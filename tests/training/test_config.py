@@ -68,13 +68,9 @@ def test_unknown_presets_and_files_are_named(tmp_path: Path) -> None:
         load_recipe("huge")
     with pytest.raises(ReadsegError, match="no recipe at"):
         load_recipe(str(tmp_path / "absent.yaml"))
-
-
-def test_a_recipe_that_is_no_text_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_bytes(b"\xff\xfe")
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(ReadsegError, match="not UTF-8"):
-        load_recipe(str(path))
+        load_recipe(str(tmp_path / "recipe.yaml"))
 
 
 PUBLISHED = {  # SPEC's table of recipes: start, ratio, rank, rate, points, DICE
@@ -129,6 +125,9 @@ def test_settings_can_be_replaced() -> None:
     assert (first.learning_rate, second.learning_rate, recipe.seed) == (3e-4, 2e-5, 4)
     assert (first.steps, second.steps) == (7, 7)
     assert first.points == {"t_pos": 0.9} and second.points["num_points"] == 30
+    # They are checked together.
+    (stage,) = load_recipe("read-7b", ["validate_on=[]", "validate_every=0"]).stages
+    assert isinstance(stage, FinetuningStageConfig) and not stage.validate_on
 
 
 @pytest.mark.parametrize(
@@ -145,11 +144,6 @@ def test_settings_can_be_replaced() -> None:
 def test_wrong_changes_are_named(change: str, message: str) -> None:
     with pytest.raises(ReadsegError, match=message):
         load_recipe("read-13b", [change])
-
-
-def test_changes_are_checked_together() -> None:
-    (stage,) = load_recipe("read-7b", ["validate_on=[]", "validate_every=0"]).stages
-    assert isinstance(stage, FinetuningStageConfig) and not stage.validate_on
 
 
 def test_another_start_is_for_stages_that_start_from_a_model() -> None:

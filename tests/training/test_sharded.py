@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from readseg.training.loop import _gathered
+from readseg.training.loop import _unsharded
 from tuned import stage
 
 start, data, out = map(Path, sys.argv[1:])
@@ -48,7 +48,7 @@ for number in range(3):
     losses.append([float(sum(parts).detach()), float(own.detach()) / world])
     for step in steps:
         step.step()
-with _gathered(sharded) as alike:
+with _unsharded(sharded) as alike:
     assert alike
     scores = sharded.validate(0, 1)
 away = max(

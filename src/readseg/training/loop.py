@@ -55,15 +55,14 @@ class Stage(Protocol):
 
     uses_all: bool
     """Whether every batch gives every trained weight a gradient: several processes then need not look for others."""
+    rate_factors: Mapping[str, float]
+    """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
 
     def batch(self, number: int, rank: int, world: int) -> Batch:
         """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts steps times parts.
 
         A step has as many parts as gradients are accumulated over.
         """
-
-    def learning_rates(self) -> dict[str, float]:
-        """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
 
 
 @runtime_checkable
@@ -239,7 +238,7 @@ def _prepare(stage: Stage, config: StageConfig, folder: Path) -> _Run:
         settings["train_micro_batch_size_per_gpu"] = config.images_per_step
         settings["gradient_accumulation_steps"] = config.accumulation
     module = cast(nn.Module, stage).train()
-    model, *optimizers = accelerator.prepare(module, *_optimizers(module, stage.learning_rates(), config))
+    model, *optimizers = accelerator.prepare(module, *_optimizers(module, stage.rate_factors, config))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     ema = Ema(trained, config.ema_decay) if config.ema_decay else None
     _save_trained_weights_only(accelerator, module, ema)
@@ -368,7 +367,7 @@ def _schedule(step: int, config: StageConfig) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _optimizers(module: nn.Module, rates: dict[str, float], config: StageConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(module: nn.Module, rates: Mapping[str, float], config: StageConfig) -> list[torch.optim.Optimizer]:
     """AdamW; or Muon for the matrices of linear layers and AdamW for embeddings, norms, convolutions, output heads."""
     matrices = {
         f"{name}.weight"

@@ -26,6 +26,7 @@ from readseg.training.recipe import run_recipe
 from tuned import SETTINGS, recipe, stage
 
 STEPS = 6
+WHOLE = {"validate_on": ["reasonseg/val"], "validate_every": 3, "validate_images": 2, "ema_decay": 0.9, "cache": True}
 
 
 def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
@@ -52,8 +53,7 @@ def environment() -> dict[str, str]:
 def whole(start: Path, mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run, with validation, running mean and cache."""
     out = tmp_path_factory.mktemp("whole")
-    settings = {"validate_on": ("reasonseg/val",), "validate_every": 3, "validate_images": 2, "ema_decay": 0.9}
-    result = run_recipe(recipe(start, steps=STEPS, cache=True, **settings), out, data=mini)
+    result = run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=mini)
     assert result == out / "tuned" / "adapter"
     return out
 
@@ -75,14 +75,12 @@ def test_the_adapter_is_a_model(whole: Path) -> None:
 
 def test_a_finished_run_is_not_run_again(whole: Path, start: Path, mini: Path) -> None:
     before = (whole / "tuned" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    settings = {"validate_on": ("reasonseg/val",), "validate_every": 3, "validate_images": 2, "ema_decay": 0.9}
-    run_recipe(recipe(start, steps=STEPS, cache=True, **settings), whole, data=mini)
+    run_recipe(recipe(start, steps=STEPS, **WHOLE), whole, data=mini)
     assert (whole / "tuned" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
 def test_killed_runs_end_as_unbroken_ones(whole: Path, start: Path, mini: Path, tmp_path: Path) -> None:
-    settings = {"validate_on": ["reasonseg/val"], "validate_every": 3, "validate_images": 2, "ema_decay": 0.9}
-    path = write_recipe(tmp_path / "r.yaml", start, cache=True, **settings)
+    path = write_recipe(tmp_path / "r.yaml", start, **WHOLE)
     out, seen = tmp_path / "killed", tmp_path / "killed" / "tuned" / "metrics.jsonl"
     lot = random.Random(7)
     for goal in (1, 4):

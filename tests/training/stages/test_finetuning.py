@@ -1,24 +1,28 @@
-"""Training on data sets: what moves and what stays, and that packing and caching change the cost alone."""
+"""Training on data sets: batches fit, what moves and what stays, and that packing and caching change the cost alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.testing import assert_close
 
 from readseg.checkpoints.adapters import EMBEDDED_NAME, Base, open_base
 from readseg.checkpoints.checkpoint import save_checkpoint
+from readseg.data.mixture import Mixture, parse_ratio
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.report import summarise
 from readseg.evaluation.run import evaluate
 from readseg.inference.segmenter import Segmenter
-from readseg.training.stages.finetuning import FinetuningStage, trained_config
+from readseg.training.stages.finetuning import Collator, FinetuningStage, trained_config
 from released import write_released
+from small import small_processor
 from tuned import options, stage
 
 
@@ -31,15 +35,70 @@ def gradients(built: FinetuningStage, number: int) -> tuple[dict[str, Tensor], d
     return {name: value.detach() for name, value in values.items()}, found
 
 
-def assert_same(
-    one: tuple[dict[str, Tensor], dict[str, Tensor]],
-    other: tuple[dict[str, Tensor], dict[str, Tensor]],
-    atol: float,
-) -> None:
-    for mine, theirs in zip(one, other, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, value in mine.items():
-            torch.testing.assert_close(value, theirs[name], atol=atol, rtol=atol, msg=name)
+def fill_lora(built: FinetuningStage, value: float) -> None:
+    """B begins at 0, where LoRA does nothing."""
+    for name, weight in built.named_parameters():
+        if ".lora_B." in name:
+            weight.data.fill_(value)
+
+
+def collator(start: Path, data: Path, **changes: object) -> Collator:
+    chosen = options(start, **changes)
+    return Collator(Mixture(data, parse_ratio(chosen.ratio), seed=3), small_processor(), chosen, 3)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_each_seg_has_its_mask_in_the_size_of_its_image(start: Path, mini: Path, pack: bool) -> None:
+    made = collator(start, mini, pack=pack)
+    seg = made.processor.config.seg_token_id
+    for number in range(12):
+        batch = made.batch(number)
+        rows, columns = np.nonzero(batch["input_ids"].numpy() == seg)
+        assert len(rows) == len(batch["masks"])
+        for row, mask in zip(rows, batch["masks"], strict=True):
+            assert mask.shape == batch["frames"][batch["row_images"][row]].hw
+        # A question holds no [SEG]: each of them is learned.
+        assert (batch["labels"].numpy()[rows, columns] == seg).all()
+
+
+def test_masks_follow_their_questions_when_rows_are_sorted(start: Path, mini: Path) -> None:
+    made = collator(start, mini)
+    drawn = next(d for d in map(made.mixture.draw, range(99)) if len({len(t.question) for t in d.sample.turns}) > 2)
+    rows = made.conversations(drawn)
+    assert [len(row.ids) for row in rows] == sorted((len(row.ids) for row in rows), reverse=True)
+    by_question = {turn.question: turn.masks for turn in drawn.sample.turns}
+    for row in rows:
+        (turn,) = row.turns
+        assert all(mask is expected for mask, expected in zip(row.masks, by_question[turn.question], strict=True))
+
+
+def test_a_long_conversation_loses_its_last_rounds(start: Path, mini: Path) -> None:
+    long = collator(start, mini, ratio="0:0:0:1:0:0", max_tokens=4096)
+    drawn = max(map(long.mixture.draw, range(8)), key=lambda item: len(item.sample.turns))
+    (whole,) = long.conversations(drawn)
+    assert len(whole.turns) == len(drawn.sample.turns) > 1
+    room = len(whole.ids) - 1
+    short = collator(start, mini, ratio="0:0:0:1:0:0", max_tokens=max(32, room))
+    (row,) = short.conversations(drawn)
+    assert 0 < len(row.turns) < len(drawn.sample.turns)
+    assert row.turns == list(drawn.sample.turns[: len(row.turns)])
+    assert len(row.ids) <= room
+
+
+def test_of_a_question_that_is_too_long_nothing_is_left(start: Path, mini: Path) -> None:
+    made = collator(start, mini, ratio="0:0:0:0:0:1", max_tokens=32)
+    with pytest.warns(UserWarning, match="more than max_tokens, 32"):
+        batch = made.batch(0)
+    assert not batch["masks"] and batch["input_ids"].shape[1] == len(made.prefix)
+    assert made.skipped.count > 0
+
+
+def test_a_batch_is_a_function_of_its_number(start: Path, mini: Path) -> None:
+    one, other = collator(start, mini), collator(start, mini)
+    (first, second), (again_second, again_first) = map(one.batch, (4, 1)), map(other.batch, (1, 4))
+    for batch, again in ((first, again_first), (second, again_second)):
+        assert torch.equal(batch["input_ids"], again["input_ids"]) and batch["seed"] == again["seed"]
+    assert first["seed"] != second["seed"]
 
 
 def test_only_lora_and_the_named_parts_move(start: Path, mini: Path, tmp_path: Path) -> None:
@@ -72,24 +131,21 @@ def test_packed_equals_rows_of_their_own(
     settings: dict[str, Any] = {"gradient_checkpointing": checkpointing, "lora_dropout": 0.0, "images_per_step": 3}
     packed, single = (stage(start, mini, tmp_path, pack=pack, **settings) for pack in (True, False))
     for built in (packed, single):
-        with torch.no_grad():
-            for name, weight in built.named_parameters():
-                if ".lora_B." in name:
-                    weight.copy_(torch.full_like(weight, 0.05))
+        fill_lora(built, 0.05)
     rows = [len(built.batch(number, 0, 1)["input_ids"]) for built in (packed, single)]
     assert rows[0] == 3 < rows[1]
-    assert_same(gradients(packed, number), gradients(single, number), 1e-5)
+    assert_close(gradients(packed, number), gradients(single, number), atol=1e-5, rtol=1e-5)
 
 
 def test_cached_equals_computed(start: Path, mini: Path, tmp_path: Path) -> None:
     plain, cold = stage(start, mini, tmp_path), stage(start, mini, tmp_path / "cache", cache=True)
     first = gradients(plain, 2)
-    assert_same(gradients(cold, 2), first, 0.0)
+    assert_close(gradients(cold, 2), first, atol=0.0, rtol=0.0)
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == len({path.name for path in files}) >= 1
     warm = stage(start, mini, tmp_path / "cache", cache=True)
     assert all("features" in image for image in warm.batch(2, 0, 1)["images"])
-    assert_same(gradients(warm, 2), first, 0.0)
+    assert_close(gradients(warm, 2), first, atol=0.0, rtol=0.0)
     assert sorted((tmp_path / "cache").iterdir()) == files
 
 
@@ -125,15 +181,12 @@ def test_what_does_not_fit_in_the_cache_is_computed_again(start: Path, mini: Pat
         if damage == "half":
             path.write_bytes(path.read_bytes()[:50])
     again = gradients(stage(start, mini, tmp_path / "cache", cache=True), 0)
-    assert_same(again, first, 0.0)
+    assert_close(again, first, atol=0.0, rtol=0.0)
 
 
 def test_dropout_is_a_function_of_the_batch(start: Path, mini: Path, tmp_path: Path) -> None:
     built = stage(start, mini, tmp_path)
-    with torch.no_grad():
-        for name, weight in built.named_parameters():
-            if ".lora_B." in name:
-                weight.fill_(0.3)
+    fill_lora(built, 0.3)
     batch = built.batch(1, 0, 1)
     first = built(batch)["loss"]
     torch.rand(100)
@@ -198,7 +251,7 @@ def test_validation_is_evaluation(start: Path, mini: Path, tmp_path: Path) -> No
     score, numbers = built.validate(0, 1)
     assert built.model.training
     own = []
-    for name in ("refcoco/val", "reasonseg/val"):
+    for name in names:
         outcomes = evaluate(Segmenter(built.model, built.processor), open_benchmark(mini, name), limit=2)
         own.append(summarise(name, outcomes).giou.value)
         assert numbers[f"{name} giou"] == own[-1]

@@ -257,6 +257,7 @@ class FinetuningStage(nn.Module):
     """Trains LoRA, output layer, embeddings, the [SEG] projection and the mask decoder on a mixture of data sets."""
 
     uses_all = True
+    rate_factors: Mapping[str, float] = {}
 
     def __init__(
         self, checkpoint: Checkpoint, base: Base, options: FinetuningStageConfig, seed: int, data: Path, cache: Path
@@ -283,10 +284,6 @@ class FinetuningStage(nn.Module):
         """What a run depends on beside its settings: the weights that it starts from, and the data, by their counts."""
         entries = {part.data_set: part.entries for part in self.collator.mixture.parts}
         return {"starts from": self.fingerprint, "draws from": entries}
-
-    def learning_rates(self) -> dict[str, float]:
-        """One rate for all."""
-        return {}
 
     def batch(self, number: int, rank: int, world: int) -> dict[str, Any]:
         """The batch of a step, and of its part where gradients accumulate, on one process."""

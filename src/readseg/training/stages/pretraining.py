@@ -7,7 +7,7 @@ from nothing they hardly learn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import cv2
@@ -165,6 +165,7 @@ class VisionStage(nn.Module):
     """
 
     uses_all = True
+    rate_factors: Mapping[str, float] = {}
 
     def __init__(self, processor: ReadProcessor, options: VisionStageConfig, seed: int) -> None:
         super().__init__()
@@ -176,10 +177,6 @@ class VisionStage(nn.Module):
         initialise(self)
         self.grid = vision.image_size // vision.patch_size
         self.processor, self.options = processor, options
-
-    def learning_rates(self) -> dict[str, float]:
-        """One rate for all."""
-        return {}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes with what lies under each patch: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
@@ -199,6 +196,7 @@ class MaskStage(nn.Module):
     """
 
     uses_all = False
+    rate_factors: Mapping[str, float] = {}
 
     def __init__(self, processor: ReadProcessor, options: MaskStageConfig, seed: int) -> None:
         super().__init__()
@@ -210,10 +208,6 @@ class MaskStage(nn.Module):
         self.processor, self.options = processor, options
         self.sam.mask_decoder.requires_grad_(True)
         self.sam.prompt_encoder.mask_embed.requires_grad_(False)
-
-    def learning_rates(self) -> dict[str, float]:
-        """One rate for all."""
-        return {}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes, targets (B, P, S, S) uint8 with 255 on the padding, and one kind of prompt for all of them."""

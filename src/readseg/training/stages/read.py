@@ -6,7 +6,7 @@ packed behind its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,12 +153,9 @@ class ReadStage(nn.Module):
             module.requires_grad_(False)
         self.model.sam.mask_decoder.requires_grad_(True)
         self.processor, self.options, self.seed, self.cache = processor, options, seed, FeatureCache(cache)
+        self.rate_factors: Mapping[str, float] = {"model.sam.": options.mask_decoder_rate}  # trained already
         self.prefix = processor.prefix_ids()
         self.key = digest((self.model.lmm.model.vision_tower, self.model.sam.vision_encoder))
-
-    def learning_rates(self) -> dict[str, float]:
-        """The mask decoder knows its work already."""
-        return {"model.sam.": self.options.mask_decoder_rate}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         """Images of one cached group, with questions drawn anew for this step."""
