@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model import Fused, Referrer, ReferringConfig, pack_questions, question_ids
-from readseg.checkpoints.load import load_model
+from readseg.checkpoints.load import digest, load_model
 from readseg.core import sasp
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
@@ -30,7 +30,6 @@ from readseg.evaluation.run import System
 from readseg.model.config import ReadConfig
 from readseg.model.mask_prompts import Points
 from readseg.model.processing import ReadProcessor
-from readseg.training.feature_cache import digest
 
 Head = Literal["sam", "features"]
 HEADS: tuple[Head, ...] = ("sam", "features")
