@@ -38,6 +38,7 @@ def test_writes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ("scenes", "--out", "{out}", "--size", "9"),
         ("scenes", "--out", "{out}", "--wording", "mine"),
         ("scenes", "--out", "{file}"),
+        ("mini", "--out", "{out}", "--images", "7"),
         ("pictures", "--out", "{out}"),
     ],
 )

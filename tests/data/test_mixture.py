@@ -261,7 +261,7 @@ def test_false_classes_are_absent_and_corrections_name_what_is_there(root: Path,
     data = one(root, "sem_seg", name)
     there = entries(root, data.parts[0].data_set)
     pictures = list(draw_pictures(3, IMAGES))
-    shown = {name: set(pictures[number].layout.names) for number, name in enumerate(there)}
+    shown = {name: set(pictures[number].facts.names) for number, name in enumerate(there)}
     kinds: Counter[str] = Counter()
     for number in range(150):
         drawn = data.draw(number)

@@ -56,7 +56,7 @@ def test_the_shapes_are_the_thing_that_the_texts_describe(mini) -> None:
         meant = set.union(*(described(text) for text in layout["text"]))
         assert len(meant) == 1, layout["text"]
         (name,) = meant
-        indices = [i for i, own in enumerate(picture.layout.names) if own == name]
+        indices = [i for i, own in enumerate(picture.facts.names) if own == name]
         target = painted(mini, path, layout, "target")
         if not any(shape["label"] == "target" for shape in layout["shapes"]):
             assert indices == []
@@ -104,7 +104,7 @@ def test_each_split_has_short_and_long_questions(mini, split: str) -> None:
 def test_false_premises_ask_for_what_is_not_there_and_are_told_what_is(mini) -> None:
     kinds = set()
     for path, layout in layouts(mini).items():
-        names = picture_of(mini, path).layout.names
+        names = picture_of(mini, path).facts.names
         for question, is_sentence, answer in layout.get("false_premise_QA", []):
             (asked,) = described(question)
             assert asked not in names
@@ -128,7 +128,7 @@ def test_conversations_are_of_several_rounds_about_pictures_that_are_there(mini)
         assert not any("[SEG]" in turn["value"] for turn in said)
         for question, answer in zip(said[::2], said[1::2], strict=True):
             if "how many" in question["value"].lower() and answer["value"] == "None.":
-                assert not any(f" {CLASSES[n].plural} " in question["value"] for n in picture.layout.names)
+                assert not any(f" {CLASSES[n].plural} " in question["value"] for n in picture.facts.names)
     assert ends == {(True, False), (False, True)}
 
 

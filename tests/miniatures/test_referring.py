@@ -63,7 +63,7 @@ def test_instances_are_the_scenes_things(mini, folder: str) -> None:
         mask = mask_of(record, picture.hw)
         overlaps = [iou(mask, truth) for truth in picture.rendered.masks]
         assert max(overlaps) > 0.95
-        assert picture.layout.names[int(np.argmax(overlaps))] == names[record["category_id"]]
+        assert picture.facts.names[int(np.argmax(overlaps))] == names[record["category_id"]]
         assert record["area"] == pytest.approx(mask.sum(), rel=0.05)
         ys, xs = np.nonzero(mask)
         box = [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
@@ -155,7 +155,7 @@ def test_names_and_colours_are_true_and_what_is_denied_is_not_there(mini, name: 
     pictures, names = pictures_of(mini, data), {c["id"]: c["name"] for c in data["categories"]}
     parsed = false = 0
     for ref in refs:
-        layout = pictures[ref["image_id"]].layout
+        facts = pictures[ref["image_id"]].facts
         for told in ref["sentences"]:
             absent = ref["ann_id"] in (-1, [-1])
             is_false = absent or told.get("is_false_premise", False) or not told.get("exist", True)
@@ -164,7 +164,7 @@ def test_names_and_colours_are_true_and_what_is_denied_is_not_there(mini, name: 
             if found is not None:
                 parsed += 1
                 tint, word = found
-                there = [t for n, t in zip(layout.names, layout.tints, strict=True) if n == word]
+                there = [t for n, t in zip(facts.names, facts.tints, strict=True) if n == word]
                 matching = [t for t in there if tint in (None, t)]
                 assert len(matching) == (0 if is_false else 1), told
                 if not is_false:
@@ -201,13 +201,13 @@ def test_grefcoco_means_several_one_or_none(mini) -> None:
     plural = {c.plural: name for name, c in CLASSES.items()}
     checked = 0
     for ref, size in zip(refs, sizes, strict=True):
-        layout, text = pictures[ref["image_id"]].layout, ref["sentences"][0]["sent"]
+        facts, text = pictures[ref["image_id"]].facts, ref["sentences"][0]["sent"]
         meant = sorted(names[annotations[i]["category_id"]] for i in ref["ann_id"]) if size else []
         first, _, second = text.partition(" and the ")
         if second:
             assert meant == sorted((first, second))
             checked += 1
         elif text.removeprefix("all ") in plural:
-            assert len(meant) == layout.names.count(plural[text.removeprefix("all ")])
+            assert len(meant) == facts.names.count(plural[text.removeprefix("all ")])
             checked += 1
     assert checked >= 5

@@ -26,7 +26,7 @@ def scene_names(picture: Any, backdrop: str = "backdrop") -> np.ndarray:
     """(H, W) of names, "" in a frame of three pixels behind the things."""
     names = np.full(picture.hw, "", dtype=object)
     names[3:-3, 3:-3] = backdrop
-    for name, mask in zip(picture.layout.names, picture.rendered.masks, strict=True):
+    for name, mask in zip(picture.facts.names, picture.rendered.masks, strict=True):
         names[mask] = name
     return names
 
@@ -86,7 +86,7 @@ def test_mapillary_holds_indices_of_its_own_labels(mini) -> None:
 
 
 def thing_of(picture: Any, name: str, call: Any) -> np.ndarray:
-    (index,) = (i for i, own in enumerate(picture.layout.names) if call(own) == name)
+    (index,) = (i for i, own in enumerate(picture.facts.names) if call(own) == name)
     return picture.rendered.masks[index]
 
 

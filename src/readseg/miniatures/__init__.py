@@ -16,19 +16,14 @@ from readseg.miniatures.reasoning import write_llava, write_reason_seg
 from readseg.miniatures.referring import write_refer_seg
 from readseg.miniatures.semantic import write_ade20k, write_cocostuff, write_mapillary, write_paco, write_pascal_part
 
-FEWEST, MOST = 8, 200
-"""Number of pictures: with fewer than eight a split would be empty."""
-
 
 def write_miniatures(out: Path, *, seed: int = 0, images: int = 12, progress: bool = False) -> dict[str, int]:
-    """Writes a miniature of each data set below `out`, or nothing.
-
-    The same arguments write the same bytes. All data sets show the same pictures.
+    """Writes a miniature of each data set below `out`, or nothing. The same arguments write the same bytes.
 
     Args:
         out: folder, made if it does not exist; if it does it must be empty.
         seed: of the pictures, at least 0.
-        images: number of pictures, 8 to 200.
+        images: number of pictures, 8 to 200, which all data sets show: with fewer a split would be empty.
         progress: show a bar.
 
     Returns:
@@ -36,30 +31,25 @@ def write_miniatures(out: Path, *, seed: int = 0, images: int = 12, progress: bo
         conversations of llava_instruct; files of ReasonSeg's splits; refs of each folder of refer_seg.
 
     Raises:
-        ReadsegError: an argument is out of its range, `out` is a file or holds something, or the extra `scenes` is not
-            installed.
+        ReadsegError: `out` is a file or holds something, or the extra `scenes` is not installed.
     """
-    if not FEWEST <= images <= MOST:
-        raise ReadsegError(f"images: expected {FEWEST} to {MOST}, got {images}")
-    if not 0 <= seed <= 2**31:
-        raise ReadsegError(f"seed: expected 0 to {2**31}, got {seed}")
+    assert 8 <= images <= 200
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise ReadsegError(f"{out} is a file; expected a folder to write data sets to")
     if out.is_dir() and any(out.iterdir()):
         raise ReadsegError(f"{out} is not empty; expected a new or an empty folder to write data sets to")
-    drawn = draw_pictures(seed, images)
-    pictures = list(track(drawn, "pictures", total=images, disable=not progress))
+    pictures = list(track(draw_pictures(seed, images), "pictures", total=images, disable=not progress))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as place:
-        place.mkdir()
+    with atomic_write(out) as folder:
+        folder.mkdir()
         return {
-            "ade20k": write_ade20k(place, pictures),
-            "cocostuff": write_cocostuff(place, pictures),
-            "mapillary": write_mapillary(place, pictures),
-            "paco": write_paco(place, pictures),
-            "pascal_part": write_pascal_part(place, pictures),
-            "llava_instruct": write_llava(place, pictures),
-            **{f"ReasonSeg/{split}": n for split, n in write_reason_seg(place, pictures).items()},
-            **write_refer_seg(place, pictures),
+            "ade20k": write_ade20k(folder, pictures),
+            "cocostuff": write_cocostuff(folder, pictures),
+            "mapillary": write_mapillary(folder, pictures),
+            "paco": write_paco(folder, pictures),
+            "pascal_part": write_pascal_part(folder, pictures),
+            "llava_instruct": write_llava(folder, pictures),
+            **{f"ReasonSeg/{split}": count for split, count in write_reason_seg(folder, pictures).items()},
+            **write_refer_seg(folder, pictures),
         }

@@ -14,8 +14,17 @@ from itertools import count, islice
 import numpy as np
 from PIL import Image
 
+from readseg.miniatures.expressions import (
+    MULTIPLE,
+    SINGLE,
+    FalsePremise,
+    ReferringExpression,
+    absent_names,
+    false_premises,
+    referring_expressions,
+    text_dialogue,
+)
 from readseg.miniatures.names import COCO_STUFF
-from readseg.miniatures.sayings import MULTIPLE, SINGLE, Saying, Swap, absent_names, dialogue, sayings, swaps
 from readseg.scenes.facts import TARGET_AREA, VISIBLE_AREA, SceneFacts
 from readseg.scenes.render import RenderedScene, make_scene, render
 
@@ -28,24 +37,18 @@ _SEEDS_APART = 100_000
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn scene.
+    """One drawn scene, the `number`-th from 0, with what is true of it and its file `jpeg`.
 
-    Attributes:
-        number: place among the pictures, from 0.
-        rendered: pixels, and the exact mask of each thing.
-        layout: the facts.
-        said: what means one thing.
-        joined: what means several things; a few mean none that is there.
-        talk: questions and answers in words.
-        jpeg: the picture as a file.
+    expressions: each means one object. multiple: each means several objects; a few mean none that is there. dialogue:
+    questions and answers in words.
     """
 
     number: int
     rendered: RenderedScene
-    layout: SceneFacts
-    said: tuple[Saying, ...]
-    joined: tuple[Saying, ...]
-    talk: tuple[tuple[str, str], ...]
+    facts: SceneFacts
+    expressions: tuple[ReferringExpression, ...]
+    multiple: tuple[ReferringExpression, ...]
+    dialogue: tuple[tuple[str, str], ...]
     jpeg: bytes
 
     @property
@@ -56,42 +59,40 @@ class Picture:
     @property
     def hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.layout.scene.height, self.layout.scene.width
+        return self.facts.scene.height, self.facts.scene.width
 
     @cached_property
-    def things(self) -> tuple[int, ...]:
-        """Indices of the things that can be seen: these are annotated."""
-        return tuple(i for i, area in enumerate(self.layout.areas) if area >= VISIBLE_AREA)
+    def visible(self) -> tuple[int, ...]:
+        """Indices of the objects that can be seen: these are annotated."""
+        return tuple(i for i, area in enumerate(self.facts.areas) if area >= VISIBLE_AREA)
 
     @cached_property
-    def alone(self) -> tuple[int, ...]:
-        """Indices of the things that are the only one of their class, and not too small."""
-        layout = self.layout
-        noun = layout.class_noun
-        return tuple(
-            i for i in self.things if layout.areas[i] >= TARGET_AREA[0] and noun(layout.names[i]).members == (i,)
-        )
+    def unique(self) -> tuple[int, ...]:
+        """Indices of the objects that are the only one of their class, and not too small."""
+        large = (i for i in self.visible if self.facts.areas[i] >= TARGET_AREA[0])
+        return tuple(i for i in large if self.facts.class_noun(self.facts.names[i]).members == (i,))
 
     @cached_property
     def described(self) -> tuple[int, ...]:
-        """Those of `alone` that can be asked for by a description, and of whose group a class is not there."""
-        groups = self.layout.groups
-        named = (i for i in self.alone if absent_names(self.layout, groups[i]))
-        return tuple(i for i in named if self.about(i, ("reasoning",)))
+        """Those of `unique` that can be asked for by a description, and of whose group a class is not there."""
+        groups = self.facts.groups
+        return tuple(
+            i for i in self.unique if absent_names(self.facts, groups[i]) and self.expressions_of(i, ("reasoning",))
+        )
 
-    def about(self, index: int, kinds: tuple[str, ...] = SINGLE) -> list[Saying]:
-        """What means this one thing, of these kinds, in their order."""
-        own = [saying for saying in self.said if saying.things == (index,) and saying.kind in kinds]
-        return sorted(own, key=lambda saying: kinds.index(saying.kind))
+    def expressions_of(self, index: int, kinds: tuple[str, ...] = SINGLE) -> list[ReferringExpression]:
+        """What means this one object, of these kinds, in their order."""
+        own = [e for e in self.expressions if e.objects == (index,) and e.kind in kinds]
+        return sorted(own, key=lambda expression: kinds.index(expression.kind))
 
-    def swaps(self, index: int) -> list[Swap]:
-        """False premises that are nearly true of this thing."""
-        return swaps(self.layout, self.said, index)
+    def false_premises_of(self, index: int) -> list[FalsePremise]:
+        """False premises that are nearly true of this object."""
+        return false_premises(self.facts, self.expressions, index)
 
 
 def draw_pictures(seed: int, images: int) -> Iterator[Picture]:
     """So many pictures, a function of the arguments; each has enough to name, to describe, to part and to deny."""
-    yield from islice(_all_pictures(seed), images)
+    return islice(_all_pictures(seed), images)
 
 
 def _all_pictures(seed: int) -> Iterator[Picture]:
@@ -99,28 +100,21 @@ def _all_pictures(seed: int) -> Iterator[Picture]:
     for draw in count(seed * _SEEDS_APART):
         scene = make_scene(draw, count=(5, 8))
         rendered = render(scene)
-        layout = SceneFacts(scene, rendered.areas, rendered.boxes)
-        if sum(name in COCO_STUFF for name in layout.names) < 3:
+        facts = SceneFacts(scene, rendered.areas, rendered.boxes)
+        if sum(name in COCO_STUFF for name in facts.names) < 3:
             continue
         rng = np.random.default_rng([draw, 2024])
-        picture = Picture(
-            number,
-            rendered,
-            layout,
-            sayings(scene, rendered, rng, SINGLE, 60),
-            # "the cow and the fish" where only the cow is: whether that means nothing is open to dispute.
-            tuple(s for s in sayings(scene, rendered, rng, MULTIPLE, 8, absent=0.3) if s.things or s.kind == "all"),
-            dialogue(scene, rendered, rng, 4),
-            _jpeg(rendered.image),
-        )
-        if _has_enough(picture):
+        expressions = referring_expressions(scene, rendered, rng, SINGLE, 60)
+        # "the cow and the fish" where only the cow is: whether that means nothing is open to dispute.
+        multiple = referring_expressions(scene, rendered, rng, MULTIPLE, 8, absent=0.3)
+        multiple = tuple(e for e in multiple if e.objects or e.kind == "all")
+        dialogue = text_dialogue(scene, rendered, rng, 4)
+        jpeg = _jpeg(rendered.image)
+        picture = Picture(number, rendered, facts, expressions, multiple, dialogue, jpeg)
+        several = sum(len(expression.objects) > 1 for expression in multiple)
+        if len(picture.described) >= 3 and several >= 2 and len(dialogue) >= 2:
             yield picture
             number += 1
-
-
-def _has_enough(picture: Picture) -> bool:
-    several = [saying for saying in picture.joined if len(saying.things) > 1]
-    return len(picture.described) >= 3 and len(several) >= 2 and len(picture.talk) >= 2
 
 
 def _jpeg(image: np.ndarray) -> bytes:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from readseg.miniatures.expressions import absent_names, capitalised
+from readseg.miniatures.files import trace, write_bytes, write_json
 from readseg.miniatures.pictures import Picture
-from readseg.miniatures.sayings import absent_names, sentence
-from readseg.miniatures.shapes import traced
-from readseg.miniatures.writing import write_bytes, write_json
 from readseg.scenes.classes import CLASSES, article
 from readseg.scenes.question_forms import refusal
 
@@ -29,16 +28,16 @@ _FLAG = [[3.0, 3.0], [14.0, 3.0], [8.5, 12.0]]
 
 @dataclass(frozen=True)
 class _Question:
-    """One file of ReasonSeg: which thing is asked for (None: one that is not there), how, and what else it holds."""
+    """One file of ReasonSeg: which object is asked for (None: one that is not there), how, and what else it holds."""
 
     picture: Picture
     split: str
     target: int | None
     texts: tuple[str, ...]
-    long: bool
-    flagged: bool = False
-    ignores: bool = False
-    denies: bool = False
+    is_long: bool
+    has_flag: bool = False
+    has_ignored: bool = False
+    has_false_premises: bool = False
 
 
 def write_reason_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
@@ -57,50 +56,49 @@ def write_reason_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
 
 
 def _questions(picture: Picture) -> Iterator[_Question]:
-    number, split = picture.number, _SPLITS[picture.number % 4]
+    number, split, names = picture.number, _SPLITS[picture.number % 4], picture.facts.names
     described = picture.described
     if split == "train":
         first = described[number % len(described)]
-        descriptions = CLASSES[picture.layout.names[first]].descriptions
-        long = number // 2 % 2 == 1
-        texts = tuple(form.format(d=d) for form, d in zip(_LONG, descriptions, strict=False)) if long else descriptions
-        yield _Question(picture, split, first, texts, long, number % 8 == 0, long, number % 6 != 4)
+        texts = CLASSES[names[first]].descriptions
+        is_long = number // 2 % 2 == 1
+        if is_long:
+            texts = tuple(template.format(d=text) for template, text in zip(_LONG, texts, strict=False))
+        yield _Question(picture, split, first, texts, is_long, number % 8 == 0, is_long, number % 6 != 4)
         return
-    for order, index in enumerate(described[:2]):
+    for index, is_long in zip(described, (False, True), strict=False):
         # Worded as training never is, one short and one long.
-        description = CLASSES[picture.layout.names[index]].held_out_descriptions[0]
-        long = order == 1
-        text = _LONG[number % len(_LONG)].format(d=description) if long else description
-        yield _Question(picture, split, index, (text,), long, long and number % 8 == 3, not long, long)
+        text = CLASSES[names[index]].held_out_descriptions[0]
+        text = _LONG[number % len(_LONG)].format(d=text) if is_long else text
+        yield _Question(picture, split, index, (text,), is_long, is_long and number % 8 == 3, not is_long, is_long)
     if split == "test" and number < 8:
         # ReasonSeg has two such files: nothing is marked. What they ask for is not there.
-        absent = absent_names(picture.layout, picture.layout.groups[described[0]])[0]
+        absent = absent_names(picture.facts, picture.facts.groups[described[0]])[0]
         yield _Question(picture, split, None, (CLASSES[absent].held_out_descriptions[0],), False, number >= 4)
 
 
 def _layout(question: _Question, image_name: str, *, quoted: bool) -> dict[str, Any]:
-    picture, shapes = question.picture, []
-    if question.target is not None:
-        shapes += _shapes("target", picture, question.target, image_name)
-    if question.ignores and question.target is not None:
-        shapes += _shapes("ignore", picture, _doubtful(picture, question.target), image_name)
-    if question.flagged:
-        shapes.insert(0, _shape("flag", _FLAG, image_name))
+    picture, target, denied = question.picture, question.target, []
+    shapes = [_shape("flag", _FLAG, image_name)] if question.has_flag else []
+    if target is not None:
+        shapes += _shapes("target", picture, target, image_name)
+        if question.has_ignored:
+            shapes += _shapes("ignore", picture, _doubtful(picture, target), image_name)
+        denied = _denied(picture, target) if question.has_false_premises else []
     texts = [f"“{text}” – that is the question." if quoted else text for text in question.texts]
-    layout = {"text": texts, "is_sentence": question.long, "shapes": shapes}
-    denied = [] if question.target is None or not question.denies else _denied(picture, question.target)
+    layout = {"text": texts, "is_sentence": question.is_long, "shapes": shapes}
     return {**layout, "false_premise_QA": denied} if denied else layout
 
 
 def _doubtful(picture: Picture, target: int) -> int:
-    """Another thing, of the target's group if there is one: whether it counts is left open."""
-    groups = picture.layout.groups
-    others = [i for i in picture.things if i != target]
-    return min(others, key=lambda i: (groups[i] != groups[target], picture.layout.areas[i]))
+    """Another object, of the target's group if there is one: whether it counts is left open."""
+    groups = picture.facts.groups
+    others = [i for i in picture.visible if i != target]
+    return min(others, key=lambda i: (groups[i] != groups[target], picture.facts.areas[i]))
 
 
 def _shapes(label: str, picture: Picture, index: int, image_name: str) -> list[dict[str, Any]]:
-    return [_shape(label, points, image_name) for points in traced(picture.rendered.masks[index])]
+    return [_shape(label, points, image_name) for points in trace(picture.rendered.masks[index])]
 
 
 def _shape(label: str, points: list[list[float]], image_name: str) -> dict[str, Any]:
@@ -109,16 +107,15 @@ def _shape(label: str, points: list[list[float]], image_name: str) -> dict[str, 
 
 
 def _denied(picture: Picture, target: int) -> list[list[Any]]:
-    """[question, is_sentence, answer]: descriptions of things that are not there, short and long."""
-    there = CLASSES[picture.layout.names[target]]
-    found: list[list[Any]] = []
-    for order, name in enumerate(absent_names(picture.layout, there.group)[:2]):
-        c = CLASSES[name]
-        long = order == 0
-        text = _LONG[picture.number % len(_LONG)].format(d=c.descriptions[0]) if long else c.descriptions[0]
-        answer = refusal(name, are=c.is_plural, similar=article(there.counted))
-        found.append([text, long, sentence(answer)])
-    return found
+    """[question, is_sentence, answer]: descriptions of objects that are not there, long and short."""
+    present = CLASSES[picture.facts.names[target]]
+    denied: list[list[Any]] = []
+    for name, is_long in zip(absent_names(picture.facts, present.group), (True, False), strict=False):
+        text = CLASSES[name].descriptions[0]
+        text = _LONG[picture.number % len(_LONG)].format(d=text) if is_long else text
+        answer = refusal(name, are=CLASSES[name].is_plural, similar=article(present.counted))
+        denied.append([text, is_long, capitalised(answer)])
+    return denied
 
 
 def write_llava(root: Path, pictures: Sequence[Picture]) -> int:
@@ -126,7 +123,7 @@ def write_llava(root: Path, pictures: Sequence[Picture]) -> int:
     records = []
     for picture in pictures:
         conversation: list[dict[str, str]] = []
-        for question, answer in picture.talk:
+        for question, answer in picture.dialogue:
             if not conversation:
                 question = f"{question}\n<image>" if picture.number % 2 else f"<image>\n{question}"
             conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]

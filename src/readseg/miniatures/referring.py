@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from readseg.miniatures.expressions import ReferringExpression, capitalised
+from readseg.miniatures.files import coco_annotation, coco_file, coco_image, write_bytes, write_json
 from readseg.miniatures.pictures import Picture
-from readseg.miniatures.sayings import SINGLE, Saying, sentence
-from readseg.miniatures.shapes import annotation
-from readseg.miniatures.writing import coco_file, image_record, write_bytes, write_json
 from readseg.scenes.classes import CLASSES
 
 Splitter = Callable[[int], str]
 _CATEGORY = {name: index + 1 for index, name in enumerate(CLASSES)}
 _CATEGORIES = [{"supercategory": c.group, "id": _CATEGORY[name], "name": name} for name, c in CLASSES.items()]
-_THINGS_PER_IMAGE = 100
+_OBJECTS_PER_IMAGE = 100
 
 
 def _unc(number: int) -> str:
@@ -44,60 +43,78 @@ def _berkeley(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Family:
+class _RefSet:
     """How one folder of refer_seg is filled.
 
-    `kinds`: of expression, the preferred ones first; `files`: a splitter for each split_by; `falsehood`: what its
-    sentences say about false premises, "exist" or "gt_sent"; `article`: whether its expressions are full noun phrases.
+    kinds: of expression, the preferred ones first. files: a splitter for each split_by. marks: how sentences are marked
+    as false premises. article: whether expressions are full noun phrases.
     """
 
     kinds: tuple[str, ...]
     files: Mapping[str, Splitter]
-    falsehood: Literal["", "exist", "gt_sent"] = ""
+    marks: Literal["", "exist", "gt_sent"] = ""
     article: bool = False
+
+    def phrase(self, text: str) -> str:
+        """An expression as this set writes it."""
+        return f"the {text}" if self.article and not text.startswith("something ") else text
 
 
 _SHORT = ("category", "position", "size", "colour", "group")
-_NO_PLACES = ("colour", "category", "reasoning", "size", "group")
+_NO_POSITIONS = ("colour", "category", "reasoning", "size", "group")
 _LONG = ("relation", "reasoning", "colour", "size", "category")
 _UNC: Mapping[str, Splitter] = {"unc": _unc, "unc_exclude_unified": _unc}
 _UMD: Mapping[str, Splitter] = {"umd": _umd, "umd_exclude_unified": _umd}
 _BERKELEY: Mapping[str, Splitter] = {"berkeley_exclude_unified": _berkeley}
-_FAMILIES: Mapping[str, _Family] = {
-    "refclef": _Family(_SHORT, {"unc": _unc}),
-    "refcoco": _Family(_SHORT, _UNC),
-    "refcoco+": _Family(_NO_PLACES, _UNC),
-    "refcocog": _Family(_LONG, _UMD, article=True),
-    "R-refcoco": _Family(_SHORT, _UNC, "exist"),
-    "R-refcoco+": _Family(_NO_PLACES, _UNC, "exist"),
-    "R-refcocog": _Family(_LONG, _UMD, "exist", article=True),
-    "fprefcoco": _Family(_SHORT, _BERKELEY, "gt_sent"),
-    "fprefcoco+": _Family(_NO_PLACES, _BERKELEY, "gt_sent"),
-    "fprefcocog": _Family(_LONG, _BERKELEY, "gt_sent", article=True),
+_REF_SETS: Mapping[str, _RefSet] = {
+    "refclef": _RefSet(_SHORT, {"unc": _unc}),
+    "refcoco": _RefSet(_SHORT, _UNC),
+    "refcoco+": _RefSet(_NO_POSITIONS, _UNC),
+    "refcocog": _RefSet(_LONG, _UMD, article=True),
+    "R-refcoco": _RefSet(_SHORT, _UNC, "exist"),
+    "R-refcoco+": _RefSet(_NO_POSITIONS, _UNC, "exist"),
+    "R-refcocog": _RefSet(_LONG, _UMD, "exist", article=True),
+    "fprefcoco": _RefSet(_SHORT, _BERKELEY, "gt_sent"),
+    "fprefcoco+": _RefSet(_NO_POSITIONS, _BERKELEY, "gt_sent"),
+    "fprefcocog": _RefSet(_LONG, _BERKELEY, "gt_sent", article=True),
 }
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A picture with its id and file name in COCO or in RefCLEF."""
+
+    picture: Picture
+    id: int
+    file_name: str
+
+
+Ref = dict[str, Any]
 
 
 def write_refer_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
     """Writes refer_seg. Returns for each folder the number of refs, in its first file."""
     folder, counts = root / "refer_seg", {}
-    for picture in pictures:
-        write_bytes(folder / "images/mscoco/images/train2014" / _image_file(picture, clef=False), picture.jpeg)
-        write_bytes(folder / "images/saiapr_tc-12" / _image_file(picture, clef=True), picture.jpeg)
-    for name, family in _FAMILIES.items():
-        clef = name == "refclef"
-        write_json(folder / name / "instances.json", _instances(pictures, clef=clef))
-        refs = _numbered(ref for picture in pictures for ref in _refs(family, picture, clef=clef))
+    coco = [_Image(p, p.image_id, f"COCO_train2014_{p.image_id:012d}.jpg") for p in pictures]
+    numbers = [1000 * (p.number % 3) + p.number + 25 for p in pictures]
+    clef = [_Image(p, n, f"{n // 1000:02d}/images/{n}.jpg") for p, n in zip(pictures, numbers, strict=True)]
+    for subfolder, images in (("mscoco/images/train2014", coco), ("saiapr_tc-12", clef)):
+        for image in images:
+            write_bytes(folder / "images" / subfolder / image.file_name, image.picture.jpeg)
+    for name, ref_set in _REF_SETS.items():
+        images = clef if name == "refclef" else coco
+        write_json(folder / name / "instances.json", _instances(images, run_lengths=name == "refclef"))
+        refs = _with_ids((image, ref) for image in images for ref in _refs(ref_set, image))
         counts[name] = len(refs)
-        for split_by, splitter in family.files.items():
+        for split_by, splitter in ref_set.files.items():
             kept = [{**ref, "split": splitter(number)} for number, ref in refs if _keeps(split_by, splitter, number)]
             # The first ones were written by Python 2; through JSON, so that the same values are the same bytes.
-            protocol = 2 if "_" in split_by else 0
-            data = pickle.dumps(json.loads(json.dumps(kept)), protocol=protocol)
+            data = pickle.dumps(json.loads(json.dumps(kept)), protocol=2 if "_" in split_by else 0)
             write_bytes(folder / name / f"refs({split_by}).p", data)
-    write_json(folder / "grefcoco/instances.json", _instances(pictures, clef=False))
-    grefs = [{**ref, "split": _unc(n)} for n, ref in _numbered(r for p in pictures for r in _grefs(p))]
-    write_json(folder / "grefcoco/grefs(unc).json", grefs)
-    return {**counts, "grefcoco": len(grefs)}
+    write_json(folder / "grefcoco/instances.json", _instances(coco))
+    refs = _with_ids((image, ref) for image in coco for ref in _grefs(image))
+    write_json(folder / "grefcoco/grefs(unc).json", [{**ref, "split": _unc(number)} for number, ref in refs])
+    return {**counts, "grefcoco": len(refs)}
 
 
 def _keeps(split_by: str, splitter: Splitter, number: int) -> bool:
@@ -105,100 +122,83 @@ def _keeps(split_by: str, splitter: Splitter, number: int) -> bool:
     return not (split_by.endswith("_exclude_unified") and splitter(number) == "train" and held_out)
 
 
-def _image_id(picture: Picture, *, clef: bool) -> int:
-    return 1000 * (picture.number % 3) + picture.number + 25 if clef else picture.image_id
-
-
-def _image_file(picture: Picture, *, clef: bool) -> str:
-    number = _image_id(picture, clef=clef)
-    return f"{number // 1000:02d}/images/{number}.jpg" if clef else f"COCO_train2014_{number:012d}.jpg"
-
-
 def _annotation_id(picture: Picture, index: int) -> int:
-    return _THINGS_PER_IMAGE * (picture.number + 1) + index
+    return _OBJECTS_PER_IMAGE * (picture.number + 1) + index
 
 
-def _instances(pictures: Sequence[Picture], *, clef: bool) -> dict[str, Any]:
-    images = [image_record(p, _image_id(p, clef=clef), _image_file(p, clef=clef)) for p in pictures]
+def _category_id(picture: Picture, index: int) -> int:
+    return _CATEGORY[picture.facts.names[index]]
+
+
+def _instances(images: Sequence[_Image], *, run_lengths: bool = False) -> dict[str, Any]:
     annotations = [
-        annotation(
-            _annotation_id(picture, index),
-            _image_id(picture, clef=clef),
-            _CATEGORY[picture.layout.names[index]],
-            picture.rendered.masks[index],
-            run_lengths=clef,
+        coco_annotation(
+            _annotation_id(image.picture, index),
+            image.id,
+            _category_id(image.picture, index),
+            image.picture.rendered.masks[index],
+            run_lengths=run_lengths,
         )
-        for picture in pictures
-        for index in picture.things
+        for image in images
+        for index in image.picture.visible
     ]
-    return coco_file(images, annotations, _CATEGORIES)
+    return coco_file([coco_image(i.picture, i.id, i.file_name) for i in images], annotations, _CATEGORIES)
 
 
-def _refs(family: _Family, picture: Picture, *, clef: bool) -> Iterator[tuple[Picture, dict[str, Any]]]:
-    """The refs of one picture, without their numbers and splits."""
-    image_id = _image_id(picture, clef=clef)
+def _refs(ref_set: _RefSet, image: _Image) -> Iterator[Ref]:
+    """The refs of one picture, without their ids and splits."""
+    picture = image.picture
     denied: list[dict[str, Any]] = []
-    for index in picture.things:
-        said = [_phrase(s.text, family.article) for s in picture.about(index, family.kinds)]
+    for index in picture.visible:
+        true = [ref_set.phrase(e.text) for e in picture.expressions_of(index, ref_set.kinds)]
         # A false premise takes the place that a second expression has elsewhere.
-        false = [(_phrase(s.text, family.article), _phrase(s.instead, family.article)) for s in picture.swaps(index)]
+        false = [(ref_set.phrase(p.text), ref_set.phrase(p.instead)) for p in picture.false_premises_of(index)]
         sentences: list[dict[str, Any]]
-        if family.falsehood == "exist":
-            sentences = [{"sent": text, "exist": True} for text in said[:2]]
+        if ref_set.marks == "exist":
+            sentences = [{"sent": text, "exist": True} for text in true[:2]]
             sentences += [{"sent": text, "exist": False} for text, _ in false[:1]]
             denied += [{"sent": text, "exist": False} for text, _ in false[1:2]]
-        elif family.falsehood == "gt_sent":
-            told = {"is_false_premise": False}
-            sentences = [{"sent": text, **told} for text in said[:1]]
-            told = {"is_false_premise": True}
-            sentences += [{"sent": text, **told, "gt_sent": instead} for text, instead in false[:2]]
+        elif ref_set.marks == "gt_sent":
+            sentences = [{"sent": text, "is_false_premise": False} for text in true[:1]]
+            sentences += [{"sent": text, "is_false_premise": True, "gt_sent": instead} for text, instead in false[:2]]
         else:
-            sentences = [{"sent": text} for text in said[:3]]
+            sentences = [{"sent": text} for text in true[:3]]
         if sentences:
-            category = _CATEGORY[picture.layout.names[index]]
-            yield picture, _ref(image_id, _annotation_id(picture, index), category, sentences, clef=clef)
+            yield _ref(image, _annotation_id(picture, index), _category_id(picture, index), sentences)
     if denied:
-        yield picture, _ref(image_id, -1, -1, denied[:2], clef=clef)
+        yield _ref(image, -1, -1, denied[:2])
 
 
-def _grefs(picture: Picture) -> Iterator[tuple[Picture, dict[str, Any]]]:
-    """The refs of gRefCOCO about one picture: of several things, of one, of none."""
-    single = [saying for index in picture.things for saying in picture.about(index, SINGLE)[:1]]
-    absent = [Saying("", swap.text, ()) for index in picture.alone for swap in picture.swaps(index)[:1]]
-    for saying in (*picture.joined, *single[:3], *absent[:2]):
-        names = [picture.layout.names[index] for index in saying.things]
-        ids = [_annotation_id(picture, index) for index in saying.things] or [-1]
-        categories = list(dict.fromkeys(_CATEGORY[name] for name in names)) or [-1]
-        yield picture, _ref(picture.image_id, ids, categories, [{"sent": saying.text}], clef=False)
+def _grefs(image: _Image) -> Iterator[Ref]:
+    """The refs of gRefCOCO about one picture: of several objects, of one, of none."""
+    picture = image.picture
+    single = [expression for index in picture.visible for expression in picture.expressions_of(index)[:1]]
+    premises = [premise for index in picture.unique for premise in picture.false_premises_of(index)[:1]]
+    absent = [ReferringExpression("", premise.text, ()) for premise in premises]
+    for expression in (*picture.multiple, *single[:3], *absent[:2]):
+        ids = [_annotation_id(picture, index) for index in expression.objects] or [-1]
+        categories = list(dict.fromkeys(_category_id(picture, index) for index in expression.objects)) or [-1]
+        yield _ref(image, ids, categories, [{"sent": expression.text}])
 
 
-def _phrase(text: str, article: bool) -> str:
-    return f"the {text}" if article and not text.startswith("something ") else text
-
-
-def _ref(
-    image_id: int, ann_id: int | list[int], category_id: int | list[int], sentences: list[dict[str, Any]], *, clef: bool
-) -> dict[str, Any]:
-    number = (ann_id if isinstance(ann_id, int) else ann_id[0]) % _THINGS_PER_IMAGE
-    # A ref's own file name is no file: real ones have the number of the object behind the image's.
-    stem = f"{image_id}" if clef else f"COCO_train2014_{image_id:012d}"
+def _ref(image: _Image, ann_id: int | list[int], category_id: int | list[int], sentences: list[dict[str, Any]]) -> Ref:
+    number = (ann_id if isinstance(ann_id, int) else ann_id[0]) % _OBJECTS_PER_IMAGE
     return {
-        "image_id": image_id,
+        "image_id": image.id,
         "ann_id": ann_id,
         "category_id": category_id,
-        "file_name": f"{stem}_{number}.jpg",
-        "sentences": [
-            {**told, "raw": f"{sentence(told['sent'])}.", "tokens": told["sent"].split()} for told in sentences
-        ],
+        # A ref's own file name is no file: real ones have the number of the object behind the image's.
+        "file_name": f"{Path(image.file_name).stem}_{number}.jpg",
+        "sentences": [{**s, "raw": f"{capitalised(s['sent'])}.", "tokens": s["sent"].split()} for s in sentences],
     }
 
 
-def _numbered(refs: Iterator[tuple[Picture, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
-    """The refs with ref_id, sent_ids and the number of their picture."""
-    numbered, next_sentence = [], 0
-    for ref_id, (picture, ref) in enumerate(refs):
-        ids = list(range(next_sentence, next_sentence + len(ref["sentences"])))
-        next_sentence += len(ids)
-        sentences = [{**told, "sent_id": i} for told, i in zip(ref["sentences"], ids, strict=True)]
-        numbered.append((picture.number, {**ref, "ref_id": ref_id, "sent_ids": ids, "sentences": sentences}))
+def _with_ids(refs: Iterable[tuple[_Image, Ref]]) -> list[tuple[int, Ref]]:
+    """The refs with ref_id and sent_ids, behind the numbers of their pictures."""
+    numbered, next_id = [], 0
+    for ref_id, (image, ref) in enumerate(refs):
+        sentences = [{**sentence, "sent_id": i} for i, sentence in enumerate(ref["sentences"], next_id)]
+        ids = [sentence["sent_id"] for sentence in sentences]
+        next_id += len(ids)
+        numbered.append((image.picture.number, {**ref, "ref_id": ref_id, "sent_ids": ids, "sentences": sentences}))
     return numbered

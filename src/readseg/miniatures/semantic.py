@@ -15,14 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from readseg.miniatures.files import (
+    coco_annotation,
+    coco_file,
+    coco_image,
+    halves,
+    write_bytes,
+    write_json,
+    write_labels,
+)
 from readseg.miniatures.names import ADE20K, BACKDROP, COCO_STUFF, UNLABELLED, lvis_name
 from readseg.miniatures.pictures import Picture
-from readseg.miniatures.shapes import annotation, halves
-from readseg.miniatures.writing import coco_file, image_record, write_bytes, write_json, write_labels
 from readseg.scenes.classes import CLASSES
 
 _ORDER = {name: index for index, name in enumerate((*CLASSES, BACKDROP))}
-_FRAME = 3
+_MARGIN = 3
 
 
 def label_map(picture: Picture, values: Mapping[str, int], unlabelled: int) -> np.ndarray:
@@ -31,8 +38,8 @@ def label_map(picture: Picture, values: Mapping[str, int], unlabelled: int) -> n
     The backdrop has none along the edges of the picture, as edges of real annotations often have.
     """
     labels = np.full(picture.hw, unlabelled, np.uint8)
-    labels[_FRAME:-_FRAME, _FRAME:-_FRAME] = values.get(BACKDROP, unlabelled)
-    for name, mask in zip(picture.layout.names, picture.rendered.masks, strict=True):
+    labels[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = values.get(BACKDROP, unlabelled)
+    for name, mask in zip(picture.facts.names, picture.rendered.masks, strict=True):
         labels[mask] = values.get(name, unlabelled)
     return labels
 
@@ -91,41 +98,35 @@ def write_mapillary(root: Path, pictures: Sequence[Picture]) -> int:
 
 def write_paco(root: Path, pictures: Sequence[Picture]) -> int:
     """Writes PACO: objects and their halves, named as LVIS does. Returns the number of annotations."""
-    categories: dict[str, dict[str, Any]] = {}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for picture in pictures:
-        images.append(image_record(picture, picture.image_id, f"train2017/{picture.image_id:012d}.jpg"))
-        for index in picture.alone:
-            mask, name = picture.rendered.masks[index], lvis_name(picture.layout.names[index])
-            owner = len(annotations) + 1
-            every = {name: mask} | {f"{name}:{part.replace(' ', '_')}": half for part, half in halves(mask).items()}
-            for full, piece in every.items():
-                kind = "PART" if ":" in full else "OBJECT"
-                new = {"supercategory": kind, "id": len(categories) + 1, "name": full}
-                category = categories.setdefault(full, new)
-                record = annotation(len(annotations) + 1, picture.image_id, category["id"], piece)
-                annotations.append({**record, "obj_ann_id": owner})
-    path = root / "vlpart/paco/annotations/paco_lvis_v1_train.json"
-    write_json(path, coco_file(images, annotations, list(categories.values())))
-    return len(annotations)
+    images = [coco_image(p, p.image_id, f"train2017/{p.image_id:012d}.jpg") for p in pictures]
+    return _write_parts(root / "vlpart/paco/annotations/paco_lvis_v1_train.json", pictures, images, paco=True)
 
 
 def write_pascal_part(root: Path, pictures: Sequence[Picture]) -> int:
     """Writes PASCAL-Part: halves of objects. Returns the number of annotations."""
     folder = root / "vlpart/pascal_part"
+    images = [coco_image(p, p.number + 1, f"2008_{p.number + 1:06d}.jpg") for p in pictures]
+    for picture, image in zip(pictures, images, strict=True):
+        write_bytes(folder / "VOCdevkit/VOC2010/JPEGImages" / image["file_name"], picture.jpeg)
+    return _write_parts(folder / "train.json", pictures, images, paco=False)
+
+
+def _write_parts(path: Path, pictures: Sequence[Picture], images: list[dict[str, Any]], *, paco: bool) -> int:
+    """Writes the halves of the pictures' objects, and for PACO the objects; returns the number of annotations."""
     categories: dict[str, dict[str, Any]] = {}
-    images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for picture in pictures:
-        file_name = f"2008_{picture.number + 1:06d}.jpg"
-        write_bytes(folder / "VOCdevkit/VOC2010/JPEGImages" / file_name, picture.jpeg)
-        images.append(image_record(picture, picture.number + 1, file_name))
-        for index in picture.alone:
-            for part, half in halves(picture.rendered.masks[index]).items():
-                name = f"{picture.layout.names[index]}:{part}"
-                new = {"supercategory": "PART", "id": len(categories) + 1, "name": name}
-                category = categories.setdefault(name, new)
-                annotations.append(annotation(len(annotations) + 1, picture.number + 1, category["id"], half))
-    write_json(folder / "train.json", coco_file(images, annotations, list(categories.values())))
+    for picture, image in zip(pictures, images, strict=True):
+        for index in picture.unique:
+            mask, name = picture.rendered.masks[index], picture.facts.names[index]
+            parts = halves(mask).items()
+            if paco:
+                name, owner = lvis_name(name), {"obj_ann_id": len(annotations) + 1}
+                masks = {name: mask} | {f"{name}:{part.replace(' ', '_')}": half for part, half in parts}
+            else:
+                masks, owner = {f"{name}:{part}": half for part, half in parts}, {}
+            for full, piece in masks.items():
+                new = {"supercategory": "PART" if ":" in full else "OBJECT", "id": len(categories) + 1, "name": full}
+                category = categories.setdefault(full, new)
+                annotations.append(coco_annotation(len(annotations) + 1, image["id"], category["id"], piece) | owner)
+    write_json(path, coco_file(images, annotations, list(categories.values())))
     return len(annotations)

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from readseg.core.masks import decode_rle, iou, polygons_to_mask
-from readseg.miniatures.shapes import annotation, halves, traced
+from readseg.miniatures.files import coco_annotation, halves, trace
 
 
 def disc(radius: float, hw: tuple[int, int] = (60, 80), centre: tuple[float, float] = (30, 40)) -> np.ndarray:
@@ -23,7 +23,7 @@ def filled_as_coco(polygons: list, hw: tuple[int, int]) -> np.ndarray:
 def test_a_square_is_traced_along_its_pixels_outer_edges() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
-    assert sorted(traced(mask)[0]) == [[3.1, 2.1], [3.1, 4.9], [8.9, 2.1], [8.9, 4.9]]
+    assert sorted(trace(mask)[0]) == [[3.1, 2.1], [3.1, 4.9], [8.9, 2.1], [8.9, 4.9]]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_square_is_traced_along_its_pixels_outer_edges() -> None:
     ids=["disc", "ring", "three holes", "three parts, two at the edge", "everything", "target within a ring"],
 )
 def test_polygons_give_the_mask_back_exactly_and_as_coco_fills_them_nearly(mask: np.ndarray) -> None:
-    polygons = traced(mask)
+    polygons = trace(mask)
     assert all(len(polygon) >= 3 for polygon in polygons)
     assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
     assert iou(filled_as_coco(polygons, mask.shape), mask) > 0.97
@@ -47,25 +47,25 @@ def test_polygons_give_the_mask_back_exactly_and_as_coco_fills_them_nearly(mask:
 
 def test_single_pixels_and_thin_lines_come_back() -> None:
     mask = np.zeros((12, 12), bool)
-    assert traced(mask) == []
+    assert trace(mask) == []
     mask[0, 0] = mask[4, 2:8] = mask[7:11, 1] = mask[6, 11] = True
     mask[[8, 9, 10], [5, 6, 7]] = mask[[10, 9, 8], [9, 10, 11]] = True
-    polygons = traced(mask)
+    polygons = trace(mask)
     assert len(polygons) == 6
     assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
     straight = mask.copy()
     straight[8:, 2:] = False
-    assert np.array_equal(filled_as_coco(traced(straight), mask.shape), straight)
+    assert np.array_equal(filled_as_coco(trace(straight), mask.shape), straight)
 
 
 def test_an_annotation_has_exact_area_and_box() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
-    found = annotation(7, 8, 9, mask)
-    assert found["segmentation"][0][:2] == [3.1, 2.1] and len(found["segmentation"]) == 1
-    assert (found["id"], found["image_id"], found["category_id"], found["iscrowd"]) == (7, 8, 9, 0)
-    assert found["bbox"] == [3.0, 2.0, 6.0, 3.0] and found["area"] == 18.0
-    assert np.array_equal(decode_rle(annotation(7, 8, 9, mask, run_lengths=True)["segmentation"][0]), mask)
+    record = coco_annotation(7, 8, 9, mask)
+    assert record["segmentation"][0][:2] == [3.1, 2.1] and len(record["segmentation"]) == 1
+    assert (record["id"], record["image_id"], record["category_id"], record["iscrowd"]) == (7, 8, 9, 0)
+    assert record["bbox"] == [3.0, 2.0, 6.0, 3.0] and record["area"] == 18.0
+    assert np.array_equal(decode_rle(coco_annotation(7, 8, 9, mask, run_lengths=True)["segmentation"][0]), mask)
 
 
 def test_halves_are_named_for_where_they_are() -> None:
