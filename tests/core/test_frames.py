@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -177,21 +175,6 @@ class TestLmmBox:
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         assert float((weight * x).sum() / weight.sum()) == pytest.approx(spot_x, abs=0.3 * (x1 - x0) / cells)
         assert float((weight * y).sum() / weight.sum()) == pytest.approx(spot_y, abs=0.3 * (y1 - y0) / cells)
-
-
-@pytest.mark.parametrize(
-    "arguments", [(0, 5, 336, 1024), (5, 0, 336, 1024), (5, 5, 0, 1024), (5, 5, 336, 0), (5, 5, 336, 1024, "zoom")]
-)
-def test_bad_frames_are_errors(arguments: Any) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        Frame(*arguments)
-
-
-def test_an_image_of_another_size_is_an_error() -> None:
-    frame = Frame(20, 40, 336, 64)
-    for view in (frame.lmm_view, frame.mask_view):
-        with pytest.raises(ValueError, match="40 x 20"):
-            view(Image.new("RGB", (20, 40)))
 
 
 def test_declared_shapes_hold() -> None:

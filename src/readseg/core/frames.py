@@ -36,9 +36,6 @@ class Frame:
         view: how the LMM sees the image. "crop": the centre of it, shortest side to the square; "letterbox":
             the whole, longest side to the square, padded; "stretch": the whole, both sides to the square.
 
-    Raises:
-        ValueError: a size below 1 or an unknown view.
-
     >>> Frame(480, 640, lmm_size=336, mask_size=1024).mask_hw
     (768, 1024)
     """
@@ -48,13 +45,6 @@ class Frame:
     lmm_size: int
     mask_size: int
     view: View = "crop"
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "lmm_size", "mask_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 pixel, got {getattr(self, name)}")
-        if self.view not in ("crop", "letterbox", "stretch"):
-            raise ValueError(f'view must be "crop", "letterbox" or "stretch", got {self.view!r}')
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -117,9 +107,6 @@ class Frame:
         """The square that the LMM sees, lmm_size x lmm_size, RGB, resized with Pillow's bicubic filter.
 
         "crop" gives the pixels of transformers' CLIPImageProcessor (its Pillow backend).
-
-        Raises:
-            ValueError: the image does not have this frame's size.
         """
         image = self._checked(image)
         size = self.lmm_size
@@ -133,11 +120,7 @@ class Frame:
         return self._centre_crop(image)
 
     def mask_view(self, image: Image.Image) -> Image.Image:
-        """The image resized to `mask_hw` with Pillow's bilinear filter (SAM's ResizeLongestSide), not padded.
-
-        Raises:
-            ValueError: the image does not have this frame's size.
-        """
+        """The image resized to `mask_hw` with Pillow's bilinear filter (SAM's ResizeLongestSide), not padded."""
         mask_height, mask_width = self.mask_hw
         return self._checked(image).resize((mask_width, mask_height), Image.Resampling.BILINEAR)
 
@@ -164,9 +147,5 @@ class Frame:
         return image.resize((size, size), Image.Resampling.BICUBIC, box=region)
 
     def _checked(self, image: Image.Image) -> Image.Image:
-        if image.size != (self.width, self.height):
-            raise ValueError(
-                f"expected an image of {self.width} x {self.height} pixels (width x height), got "
-                f"{image.width} x {image.height}: make a Frame from the image's own size"
-            )
+        assert image.size == (self.width, self.height), "a frame is made from the image's own size"
         return image.convert("RGB")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +21,6 @@ from readseg.errors import ReadsegError
 
 MAX_PIXELS = 80_000_000
 """Largest image that is opened, in pixels (80 megapixels): a small file can claim more than memory holds."""
-
-_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_INTERPRETED = frozenset({"EPS"})  # Pillow would start Ghostscript, an interpreter, on a stranger's file
 
 
 class ImageError(ReadsegError):
@@ -37,36 +36,47 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     - numpy arrays: `(H, W)`, `(H, W, 1 | 2 | 3 | 4)` as grey, grey + alpha, RGB, RGBA; bool, uint8, uint16,
       other integers from 0 to 255, or floats in [0, 1]. Channels first is refused, not guessed.
 
-    Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535).
-
-    Args:
-        source: the picture.
-        max_pixels: refuse larger pictures before they are decoded.
-
-    Returns:
-        A PIL image of mode "RGB", size (W, H).
+    Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535). Pictures of more than
+    `max_pixels` are refused before they are decoded.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, too large, or an array of a wrong shape or range.
 
-    >>> import numpy as np
     >>> load_image(np.full((2, 3), 65535, np.uint16)).getpixel((2, 1))
     (255, 255, 255)
     """
-    if isinstance(source, Image.Image):
-        _check_size(source.size, "the image", max_pixels)
-        return _decode(source, "the image")
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        with _as_image_errors("the image", max_pixels):
+            return _to_rgb(source, "the image", max_pixels)
+    stream, name = _open(source)
+    with stream, _as_image_errors(name, max_pixels), Image.open(stream) as image:
+        if image.format == "EPS":  # Pillow would start Ghostscript, an interpreter, on a stranger's file
+            raise ImageError(f"{name} is EPS, which is not read: convert it to PNG first")
+        return _to_rgb(image, name, max_pixels)
+
+
+def _open(source: Any) -> tuple[IO[bytes], str]:
+    """A stream of the file's bytes, and the name of it in errors."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source), "the image bytes"
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = str(path)
         if len(name) > 200 or not name.isprintable():  # an error stays one line that can be read
             name = repr(name[:200])
-        with _open_path(path, name) as stream:
-            return _from_stream(stream, name, max_pixels)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(source), "the image bytes", max_pixels)
+        try:
+            if path.is_file():
+                return path.open("rb"), name
+            if path.is_dir():
+                raise ImageError(f"{name} is a directory: name an image file in it")
+            if path.exists():
+                raise ImageError(f"{name} is not a regular file: save the image to a file first")
+        except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ImageError(f"{name} cannot be opened: {reason}") from error
+        raise ImageError(f"{name}: no such image file")
     if hasattr(source, "read"):
         try:
             content = source.read()
@@ -74,54 +84,29 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError(f"the image file cannot be read: {_first_line(error)}") from error
         if not isinstance(content, bytes):
             raise ImageError('the image file was opened as text: open it with mode "rb"')
-        return _from_bytes(content, str(getattr(source, "name", "the image file")), max_pixels)
+        return io.BytesIO(content), str(getattr(source, "name", "the image file"))
     raise ImageError(
         f"cannot read an image from {type(source).__name__}: expected a path, a PIL image, a numpy array "
         "(H, W, 3), bytes or a binary file"
     )
 
 
-def _open_path(path: Path, name: str) -> IO[bytes]:
-    """Open a regular, non-empty file, or say in words why not."""
-    try:
-        if path.is_dir():
-            raise ImageError(f"{name} is a directory: name an image file in it")
-        if not path.exists():
-            raise ImageError(f"{name}: no such image file")
-        if not path.is_file():
-            raise ImageError(f"{name} is not a regular file: save the image to a file first")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{name} is empty: expected an image")
-        return path.open("rb")
-    except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{name} cannot be opened: {reason}") from error
-
-
-def _from_bytes(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    if not content:
-        raise ImageError(f"{name}: empty, expected an encoded image such as PNG or JPEG")
-    return _from_stream(io.BytesIO(content), name, max_pixels)
-
-
-def _from_stream(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Read the header, check the size it claims, and only then decode."""
+@contextmanager
+def _as_image_errors(name: str, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow raises on a file becomes one clear error; its warnings are dropped."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images where it opens them; ours is an error with a limit of our own.
+            # Of large images, where ours is an error with its own limit; of damaged EXIF, which costs the orientation.
             warnings.simplefilter("ignore")
-            image = Image.open(stream)
+            yield
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: more than {_megapixels(max_pixels)}") from error
+        raise ImageError(f"{name} is too large: more than {max_pixels / 1e6:g} megapixels") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that can be read: expected PNG, JPEG, ...") from error
-    except Exception as error:  # decoders raise anything on damaged headers
-        raise ImageError(f"{name} cannot be read as an image: {_first_line(error)}") from error
-    with image:
-        if image.format in _INTERPRETED:
-            raise ImageError(f"{name} is {image.format}, which is not read: convert it to PNG first")
-        _check_size(image.size, name, max_pixels)
-        return _decode(image, name)
+        raise ImageError(f"{name} is not an image that can be read, or empty: expected PNG, JPEG, ...") from error
+    except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(f"{name} is damaged or truncated: {_first_line(error)}") from error
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -130,104 +115,54 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} has no pixels: its size is {width} x {height}")
     if width * height > max_pixels:
         raise ImageError(
-            f"{name} is too large: {width} x {height} pixels, the limit is {_megapixels(max_pixels)}; shrink it first"
+            f"{name} is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:g} megapixels; "
+            "shrink it first"
         )
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Decode all pixels, turn upright, and bring any mode to RGB."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. of damaged EXIF, which only costs the orientation
-            image.load()
-            return _to_rgb(_upright(image), name)
-    except ImageError:
-        raise
-    except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise ImageError(f"{name} is damaged or truncated: {_first_line(error)}") from error
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Check the size that the header claims, decode all pixels, turn upright, and bring any mode to RGB."""
+    _check_size(image.size, name, max_pixels)
+    image.load()
+    with suppress(Exception):  # unreadable EXIF: the pixels are fine, so show them as they are stored
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
+        image = Image.fromarray(_to_bytes(np.asarray(image), name, highest=65535))
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # unreadable EXIF: the pixels are fine, so show them as they are stored
-        return image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in _DEEP_MODES:
-        return _from_deep(np.asarray(image), name)
-    if image.mode == "F":
-        return Image.fromarray(_unit_to_bytes(np.asarray(image), name)).convert("RGB")
-    if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _over_white(rgba: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _from_deep(values: np.ndarray, name: str) -> Image.Image:
-    """Grey of more than 8 bits: 0..65535 becomes 0..255 (Pillow's own conversion would clip at 255)."""
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ImageError(f"{name} has grey values from {low} to {high}: expected 16 bits, 0 to 65535")
-    grey = np.rint(values.astype(np.float32) * (255 / 65535)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _unit_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} holds NaN or infinite values: expected floats in [0, 1]")
-    low, high = float(values.min()), float(values.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ImageError(
-            f"{name} has float values from {low:g} to {high:g}: expected [0, 1]; divide by the largest value "
-            "that its format allows, such as 255"
-        )
-    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
-    name = "the image array"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        hint = ""
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-            hint = "; this one has channels first: pass array.transpose(1, 2, 0)"
-        elif array.ndim == 4:
-            hint = "; this one is a batch: pass its images one by one"
-        raise ImageError(f"{name} has shape {array.shape}: expected (H, W) or (H, W, channels){hint}")
-    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
-    values = _array_to_bytes(array, name)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    image = Image.fromarray(np.ascontiguousarray(values))
-    return _over_white(image.convert("RGBA")) if image.mode in ("LA", "RGBA") else image.convert("RGB")
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
+        channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "; this one has channels first: pass array.transpose(1, 2, 0)" if channels_first else ""
+        raise ImageError(f"the image array has shape {array.shape}: expected (H, W) or (H, W, channels){hint}")
+    _check_size((array.shape[1], array.shape[0]), "the image array", max_pixels)
+    values = _to_bytes(array, "the image array", highest=65535 if array.dtype == np.uint16 else 255)
+    image = Image.fromarray(np.ascontiguousarray(values[:, :, 0] if values.shape[2:] == (1,) else values))
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
-def _array_to_bytes(array: np.ndarray, name: str) -> np.ndarray:
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return np.rint(array.astype(np.float32) * (255 / 65535)).astype(np.uint8)
-    if np.issubdtype(array.dtype, np.floating):
-        return _unit_to_bytes(array.astype(np.float32), name)
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > 255:
-            raise ImageError(f"{name} ({array.dtype}) has values from {low} to {high}: expected 0 to 255, or uint16")
-        return array.astype(np.uint8)
-    raise ImageError(f"{name} has dtype {array.dtype}: expected uint8, uint16, or floats in [0, 1]")
-
-
-def _megapixels(pixels: int) -> str:
-    return f"{pixels / 1e6:g} megapixels"
+def _to_bytes(values: np.ndarray, name: str, highest: int) -> np.ndarray:
+    """Floats in [0, 1], or whole numbers from 0 to `highest`, as uint8 of 0 to 255."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    top, margin, expected = float(highest), 0.0, f"0 to {highest}" + (", or uint16" if highest == 255 else "")
+    if np.issubdtype(values.dtype, np.floating):
+        top, margin, expected = 1.0, 1e-3, "[0, 1]; divide by the largest value that its format allows, such as 255"
+    elif not np.issubdtype(values.dtype, np.integer):
+        raise ImageError(f"{name} has dtype {values.dtype}: expected uint8, uint16, or floats in [0, 1]")
+    low, high = float(values.min()), float(values.max())
+    if not (-margin <= low and high <= top + margin):  # also where either is NaN
+        raise ImageError(f"{name} ({values.dtype}) has values from {low:g} to {high:g}: expected {expected}")
+    return np.rint(values.astype(np.float32).clip(0, top) * (255 / top)).astype(np.uint8)
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (str(error).splitlines() or [type(error).__name__])[0]
