@@ -64,7 +64,7 @@ def _run_lengths(counts: bytes) -> list[int]:
         value |= (code & 31) << shift
         shift += 5
         if not 0 <= code < 64 or shift > _LONGEST_RUN:
-            raise ValueError("what no run length of an image has")
+            raise ValueError('"counts" holds what is no run length')
         if code & 32:
             continue
         if code & 16:
