@@ -31,7 +31,7 @@ from readseg import ReadModel, ReadsegError, Segmenter
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.cli.errors import run
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.io import atomic_write
 from readseg.core.masks import union
 from readseg.core.types import Turn
@@ -55,7 +55,7 @@ class SceneBatch:
     h_seg: Tensor
     scores: Tensor
     embeddings: Tensor
-    frame: Frame
+    frame: ImageFrame
     masks: Tensor
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from readseg import PointConfig, ReadModel, ReadsegError, Segmenter
 from readseg.cli.errors import run
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.io import atomic_write
 from readseg.core.masks import intersection_and_union, union
 from readseg.core.sasp import PointPrompts, full_map, points_from_scores, similarity
@@ -59,7 +59,7 @@ class States:
     h_seg: Tensor
     h_img: Tensor
     embeddings: Tensor
-    frame: Frame
+    frame: ImageFrame
 
 
 @torch.no_grad()

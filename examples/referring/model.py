@@ -16,7 +16,7 @@ then either of two heads makes the mask:
 and a linear layer on h_seg says whether what is asked for is there. Transformers, CNN and SAM are stock classes
 of transformers. What the image says is computed once for all questions on it: h_img does not depend on the question.
 
-Frames: points are in pixels of the image until a `Frame` takes them to SAM's square; the CNN sees the whole image,
+Frames: points are in pixels of the image until an `ImageFrame` takes them to SAM's square; the CNN sees the whole image,
 stretched to a square. Q questions, I images, N image tokens, D width, C channels of the stride-4 map.
 """
 
@@ -43,7 +43,7 @@ from transformers import (
 )
 
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.prompt_format import writable
@@ -284,12 +284,12 @@ class Referrer(nn.Module):
             scores = sasp.similarity(h_seg.float(), h_img.float()[packed.images])
         return Fused(h_seg, scores, self.heads["present"](h_seg)[:, 0].float())
 
-    def find_points(self, scores: Tensor, images: Tensor, frames: Sequence[Frame]) -> list[Points]:
+    def find_points(self, scores: Tensor, images: Tensor, frames: Sequence[ImageFrame]) -> list[Points]:
         """Similarity as Points, with gradients (DtoC): those of each of Q questions, in pixels of its image."""
         return select_points(scores, images.tolist(), frames, self.points)
 
     def sam_masks(
-        self, h_seg: Tensor, points: Sequence[Points], images: Tensor, embeddings: Tensor, frames: Sequence[Frame]
+        self, h_seg: Tensor, points: Sequence[Points], images: Tensor, embeddings: Tensor, frames: Sequence[ImageFrame]
     ) -> Tensor:
         """Head "sam": logits (Q, 4h, 4w) in SAM's square, of points ++ projected h_seg.
 
@@ -308,7 +308,7 @@ class Referrer(nn.Module):
         points: Sequence[Points],
         images: Tensor,
         fine_map: Tensor,
-        frames: Sequence[Frame],
+        frames: Sequence[ImageFrame],
     ) -> Tensor:
         """Head "features": logits (Q, 4n, 4n) on the whole image, stretched to a square. No SAM.
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from readseg.analysis.clip import clip_map, clip_scores, load_clip
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import full_map
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
@@ -118,7 +118,7 @@ def test_clip_scores_are_cosines_of_text_and_patches() -> None:
 def test_clip_map_sees_what_the_model_sees(view: str) -> None:
     found = clip_map(small(view), picture(*SIZE), "red cup", small_clip(), words)
     assert (found.name, found.layer, found.of, found.grid_hw) == ("clip", None, "red cup", (3, 3))
-    frame = Frame(*SIZE, 24, 32, view)
+    frame = ImageFrame(*SIZE, 24, 32, view)
     expected = full_map(torch.tensor(found.scores)[None], SIZE, box=frame.lmm_box)[0]
     np.testing.assert_allclose(found.map, expected, **CLOSE)
     # With a tower of the model's own size, the pixels are the processor's.

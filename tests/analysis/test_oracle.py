@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from readseg.analysis.oracle import true_coverage, true_points
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig
 
 SETTINGS = PointConfig(num_points=30, downsample=1, alignment="exact")
@@ -60,7 +60,7 @@ def test_cells_that_are_covered_alike_are_equal() -> None:
 def test_the_best_covered_cell_is_positive_however_little_of_it_is() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[22, 31] = 1  # one of the 150 pixels of the cell in row 2, column 2
-    points = true_points(target, Frame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
+    points = true_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
     assert points.xy[0].tolist() == [37, 25] and points.labels.tolist() == [1] + [0] * 15
     middles = [[column * 15 + 7, row * 10 + 5] for row in range(4) for column in range(4) if (row, column) != (2, 2)]
     assert points.xy[1:].tolist() == middles, "equal cells in raster order"
@@ -69,7 +69,7 @@ def test_the_best_covered_cell_is_positive_however_little_of_it_is() -> None:
 def test_between_the_thresholds_is_neither() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[:10, :15] = target[:5, 15:30] = 1  # all of one cell, half of the next
-    points = true_points(target, Frame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
+    points = true_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
     assert points.labels.tolist() == [1] + [0] * 14 + [-1]
     assert points.xy[[0, -1]].tolist() == [[7, 5], [22, 5]]
 
@@ -77,7 +77,7 @@ def test_between_the_thresholds_is_neither() -> None:
 def test_settings_of_points_are_the_model_s() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[:20, :30] = 1
-    frame = Frame(40, 60, 32, 32, "stretch")
+    frame = ImageFrame(40, 60, 32, 32, "stretch")
     points = true_points(target, frame, 4, PointConfig(num_points=3, downsample=2, alignment="exact", dtoc=True))
     assert points.xy.tolist() == [[15, 10], [45, 10], [15, 30]] and points.labels.tolist() == [1, 0, 0]
 
@@ -85,11 +85,11 @@ def test_settings_of_points_are_the_model_s() -> None:
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_nothing_and_everything_give_no_points(value: int) -> None:
     target = np.full((40, 60), value, np.uint8)
-    assert len(true_points(target, Frame(40, 60, 32, 32, "stretch"), 4, SETTINGS).xy) == 0
+    assert len(true_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS).xy) == 0
 
 
 def test_a_target_outside_of_what_the_model_sees_gives_none() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[:, :8] = 1  # the centre crop begins at 10
-    assert len(true_points(target, Frame(40, 60, 32, 32, "crop"), 4, SETTINGS).xy) == 0
-    assert len(true_points(target, Frame(40, 60, 32, 32, "letterbox"), 4, SETTINGS).xy) > 0
+    assert len(true_points(target, ImageFrame(40, 60, 32, 32, "crop"), 4, SETTINGS).xy) == 0
+    assert len(true_points(target, ImageFrame(40, 60, 32, 32, "letterbox"), 4, SETTINGS).xy) > 0

@@ -29,7 +29,7 @@ from readseg.analysis.similarity_maps import (
     word_map,
     word_places,
 )
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
@@ -192,7 +192,7 @@ def test_a_constant_map_is_none() -> None:
     assert [one.map for one in lmm_maps(flat)] == [None, None]
     for bad in (torch.full((16,), 3.0), torch.full((16,), torch.nan), torch.tensor([torch.inf, *[0.0] * 15])):
         assert lmm_frame_map(bad, SIZE) is None
-        assert mask_frame_map(bad, (4, 4), Frame(*SIZE, 32, 32)) is None
+        assert mask_frame_map(bad, (4, 4), ImageFrame(*SIZE, 32, 32)) is None
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_the_decoder_is_left_as_it_was() -> None:
 
 def test_the_part_of_the_mask_frame_that_is_padded_is_cut_off() -> None:
     """40 x 60 fills two and two thirds of the four rows of tokens: what the last row says is not on the image."""
-    frame = Frame(*SIZE, 32, 32)
+    frame = ImageFrame(*SIZE, 32, 32)
     scores = torch.rand(4, 4)
     scores[0, 0], scores[0, 1] = -1.0, 2.0  # the range, whatever the last row says
     low = mask_frame_map(scores.flatten(), (4, 4), frame)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from readseg.core.frames import PADDING_COLOUR, Frame, View
+from readseg.core.frames import PADDING_COLOUR, ImageFrame, View
 from readseg.core.sasp import PointConfig, full_map, points_from_scores
 
 VIEWS: list[View] = ["crop", "letterbox", "stretch"]
@@ -33,18 +33,18 @@ class TestMaskFrame:
     @few
     @given(side, side, st.sampled_from([64, 160, 1024]))
     def test_size(self, height: int, width: int, mask_size: int) -> None:
-        new_height, new_width = Frame(height, width, 336, mask_size).mask_hw
+        new_height, new_width = ImageFrame(height, width, 336, mask_size).mask_hw
         assert max(new_height, new_width) == mask_size
         assert abs(new_height - max(1, height * mask_size / max(height, width))) <= 0.5 + 1e-6
         assert abs(new_width - max(1, width * mask_size / max(height, width))) <= 0.5 + 1e-6
 
     def test_half_is_rounded_up(self) -> None:
-        assert Frame(5, 16, 336, mask_size=8).mask_hw == (3, 8)  # 2.5
+        assert ImageFrame(5, 16, 336, mask_size=8).mask_hw == (3, 8)  # 2.5
 
     @few
     @given(side, side)
     def test_points_round_trip(self, height: int, width: int) -> None:
-        frame = Frame(height, width, 336, 1024)
+        frame = ImageFrame(height, width, 336, 1024)
         points = torch.rand(2, 3, 2, dtype=torch.float64) * torch.tensor([width, height])
         inside = frame.to_mask_frame(points)
         new_height, new_width = frame.mask_hw
@@ -53,12 +53,12 @@ class TestMaskFrame:
 
     def test_points_are_float32_at_least(self) -> None:
         points = torch.tensor([[641.0, 479.0]])
-        moved = Frame(480, 642, 336, 1024).to_mask_frame(points.bfloat16())
+        moved = ImageFrame(480, 642, 336, 1024).to_mask_frame(points.bfloat16())
         assert moved.dtype == torch.float32
-        assert Frame(480, 642, 336, 1024).to_mask_frame(points.double()).dtype == torch.float64
+        assert ImageFrame(480, 642, 336, 1024).to_mask_frame(points.double()).dtype == torch.float64
 
     def test_masks_are_cropped_to_the_image(self) -> None:
-        frame = Frame(30, 60, 336, mask_size=64)
+        frame = ImageFrame(30, 60, 336, mask_size=64)
         logits = torch.randn(3, 16, 16)
         large = nn.functional.interpolate(logits[None], (64, 64), mode="bilinear", align_corners=False)
         plain = nn.functional.interpolate(large[..., :32, :], (30, 60), mode="bilinear", align_corners=False)[0]
@@ -66,11 +66,11 @@ class TestMaskFrame:
         assert frame.masks_to_image(logits.bfloat16()).dtype == torch.float32
 
     def test_no_mask(self) -> None:
-        assert Frame(30, 60, 336, 64).masks_to_image(torch.zeros(0, 16, 16)).shape == (0, 30, 60)
+        assert ImageFrame(30, 60, 336, 64).masks_to_image(torch.zeros(0, 16, 16)).shape == (0, 30, 60)
 
     @pytest.mark.parametrize("hw", [(30, 60), (1, 400), (7, 3)])
     def test_view(self, hw: tuple[int, int]) -> None:
-        frame = Frame(*hw, 336, 64)
+        frame = ImageFrame(*hw, 336, 64)
         view = frame.mask_view(picture(*hw))
         assert (view.height, view.width) == frame.mask_hw
         expected = picture(*hw).resize(frame.mask_hw[::-1], Image.Resampling.BILINEAR)
@@ -89,43 +89,43 @@ class TestLmmView:
             do_normalize=False,
         )
         theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
-        assert np.array_equal(np.asarray(Frame(*hw, size, 64).lmm_view(image)), theirs)
+        assert np.array_equal(np.asarray(ImageFrame(*hw, size, 64).lmm_view(image)), theirs)
 
     def test_extreme_crop_is_the_same_without_the_memory(self) -> None:
         image, size = picture(10, 170), 64
-        ours = np.asarray(Frame(10, 170, size, 64).lmm_view(image), np.int16)
+        ours = np.asarray(ImageFrame(10, 170, size, 64).lmm_view(image), np.int16)
         plain = image.resize((17 * size, size), Image.Resampling.BICUBIC).crop((8 * size, 0, 9 * size, size))
         assert np.abs(ours - np.asarray(plain, np.int16)).max() <= 1
 
     @pytest.mark.parametrize("view", VIEWS)
     @pytest.mark.parametrize("hw", [(1, 1), (1, 4000), (4000, 1), (30, 50)])
     def test_size(self, hw: tuple[int, int], view: View) -> None:
-        assert Frame(*hw, 48, 64, view).lmm_view(picture(*hw)).size == (48, 48)
+        assert ImageFrame(*hw, 48, 64, view).lmm_view(picture(*hw)).size == (48, 48)
 
     def test_letterbox_is_centred_and_padded(self) -> None:
         image = Image.new("RGB", (40, 20), (255, 0, 0))
-        pixels = np.asarray(Frame(20, 40, 80, 64, "letterbox").lmm_view(image))
+        pixels = np.asarray(ImageFrame(20, 40, 80, 64, "letterbox").lmm_view(image))
         assert (pixels[20:60] == (255, 0, 0)).all()
         assert (pixels[:20] == PADDING_COLOUR).all()
         assert (pixels[60:] == PADDING_COLOUR).all()
 
     def test_stretch_shows_all(self) -> None:
         image = picture(20, 40)
-        pixels = np.asarray(Frame(20, 40, 80, 64, "stretch").lmm_view(image))
+        pixels = np.asarray(ImageFrame(20, 40, 80, 64, "stretch").lmm_view(image))
         assert np.array_equal(pixels, np.asarray(image.resize((80, 80), Image.Resampling.BICUBIC)))
 
     def test_other_modes_become_rgb(self) -> None:
-        assert Frame(20, 40, 16, 64).lmm_view(Image.new("L", (40, 20))).mode == "RGB"
+        assert ImageFrame(20, 40, 16, 64).lmm_view(Image.new("L", (40, 20))).mode == "RGB"
 
 
 class TestLmmBox:
     def test_crop(self) -> None:
-        assert Frame(480, 641, 336, 1024).lmm_box == (80.5, 0, 560.5, 480)
+        assert ImageFrame(480, 641, 336, 1024).lmm_box == (80.5, 0, 560.5, 480)
 
     @few
     @given(side, side, st.sampled_from([224, 336]))
     def test_letterbox_covers_the_image_and_is_square(self, height: int, width: int, size: int) -> None:
-        frame = Frame(height, width, size, 1024, "letterbox")
+        frame = ImageFrame(height, width, size, 1024, "letterbox")
         x0, y0, x1, y1 = frame.lmm_box
         assert x0 <= 1e-6
         assert y0 <= 1e-6
@@ -136,13 +136,13 @@ class TestLmmBox:
         assert scale_y * height == pytest.approx(max(1, size * height / max(height, width)), abs=0.51)
 
     def test_stretch(self) -> None:
-        assert Frame(480, 640, 336, 1024, "stretch").lmm_box == (0, 0, 640, 480)
+        assert ImageFrame(480, 640, 336, 1024, "stretch").lmm_box == (0, 0, 640, 480)
 
     def test_hidden_fraction(self) -> None:
-        assert Frame(480, 640, 336, 1024).hidden_fraction == pytest.approx(0.25)
-        assert Frame(640, 480, 336, 1024, "crop").hidden_fraction == pytest.approx(0.25)
-        assert Frame(480, 640, 336, 1024, "letterbox").hidden_fraction == 0
-        assert Frame(480, 640, 336, 1024, "stretch").hidden_fraction == 0
+        assert ImageFrame(480, 640, 336, 1024).hidden_fraction == pytest.approx(0.25)
+        assert ImageFrame(640, 480, 336, 1024, "crop").hidden_fraction == pytest.approx(0.25)
+        assert ImageFrame(480, 640, 336, 1024, "letterbox").hidden_fraction == 0
+        assert ImageFrame(480, 640, 336, 1024, "stretch").hidden_fraction == 0
 
     @pytest.mark.parametrize("view", VIEWS)
     @pytest.mark.parametrize("hw", [(90, 160), (160, 90), (100, 100), (101, 163)])
@@ -157,7 +157,7 @@ class TestLmmBox:
         spot_y = int(height / 2 + (place[1] - 0.5) * short)
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[spot_y - 4 : spot_y + 5, spot_x - 4 : spot_x + 5] = 255
-        frame = Frame(height, width, 96, 64, view)
+        frame = ImageFrame(height, width, 96, 64, view)
         seen = np.asarray(frame.lmm_view(Image.fromarray(pixels)), np.float32)
         if view == "letterbox":
             seen[(seen == PADDING_COLOUR).all(axis=-1)] = 0
@@ -178,6 +178,6 @@ class TestLmmBox:
 
 
 def test_declared_shapes_hold() -> None:
-    check, frame = jaxtyped(typechecker=beartype), Frame(20, 40, 336, 64)
-    check(Frame.to_mask_frame)(frame, torch.zeros(3, 5, 2))
-    check(Frame.masks_to_image)(frame, torch.zeros(3, 16, 16))
+    check, frame = jaxtyped(typechecker=beartype), ImageFrame(20, 40, 336, 64)
+    check(ImageFrame.to_mask_frame)(frame, torch.zeros(3, 5, 2))
+    check(ImageFrame.masks_to_image)(frame, torch.zeros(3, 16, 16))

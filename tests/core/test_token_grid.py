@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.token_grid import axes, cell_coverage, cell_pixels, cells_inside, pixel_weights
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -70,7 +70,7 @@ def test_coverage_of_the_whole_image_is_the_mean_of_each_cell() -> None:
 @pytest.mark.parametrize("view", ["stretch", "crop", "letterbox"])
 def test_coverage_is_the_share_of_each_cell(view: str) -> None:
     """Against counting the mask's pixels of a finely divided image, cell by cell."""
-    frame = Frame(60, 100, lmm_size=32, mask_size=64, view=view)  # type: ignore[arg-type]
+    frame = ImageFrame(60, 100, lmm_size=32, mask_size=64, view=view)  # type: ignore[arg-type]
     mask = np.zeros(frame.hw, bool)
     mask[10:33, 28:71] = True
     x0, y0, x1, y1 = frame.lmm_box

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from readseg.checkpoints.load import load_model
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import Points
 from readseg.errors import ReadsegError
 from readseg.evaluation.outcomes import read_result
@@ -208,7 +208,7 @@ def test_lessons_are_those_of_the_embedded_model_without_what_has_no_mask(
 
 
 def test_gradients_reach_the_fusion_through_the_points_alone(parts: dict[str, ModuleType], network: Any) -> None:
-    frame = Frame(40, 60, lmm_size=64, mask_size=32, view="stretch")
+    frame = ImageFrame(40, 60, lmm_size=64, mask_size=32, view="stretch")
     packed = pack(parts, [["the red cup", "where is the saw?"]])
     h_img = network.image_tokens(network.look(torch.randn(1, 3, 64, 64))["stride16"])
     fused = network.fuse(packed, h_img)
@@ -235,7 +235,11 @@ def test_a_batch_is_what_single_calls_give(parts: dict[str, ModuleType], network
     assert packed.images.tolist() == [0, 0, 0, 1]
     together = network.fuse(packed, h_img)
     fine = torch.randn(3, 8, 16, 16)
-    frames = [Frame(40, 60, 64, 32, "stretch"), Frame(50, 30, 64, 32, "stretch"), Frame(32, 32, 64, 32, "stretch")]
+    frames = [
+        ImageFrame(40, 60, 64, 32, "stretch"),
+        ImageFrame(50, 30, 64, 32, "stretch"),
+        ImageFrame(32, 32, 64, 32, "stretch"),
+    ]
     points = network.find_points(together.scores, packed.images, frames)
     masks = network.feature_masks(together, points, packed.images, fine, frames)
     number = 0
@@ -253,7 +257,7 @@ def test_a_batch_is_what_single_calls_give(parts: dict[str, ModuleType], network
 
 def test_feature_masks_are_the_formula(parts: dict[str, ModuleType], network: Any) -> None:
     """A 16 x 16 image: pixel (x, y) is cell (x, y) of the fine map."""
-    frame = Frame(16, 16, lmm_size=64, mask_size=32, view="stretch")
+    frame = ImageFrame(16, 16, lmm_size=64, mask_size=32, view="stretch")
     fine = torch.randn(1, 8, 16, 16)
     fused = parts["model"].Fused(torch.randn(1, 16), torch.randn(1, 16), torch.zeros(1))
     points = [Points(torch.tensor([[3.0, 5.0], [7.0, 2.0], [0.0, 15.0], [9.0, 9.0]]), torch.tensor([1, 1, 0, -1]))]

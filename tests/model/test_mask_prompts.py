@@ -5,7 +5,7 @@ import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 from readseg.model import mask_prompts
 from readseg.model.mask_prompts import (
@@ -17,7 +17,7 @@ from readseg.model.mask_prompts import (
 )
 from small import small_model
 
-FRAMES = [Frame(30, 40, 32, 32, "stretch"), Frame(50, 20, 32, 32, "stretch")]
+FRAMES = [ImageFrame(30, 40, 32, 32, "stretch"), ImageFrame(50, 20, 32, 32, "stretch")]
 SETTINGS = PointConfig(num_points=6, downsample=1, alignment="exact")
 
 

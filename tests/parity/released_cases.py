@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig
 
 from readseg.checkpoints.checkpoint import build, read_checkpoint
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.types import Turn
 from readseg.model.config import ConversationConfig, ReadConfig
 from readseg.model.families import FAMILIES, SEG
@@ -103,7 +103,7 @@ class View(NamedTuple):
 
     features: Tensor
     embeddings: Tensor
-    frame: Frame
+    frame: ImageFrame
 
 
 @dataclass
@@ -191,7 +191,7 @@ def recorded_hidden(model: ReadModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def mask_logits(output: ReadOutput, frames: Sequence[Frame], images: int) -> list[Tensor]:
+def mask_logits(output: ReadOutput, frames: Sequence[ImageFrame], images: int) -> list[Tensor]:
     """Mask logits at image size, for each image (S, H, W)."""
     assert output.low_res_logits is not None and output.seg_images is not None
     return [frames[i].masks_to_image(output.low_res_logits[output.seg_images == i]) for i in range(images)]
@@ -258,7 +258,7 @@ class Case:
         return record["conversations"]
 
     @cached_property
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[ImageFrame]:
         return [self.read.view(name).frame for name in self.images]
 
     @cached_property

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from parity.released_cases import close, part_or_skip, processor_alone, read_json, stored
 from readseg.core import stats
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.masks import encode_rle, intersection_and_union
 from readseg.data.annotations import segmentation_mask
 from readseg.data.readers import reasonseg, refer
@@ -265,7 +265,7 @@ def test_pixels_that_models_see(reference: Path, index: dict[str, Any], tensors:
 def test_frames(index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     (facts,) = told(index, "preprocess")
     for fact in facts:
-        frame = Frame(*fact["hw"], lmm_size=fact["clip_shape"][-1], mask_size=fact["images_shape"][-1])
+        frame = ImageFrame(*fact["hw"], lmm_size=fact["clip_shape"][-1], mask_size=fact["images_shape"][-1])
         assert [list(frame.mask_hw), list(frame.hw)] == fact["sam_mask_shape"]
         assert list(frame.mask_hw) == fact["sam_input_shape"]
         image = Image.fromarray(tensors[f"prep.{fact['i']}.rgb"].numpy())

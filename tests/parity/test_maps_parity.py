@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from parity.released_cases import LOGITS, Case, close, part_or_skip, teacher_forced, turns_of, values
 from readseg.analysis.similarity_maps import Reading, layer_maps, lmm_frame_map, lmm_maps, mask_frame_map, read_answer
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import full_map
 from readseg.core.token_grid import REFERENCE_SIDE
 from readseg.inference.segmenter import Segmenter
@@ -91,7 +91,7 @@ def test_maps_of_both_frames(reference: Path) -> None:
                     ours = lmm_frame_map(row, image_hw, "reference")
                 else:
                     side = math.isqrt(len(row))
-                    frame = Frame(*image_hw, lmm_size=REFERENCE_SIDE, mask_size=int(size))
+                    frame = ImageFrame(*image_hw, lmm_size=REFERENCE_SIDE, mask_size=int(size))
                     ours = mask_frame_map(row, (side, side), frame)
                 assert ours is not None
                 close(torch.from_numpy(ours), theirs[batch, :, :, text], case["key"], atol=MAP_TOLERANCE)

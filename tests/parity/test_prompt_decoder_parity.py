@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import SamConfig, SamModel
 
 from readseg.checkpoints.key_mapping import sam_to_stock
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.model.mask_prompts import decode_prompts, embed_prompts
 
 TOLERANCE = 1e-3
@@ -173,7 +173,7 @@ def test_positions_of_the_image_grid(part: PartB) -> None:
 def test_points_to_the_mask_frame(part: PartB) -> None:
     assert part.index["apply_coords"]
     for record in part.index["apply_coords"]:
-        frame = Frame(*record["hw"], lmm_size=1, mask_size=part.mask_size)
+        frame = ImageFrame(*record["hw"], lmm_size=1, mask_size=part.mask_size)
         assert frame.mask_hw == tuple(record["new_hw"]), record
         name = f"apply_coords.{record['i']}"
         torch.testing.assert_close(
@@ -181,7 +181,7 @@ def test_points_to_the_mask_frame(part: PartB) -> None:
         )
 
 
-class GivenFrame(Frame):
+class GivenFrame(ImageFrame):
     """A frame whose resized size comes from a record: some of those cannot come from a resize of their image."""
 
     mask_hw: tuple[int, int] = (0, 0)  # type: ignore[assignment]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import (
     PointConfig,
     PointPrompts,
@@ -196,7 +196,7 @@ def test_similarity_maps_of_both_frames(part: Part) -> None:
             maps = full_map(scores, image_hw, alignment="reference")
         else:
             grid = normalise(scores.unflatten(1, (math.isqrt(tokens), -1)))[0]
-            maps = Frame(*image_hw, lmm_size=REFERENCE_SIDE, mask_size=int(size)).masks_to_image(grid)
+            maps = ImageFrame(*image_hw, lmm_size=REFERENCE_SIDE, mask_size=int(size)).masks_to_image(grid)
         maps = maps.unflatten(0, (batch, texts)).permute(0, 2, 3, 1)
         assert maps.shape == tensors["out"].shape
         assert (maps - tensors["out"]).abs().max() <= MAP_TOLERANCE, case["key"]

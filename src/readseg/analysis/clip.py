@@ -21,7 +21,7 @@ from readseg.analysis.similarity_maps import SimilarityMap, lmm_frame_map
 from readseg.checkpoints.files import fetch, read_config_json
 from readseg.checkpoints.load import quiet_libraries
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.images import load_image
 from readseg.core.token_grid import Alignment
 from readseg.errors import ReadsegError
@@ -140,7 +140,7 @@ def clip_map(
     own = segmenter.processor.frame(picture)
     # Asked before anything else is taken from it: what is no CLIPModel has no such configuration.
     size = clip_model.config.vision_config.image_size if isinstance(clip_model, CLIPModel) else own.lmm_size
-    frame = Frame(own.height, own.width, size, own.mask_size, own.view)
+    frame = ImageFrame(own.height, own.width, size, own.mask_size, own.view)
     values = torch.from_numpy(np.array(frame.lmm_view(picture))).permute(2, 0, 1).float() / 255
     pixels = (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
     words = tokenizer(text=text, return_tensors="pt", truncation=True)

@@ -29,7 +29,7 @@ from readseg.analysis.similarity_maps import (
     token_map,
 )
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import Points
 from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
@@ -137,7 +137,7 @@ def prompted(
     return found
 
 
-def on_image(frame: Frame, low_res: Float[Tensor, "S h w"]) -> list[Mask]:
+def on_image(frame: ImageFrame, low_res: Float[Tensor, "S h w"]) -> list[Mask]:
     """The masks (H, W) of low-resolution logits, one after the other.
 
     All logits at the image's size together would be many times as large as the masks that stay.

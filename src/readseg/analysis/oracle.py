@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 from readseg.core.token_grid import Box, cell_coverage
 from readseg.model.mask_prompts import select_points
@@ -31,7 +31,7 @@ def true_coverage(target: Shaped[np.ndarray, "H W"], side: int, box: Box) -> Flo
     return np.divide(covered, inside, out=np.zeros_like(covered), where=inside > 0).round(6).astype(np.float32)
 
 
-def true_points(target: Shaped[np.ndarray, "H W"], frame: Frame, side: int, settings: PointConfig) -> Points:
+def true_points(target: Shaped[np.ndarray, "H W"], frame: ImageFrame, side: int, settings: PointConfig) -> Points:
     """The points that SasP chooses where the similarity map is the true coverage of its cells; without DtoC.
 
     A map is normalised to its own range, so the cell that is covered most is a positive point however little of it is.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import SamModel
 
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Alignment, Box
 from readseg.core.types import Turn
@@ -84,7 +84,7 @@ class Reading:
     """
 
     result: Segmentation
-    frame: Frame
+    frame: ImageFrame
     patches: Float[Tensor, "N D"] = field(repr=False)
     mask_embeddings: Float[Tensor, "1 C h w"] = field(repr=False)
     h_img: Float[Tensor, "layers N D"] = field(repr=False)
@@ -347,11 +347,11 @@ def lmm_frame_map(
         return _numbers(sasp.full_map(scores[None].float(), image_hw, alignment=alignment, box=box)[0])
 
 
-def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame: Frame) -> np.ndarray | None:
+def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame: ImageFrame) -> np.ndarray | None:
     """Scores of the mask model's image tokens as a map of the image.
 
     Min-max over the whole grid, bilinear to the mask model's square, cropped to the image's part of it, bilinear to
-    the image (`Frame.masks_to_image`).
+    the image (`ImageFrame.masks_to_image`).
 
     Args:
         scores: (h * w,), row-major.

@@ -26,7 +26,7 @@ EXTREME_RATIO = 16
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageFrame:
     """One image's sizes in all frames.
 
     Attributes:
@@ -36,7 +36,7 @@ class Frame:
         view: how the LMM sees the image. "crop": the centre of it, shortest side to the square; "letterbox":
             the whole, longest side to the square, padded; "stretch": the whole, both sides to the square.
 
-    >>> Frame(480, 640, lmm_size=336, mask_size=1024).mask_hw
+    >>> ImageFrame(480, 640, lmm_size=336, mask_size=1024).mask_hw
     (768, 1024)
     """
 

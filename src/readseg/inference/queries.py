@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.generation import Generation
@@ -52,7 +52,7 @@ class EncodedImage:
     """
 
     image: Image.Image
-    frame: Frame
+    frame: ImageFrame
     prefix_ids: list[int] = field(repr=False)
     cache: DynamicCache = field(repr=False)
     patches: Float[Tensor, "N D"] = field(repr=False)

@@ -1,8 +1,8 @@
 """Prompts of the mask model: from similarity to points, from points and embeddings to mask logits.
 
 Works on a bare stock `SamModel`, inside `ReadModel` or on its own (points into the original SAM). Points are in image
-pixels until a `Frame` takes them to the mask frame, the square that the mask model sees. S prompts, each for one mask
-of one of I images; C is the width of the mask model's prompts.
+pixels until an `ImageFrame` takes them to the mask frame, the square that the mask model sees. S prompts, each for one
+mask of one of I images; C is the width of the mask model's prompts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 
 NO_MASK_LOGIT = -32.0
@@ -23,7 +23,7 @@ NO_MASK_LOGIT = -32.0
 
 
 def select_points(
-    scores: Float[Tensor, "S N"], seg_images: Sequence[int], frames: Sequence[Frame], settings: PointConfig
+    scores: Float[Tensor, "S N"], seg_images: Sequence[int], frames: Sequence[ImageFrame], settings: PointConfig
 ) -> list[Points]:
     """Similarity as Points (`sasp.points_from_scores`) for S rows of scores, each on its own of I images (an index)."""
     points: dict[int, Points] = {}
@@ -101,7 +101,7 @@ def masks_from_prompts(
     tokens: Float[Tensor, "S C"] | None,
     seg_images: Sequence[int],
     mask_embeddings: Float[Tensor, "I C h w"],
-    frames: Sequence[Frame],
+    frames: Sequence[ImageFrame],
 ) -> Float[Tensor, "S 4*h 4*w"]:
     """Mask logits of S prompts, each made of points and, where given, one token.
 

@@ -1,6 +1,6 @@
 """The model: a stock LLaVA, a stock SAM, the projection that joins them, and SasP between them.
 
-Speaks tokens, hidden states and logits; points are in image pixels until the `Frame` of their image takes them to
+Speaks tokens, hidden states and logits; points are in image pixels until the `ImageFrame` of their image takes them to
 the mask model's input. S counts [SEG] tokens in reading order (row by row), R rows of text, I images, N image
 tokens, D the width of the language model, C the width of the mask model's prompts.
 """
@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 from readseg.errors import ReadsegError
 from readseg.model import generation, losses
@@ -150,7 +150,7 @@ class ReadModel(PreTrainedModel):
         image_features: Float[Tensor, "I N D"] | None = None,
         mask_pixel_values: Float[Tensor, "I 3 S S"] | None = None,
         mask_embeddings: Float[Tensor, "I C h w"] | None = None,
-        frames: Sequence[Frame] | None = None,
+        frames: Sequence[ImageFrame] | None = None,
         row_images: Int[Tensor, " R"] | None = None,
         labels: Int[Tensor, "R L"] | None = None,
         masks: Sequence[Shaped[Tensor, "_ _"]] | None = None,
@@ -246,7 +246,7 @@ class ReadModel(PreTrainedModel):
         scores: Float[Tensor, "S N"],
         seg_images: Int[Tensor, " S"],
         mask_embeddings: Float[Tensor, "I C h w"],
-        frames: Sequence[Frame],
+        frames: Sequence[ImageFrame],
         points: PointConfig | None = None,
         prompt: Prompt | None = None,
     ) -> tuple[list[Points], Float[Tensor, "S 4*h 4*w"]]:
@@ -381,7 +381,7 @@ class ReadModel(PreTrainedModel):
         output: ReadOutput,
         input_ids: Int[Tensor, "R L"],
         row_images: Int[Tensor, " R"],
-        frames: Sequence[Frame] | None,
+        frames: Sequence[ImageFrame] | None,
         masks: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor]:
         low_res = output.low_res_logits

@@ -1,6 +1,6 @@
 """Images and conversations to tensors, and ids back to text: everything around the model that is not the model.
 
-Speaks PIL images (RGB, upright), text and token ids. The view of an image is `geometry.Frame`'s, the layout of a
+Speaks PIL images (RGB, upright), text and token ids. The view of an image is `frames.ImageFrame`'s, the layout of a
 conversation `conversation.py`'s; normalisation and ids are here.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model import prompt_format
@@ -54,10 +54,10 @@ class ReadProcessor:
 
     # -- images ------------------------------------------------------------------------------------------------
 
-    def frame(self, image: Image.Image) -> Frame:
+    def frame(self, image: Image.Image) -> ImageFrame:
         """The frames of an image, as this model sees it."""
         config = self.config
-        return Frame(image.height, image.width, config.lmm_size, config.mask_size, config.view)
+        return ImageFrame(image.height, image.width, config.lmm_size, config.mask_size, config.view)
 
     def lmm_pixels(self, image: Image.Image) -> Tensor:
         """What the language model sees: (3, s, s) float32, (value / 255 - mean) / std of CLIP."""

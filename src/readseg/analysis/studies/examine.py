@@ -30,7 +30,7 @@ from readseg.analysis.similarity_maps import Reading, SimilarityMap, read_reply
 from readseg.analysis.studies.measures import Counts, Drawn, Grid, MapScores, Measured, iou_of
 from readseg.analysis.thresholds import search_thresholds
 from readseg.core import sasp
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
 from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Box, axes, cells_inside
@@ -271,7 +271,7 @@ def _lmm_grid(reading: Reading, one: SimilarityMap) -> Grid:
     return _grid(one, reading.frame.lmm_box, inside)
 
 
-def _sam_grid(frame: Frame, one: SimilarityMap) -> Grid:
+def _sam_grid(frame: ImageFrame, one: SimilarityMap) -> Grid:
     height, width = frame.mask_hw
     return _grid(one, (0.0, 0.0, frame.width * frame.mask_size / width, frame.height * frame.mask_size / height), None)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 from transformers import CLIPVisionModel, SamModel
 
-from readseg.core.frames import Frame
+from readseg.core.frames import ImageFrame
 from readseg.core.sasp import select_points
 from readseg.core.token_grid import cell_coverage
 from readseg.model.losses import mask_losses
@@ -237,7 +237,7 @@ class MaskStage(nn.Module):
             return batch | {"boxes": torch.stack(prompts)}
         return batch | {"points": torch.stack(prompts), "labels": torch.stack(labels).long()}
 
-    def _read_points(self, masks: np.ndarray, frame: Frame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _read_points(self, masks: np.ndarray, frame: ImageFrame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Points as SasP would choose them from a similarity map that roughly shows the target."""
         cover = cell_coverage(masks, self.grid)
         smooth = rng.normal(0, 1, (len(masks), 5, 5)).astype(np.float32)
@@ -284,7 +284,7 @@ def _target(drawn: RenderedScene, rng: np.random.Generator) -> np.ndarray:
     return drawn.masks[chosen].any(0)
 
 
-def _to_mask_frame(masks: np.ndarray, frame: Frame) -> np.ndarray:
+def _to_mask_frame(masks: np.ndarray, frame: ImageFrame) -> np.ndarray:
     """Masks resized into the mask model's square, 255 on its padding: uint8 (P, S, S)."""
     height, width = frame.mask_hw
     result = np.full((len(masks), frame.mask_size, frame.mask_size), 255, np.uint8)
@@ -294,7 +294,7 @@ def _to_mask_frame(masks: np.ndarray, frame: Frame) -> np.ndarray:
     return result
 
 
-def _clicks(masks: np.ndarray, count: int, frame: Frame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _clicks(masks: np.ndarray, count: int, frame: ImageFrame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One click inside each mask, and ``count - 1`` more inside or outside."""
     xy = np.zeros((len(masks), count, 2), np.float32)
     labels = np.ones((len(masks), count), np.int64)
@@ -307,7 +307,7 @@ def _clicks(masks: np.ndarray, count: int, frame: Frame, rng: np.random.Generato
     return frame.to_mask_frame(torch.from_numpy(xy)), torch.from_numpy(labels)
 
 
-def _boxes(masks: np.ndarray, frame: Frame, rng: np.random.Generator) -> Tensor:
+def _boxes(masks: np.ndarray, frame: ImageFrame, rng: np.random.Generator) -> Tensor:
     """Boxes around the masks, each side moved by up to three pixels: (P, 4)."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
