@@ -20,7 +20,7 @@ import torch
 from readseg import Segmenter
 from readseg.analysis.studies.ablation import ablate, point_variants
 from readseg.evaluation.predictions import Prediction
-from readseg.evaluation.run import model_system, run
+from readseg.evaluation.run import model_system, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 
 LEAST_SPEEDUP = 2.0
@@ -54,7 +54,7 @@ def main() -> int:
         variant = next(variant for variant in variants if variant.key == key)
         fresh = Segmenter(loaded.model, loaded.processor)
         system = model_system(fresh, benchmark, prompt=variant.prompt, points=variant.points)
-        return timed(lambda: run([system], benchmark)[system.name].predictions)
+        return timed(lambda: run_systems([system], benchmark)[system.name].predictions)
 
     fresh = Segmenter(loaded.model, loaded.processor)
     shared, processor, clock = timed(lambda: ablate(fresh, benchmark, variants, name="model"))

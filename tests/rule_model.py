@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from readseg.evaluation.run import Said
+from readseg.core.masks import encode_rle
+from readseg.evaluation.predictions import Prediction
+from readseg.evaluation.run import FixedAnswer
 
 
-def left_or_nothing(image: Image.Image, text: str) -> Said:
+def left_or_nothing(image: Image.Image, text: str) -> FixedAnswer:
     """The left third of the image; for a text with an odd number of characters a refusal."""
     masks = np.zeros((1, image.height, image.width), bool)
     masks[:, :, : image.width // 3] = True
     if len(text) % 2:
-        return Said("no.", False, masks[:0])
-    return Said(f"{text}: [SEG].", True, masks)
+        return FixedAnswer("no.", False, masks[:0])
+    return FixedAnswer(f"{text}: [SEG].", True, masks)
 
 
 @dataclass
@@ -28,9 +30,31 @@ class RuleModel:
     calls: for each call the texts and the options.
     """
 
-    rule: Callable[[Image.Image, str], Said] = left_or_nothing
+    rule: Callable[[Image.Image, str], FixedAnswer] = left_or_nothing
     calls: list[tuple[list[str], dict[str, Any]]] = field(default_factory=list)
 
-    def segment(self, image: Image.Image, query: Sequence[str], /, **options: Any) -> list[Said]:
+    def segment(self, image: Image.Image, query: Sequence[str], /, **options: Any) -> list[FixedAnswer]:
         self.calls.append((list(query), options))
         return [self.rule(image, text) for text in query]
+
+
+def prediction(
+    key: str, present: bool | None, answer: str, masks: Sequence[np.ndarray] = (), **changes: Any
+) -> Prediction:
+    """An answer to a question about a small image; `changes` are fields."""
+    values: dict[str, Any] = {
+        "key": key,
+        "image": key.split("/")[0],
+        "size": (4, 6),
+        "question": "where?",
+        "present": present,
+        "targets": (),
+        "section": "",
+        "kind": "",
+        "tags": frozenset(),
+        "answer": answer,
+        "claimed": bool(masks),
+        "masks": tuple(map(encode_rle, masks)),
+        "finished": True,
+    }
+    return Prediction(**{**values, **changes})

@@ -16,7 +16,7 @@ import numpy as np
 
 import tiny_segmenter
 from readseg.cli.jobs import Job, Model
-from readseg.evaluation.benchmarks import Benchmark, Page, Query
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter
 from small import picture
 
@@ -53,10 +53,10 @@ PAGES: tuple[tuple[Asked, ...], ...] = (
 def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Benchmark:
     """Questions as a benchmark; kinds and sections alternate."""
 
-    def page(number: int) -> Page:
+    def page(number: int) -> ImageQuestions:
         name = f"page-{number}"
-        queries = tuple(
-            Query(
+        questions = tuple(
+            Question(
                 key=f"{name}/{k}",
                 text=text,
                 sentence=None if present is None else False,
@@ -67,7 +67,8 @@ def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Bench
             )
             for k, (text, present, targets) in enumerate(pages[number])
         )
-        return Page(name, np.asarray(picture(*HW, seed=number)), name, "first" if number % 2 else "second", queries)
+        section = "first" if number % 2 else "second"
+        return ImageQuestions(name, np.asarray(picture(*HW, seed=number)), name, section, questions)
 
     names = tuple(f"page-{number}" for number in range(len(pages)))
     settings: dict[str, Any] = {"name": "hand", "protocol": "generated", "match": "order", "names": names, "page": page}

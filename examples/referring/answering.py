@@ -25,7 +25,7 @@ from readseg.checkpoints.load import digest, load_model
 from readseg.core import sasp
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Page
+from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.run import System
 from readseg.model.config import ReadConfig
 from readseg.model.mask_prompts import Points
@@ -160,8 +160,8 @@ def scene_system(referring: Referring, head: Head, name: str) -> System:
         name: what tables call the model.
     """
 
-    def answer(page: Page, image: Image.Image) -> list[Reference]:
-        return referring.segment(image, [query.text for query in page.queries], head=head)
+    def answer(page: ImageQuestions, image: Image.Image) -> list[Reference]:
+        return referring.segment(image, [query.text for query in page.questions], head=head)
 
     settings = {"model": f"{name}, head {head}", "head": head, "weights": digest([referring.model])}
     return System(head, settings, answer)

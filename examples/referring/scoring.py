@@ -22,10 +22,10 @@ from PIL import Image
 from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Page
-from readseg.evaluation.outcomes import Result, result_of
+from readseg.evaluation.benchmarks import ImageQuestions
+from readseg.evaluation.predictions import Result, result_of
 from readseg.evaluation.report import COLUMNS, breakdown, label
-from readseg.evaluation.run import Answers, System, run
+from readseg.evaluation.run import Answers, System, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 
 _COMPARED = ("giou", "ciou", "answered", "refused")
@@ -57,7 +57,7 @@ def evaluate_referring(
     results: list[Result] = []
     for name in HEADS if head is None else (head,):
         system = _noting(scene_system(referring, name, "referring"), out / "presence.jsonl")
-        results += run([system], benchmark, folder=out / name, progress=True).values()
+        results += run_systems([system], benchmark, folder=out / name, progress=True).values()
     keys = [outcome.key for outcome in results[0].outcomes]
     _tidy(out / "presence.jsonl", keys)
     asked = [*(Answered(label(result), result, str(out)) for result in results), *others]
@@ -96,11 +96,11 @@ def compare(systems: Sequence[Answered]) -> str:
 def _noting(system: System, path: Path) -> System:
     """The system, which also writes down how sure it is that each thing is there."""
 
-    def answer(page: Page, image: Image.Image) -> Sequence[Answers]:
+    def answer(page: ImageQuestions, image: Image.Image) -> Sequence[Answers]:
         answers = system.answer(page, image)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
-            for query, said in zip(page.queries, answers, strict=True):
+            for query, said in zip(page.questions, answers, strict=True):
                 if isinstance(said, Reference):
                     stream.write(json.dumps({"key": query.key, "presence": said.presence}) + "\n")
         return answers

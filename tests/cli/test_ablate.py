@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import commandline
-from readseg.evaluation.predictions import read_predictions
+from readseg.core.io import read_lines
+from readseg.evaluation.predictions import PREDICTIONS
 from readseg.inference.segmenter import Segmenter
 from released import write_released
 
@@ -58,8 +59,8 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     # What `readseg evaluate` says of the model's own setting is in the same file, prediction by prediction.
     command = ("evaluate", "scenes", "-n", 2, "--device", "cpu", "--out", tmp_path / "evaluated")
     assert commandline.run(monkeypatch, *command) == 0
-    evaluated = read_predictions(tmp_path / "evaluated" / "scenes" / "predictions.jsonl")[1]
-    assert read_predictions(out / "predictions" / "predictions.jsonl")[1] == evaluated
+    evaluated = read_lines(tmp_path / "evaluated" / "scenes" / "predictions.jsonl", PREDICTIONS).records
+    assert read_lines(out / "predictions" / "predictions.jsonl", PREDICTIONS).records == evaluated
 
 
 def test_a_released_checkpoint_under_the_forced_protocol(

@@ -17,7 +17,7 @@ from readseg.analysis.studies.measures import Measured
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import study_layers, study_maps
 from readseg.errors import ReadsegError
-from readseg.evaluation.study import RECORDS, read_study
+from readseg.evaluation.run import RECORDS, read_study
 from released import write_released, write_sam
 from small import picture
 from tiny_segmenter import build
@@ -47,9 +47,9 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run(monkeypatch, *words, 2) == 0
     assert (tmp_path / RECORDS).read_bytes().startswith(first), "a larger sample goes on from a smaller one"
     study = read_study(tmp_path / RECORDS)
-    assert study.name == "maps" and list(study.pages) == ["scene-500000", "scene-500001"]
+    assert study.name == "maps" and list(study.images) == ["scene-500000", "scene-500001"]
     records = [Measured.from_json(record) for record in study.records]
-    assert {record.image for record in records} == set(study.pages)
+    assert {record.image for record in records} == set(study.images)
     for prompt in ("plain_points", "plain_truth"):
         assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
     assert study.settings["original_sam"] and study.settings["clip"] is None and study.settings["extremes"] == 5
@@ -78,7 +78,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(examining, "examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         study_maps.run(studies.job(half))
-    assert list(contents(half)) == [RECORDS] and len(read_study(half / RECORDS).pages) == 1
+    assert list(contents(half)) == [RECORDS] and len(read_study(half / RECORDS).images) == 1
     study_maps.run(studies.job(half))
     assert contents(half) == contents(whole), "the same to the byte, the page too"
     before = len(calls)
@@ -146,7 +146,7 @@ def test_a_released_family_on_a_data_set(
             assert drawn.width >= 1200
     capsys.readouterr()
     assert run(monkeypatch, "reasonseg/val", *model, "--out", out) == 2
-    assert "of the study 'layers', not 'maps'" in capsys.readouterr().err
+    assert "study: 'layers' there, 'maps' now" in capsys.readouterr().err
 
 
 def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

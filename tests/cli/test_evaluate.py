@@ -12,8 +12,9 @@ import pytest
 
 import commandline
 import readseg
+from readseg.core.io import read_lines
 from readseg.evaluation.benchmarks import DATA_SETS
-from readseg.evaluation.predictions import read_predictions
+from readseg.evaluation.predictions import PREDICTIONS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -33,7 +34,7 @@ def test_scenes_are_scored_and_go_on(
     for name, content in first.items():
         now = (tmp_path / name / "predictions.jsonl").read_bytes()
         assert now.splitlines()[1:7] == content.splitlines()[1:]
-    assert len(read_predictions(tmp_path / "scenes" / "predictions.jsonl")[1]) == 12
+    assert len(read_lines(tmp_path / "scenes" / "predictions.jsonl", PREDICTIONS).records) == 12
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["results"]) == 5 and report["tables"][0]["rows"][0]["questions"] == 12
     assert "largest object" in (tmp_path / "report.md").read_text()
@@ -53,9 +54,10 @@ def test_what_was_never_seen_is_scored_and_goes_on(
     first = path.read_bytes().splitlines()[1:]
     assert run(monkeypatch, *words, 5) == 0
     assert path.read_bytes().splitlines()[1 : 1 + len(first)] == first
-    head, predictions = read_predictions(path)
-    assert (head.settings["protocol"], head.about["images"], head.about["of"]) == ("generated", 5, 250)
-    assert [p.asked.section for p in predictions.values()].count("empty") == 4
+    lines = read_lines(path, PREDICTIONS)
+    about = lines.header["about"]
+    assert (lines.header["settings"]["protocol"], about["images"], about["of"]) == ("generated", 5, 250)
+    assert [p.section for p in lines.records.values()].count("empty") == 4
     capsys.readouterr()
     assert commandline.run(monkeypatch, "score", tmp_path, "--out", tmp_path / "again") == 0
     printed = capsys.readouterr().out
@@ -107,10 +109,11 @@ def test_protocols_and_points_are_chosen(
     words = ("reasonseg/val", "--model", model, "--data", data, "--out", tmp_path)
     assert run(monkeypatch, *words, "--protocol", "generated", "--num-points", 3, "--points", "only") == 0
     path = tmp_path / "reasonseg_val" / "predictions.jsonl"
-    head, predictions = read_predictions(path)
-    assert head.settings["protocol"] == "generated" and head.settings["prompt"] == "points"
-    assert head.settings["points"]["num_points"] == 3
-    assert {p.asked.present for p in predictions.values()} == {True, False}
+    lines = read_lines(path, PREDICTIONS)
+    settings = lines.header["settings"]
+    assert settings["protocol"] == "generated" and settings["prompt"] == "points"
+    assert settings["points"]["num_points"] == 3
+    assert {p.present for p in lines.records.values()} == {True, False}
     capsys.readouterr()
     assert run(monkeypatch, *words) == 2
     error = capsys.readouterr().err
@@ -132,7 +135,7 @@ def test_a_broken_image_is_named_and_nothing_is_lost(
     assert str(image) in error and error.startswith("readseg: ") and error.count("\n") == 1
     part = tmp_path / "out" / "reasonseg_test" / "predictions-rank0.jsonl"
     kept = part.read_bytes()
-    assert len(read_predictions(part)[1]) == 2
+    assert len(read_lines(part, PREDICTIONS).records) == 2
     assert run(monkeypatch, *words) == 0
     merged = (tmp_path / "out" / "reasonseg_test" / "predictions.jsonl").read_bytes()
     assert merged.startswith(kept) and not part.exists()
@@ -179,9 +182,9 @@ def test_scenes_to_choose_by_are_not_those_of_the_test_set(
 ) -> None:
     words = ("scenes", "--model", model, "--out", tmp_path, "--device", "cpu", "-n", 1)
     assert run(monkeypatch, *words, "--first-seed", 700_000) == 0
-    head, answers = read_predictions(tmp_path / "scenes" / "predictions.jsonl")
-    assert head.settings["first_seed"] == 700_000
-    assert set(answers) == {f"scene-700000/{k}" for k in range(6)}
+    lines = read_lines(tmp_path / "scenes" / "predictions.jsonl", PREDICTIONS)
+    assert lines.header["settings"]["first_seed"] == 700_000
+    assert set(lines.records) == {f"scene-700000/{k}" for k in range(6)}
     assert "from seed 700000 on: not the fixed test set" in (tmp_path / "report.md").read_text()
     capsys.readouterr()
     assert run(monkeypatch, *words) == 2, "scores of the test set are not mixed with others"

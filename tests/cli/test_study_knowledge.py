@@ -13,11 +13,11 @@ from PIL import Image
 
 import studies
 from readseg.cli.study_knowledge import run
+from readseg.core.io import read_lines
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page
-from readseg.evaluation.predictions import read_predictions
-from readseg.evaluation.run import Said, System
-from readseg.evaluation.run import run as run_systems
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
+from readseg.evaluation.predictions import PREDICTIONS
+from readseg.evaluation.run import FixedAnswer, System, run_systems
 
 Capture = pytest.CaptureFixture[str]
 
@@ -25,10 +25,10 @@ Capture = pytest.CaptureFixture[str]
 def knowing(asked: Benchmark, folder: Path) -> Path:
     """Predictions of a system that knows the truth."""
 
-    def answers(page: Page, _: Any) -> list[Said]:
-        found = [[np.asarray(target) == 1 for target in query.targets()] for query in page.queries]
+    def answers(page: ImageQuestions, _: Any) -> list[FixedAnswer]:
+        found = [[np.asarray(target) == 1 for target in query.targets()] for query in page.questions]
         empty = np.zeros((0, *studies.HW), bool)
-        return [Said("", bool(own), np.stack(own) if own else empty) for own in found]
+        return [FixedAnswer("", bool(own), np.stack(own) if own else empty) for own in found]
 
     run_systems([System("oracle", {"model": "oracle"}, answers)], asked, folder=folder)
     return folder
@@ -57,7 +57,10 @@ def test_a_model_beside_predictions(tmp_path: Path, capsys: Capture, monkeypatch
     with Image.open(tmp_path / "out" / "knowledge.png") as chart:
         assert chart.width == 1200
     kept = tmp_path / "out" / "predictions.jsonl"
-    assert len(read_predictions(kept)[1]) == 11 and read_predictions(kept)[0].settings["weights"] == "w"
+    assert (
+        len(read_lines(kept, PREDICTIONS).records) == 11
+        and read_lines(kept, PREDICTIONS).header["settings"]["weights"] == "w"
+    )
 
     def nobody(*_: Any, **__: Any) -> Any:
         raise AssertionError("what is known is not asked again")

@@ -15,7 +15,7 @@ from readseg.evaluation.benchmarks import DATA_SETS, Benchmark, chosen, open_ben
 
 
 def texts(benchmark: Benchmark) -> list[tuple[str, bool | None]]:
-    return [(query.text, query.present) for page in benchmark for query in page.queries]
+    return [(query.text, query.present) for page in benchmark for query in page.questions]
 
 
 def test_a_data_set_stands_for_its_splits_but_train(data: Path) -> None:
@@ -82,7 +82,7 @@ def test_reasonseg_asks_the_first_text_and_when_generated_false_premises(data: P
     assert false and sum(forced.left_out) == len(false)
     assert sorted(texts(generated)) == sorted([*first, *((text, False) for text in false)])
     assert sum(generated.left_out) == 0
-    assert {query.sentence for page in forced for query in page.queries} == {True, False}
+    assert {query.sentence for page in forced for query in page.questions} == {True, False}
 
 
 def test_referring_sets_ask_everything(data: Path) -> None:
@@ -93,8 +93,8 @@ def test_referring_sets_ask_everything(data: Path) -> None:
     assert benchmark.settings == {"split": "refcoco|unc_exclude_unified|testA"}
     assert open_benchmark(data, "refcoco/unc/testA").settings == {"split": "refcoco|unc|testA"}
     page = benchmark[0]
-    assert page.place.startswith("refer_seg/images/mscoco") and (data / page.place).is_file()
-    assert page.queries[0].targets()[0].any()
+    assert page.image_id.startswith("refer_seg/images/mscoco") and (data / page.image_id).is_file()
+    assert page.questions[0].targets()[0].any()
 
 
 @pytest.mark.parametrize("dataset", DATA_SETS)
@@ -155,7 +155,7 @@ def test_samples_are_spread_and_a_larger_one_holds_the_smaller(count: int) -> No
 def test_names_of_pages_are_unique(data: Path) -> None:
     for name in resolve(data, ["all"]):
         benchmark = open_benchmark(data, name)
-        keys = [query.key for page in benchmark for query in page.queries]
+        keys = [query.key for page in benchmark for query in page.questions]
         assert len(set(keys)) == len(keys) and len(set(benchmark.names)) == len(benchmark)
         assert all(key.rpartition("/")[0] in benchmark.names for key in keys)
     assert len(ReasonSeg(data, "val")) == len(open_benchmark(data, "reasonseg/val"))

@@ -1,204 +1,165 @@
-"""Predictions survive kills, refuse foreign files, and come back as they were."""
+"""What is read from disk is written again byte for byte, and scored against a truth that can be counted by hand."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-import readseg
+from readseg.core.io import LineFormat, read_lines, write_lines
+from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import Asked, Prediction, PredictionFile, read_predictions, write_predictions
+from readseg.evaluation.predictions import PREDICTIONS, Match, Outcome, Prediction, read_result, result_of, score
+from readseg.evaluation.run import MEASURED
 
-SETTINGS = {"model": "tiny", "questions": 3}
-MASK = {"size": [2, 3], "counts": "06"}
-COW = Asked(
-    key="scene-0/0",
-    image="scene-0",
-    size=(2, 3),
-    question="where is the cow?",
-    present=True,
-    targets=(MASK,),
-    ignored={"size": [2, 3], "counts": "15"},
-    section="scenes",
-    kind="category",
-    tags=frozenset({"pair", "distractor"}),
-)
-FIRST = Prediction(COW, "it is the cow [SEG].", True, (MASK,))
-SECOND = Prediction(
-    Asked("scene-0/1", "a/ü.jpg", (2, 3), "la vache ?", False), "Il n'y a pas de vache – désolé.\n", False
-)
-THIRD = Prediction(Asked("1/0", "scene-1", (2, 3), "how many?", None, expected="three"), "thr", None, finished=False)
-HEAD = b'{"format": "readseg-predictions-2", "settings": {}, "about": {}}\n'
+HW = (4, 6)
+OLD = Path(__file__).parent.parent / "golden" / "old_files"
+FILES: dict[str, LineFormat[Any]] = {
+    "predictions": PREDICTIONS,
+    "records_maps": MEASURED,
+    "records_layers": MEASURED,
+    "records_necessity": MEASURED,
+}
 
 
-def write(path: Path, *predictions: Prediction) -> None:
-    with PredictionFile(path, SETTINGS) as file:
-        for prediction in predictions:
-            file.add(prediction)
-
-
-def test_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "er" / "p.jsonl"
-    write(path, FIRST, SECOND, THIRD)
-    head, predictions = read_predictions(path)
-    assert (head.settings, head.about) == (SETTINGS, {})
-    assert list(predictions.values()) == [FIRST, SECOND, THIRD]
-    again = tmp_path / "again.jsonl"
-    write_predictions(again, SETTINGS, {"images": 2}, predictions.values())
-    assert again.read_bytes().split(b"\n")[1:] == path.read_bytes().split(b"\n")[1:]
-    assert read_predictions(again, SETTINGS)[0].about == {"images": 2}
-
-
-def test_a_line_is_on_its_way_as_soon_as_it_is_added(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    with PredictionFile(path, SETTINGS) as file:
-        file.add(FIRST)
-        assert read_predictions(path)[1] == {FIRST.key: FIRST}
-
-
-def test_resume_adds_to_what_is_there(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    write(path, FIRST)
-    with PredictionFile(path, SETTINGS) as file:
-        assert FIRST.key in file and len(file) == 1 and file[FIRST.key] == FIRST
-        assert SECOND.key not in file
-        file.add(SECOND)
-        assert list(file) == [FIRST, SECOND]
-    assert list(read_predictions(path)[1].values()) == [FIRST, SECOND]
-
-
-def test_every_possible_cut_of_the_last_line(tmp_path: Path) -> None:
-    """Whatever a kill left of the last line, what stood before it is kept and the run goes on."""
-    path = tmp_path / "p.jsonl"
-    write(path, FIRST)
-    before = path.read_bytes()
-    write(path, SECOND)
-    whole = path.read_bytes()
-    for length in range(len(before), len(whole)):
-        path.write_bytes(whole[:length])
-        assert list(read_predictions(path)[1].values()) == [FIRST]
-        assert path.stat().st_size == length, "reading changes nothing"
-        write(path, SECOND)
-        assert path.read_bytes() == whole
-
-
-def test_killed_while_writing(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    code = f"""
-from pathlib import Path
-from readseg.evaluation.predictions import Asked, Prediction, PredictionFile
-file = PredictionFile(Path({str(path)!r}), {SETTINGS!r})
-number = 0
-while True:
-    file.add(Prediction(Asked(f"q/{{number}}", "a.jpg", (2, 3), "what?", False), "x" * 2000, False))
-    number += 1
-    print(number, flush=True)
-"""
-    env = {**os.environ, "PYTHONPATH": str(Path(readseg.__file__).parent.parent)}
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
-    assert child.stdout is not None
-    reported = 0
-    while reported < 50:
-        reported = int(child.stdout.readline())
-    child.send_signal(signal.SIGKILL)
-    reported = max([reported, *map(int, child.stdout.read().split())])
-    child.wait()
-    child.stdout.close()
-    with PredictionFile(path, SETTINGS) as file:
-        assert len(file) >= reported
-        assert [p.key for p in file] == [f"q/{i}" for i in range(len(file))]
-
-
-def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    write(path, FIRST)
-    content = path.read_bytes()
-    with pytest.raises(ReadsegError, match="model: 'tiny' there, 'big' now"):
-        PredictionFile(path, {**SETTINGS, "model": "big"})
-    assert path.read_bytes() == content
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    with PredictionFile(path, SETTINGS) as file:
-        file.add(FIRST)
-        with pytest.raises(ReadsegError, match=r"p\.jsonl: another process"):
-            PredictionFile(path, SETTINGS)
-        file.add(SECOND)
-    with PredictionFile(path, SETTINGS) as file:
-        assert len(file) == 2
-
-
-def test_settings_compare_as_json_does(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    PredictionFile(path, {"size": (1, 2)}).close()
-    with PredictionFile(path, {"size": [1, 2]}) as file:  # other settings would be refused
-        assert len(file) == 0
-
-
-def test_the_same_key_twice_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    with PredictionFile(path, SETTINGS) as file:
-        file.add(FIRST)
-        with pytest.raises(ReadsegError, match="there already"):
-            file.add(FIRST)
-    with path.open("a") as raw:
-        raw.write(json.dumps(FIRST.to_json()) + "\n")
-    with pytest.raises(ReadsegError, match=r"line 3.*twice"):
-        read_predictions(path)
-
-
-def line(**changes: object) -> bytes:
-    record = {**FIRST.to_json(), **changes}
-    return json.dumps({name: value for name, value in record.items() if value != "absent"}).encode() + b"\n"
+@pytest.mark.parametrize("name", FILES)
+def test_old_files_are_read_and_written_again_byte_for_byte(name: str, tmp_path: Path) -> None:
+    old, new = OLD / f"{name}.jsonl", tmp_path / "new.jsonl"
+    lines = read_lines(old, FILES[name])
+    assert len(lines.records) == (6 if name == "predictions" else 1)
+    write_lines(new, FILES[name], lines.header, lines.records.values())
+    assert new.read_bytes() == old.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("content", "part"),
+    ("name", "change", "message"),
     [
-        (b"", "line 1"),
-        (b"hello\n", "line 1"),
-        (b'{"format": "something else"}\n', "line 1.*'something else'"),
-        (b'{"format": "readseg-predictions-1", "settings": {}}\n', "another version"),
-        (b'{"format": "readseg-predictions-2", "settings": {}}\n', "'about'"),
-        (b"[1]\n", "line 1"),
-        (b"[" * 100_000 + b"\n", "line 1"),
-        (b"\xff\xfe\x00\n", "line 1"),
-        (HEAD + b"null\n", "line 2"),
-        (HEAD + b'{"key": \n', "line 2"),
-        (HEAD + line() + b"\n", "line 3"),
-        (HEAD + line(key=1), "line 2.*'key'"),
-        (HEAD + line(answer="absent"), "line 2.*'answer'"),
-        (HEAD + line(present=1), "'present'"),
-        (HEAD + line(said="absent"), "'said'"),
-        (HEAD + line(finished=None), "'finished'"),
-        (HEAD + line(masks=[{"size": [1, 1]}]), "'masks'"),
-        (HEAD + line(targets={}), "'targets'"),
-        (HEAD + line(ignored=3), "'ignored'"),
-        (HEAD + line(size=[2]), "'size'"),
-        (HEAD + line(size=[2, True]), "'size'"),
-        (HEAD + line(size=[10**6, 10**6]), "'size'"),
-        (HEAD + line(tags=[1]), "'tags'"),
+        ("predictions", {"key": 1}, "key"),
+        ("predictions", {"answer": ...}, "answer: Field required"),
+        ("predictions", {"present": 1}, "present"),
+        ("predictions", {"said": ...}, "said: Field required"),
+        ("predictions", {"finished": None}, "finished"),
+        ("predictions", {"masks": [{"size": [1, 1]}]}, r"masks\.0: .*'size' and 'counts'"),
+        ("predictions", {"targets": {}}, "targets"),
+        ("predictions", {"ignored": 3}, "ignored"),
+        ("predictions", {"size": [2]}, r"size\.1: Field required"),
+        ("predictions", {"size": [2, True]}, r"size\.1"),
+        ("predictions", {"size": [2, 0]}, r"size\.1: .*greater than 0"),
+        ("predictions", {"size": [10**6, 10**6]}, "size: .*at most .* pixels"),
+        ("predictions", {"tags": [1]}, r"tags\.0"),
+        ("records_layers", {"page": ...}, "page: Field required"),
+        ("records_layers", {"records": [3]}, r"records\.0"),
+        ("records_layers", {"records": [{}]}, "the records of the page 'scene-500000' are not what was measured"),
+        ("records_layers", {"sum": 3}, "sum"),
     ],
 )
-def test_foreign_files_are_refused_and_left_alone(tmp_path: Path, content: bytes, part: str) -> None:
+def test_damaged_records_are_named(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    header, line, *_ = (OLD / f"{name}.jsonl").read_bytes().splitlines()
+    record = {field: value for field, value in (json.loads(line) | change).items() if value is not ...}
     path = tmp_path / "p.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(ReadsegError, match=part):
-        read_predictions(path)
-    with pytest.raises(ReadsegError, match=part):
-        PredictionFile(path, {})
-    assert path.read_bytes() == content
+    path.write_bytes(header + b"\n" + json.dumps(record).encode() + b"\n")
+    with pytest.raises(ReadsegError, match=rf"p\.jsonl, line 2: {message}"):
+        read_lines(path, FILES[name])
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ReadsegError, match="none"):
-        read_predictions(tmp_path / "none.jsonl")
-    with pytest.raises(ReadsegError, match="cannot be read"):
-        read_predictions(tmp_path)
+def block(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros(HW, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+TOP = block(slice(0, 2), slice(0, 6))  # 12 pixels
+LEFT = block(slice(0, 4), slice(0, 2))  # 8, of which 4 are in TOP
+NOTHING = np.zeros(HW, bool)
+
+
+def prediction(
+    masks: list[np.ndarray], targets: list[np.ndarray], present: bool | None = True, ignored: np.ndarray | None = None
+) -> Prediction:
+    return Prediction(
+        key="7/0",
+        image="a.jpg",
+        size=HW,
+        question="the cup",
+        present=present,
+        targets=tuple(map(encode_rle, targets)),
+        ignored=None if ignored is None else encode_rle(ignored),
+        section="val",
+        kind="short",
+        tags=frozenset({"first"}),
+        answer="[SEG].",
+        claimed=bool(masks),
+        masks=tuple(map(encode_rle, masks)),
+        finished=True,
+    )
+
+
+def counts(match: Match, *args: Any, **more: Any) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    outcome = score(prediction(*args, **more), match)
+    return outcome.intersections, outcome.unions, outcome.said
+
+
+def test_all_masks_of_an_answer_are_one() -> None:
+    assert counts("union", [LEFT], [TOP]) == ((4,), (16,), True)
+    assert counts("union", [LEFT, TOP], [TOP]) == ((12,), (16,), True)
+    assert counts("union", [LEFT & TOP, TOP & ~LEFT], [TOP]) == ((12,), (12,), True)
+    assert counts("union", [], [TOP]) == ((0,), (12,), False)
+    assert counts("union", [NOTHING], [TOP]) == ((0,), (12,), False)
+
+
+def test_masks_in_order() -> None:
+    assert counts("order", [LEFT, TOP], [TOP]) == ((4, 0), (16, 12), True)
+    assert counts("order", [LEFT], [TOP, LEFT]) == ((4, 0), (16, 8), True)
+
+
+@pytest.mark.parametrize("match", ["union", "order"])
+def test_where_nothing_is_there(match: Match) -> None:
+    assert counts(match, [], [], False) == ((0,), (0,), False)
+    assert counts(match, [LEFT, TOP], [], False) == ((0,), (16,), True)
+    assert counts(match, [], [NOTHING]) == ((0,), (0,), False)
+    assert counts(match, [LEFT], [NOTHING]) == ((0,), (8,), True)
+    assert counts(match, [LEFT], [], None) == ((), (), True)
+
+
+@pytest.mark.parametrize("match", ["union", "order"])
+def test_pixels_that_do_not_count(match: Match) -> None:
+    """TOP without the first column: 10 pixels, of which LEFT covers 2, and 2 pixels of LEFT below it."""
+    first = block(slice(0, 4), slice(0, 1))
+    assert counts(match, [LEFT], [TOP], ignored=first) == ((2,), (12,), True)
+    assert counts(match, [first], [], False, ignored=first) == ((0,), (0,), True)
+
+
+def test_the_rest_comes_along() -> None:
+    outcome = score(prediction([LEFT], [TOP]), "union")
+    assert outcome == Outcome("7/0", "a.jpg", "val", "short", frozenset({"first"}), True, True, (4,), (16,), False)
+
+
+def test_wrong_masks_are_errors() -> None:
+    for wrong, message in (
+        (np.ones((3, 6), bool), r"\(4, 6\), the image's, got \[3, 6\]"),
+        (np.ones((6, 4), bool), "size"),
+    ):
+        with pytest.raises(ReadsegError, match=message):
+            score(prediction([wrong], [TOP]), "union")
+    huge = replace(prediction([], [TOP]), masks=({"size": [10**9, 10**9], "counts": [10**18]},))
+    with pytest.raises(ReadsegError, match="'masks'"):
+        score(huge, "union")
+
+
+def test_errors_name_the_line_of_a_file(tmp_path: Path) -> None:
+    header = {"settings": {"benchmark": "refcoco/val", "protocol": "forced", "match": "union"}, "about": {"images": 1}}
+    good = prediction([LEFT], [TOP])
+    path = tmp_path / "p.jsonl"
+    write_lines(path, PREDICTIONS, header, [good])
+    result = read_result(path)
+    assert result.predictions == (good,) and result.outcomes == (score(good, "union"),)
+    write_lines(path, PREDICTIONS, header, [good, replace(prediction([np.ones((3, 6), bool)], [TOP]), key="8/0")])
+    with pytest.raises(ReadsegError, match=r"p\.jsonl, line 3: 8/0"):
+        read_result(path)
+    for name in header["settings"]:
+        with pytest.raises(ReadsegError, match=f"'{name}'"):
+            result_of({**header["settings"], name: 3}, {}, [good])

@@ -13,7 +13,7 @@ from rich.console import Console
 from readseg.core.stats import estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
-from readseg.evaluation.outcomes import Outcome, Result
+from readseg.evaluation.predictions import Outcome, Result
 
 
 def outcome(

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import readseg
+import studies
 from readseg.core.images import load_image
+from readseg.core.io import read_lines
 from readseg.core.sasp import PointConfig
 from readseg.data.readers.refer import RefCoco
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
-from readseg.evaluation.benchmarks import Benchmark, Page, Query, open_benchmark
-from readseg.evaluation.predictions import read_predictions
-from readseg.evaluation.run import Said, evaluate
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question, open_benchmark
+from readseg.evaluation.predictions import PREDICTIONS
+from readseg.evaluation.run import RECORDS, FixedAnswer, evaluate, read_study, run_study
 from rule_model import RuleModel, left_or_nothing
 
 SETTINGS = {"model": "rule", "weights": "none"}
@@ -60,13 +66,13 @@ def test_scores_are_those_counted_by_hand(data: Path) -> None:
 def test_knowing_everything_is_worth_one(data: Path) -> None:
     for name in ("reasonseg/val", "fprefcoco/val", "grefcoco/testA"):
         benchmark = open_benchmark(data, name, "generated")
-        truth = {(load_image(p.image).tobytes(), query.text): query for p in benchmark for query in p.queries}
+        truth = {(load_image(p.image).tobytes(), query.text): query for p in benchmark for query in p.questions}
 
-        def knows(image: Image.Image, text: str, truth: dict[tuple[bytes, str], Query] = truth) -> Said:
+        def knows(image: Image.Image, text: str, truth: dict[tuple[bytes, str], Question] = truth) -> FixedAnswer:
             query = truth[image.tobytes(), text]
             masks = [np.asarray(target) == 1 for target in query.targets()]
             shape = (0, image.height, image.width)
-            return Said("", query.present, np.stack(masks) if masks else np.zeros(shape, bool))
+            return FixedAnswer("", query.present, np.stack(masks) if masks else np.zeros(shape, bool))
 
         row = report.summarise(name, evaluate(RuleModel(knows), benchmark))
         assert row.giou_all.value == pytest.approx(1, abs=1e-3) and row.see.value == 1
@@ -79,7 +85,7 @@ def test_what_a_model_is_asked(data: Path) -> None:
         benchmark = open_benchmark(data, "reasonseg/test", protocol)  # type: ignore[arg-type]
         evaluate(model, benchmark, prompt="points", points=points)
         asked = [(text, options["sentence"]) for texts, options in model.calls for text in texts]
-        wanted = [(query.text, query.sentence) for page in benchmark for query in page.queries]
+        wanted = [(query.text, query.sentence) for page in benchmark for query in page.questions]
         assert sorted(asked) == sorted(wanted)
         for _, options in model.calls:
             told = {name: options[name] for name in ("asks", "force", "prompt", "points")}
@@ -130,7 +136,7 @@ def test_other_settings_and_changed_data_are_refused(data: Path, tmp_path: Path)
         with pytest.raises(ReadsegError, match="other settings"):
             evaluate(RuleModel(), benchmark, folder=tmp_path, **{"settings": SETTINGS, **more})  # type: ignore[arg-type]
     path = tmp_path / "predictions.jsonl"
-    text = next(iter(read_predictions(path)[1].values())).asked.question
+    text = next(iter(read_lines(path, PREDICTIONS).records.values())).question
     path.write_text(path.read_text(encoding="utf-8").replace(f'"{text}"', '"something else"', 1), encoding="utf-8")
     with pytest.raises(ReadsegError, match="the data have changed"):
         evaluate(RuleModel(), benchmark, folder=tmp_path, settings=SETTINGS)
@@ -168,18 +174,21 @@ def test_broken_files_are_named_and_nothing_is_lost(data: Path, tmp_path: Path) 
     image.unlink()
     with pytest.raises(ReadsegError, match=image.name):
         evaluate(model, benchmark, folder=tmp_path / "out")
-    assert len(model.calls) == 1 and len(read_predictions(tmp_path / "out" / "predictions-rank0.jsonl")[1]) == 1
+    assert (
+        len(model.calls) == 1
+        and len(read_lines(tmp_path / "out" / "predictions-rank0.jsonl", PREDICTIONS).records) == 1
+    )
     pixels.resize((pixels.width, pixels.height)).save(image)
     evaluate(model, open_benchmark(root, "reasonseg/test"), folder=tmp_path / "out")
     assert len(model.calls) == len(benchmark)
 
 
-def page(number: int, target: np.ndarray, hw: tuple[int, int] = (4, 6)) -> Page:
-    query = Query(f"{number}/0", "the cup", False, True, lambda: [target])
-    return Page(str(number), np.full((*hw, 3), 9 * number, np.uint8), f"{number}.jpg", "val", (query,))
+def page(number: int, target: np.ndarray, hw: tuple[int, int] = (4, 6)) -> ImageQuestions:
+    query = Question(f"{number}/0", "the cup", False, True, lambda: [target])
+    return ImageQuestions(str(number), np.full((*hw, 3), 9 * number, np.uint8), f"{number}.jpg", "val", (query,))
 
 
-def few(*pages: Page) -> Benchmark:
+def few(*pages: ImageQuestions) -> Benchmark:
     return Benchmark("refcoco/val", "forced", "union", tuple(p.name for p in pages), pages.__getitem__)
 
 
@@ -188,8 +197,8 @@ def test_pixels_that_do_not_count_are_kept_with_the_question(tmp_path: Path) -> 
     target[:, 2:4], target[0] = 1, 255  # the claimed left third is 4 x 2 pixels, of which a row does not count
     (outcome,) = evaluate(RuleModel(lambda image, _: left_or_nothing(image, "")), few(page(0, target)), folder=tmp_path)
     assert (outcome.intersections, outcome.unions) == ((0,), (12,))
-    (kept,) = read_predictions(tmp_path / "predictions.jsonl")[1].values()
-    assert kept.asked.ignored is not None and kept.asked.size == (4, 6)
+    (kept,) = read_lines(tmp_path / "predictions.jsonl", PREDICTIONS).records.values()
+    assert kept.ignored is not None and kept.size == (4, 6)
 
 
 def test_a_mask_that_does_not_fit_its_image_is_an_error() -> None:
@@ -198,7 +207,7 @@ def test_a_mask_that_does_not_fit_its_image_is_an_error() -> None:
 
 
 def test_what_a_model_cannot_answer_names_the_image() -> None:
-    def fails(image: Image.Image, text: str) -> Said:
+    def fails(image: Image.Image, text: str) -> FixedAnswer:
         raise ReadsegError("the query is too long")
 
     with pytest.raises(ReadsegError, match=r"^0: the query is too long"):
@@ -206,7 +215,7 @@ def test_what_a_model_cannot_answer_names_the_image() -> None:
 
 
 def test_hidden_parts_are_told_once() -> None:
-    def warns(image: Image.Image, text: str) -> Said:
+    def warns(image: Image.Image, text: str) -> FixedAnswer:
         for _ in range(2):  # whatever is looked at twice
             warnings.warn(
                 f"the model sees only the centre square of this {image.size} image", UserWarning, stacklevel=1
@@ -273,3 +282,143 @@ def test_killed_at_random_moments_and_resumed(data: Path, tmp_path: Path) -> Non
     assert evaluate(model, benchmark, folder=folder) == whole
     content = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"predictions.jsonl": content}
+
+
+# -- studies -----------------------------------------------------------------------------------------------------------
+
+BENCHMARK = studies.benchmark()
+
+
+def looking(seen: list[str], until: int | None = None) -> Callable[[ImageQuestions], list[dict[str, Any]]]:
+    """A look that notes whom it saw, and is interrupted before one page more than `until`."""
+
+    def look(page: ImageQuestions) -> list[dict[str, Any]]:
+        if until is not None and len(seen) == until:
+            raise KeyboardInterrupt
+        seen.append(page.name)
+        return [{"key": query.key, "text": query.text} for query in page.questions]
+
+    return look
+
+
+def study(folder: Path | None, seen: list[str] | None = None, until: int | None = None, **changes: Any) -> Any:
+    options = {"name": "maps", "settings": {"model": "tiny", "k": 3}, "folder": folder, **changes}
+    benchmark = options.pop("benchmark", BENCHMARK)
+    return run_study(benchmark, looking([] if seen is None else seen, until), dict[str, Any], **options)
+
+
+def test_a_study_is_what_was_looked_at(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    keys = [query.key for number in range(len(BENCHMARK)) for query in BENCHMARK[number].questions]
+    assert [record["key"] for record in found.records] == keys
+    assert list(found.images) == list(BENCHMARK.names)
+    assert found.settings == {
+        "model": "tiny", "k": 3, "benchmark": "hand", "protocol": "generated", "match": "order",
+    }  # fmt: skip
+    assert found.about == {"images": 4, "of": 4}
+    assert read_study(tmp_path / RECORDS) == found
+    assert study(None) == found, "in memory only"
+    lines = (tmp_path / RECORDS).read_text().splitlines()
+    assert json.loads(lines[0])["format"] == "readseg-analysis-1" and len(lines) == 5
+
+
+def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path, seen, until=2)
+    assert list(read_study(tmp_path / RECORDS).images) == ["page-0", "page-1"]
+    again: list[str] = []
+    found = study(tmp_path, again)
+    assert again == ["page-2", "page-3"]
+    assert found == study(None)
+    before = (tmp_path / RECORDS).read_bytes()
+    study(tmp_path, again)
+    assert again == ["page-2", "page-3"] and (tmp_path / RECORDS).read_bytes() == before
+
+
+def test_a_larger_sample_goes_on_from_a_smaller_one(tmp_path: Path) -> None:
+    seen: list[str] = []
+    few = study(tmp_path, seen, limit=2)
+    assert seen == ["page-0", "page-2"] and list(few.images) == seen, "spread over the benchmark"
+    assert few.about == {"images": 2, "of": 4}
+    found = study(tmp_path, seen)
+    assert seen == ["page-0", "page-2", "page-1", "page-3"]
+    assert list(found.images) == list(BENCHMARK.names), "in the benchmark's order, whatever the file's"
+    assert study(tmp_path, seen, limit=2) == few, "what is known of other pages is left out, and left alone"
+    assert len((tmp_path / RECORDS).read_bytes().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"model": "tiny", "k": 4}}, "k: 3 there, 4 now"),
+        ({"benchmark": studies.benchmark(protocol="forced")}, "protocol: 'generated' there, 'forced' now"),
+        ({"benchmark": studies.benchmark(settings={"split": "val"})}, "split: None there, 'val' now"),
+        ({"name": "layers"}, "study: 'maps' there, 'layers' now"),
+    ],
+)
+def test_other_settings_are_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    study(tmp_path, limit=1)
+    before = (tmp_path / RECORDS).read_bytes()
+    with pytest.raises(ReadsegError, match=message) as caught:
+        study(tmp_path, **changes)
+    assert str(tmp_path / RECORDS) in str(caught.value) and "give another folder" in str(caught.value)
+    assert (tmp_path / RECORDS).read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["text", "present", "place"])
+def test_other_data_under_the_same_names_are_an_error(tmp_path: Path, change: str) -> None:
+    study(tmp_path, limit=1)
+    before = (tmp_path / RECORDS).read_bytes()
+
+    def page(number: int) -> ImageQuestions:
+        own = BENCHMARK.page(number)
+        first = {"text": {"text": "the cow"}, "present": {"present": False}, "place": {}}[change]
+        questions = (replace(own.questions[0], **first), *own.questions[1:])
+        return replace(own, questions=questions, image_id="other.jpg" if change == "place" else own.image_id)
+
+    with pytest.raises(ReadsegError, match=f"{RECORDS}: .* the data have changed; give another folder"):
+        study(tmp_path, benchmark=Benchmark(**{**vars(BENCHMARK), "page": page}))
+    assert (tmp_path / RECORDS).read_bytes() == before
+
+
+def test_a_record_that_is_not_what_was_measured_is_an_error(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    path = tmp_path / RECORDS
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"page-2/0"', b'"page-2/8"'))
+    assert path.read_bytes() != content
+    with pytest.raises(ReadsegError, match=f"{RECORDS}, line 4: the records of the page 'page-2' are not what was"):
+        study(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3] + lines[4:]))
+    seen: list[str] = []
+    assert study(tmp_path, seen) == found and seen == ["page-2"], "as the error says"
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match="cannot be read"):
+        read_study(tmp_path / RECORDS)
+
+
+def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
+    def look(page: ImageQuestions) -> list[dict[str, Any]]:
+        study(tmp_path)
+        return []
+
+    with pytest.raises(ReadsegError, match="another process is writing"):
+        run_study(BENCHMARK, look, dict[str, Any], name="maps", settings={"model": "tiny", "k": 3}, folder=tmp_path)
+
+
+def test_an_error_of_a_page_keeps_the_pages_before(tmp_path: Path) -> None:
+    def page(number: int) -> ImageQuestions:
+        if number == 2:
+            raise ReadsegError("page-2.jpg: cannot be read")
+        return BENCHMARK.page(number)
+
+    broken = Benchmark(**{**vars(BENCHMARK), "page": page})
+    with pytest.raises(ReadsegError, match=r"page-2\.jpg"):
+        study(tmp_path, benchmark=broken)
+    seen: list[str] = []
+    study(tmp_path, seen)
+    assert seen == ["page-2", "page-3"]

@@ -14,11 +14,21 @@ import pytest
 from PIL import Image
 
 from readseg.core import stats
+from readseg.core.images import load_image
 from readseg.errors import ReadsegError
-from readseg.evaluation import report
-from readseg.evaluation.outcomes import Outcome
-from readseg.evaluation.run import Said
-from readseg.evaluation.scenes import BLIND, Case, SceneSet, blind, evaluate_scenes, scene_cases, score
+from readseg.evaluation import predictions, report
+from readseg.evaluation.predictions import Outcome
+from readseg.evaluation.run import FixedAnswer, answered, model_system, run_systems, unanswered
+from readseg.evaluation.scenes import (
+    BLIND,
+    Case,
+    SceneSet,
+    blind_answer,
+    blind_systems,
+    image_questions,
+    scene_benchmark,
+    scene_cases,
+)
 from readseg.scenes.questions import Question
 from readseg.scenes.render import RenderedScene
 
@@ -57,9 +67,15 @@ def case(*questions: Question) -> Case:
     return Case("scene-5", "scenes", picture, questions)
 
 
+def score(case: Case, k: int, answer: FixedAnswer) -> Outcome:
+    questions = image_questions(case)
+    question = unanswered(questions, questions.questions[k], load_image(questions.image))
+    return predictions.score(answered(question, answer), "order")
+
+
 def outcome(asked: Question, *masks: np.ndarray, answer: str = "") -> Outcome:
     drawn = np.stack(masks) if masks else np.zeros((0, *HW), bool)
-    return score(case(asked), 0, Said(answer, bool(masks), drawn))
+    return score(case(asked), 0, FixedAnswer(answer, bool(masks), drawn))
 
 
 def test_one_target() -> None:
@@ -114,24 +130,34 @@ def test_a_mask_of_another_size_is_refused() -> None:
 
 def test_blind_baselines() -> None:
     asked = case(question(((0,),), True), question(((0,), (1,)), True), question((), False))
-    assert score(asked, 0, blind(asked, 0, "largest object")).unions == (22,)
-    assert score(asked, 1, blind(asked, 1, "largest object")).intersections == (0, 9)
+    assert score(asked, 0, blind_answer(asked, 0, "largest object")).unions == (22,)
+    assert score(asked, 1, blind_answer(asked, 1, "largest object")).intersections == (0, 9)
     for k in range(3):
-        assert np.array_equal(blind(asked, k, "random object").masks, blind(asked, k, "random object").masks)
-        assert score(asked, k, blind(asked, k, "random object")).said
-    with pytest.raises(ReadsegError, match="baseline"):
-        blind(asked, 0, "clever")
+        assert np.array_equal(
+            blind_answer(asked, k, "random object").masks, blind_answer(asked, k, "random object").masks
+        )
+        assert score(asked, k, blind_answer(asked, k, "random object")).said
+
+
+def evaluate_scenes(
+    model: FakeModel, which: SceneSet, prompts: Sequence[Any] = (None,), settings: Any = None, **options: Any
+) -> dict[str, Sequence[Outcome]]:
+    """The outcomes of a model with each kind of prompt, and of the blind baselines."""
+    benchmark = scene_benchmark(which)
+    systems = [model_system(model, benchmark, settings=settings, prompt=prompt) for prompt in prompts]
+    results = run_systems([*systems, *blind_systems(which)], benchmark, **options)
+    return {name: result.outcomes for name, result in results.items()}
 
 
 @dataclass
 class FakeModel:
     """Answers from a rule about (case, question); counts the calls."""
 
-    rule: Callable[[Case, Question], Said]
+    rule: Callable[[Case, Question], FixedAnswer]
     which: SceneSet = SMALL
     calls: list[str | None] = field(default_factory=list)
 
-    def segment(self, image: Image.Image, queries: Sequence[str], /, **options: Any) -> list[Said]:
+    def segment(self, image: Image.Image, queries: Sequence[str], /, **options: Any) -> list[FixedAnswer]:
         assert not options["asks"] and options["sentence"] is None, "the questions are asked as they stand"
         assert not options["force"]
         self.calls.append(options["prompt"])
@@ -140,14 +166,14 @@ class FakeModel:
         return [self.rule(asked, q) for q in asked.questions]
 
 
-def omniscient(asked: Case, about: Question) -> Said:
+def omniscient(asked: Case, about: Question) -> FixedAnswer:
     masks = [asked.picture.masks[list(target)].any(axis=0) for target in about.targets]
     shape = asked.picture.masks.shape[1:]
-    return Said(about.answer, about.present, np.stack(masks) if masks else np.zeros((0, *shape), bool))
+    return FixedAnswer(about.answer, about.present, np.stack(masks) if masks else np.zeros((0, *shape), bool))
 
 
-def silent(asked: Case, about: Question) -> Said:
-    return Said("no.", False, asked.picture.masks[:0])
+def silent(asked: Case, about: Question) -> FixedAnswer:
+    return FixedAnswer("no.", False, asked.picture.masks[:0])
 
 
 def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.core.masks import encode_rle
+import rule_model
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Page, open_benchmark, resolve
-from readseg.evaluation.outcomes import Result, read_result, result_of
-from readseg.evaluation.predictions import Asked, Prediction
+from readseg.evaluation.benchmarks import ImageQuestions, open_benchmark, resolve
+from readseg.evaluation.predictions import Prediction, Result, read_result, result_of
 from readseg.evaluation.report import sheets, to_json, to_markdown
-from readseg.evaluation.run import Said, evaluate
+from readseg.evaluation.run import FixedAnswer, evaluate
 from readseg.evaluation.unseen import (
     FIRST_UNSEEN_SEED,
     empty_scene,
@@ -40,27 +39,27 @@ SETTINGS = {"model": "m", "weights": "w", "benchmark": "unseen", "protocol": "ge
 
 
 @cache
-def pages() -> list[Page]:
+def pages() -> list[ImageQuestions]:
     return [unseen_page(number) for number in range(20)]
 
 
-def refuse(image: Image.Image, text: str) -> Said:
-    return Said("no.", False, np.zeros((0, image.height, image.width), bool))
+def refuse(image: Image.Image, text: str) -> FixedAnswer:
+    return FixedAnswer("no.", False, np.zeros((0, image.height, image.width), bool))
 
 
-def claim(image: Image.Image, text: str) -> Said:
-    return Said("the dog [SEG].", True, np.ones((1, image.height, image.width), bool))
+def claim(image: Image.Image, text: str) -> FixedAnswer:
+    return FixedAnswer("the dog [SEG].", True, np.ones((1, image.height, image.width), bool))
 
 
 def test_the_set_is_fixed() -> None:
     benchmark = unseen_benchmark()
     assert (len(benchmark), benchmark.protocol, benchmark.match) == (250, "generated", "order")
     assert len(set(benchmark.names)) == 250
-    words = [(page.name, page.section, query.kind, query.text) for page in pages() for query in page.queries]
+    words = [(page.name, page.section, query.kind, query.text) for page in pages() for query in page.questions]
     digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()
     assert digest[:16] == FROZEN, "the set has changed: scores hold for the old one"
     for page, name in zip(pages(), benchmark.names, strict=False):
-        assert page.name == name and page.queries
+        assert page.name == name and page.questions
 
 
 def test_no_seed_is_one_of_training_validation_or_test() -> None:
@@ -79,9 +78,9 @@ def test_four_of_five_images_are_scenes_of_what_was_never_trained() -> None:
         areas = drawn.masks.mean(axis=(1, 2))
         clear = {thing.name for thing, area in zip(scene.objects, areas, strict=True) if area >= 0.01}
         assert not clear & set(TRAINED)
-        asked = [name for query in page.queries for name in clear if query.text in category_requests(name)]
-        assert len(asked) == len(set(asked)) == len(page.queries) == min(4, len(clear)), page.name
-        for query in page.queries:
+        asked = [name for query in page.questions for name in clear if query.text in category_requests(name)]
+        assert len(asked) == len(set(asked)) == len(page.questions) == min(4, len(clear)), page.name
+        for query in page.questions:
             assert query.present is False and not query.targets() and query.tags == {"untrained"}
             assert query.sentence is None and query.expected is None
 
@@ -112,7 +111,7 @@ def test_empty_backgrounds_are_asked_for_what_models_know() -> None:
     for page in pages():
         if page.section != "empty":
             continue
-        asked = {query.kind: query.text for query in page.queries}
+        asked = {query.kind: query.text for query in page.questions}
         assert list(asked) == ["category", "reasoning", "colour", "relation"]
         assert any(asked["category"] in category_requests(name) for name in TRAINED)
         assert any(told in asked["reasoning"] for name in TRAINED for told in CLASSES[name].descriptions)
@@ -120,8 +119,8 @@ def test_empty_backgrounds_are_asked_for_what_models_know() -> None:
         assert re.search(r"\b(left of|right of|above|over|below|under|next to|nearest|closest)\b", asked["relation"])
         for kind in ("colour", "relation"):
             assert any(re.search(rf"\b{form}\b", asked[kind]) for form in names)
-        assert {query.present for query in page.queries} == {False}
-        assert not any(query.tags or query.targets() for query in page.queries)
+        assert {query.present for query in page.questions} == {False}
+        assert not any(query.tags or query.targets() for query in page.questions)
 
 
 def scored(rule: RuleModel, folder: Path, limit: int = 5) -> Result:
@@ -145,7 +144,7 @@ def test_who_refuses_all_is_right_and_who_claims_all_is_wrong(tmp_path: Path) ->
 def test_the_questions_are_asked_as_they_stand_and_a_run_goes_on(tmp_path: Path) -> None:
     model = RuleModel(refuse)
     scored(model, tmp_path, limit=2)
-    assert [texts for texts, _ in model.calls] == [[query.text for query in page.queries] for page in pages()[:2]]
+    assert [texts for texts, _ in model.calls] == [[query.text for query in page.questions] for page in pages()[:2]]
     assert all(options["sentence"] is None and not options["force"] for _, options in model.calls)
     result = scored(model, tmp_path, limit=5)
     assert len(model.calls) == 5, "two images were known"
@@ -154,10 +153,10 @@ def test_the_questions_are_asked_as_they_stand_and_a_run_goes_on(tmp_path: Path)
 
 def prediction(place: int, section: str, question: str, answer: str) -> Prediction:
     """Of an image of its own; the answer claims if it has a [SEG]."""
-    masks = (encode_rle(np.ones((4, 6), bool)),) if "[SEG]" in answer else ()
+    masks = [np.ones((4, 6), bool)] if "[SEG]" in answer else []
     tags = frozenset({"untrained"} if section == "untrained" else ())
-    asked = Asked(f"i{place}/0", f"i{place}", (4, 6), question, False, (), section=section, kind="category", tags=tags)
-    return Prediction(asked, answer, bool(masks), masks)
+    options = {"question": question, "section": section, "kind": "category", "tags": tags}
+    return rule_model.prediction(f"i{place}/0", False, answer, masks, **options)
 
 
 SAID = (
@@ -236,9 +235,9 @@ def test_whether_a_refusal_invents(answer: str, invents: bool) -> None:
 def test_the_page_shows_pictures_and_no_truth_that_nobody_knows(tmp_path: Path) -> None:
     result = scored(RuleModel(claim), tmp_path / "claims")
     for said in (result.predictions[0], result.predictions[-1]):
-        page = next(page for page in pages() if page.name == said.asked.image)
+        page = next(page for page in pages() if page.name == said.image)
         assert np.array_equal(np.asarray(find_picture(result, said)), page.image)
-        elsewhere = replace(said, asked=replace(said.asked, image="unseen-5"))
+        elsewhere = replace(said, image="unseen-5")
         assert find_picture(result, elsewhere) is None
     tables = sheets([result])
     cards = to_html([result], tables, find_picture).split("<article>")[1:]

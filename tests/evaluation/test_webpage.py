@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rule_model
 from readseg.core.masks import encode_rle
 from readseg.evaluation.benchmarks import open_benchmark
-from readseg.evaluation.outcomes import Result, result_of
-from readseg.evaluation.predictions import Asked, Prediction, read_predictions
+from readseg.evaluation.predictions import Prediction, Result, read_result, result_of
 from readseg.evaluation.report import sheets
 from readseg.evaluation.run import evaluate
 from readseg.evaluation.scenes import SceneSet, scene_case
@@ -36,9 +36,16 @@ def rows(count: int) -> np.ndarray:
 
 
 def prediction(image: str, k: int, present: bool, claimed: int, text: str = "the cup") -> Prediction:
-    asked = Asked(f"{image}/{k}", f"{image}.png", HW, text, present, (encode_rle(rows(10)),) if present else ())
-    masks = (encode_rle(rows(claimed)),) if claimed else ()
-    return Prediction(asked, f"{text} [SEG]." if claimed else "no.", bool(claimed), masks)
+    return rule_model.prediction(
+        f"{image}/{k}",
+        present,
+        f"{text} [SEG]." if claimed else "no.",
+        [rows(claimed)] if claimed else [],
+        image=f"{image}.png",
+        size=HW,
+        question=text,
+        targets=(encode_rle(rows(10)),) if present else (),
+    )
 
 
 def result(*predictions: Prediction, **about: object) -> Result:
@@ -51,10 +58,10 @@ def test_the_worst_are_of_all_kinds_and_the_best_come_last() -> None:
     masks = [prediction(f"m{k}", 0, True, k + 1) for k in range(9)]
     right = [prediction(f"n{k}", 0, False, 0) for k in range(5)]
     worst, best = worst_and_best(result(*right, *masks, *refusals, *inventions), 6)
-    assert [e.prediction.asked.image for e in worst] == ["i4.png", "i3.png", "r0.png", "r1.png", "m0.png", "m1.png"]
+    assert [e.prediction.image for e in worst] == ["i4.png", "i3.png", "r0.png", "r1.png", "m0.png", "m1.png"]
     assert [e.verdict for e in worst] == ["invented", "invented", "refused", "refused", "mask", "mask"]
     assert [round(e.iou, 3) for e in worst] == [0, 0, 0, 0, 0.1, 0.2]
-    assert [e.prediction.asked.image for e in best] == ["m8.png", "m7.png", "m6.png", "m5.png", "m4.png", "n0.png"]
+    assert [e.prediction.image for e in best] == ["m8.png", "m7.png", "m6.png", "m5.png", "m4.png", "n0.png"]
     assert best[-1].verdict == "refused rightly"
 
 
@@ -95,7 +102,7 @@ NASTY = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)> & \ud800 \x
 
 def test_text_of_data_and_models_is_escaped(tmp_path: Path) -> None:
     bad = prediction("a", 0, True, 3, NASTY)
-    bad = replace(bad, asked=replace(bad.asked, image=NASTY), answer=NASTY)
+    bad = replace(bad, image=NASTY, answer=NASTY)
     settings = {**SETTINGS, "model": NASTY, "benchmark": "fprefcoco/" + NASTY, "prompt": NASTY}
     nasty = result_of(settings, {"data": NASTY, "images": 1, "of": 2}, [bad])
     write(tmp_path, nasty, result(prediction("b", 0, True, 2)))
@@ -110,8 +117,7 @@ def test_text_of_data_and_models_is_escaped(tmp_path: Path) -> None:
 
 def test_the_page_is_one_file_with_pictures_of_both(data: Path, tmp_path: Path) -> None:
     evaluate(RuleModel(), open_benchmark(data, "fprefcoco/val"), folder=tmp_path / "p", settings={"model": "m"})
-    head, predictions = read_predictions(tmp_path / "p" / "predictions.jsonl")
-    made = result_of(head.settings, head.about, list(predictions.values()))
+    made = read_result(tmp_path / "p" / "predictions.jsonl")
     write(tmp_path / "out", made)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -146,16 +152,15 @@ def test_the_picture_shows_the_mask() -> None:
 
 def test_pictures_are_looked_for_below_the_folder_only(data: Path, tmp_path: Path) -> None:
     evaluate(RuleModel(), open_benchmark(data, "refcoco/testA"), folder=tmp_path, settings={"model": "m"})
-    head, predictions = read_predictions(tmp_path / "predictions.jsonl")
-    made = result_of(head.settings, head.about, list(predictions.values()))
+    made = read_result(tmp_path / "predictions.jsonl")
     one = made.predictions[0]
     assert find_picture(made, one) is not None
     assert find_picture(made, one, tmp_path) is None
-    other_size = replace(one, asked=replace(one.asked, size=(3, 3)))
+    other_size = replace(one, size=(3, 3))
     assert find_picture(made, other_size) is None
-    for place in (str(data / one.asked.image), f"../{data.name}/{one.asked.image}", "none.jpg", "\x00"):
-        assert find_picture(made, replace(one, asked=replace(one.asked, image=place))) is None
-    nowhere = result_of(head.settings, {"data": 3}, [one])
+    for place in (str(data / one.image), f"../{data.name}/{one.image}", "none.jpg", "\x00"):
+        assert find_picture(made, replace(one, image=place)) is None
+    nowhere = result_of(made.settings, {"data": 3}, [one])
     assert find_picture(nowhere, one) is None
 
 
@@ -164,8 +169,8 @@ def test_scenes_are_drawn_again() -> None:
     drawn = scene_case(3, which).picture.image
     settings = {"benchmark": "scenes", "protocol": "generated", "match": "order", "first_seed": 500_000, "questions": 2}
     for name, there in (("scene-500003", True), ("scene-500004", False), ("scene-x", False), ("scene-1", False)):
-        asked = Asked(f"{name}/0", name, drawn.shape[:2] if there else (3, 3), "where?", None)
-        made = result_of(settings, {}, [Prediction(asked, "there.", None)])
+        size = drawn.shape[:2] if there else (3, 3)
+        made = result_of(settings, {}, [rule_model.prediction(f"{name}/0", None, "there.", size=size)])
         found = find_picture(made, made.predictions[0])
         assert np.array_equal(found, drawn) if there else found is None  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ from readseg.checkpoints.load import load_model
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import Points
 from readseg.errors import ReadsegError
-from readseg.evaluation.outcomes import read_result
+from readseg.evaluation.predictions import read_result
 from readseg.model.mask_prompts import masks_from_prompts
 from readseg.training.config import load_recipe
 from readseg.training.stages.pretraining import initialise

@@ -135,7 +135,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         "from test_loop import Line, options, train\n"
-        "from readseg.core.processes import processes\n"
+        "from readseg.core.io import processes\n"
         "stage = Line()\n"
         f"train(stage, options(4), Path({str(tmp_path / 'run')!r}))\n"
         f"out = Path({str(tmp_path)!r}) / f'rank{{processes().process_index}}.txt'\n"

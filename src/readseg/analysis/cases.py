@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 
 from readseg.core.masks import IGNORED, intersection_and_union, union
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page, Query
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
 from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
 
@@ -42,14 +42,14 @@ class Case:
         units: the masks that are expected with their [SEG], as the benchmark matches them; none for a false premise.
     """
 
-    query: Query
-    page: Page
+    query: Question
+    page: ImageQuestions
     encoded: EncodedImage = field(repr=False)
     reply: ModelAnswer = field(repr=False)
     units: tuple[Unit, ...] = field(repr=False)
 
 
-def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Case]:
+def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -> list[Case]:
     """All questions of a page that ask for an object, with the model's replies, in their order.
 
     "order" gives the k-th target the k-th [SEG]; "union" gives the one target all of them. Under the protocol "forced"
@@ -62,12 +62,14 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     encoded = segmenter.encode(page.image)
     forced = benchmark.protocol == "forced"
     replies: dict[int, ModelAnswer] = {}
-    for sentence in dict.fromkeys(query.sentence for query in page.queries):
-        places = [k for k, query in enumerate(page.queries) if query.sentence is sentence and query.present is not None]
+    for sentence in dict.fromkeys(query.sentence for query in page.questions):
+        places = [
+            k for k, query in enumerate(page.questions) if query.sentence is sentence and query.present is not None
+        ]
         worded = sentence is not None
         found = segmenter.reply(
             encoded,
-            [page.queries[k].text for k in places],
+            [page.questions[k].text for k in places],
             asks=worded,
             force=forced and worded,
             sentence=sentence,
@@ -76,8 +78,8 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Cas
     seg = segmenter.model.config.seg_token_id
     cases = []
     for k in sorted(replies):
-        units = _units(benchmark, page, page.queries[k], replies[k], encoded.frame.hw, seg)
-        cases.append(Case(page.queries[k], page, encoded, replies[k], units))
+        units = _units(benchmark, page, page.questions[k], replies[k], encoded.frame.hw, seg)
+        cases.append(Case(page.questions[k], page, encoded, replies[k], units))
     return cases
 
 
@@ -93,7 +95,7 @@ def counts_of(masks: Bool[np.ndarray, "S H W"], unit: Unit) -> tuple[int, int]:
 
 
 def _units(
-    benchmark: Benchmark, page: Page, query: Query, reply: ModelAnswer, hw: tuple[int, int], seg: int
+    benchmark: Benchmark, page: ImageQuestions, query: Question, reply: ModelAnswer, hw: tuple[int, int], seg: int
 ) -> tuple[Unit, ...]:
     if not query.present:
         return ()
@@ -102,7 +104,7 @@ def _units(
     for target in targets:
         if target.shape != hw:
             raise ReadsegError(
-                f"{page.place}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
+                f"{page.image_id}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
                 "(height x width)"
             )
     ignored = union([target == IGNORED for target in targets], hw)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from readseg.evaluation.outcomes import words_of
+from readseg.evaluation.predictions import words_of
 
 # What names an object begins behind the last of these.
 _CUT = re.compile(r"\b(?:is|are|was|were)\b|[.,;:!?](?=\s)", re.IGNORECASE)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from readseg.evaluation.benchmarks import Benchmark
-    from readseg.evaluation.outcomes import Result
+    from readseg.evaluation.predictions import Result
     from readseg.evaluation.run import System
 
 
@@ -63,10 +63,10 @@ def evaluate(
     Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
     from readseg.cli.jobs import settings_of
-    from readseg.core.processes import processes
+    from readseg.core.io import processes
     from readseg.errors import ReadsegError
     from readseg.evaluation.benchmarks import DRAWN, SCENES, resolve
-    from readseg.evaluation.run import VARIANTS, model_system, run
+    from readseg.evaluation.run import VARIANTS, model_system, run_systems
 
     names = resolve(data, benchmark)
     if first_seed is not None and SCENES not in names:
@@ -113,7 +113,7 @@ def evaluate(
             model_system(segmenter, there, settings=settings, prompt=kind, points=own_points)
             for kind in (prompt, *others)
         ]
-        found = run(
+        found = run_systems(
             [*systems, *blind],
             there,
             folder=None if out is None else out / name.replace("/", "_"),

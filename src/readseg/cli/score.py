@@ -25,7 +25,7 @@ def score(
     """Score predictions that readseg evaluate has written; several together stand in the same tables."""
     from readseg.cli.evaluate import tell
     from readseg.errors import ReadsegError
-    from readseg.evaluation.outcomes import read_result
+    from readseg.evaluation.predictions import read_result
 
     if out is not None:
         check_writable(out)

@@ -68,7 +68,7 @@ def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
     from readseg.viz.sheets import Line, Shown
 
     places = [next(k for k, p in enumerate(s.result.predictions) if p.key == key) for s in systems]
-    asked = systems[0].result.predictions[places[0]].asked
+    asked = systems[0].result.predictions[places[0]]
 
     def stacked(rles: Sequence[Rle]) -> np.ndarray:
         masks = [decode_rle(dict(rle)) for rle in rles]

@@ -63,8 +63,7 @@ def ask(job: Job, predictions: Sequence[Path]) -> list[Answered]:
     """
     from readseg.analysis.studies.systems import Answered, read_systems
     from readseg.cli.jobs import model_folder
-    from readseg.evaluation.run import model_system
-    from readseg.evaluation.run import run as run_systems
+    from readseg.evaluation.run import model_system, run_systems
 
     others = read_systems(predictions, job.benchmark)
     found = []

@@ -59,7 +59,7 @@ def _look(job: Job, model: Model, points: PointOptions | None) -> Sweep:
     from readseg.analysis.cases import cases_of
     from readseg.analysis.studies.layers import Layered, Sweep, sweep
     from readseg.cli.jobs import model_folder
-    from readseg.evaluation.study import RECORDS, look_at
+    from readseg.evaluation.run import RECORDS, run_study
 
     segmenter, folder = model.segmenter, model_folder(job, model)
     prompt, chosen = (None, None) if points is None else points(segmenter)
@@ -70,7 +70,9 @@ def _look(job: Job, model: Model, points: PointOptions | None) -> Sweep:
         return [record.to_json() for records in found for record in records]
 
     settings = {**model.settings, "points": asdict(chosen or segmenter.model.config.points)}
-    study = look_at(job.benchmark, look, name=NAME, settings=settings, folder=folder, limit=job.limit, progress=True)
+    study = run_study(
+        job.benchmark, look, dict[str, Any], name=NAME, settings=settings, folder=folder, limit=job.limit, progress=True
+    )
     try:
         records = [Layered.from_json(record) for record in study.records]
     except ReadsegError as error:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from readseg.analysis.studies.maps import Examined
     from readseg.cli.jobs import Job, Model
     from readseg.core.sasp import PointConfig
-    from readseg.evaluation.study import Study
+    from readseg.evaluation.run import StudyResult
     from readseg.inference.segmenter import Segmenter
     from readseg.model.config import Prompt
     from readseg.viz.tables import Table
@@ -66,12 +66,12 @@ def run(
     typer.echo(f"to look at: {', '.join(written)}")
 
 
-def _examined(job: Job, model: Model, study: Study) -> Examined:
+def _examined(job: Job, model: Model, study: StudyResult[dict[str, Any]]) -> Examined:
     """A study's records, read."""
     from readseg.analysis.studies.maps import Examined
     from readseg.analysis.studies.measures import Measured
     from readseg.cli.jobs import model_folder
-    from readseg.evaluation.study import RECORDS
+    from readseg.evaluation.run import RECORDS
 
     try:
         records = [Measured.from_json(record) for record in study.records]
@@ -84,7 +84,7 @@ def _examined(job: Job, model: Model, study: Study) -> Examined:
 
 def _look(
     job: Job, model: Model, points: PointOptions | None, sam: str | None, clip: str | None, extremes: int | None
-) -> Study:
+) -> StudyResult[dict[str, Any]]:
     """What is recorded of every expected mask, from disk where it was measured before."""
     from readseg.analysis.cases import cases_of
     from readseg.analysis.clip import load_clip
@@ -94,7 +94,7 @@ def _look(
     from readseg.analysis.studies.measures import RECORD
     from readseg.checkpoints.load import digest
     from readseg.cli.jobs import model_folder
-    from readseg.evaluation.study import look_at
+    from readseg.evaluation.run import run_study
 
     segmenter = model.segmenter
     prompt, chosen = (None, None) if points is None else points(segmenter)
@@ -115,9 +115,10 @@ def _look(
         found = (examine(segmenter, case, means) for case in cases_of(segmenter, job.benchmark, page))
         return [record.to_json() for records in found for record in records]
 
-    return look_at(
+    return run_study(
         job.benchmark,
         look,
+        dict[str, Any],
         name=NAME,
         settings=settings,
         folder=model_folder(job, model),
@@ -126,7 +127,7 @@ def _look(
     )
 
 
-def _missing(study: Study) -> dict[str, str]:
+def _missing(study: StudyResult[dict[str, Any]]) -> dict[str, str]:
     """What was not measured, and why."""
     missing = {}
     if study.settings["clip"] is None:
@@ -139,7 +140,7 @@ def _missing(study: Study) -> dict[str, str]:
     return missing
 
 
-def _write_page(job: Job, examined: Examined, study: Study, path: Path) -> None:
+def _write_page(job: Job, examined: Examined, study: StudyResult[dict[str, Any]], path: Path) -> None:
     """The page with all units, and pictures of some."""
     from rich.console import Console
     from rich.progress import track

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from readseg.analysis.studies.necessity import Considered
     from readseg.cli.jobs import Job, Model
-    from readseg.evaluation.study import Study
+    from readseg.evaluation.run import StudyResult
     from readseg.viz.tables import Table
 
 NAME = "necessity"
@@ -42,17 +42,18 @@ def run(job: Job) -> None:
     finish(job, NAME, tables, pictures)
 
 
-def _look(job: Job, model: Model) -> tuple[Study, list[Considered]]:
+def _look(job: Job, model: Model) -> tuple[StudyResult[dict[str, Any]], list[Considered]]:
     """What is recorded of every question, from disk where it was asked before."""
     from readseg.analysis.studies.necessity import Considered, consider
     from readseg.cli.jobs import model_folder
     from readseg.errors import ReadsegError
-    from readseg.evaluation.study import RECORDS, look_at
+    from readseg.evaluation.run import RECORDS, run_study
 
     folder = model_folder(job, model)
-    study = look_at(
+    study = run_study(
         job.benchmark,
         lambda page: [one.to_json() for one in consider(model.segmenter, job.benchmark, page)],
+        dict[str, Any],
         name=NAME,
         settings=model.settings,
         folder=folder,
@@ -66,7 +67,7 @@ def _look(job: Job, model: Model) -> tuple[Study, list[Considered]]:
 
 
 def _told(
-    job: Job, model: Model, study: Study, records: list[Considered]
+    job: Job, model: Model, study: StudyResult[dict[str, Any]], records: list[Considered]
 ) -> tuple[list[Table], dict[str, Any], Image.Image]:
     """Tables, ROC curves as JSON values, and the chart of one model."""
     from readseg.analysis.studies.necessity import SCORES

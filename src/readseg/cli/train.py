@@ -39,7 +39,7 @@ def train(
 
     On several GPUs or machines: accelerate launch -m readseg train RECIPE ...
     """
-    from readseg.core.processes import processes
+    from readseg.core.io import processes
     from readseg.training import recipe as recipes
     from readseg.training.config import load_recipe, with_start
 

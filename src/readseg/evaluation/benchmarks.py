@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,9 +29,9 @@ import numpy as np
 from readseg.data.entries import Entry, Expression
 from readseg.data.readers.reasonseg import ReasonSeg
 from readseg.data.readers.refer import RefCoco, preferred
-from readseg.data.registry import REFERRING, DataSet, Reader, data_sets
+from readseg.data.registry import REFERRING, DataSet, data_sets
 from readseg.errors import ReadsegError
-from readseg.evaluation.outcomes import Match
+from readseg.evaluation.predictions import Match
 
 Protocol = Literal["forced", "generated"]
 
@@ -48,98 +49,57 @@ DATA_SETS = ("reasonseg", *REFERRING)
 
 
 @dataclass(frozen=True, eq=False)
-class Query:
-    """A question about an image, and what is true.
+class Question:
+    """A question about an image, and what is true."""
 
-    Attributes:
-        key: unique within the benchmark.
-        text: the question, in the data set's words.
-        sentence: whether it is a whole sentence, not the name of a thing; None goes to the model as it stands.
-        present: whether what is asked for is there; None for a question that is answered in words.
-        targets: paints the masks that are expected, each (H, W) in {0, 1, 255}; raises ReadsegError naming the file
-            that it cannot read.
-        expected: the answer in words; None where there is none.
-        kind: kind of question.
-        tags: what else scores are grouped by.
-    """
-
-    key: str
-    text: str
-    sentence: bool | None
-    present: bool | None
-    targets: Callable[[], Sequence[np.ndarray]]
-    expected: str | None = None
+    key: str  # unique within the benchmark
+    text: str  # in the data set's words
+    sentence: bool | None  # a whole sentence, or the name of a thing; None goes to the model as it stands
+    present: bool | None  # whether what is asked for is there; None for a question that is answered in words
+    targets: Callable[[], Sequence[np.ndarray]]  # paints the masks that are expected, each (H, W) in {0, 1, 255}
+    expected: str | None = None  # the answer in words; None where there is none
     kind: str = ""
-    tags: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()  # what else scores are grouped by
 
 
 @dataclass(frozen=True, eq=False)
-class Page:
-    """An image of a benchmark with all that is asked about it.
+class ImageQuestions:
+    """An image of a benchmark with all that is asked about it."""
 
-    Attributes:
-        name: unique within the benchmark; its questions' keys begin with it and a "/".
-        image: the file, or pixels (H, W, 3).
-        place: how records call the image: the file relative to the folder of all data, or the name of a scene.
-        section: part of the benchmark.
-        queries: at least one.
-    """
-
-    name: str
-    image: Path | np.ndarray
-    place: str
-    section: str
-    queries: tuple[Query, ...]
+    name: str  # unique within the benchmark; its questions' keys begin with it and a "/"
+    image: Path | np.ndarray  # the file, or pixels (H, W, 3)
+    image_id: str  # in records: the file relative to the folder of all data, or the name of a scene
+    section: str  # part of the benchmark
+    questions: tuple[Question, ...]  # at least one
 
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A fixed list of images and questions, and how answers are made and scored.
+    """A fixed list of images and questions, and how answers are made and scored."""
 
-    Attributes:
-        name: as in this module's head.
-        protocol: how answers are made.
-        match: how masks meet their targets, see `outcomes`.
-        names: of the pages.
-        page: makes the page of a number.
-        settings: what else decides the answers: which files.
-        about: what else is known: the folder of the data.
-        left_out: for each page how many false premises the protocol leaves out.
-        ordered: a first part of it is mixed as all of it is, so that a smaller number takes the first pages.
-    """
-
-    name: str
+    name: str  # as in this module's head
     protocol: Protocol
-    match: Match
-    names: tuple[str, ...]
-    page: Callable[[int], Page]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
-    left_out: tuple[int, ...] = ()
-    ordered: bool = False
+    match: Match  # how masks meet their targets, see `predictions`
+    names: tuple[str, ...]  # of the images
+    page: Callable[[int], ImageQuestions]  # makes the image of a number with its questions
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else decides the answers: which files
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else is known: the folder of the data
+    left_out: tuple[int, ...] = ()  # for each image how many false premises the protocol leaves out
+    ordered: bool = False  # a first part is mixed as all of it is: a smaller number takes the first images
 
     def __len__(self) -> int:
-        """How many pages there are."""
         return len(self.names)
 
-    def __getitem__(self, number: int) -> Page:
-        """The page of a number from 0 on."""
+    def __getitem__(self, number: int) -> ImageQuestions:
         if not 0 <= number < len(self):  # an IndexError ends a for loop
             raise IndexError(f"{self.name} has {len(self)} images, there is no number {number}")
         return self.page(number)
 
 
 def chosen(benchmark: Benchmark, limit: int | None) -> list[int]:
-    """The pages of a sample, in order: evenly spread over the benchmark; a larger sample holds every smaller one.
+    """The images of a sample, in order: evenly spread over the benchmark; a larger sample holds every smaller one.
 
     The numbers 0, 1, 2, ... with their bits reversed: 0, 1/2, 1/4, 3/4, 1/8, ... of the benchmark.
-
-    Args:
-        benchmark: what to draw from.
-        limit: how many pages; all where left out, or where there are fewer.
-
-    Raises:
-        ReadsegError: the limit is less than 1.
     """
     count = len(benchmark)
     if limit is not None and limit < 1:
@@ -154,15 +114,9 @@ def chosen(benchmark: Benchmark, limit: int | None) -> list[int]:
 
 
 def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> Benchmark:
-    """A split of a data set as a benchmark. Reads all its records, so that a broken one is known before any model asks.
+    """A split of a data set below `root`, such as "refcoco/unc/testA", under its published protocol or another one.
 
-    Args:
-        root: the folder of all data.
-        name: "reasonseg/val", "refcoco/testA", "refcoco/unc/testA".
-        protocol: by default the published one.
-
-    Raises:
-        ReadsegError: no such data set or split, an unknown protocol, a record that cannot be read, or nothing to ask.
+    Reads all its records, so that a broken one is known before any model asks.
     """
     if protocol is not None and protocol not in get_args(Protocol):
         raise ReadsegError(f"protocol: expected one of {', '.join(get_args(Protocol))}, got {protocol!r}")
@@ -173,148 +127,123 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
             f"benchmark {name!r}: expected DATASET/SPLIT, such as reasonseg/val or refcoco/testA; data sets are "
             f"{', '.join(DATA_SETS)}"
         )
-    how: Protocol = protocol or ("forced" if dataset in FORCED else "generated")
+    protocol = protocol or ("forced" if dataset in FORCED else "generated")
     reader = ReasonSeg(root, split) if dataset == "reasonseg" else RefCoco(root, "|".join((dataset, *middle, split)))
-    pages, left_out = _pages(reader, dataset, split, how, root)
-    if not pages:
-        raise ReadsegError(f"benchmark {name!r}: nothing can be asked under the protocol {how!r}")
+    images: list[ImageQuestions] = []
+    left_out, names = [], set()
+    for number in range(len(reader)):
+        entry = reader[number]
+        # ReasonSeg asks the first text of each file.
+        asked = [e for e in entry.expressions if dataset != "reasonseg" or not e.present or "first" in e.tags]
+        kept = [expression for expression in asked if expression.present or protocol == "generated"]
+        if kept:
+            image_name = entry.name if entry.name not in names else f"{entry.name}#{number}"
+            names.add(image_name)
+            images.append(_image_questions(image_name, entry, kept, split, root))
+            left_out.append(len(asked) - len(kept))
+    if not images:
+        raise ReadsegError(f"benchmark {name!r}: nothing can be asked under the protocol {protocol!r}")
     return Benchmark(
         name=name,
-        protocol=how,
+        protocol=protocol,
         match="union",
-        names=tuple(page.name for page in pages),
-        page=pages.__getitem__,
+        names=tuple(image.name for image in images),
+        page=images.__getitem__,
         settings={"split": reader.name},
         about={"data": str(root.absolute())},
         left_out=tuple(left_out),
     )
 
 
+def _image_questions(
+    name: str, entry: Entry, expressions: Sequence[Expression], split: str, root: Path
+) -> ImageQuestions:
+    questions = tuple(
+        Question(
+            key=f"{name}/{number}",
+            text=expression.text,
+            sentence=expression.sentence,
+            present=expression.present,
+            targets=partial(_paint, expression),
+            kind=expression.kind,
+            tags=expression.tags,
+        )
+        for number, expression in enumerate(expressions)
+    )
+    image_id = entry.image.relative_to(root) if entry.image.is_relative_to(root) else entry.image
+    return ImageQuestions(name, entry.image, image_id.as_posix(), split, questions)
+
+
+def _paint(expression: Expression) -> list[np.ndarray]:
+    return [] if expression.mask is None else [expression.mask()]
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
 def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
-    """Names of single benchmarks, in the given order and each once.
-
-    Args:
-        root: the folder of all data; None where there is none.
-        names: as in this module's head.
-
-    Raises:
-        ReadsegError: an unknown name; or what it names is not below `root`: where to put what.
-    """
-    found: list[str] = []
+    """Names of single benchmarks, in the given order and each once; an error says what belongs where below `root`."""
+    benchmarks: list[str] = []
     for name in names:
-        dataset = name.split("/")[0]
+        dataset, _, split = name.partition("/")
         if name in DRAWN:
-            found.append(name)
-        elif name != ALL and dataset not in DATA_SETS:
+            benchmarks.append(name)
+            continue
+        if name != ALL and dataset not in DATA_SETS:
             raise ReadsegError(
                 f"no benchmark {name!r}; there are {', '.join((*DRAWN, *DATA_SETS))}, a split of one of them such as "
                 f"refcoco/testA, and {ALL}"
             )
-        elif root is None:
+        if root is None:
             raise ReadsegError(
                 f"benchmark {name}: it needs data; name the folder that the data sets lie in with --data"
             )
-        elif not root.is_dir():
+        if not root.is_dir():
             raise ReadsegError(f"{root}: no such folder; name the one that the data sets lie in with --data")
-        elif "/" in name:
-            found.append(_checked(root, name))
+        sets = {known.name: known for known in data_sets(root)}
+        if "/" in name:  # a wrong one is known before a model is loaded
+            _check_split(root, sets[dataset], split)
+            benchmarks.append(name)
+        elif name == ALL:
+            benchmarks += (all_splits := [split for dataset in DATA_SETS for split in _test_splits(sets[dataset])])
+            if not all_splits:
+                raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
         else:
-            found += _splits(root, None if name == ALL else name)
-    return list(dict.fromkeys(found))
+            benchmarks += (splits := _test_splits(sets[dataset]))
+            if not splits:
+                why = _what_is_missing(sets[dataset])
+                raise ReadsegError(f"benchmark {dataset}: nothing to evaluate is below {root}: {why}")
+    return list(dict.fromkeys(benchmarks))
 
 
-def _checked(root: Path, name: str) -> str:
-    """The name of a split, if it is on disk: a wrong one is known before a model is loaded."""
-    dataset, _, split = name.partition("/")
-    there = next(there for there in data_sets(root) if there.name == dataset)
-    parts = [part.split("|") for part in _found(there)]
-    if dataset != "reasonseg":
-        parts = [part[1:] for part in parts]
-    known = dict.fromkeys(place for part in parts for place in (part[-1], "/".join(part)))
+def _check_split(root: Path, dataset: DataSet, split: str) -> None:
+    parts = [part.split("|")[dataset.name != "reasonseg" :] for part in _splits_on_disk(dataset)]
+    known = dict.fromkeys(name for part in parts for name in (part[-1], "/".join(part)))
     if split not in known:
-        told = ", ".join(f"{dataset}/{place}" for place in known) or _wanted(there)
-        raise ReadsegError(f"benchmark {name}: no such split is below {root}: {'there is ' if known else ''}{told}")
-    return name
+        names = ", ".join(f"{dataset.name}/{name}" for name in known)
+        why = f"there is {names}" if known else _what_is_missing(dataset)
+        raise ReadsegError(f"benchmark {dataset.name}/{split}: no such split is below {root}: {why}")
 
 
-def _splits(root: Path, dataset: str | None) -> list[str]:
-    """The benchmarks of one data set, or of all, that are on disk."""
-    sets = {there.name: there for there in data_sets(root)}
-    found = [name for own in (DATA_SETS if dataset is None else (dataset,)) for name in _benchmarks(sets[own])]
-    if not found and dataset is not None:
-        raise ReadsegError(f"benchmark {dataset}: nothing to evaluate is below {root}: {_wanted(sets[dataset])}")
-    if not found:
-        raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
-    return found
-
-
-def _wanted(there: DataSet) -> str:
-    """What a data set lacks, and where it belongs."""
-    missing = [f"put {what} at {place}" for place, what in there.needs if not place.exists()]
+def _what_is_missing(dataset: DataSet) -> str:
+    missing = [f"put {what} at {path}" for path, what in dataset.needs if not path.exists()]
     return "; ".join(missing) or "no split but train is there"
 
 
-def _found(there: DataSet) -> list[str]:
-    """The splits of a data set that are on disk.
-
-    Raises:
-        ReadsegError: a file that tells them cannot be read.
-    """
-    names, damaged = there.find()
+def _splits_on_disk(dataset: DataSet) -> list[str]:
+    names, damaged = dataset.find()
     if damaged:
         raise ReadsegError(damaged[0])
     return names
 
 
-def _benchmarks(there: DataSet) -> list[str]:
+def _test_splits(dataset: DataSet) -> list[str]:
     """All splits but those for training, of the refs file that is preferred; of each where none is."""
-    splits = [name.split("|") for name in _found(there) if not name.split("|")[-1].startswith("train")]
-    if there.name == "reasonseg":
-        return [f"{there.name}/{split[-1]}" for split in sorted(splits, key=lambda split: split[-1] != "val")]
+    splits = [name.split("|") for name in _splits_on_disk(dataset) if not name.split("|")[-1].startswith("train")]
+    if dataset.name == "reasonseg":
+        return [f"{dataset.name}/{split[-1]}" for split in sorted(splits, key=lambda split: split[-1] != "val")]
     sources = dict.fromkeys(split[1] for split in splits)
-    best = next((source for source in preferred(there.name) if source in sources), None)
+    best = next((source for source in preferred(dataset.name) if source in sources), None)
     if best is None and len(sources) > 1:
         return ["/".join(split) for split in splits]
-    return [f"{there.name}/{split[2]}" for split in splits if best is None or split[1] == best]
-
-
-def _pages(reader: Reader, dataset: str, split: str, protocol: Protocol, root: Path) -> tuple[list[Page], list[int]]:
-    """All images about which something is asked, and how many false premises of each are left out."""
-    pages, left_out, names = [], [], set()
-    for number in range(len(reader)):
-        entry = reader[number]
-        asked = [said for said in entry.expressions if _is_asked(said, dataset)]
-        kept = [said for said in asked if said.present or protocol == "generated"]
-        if not kept:
-            continue
-        name = entry.name if entry.name not in names else f"{entry.name}#{number}"
-        names.add(name)
-        pages.append(_page(name, entry, kept, split, root))
-        left_out.append(len(asked) - len(kept))
-    return pages, left_out
-
-
-def _is_asked(said: Expression, dataset: str) -> bool:
-    return dataset != "reasonseg" or not said.present or "first" in said.tags
-
-
-def _page(name: str, entry: Entry, expressions: Sequence[Expression], split: str, root: Path) -> Page:
-    queries = tuple(
-        Query(
-            key=f"{name}/{number}",
-            text=said.text,
-            sentence=said.sentence,
-            present=said.present,
-            targets=_painter(said),
-            kind=said.kind,
-            tags=said.tags,
-        )
-        for number, said in enumerate(expressions)
-    )
-    inside = entry.image.is_relative_to(root)
-    place = (entry.image.relative_to(root) if inside else entry.image).as_posix()
-    return Page(name, entry.image, place, split, queries)
-
-
-def _painter(said: Expression) -> Callable[[], Sequence[np.ndarray]]:
-    return lambda: [] if said.mask is None else [said.mask()]
+    return [f"{dataset.name}/{split[2]}" for split in splits if best is None or split[1] == best]

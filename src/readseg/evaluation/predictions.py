@@ -1,41 +1,60 @@
-"""Predictions on disk: JSON lines that survive a kill at any moment, and that can be scored without model or data.
+"""Predictions on disk, which can be scored without model or data, and what the scores need of each of them.
 
-The first line says what made the file; every further line is a question with what is true, and what a model said to it:
+A file of predictions is a `core.io.JsonlStore`; each line is a question with what is true, and what a model said to it:
 
     {"format": "readseg-predictions-2", "settings": {"model": "tiny", ...}, "about": {"images": 20, ...}}
     {"key": "scene-7/2", "image": "scene-7", "size": [256, 320], "question": "where is the cow?", "present": true,
      "targets": [RLE], "ignored": null, "expected": null, "section": "", "kind": "category", "tags": [],
      "answer": "the cow [SEG].", "said": true, "masks": [RLE], "finished": true}
 
-What `settings` say decides the answers: a file is never added to with other ones. `about` only describes. A line is
-written in one piece as soon as its question is answered. After a kill only the last line can be incomplete; it is cut
-off when the file is opened again, and the run goes on where it stood. RLE is pycocotools', {"size": [H, W], "counts":
-"..."}, in pixels of the image.
+RLE is pycocotools', {"size": [H, W], "counts": "..."}, in pixels of the image. How masks meet their targets is part of
+a benchmark, and so among the settings:
+
+    "union"  the union of all masks of an answer against the one target: how the field's data sets are scored
+    "order"  the k-th mask against the k-th target; a missing mask counts as empty, and one too many against an empty
+             target: how scenes are scored
+
+Where nothing is there, the union of all masks meets an empty target, in both.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import AfterValidator, Field, PlainSerializer, PositiveInt
 
 from readseg.core.images import MAX_PIXELS
-from readseg.core.io import atomic_write, lock
-from readseg.core.json_lines import check_settings, complete_lines, from_line, to_line
+from readseg.core.io import LineFormat, read_lines
+from readseg.core.masks import IGNORED, decode_rle, intersection_and_union, union
 from readseg.errors import ReadsegError
 
-FORMAT = "readseg-predictions-2"
-
-Rle = Mapping[str, Any]
+Match = Literal["union", "order"]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question of a benchmark, and what is true.
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MAX_PIXELS:  # before anything of this size is made
+        raise ValueError(f"expected at most {MAX_PIXELS} pixels")
+    return size
+
+
+def _checked_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    if not {"size", "counts"} <= rle.keys():
+        raise ValueError("expected an RLE object with 'size' and 'counts'")
+    return rle
+
+
+Rle = Annotated[dict[str, Any], AfterValidator(_checked_rle)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A question of a benchmark with what is true, and what a model said to it and drew; one line on disk.
 
     Attributes:
         key: names the question within its benchmark.
@@ -49,257 +68,166 @@ class Asked:
         section: part of the benchmark, as its tables name it.
         kind: kind of question.
         tags: what else scores are grouped by.
-    """
-
-    key: str
-    image: str
-    size: tuple[int, int]
-    question: str
-    present: bool | None
-    targets: tuple[Rle, ...] = ()
-    ignored: Rle | None = None
-    expected: str | None = None
-    section: str = ""
-    kind: str = ""
-    tags: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model said to one question, and what it drew.
-
-    Attributes:
-        asked: the question.
-        answer: the text.
-        present: whether the model says the object is there; None where no segmentation was asked for.
+        answer: the model's text.
+        claimed: whether the model says the object is there; None where no segmentation was asked for.
         masks: one RLE for each [SEG] of the answer, in reading order.
         finished: False where the answer was cut off at its longest length.
     """
 
-    asked: Asked
-    answer: str
+    key: str
+    image: str
+    size: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_checked_size)]
+    question: str
     present: bool | None
-    masks: tuple[Rle, ...] = ()
-    finished: bool = True
+    targets: tuple[Rle, ...]
+    ignored: Rle | None = None
+    expected: str | None = None
+    section: str
+    kind: str
+    tags: Annotated[frozenset[str], PlainSerializer(sorted)]
+    answer: str
+    claimed: Annotated[bool | None, Field(alias="said")]
+    masks: tuple[Rle, ...]
+    finished: bool
 
     @property
-    def key(self) -> str:
-        """The question's."""
-        return self.asked.key
-
-    def to_json(self) -> dict[str, Any]:
-        """The line of the file, as a dictionary."""
-        asked = self.asked
-        return {
-            "key": asked.key,
-            "image": asked.image,
-            "size": list(asked.size),
-            "question": asked.question,
-            "present": asked.present,
-            "targets": [dict(target) for target in asked.targets],
-            "ignored": None if asked.ignored is None else dict(asked.ignored),
-            "expected": asked.expected,
-            "section": asked.section,
-            "kind": asked.kind,
-            "tags": sorted(asked.tags),
-            "answer": self.answer,
-            "said": self.present,
-            "masks": [dict(mask) for mask in self.masks],
-            "finished": self.finished,
-        }
-
-    @classmethod
-    def from_json(cls, record: Any) -> Prediction:
-        """Reads back what `to_json` wrote.
-
-        Raises:
-            ReadsegError: a field is missing or of another type.
-        """
-        if not isinstance(record, dict):
-            raise ReadsegError(f"expected an object, got {type(record).__name__}")
-        size, tags = record.get("size"), record.get("tags")
-        if not isinstance(size, list) or len(size) != 2 or not all(_is_length(side) for side in size):
-            raise ReadsegError(f"'size': expected [H, W], the image's, got {size!r:.40}")
-        if size[0] * size[1] > MAX_PIXELS:
-            raise ReadsegError(f"'size': expected at most {MAX_PIXELS} pixels, got {size[0]} x {size[1]}")
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise ReadsegError(f"'tags': expected a list of texts, got {tags!r:.40}")
-        if not isinstance(record.get("finished"), bool):
-            raise ReadsegError(f"'finished': expected true or false, got {record.get('finished')!r:.40}")
-        ignored = record.get("ignored")
-        asked = Asked(
-            key=_text(record, "key"),
-            image=_text(record, "image"),
-            size=(size[0], size[1]),
-            question=_text(record, "question"),
-            present=_decision(record, "present"),
-            targets=_masks(record.get("targets"), "targets"),
-            ignored=None if ignored is None else _masks([ignored], "ignored")[0],
-            expected=None if record.get("expected") is None else _text(record, "expected"),
-            section=_text(record, "section"),
-            kind=_text(record, "kind"),
-            tags=frozenset(tags),
-        )
-        masks = _masks(record.get("masks"), "masks")
-        return cls(asked, _text(record, "answer"), _decision(record, "said"), masks, record["finished"])
+    def truth(self) -> dict[str, Any]:
+        """The question and what is true, by field: all that no model decides."""
+        return {name: value for name, value in vars(self).items() if name not in _ANSWER}
 
 
-class PredictionFile:
-    """An open file of predictions: what it holds already, and a way to add to it.
-
-        with PredictionFile(path, {"model": "tiny", "benchmark": "refcoco/val"}) as file:
-            for question in questions:
-                if question.key not in file:
-                    file.add(answer(question))
-
-    Args:
-        path: made with its folders if it does not exist.
-        settings: what the predictions depend on; JSON values.
-        about: what else the head of a new file says.
-
-    Raises:
-        ReadsegError: the file exists and was made with other settings, is no file of predictions, or another process
-            has it open.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            write_predictions(self.path, settings, about or {}, ())
-        # Unbuffered: a line reaches the system in one call, and a killed process loses none that it finished.
-        self._file = self.path.open("ab", buffering=0)
-        try:
-            lock(self._file, str(self.path))
-            _, self.predictions, good_bytes = _parse(self.path, settings)
-            os.truncate(self.path, good_bytes)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.predictions
-
-    def __getitem__(self, key: str) -> Prediction:
-        return self.predictions[key]
-
-    def __len__(self) -> int:
-        return len(self.predictions)
-
-    def __iter__(self) -> Iterator[Prediction]:
-        return iter(self.predictions.values())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-    def add(self, prediction: Prediction) -> None:
-        """Writes one prediction at once.
-
-        Raises:
-            ReadsegError: its key is there already.
-        """
-        if prediction.key in self.predictions:
-            raise ReadsegError(f"{self.path}: a prediction with key {prediction.key!r} is there already")
-        self._file.write(to_line(prediction.to_json()))
-        self.predictions[prediction.key] = prediction
-
-    def close(self) -> None:
-        """Makes sure that everything is on the disk, and closes the file."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+_ANSWER = ("answer", "claimed", "masks", "finished")
+PREDICTIONS = LineFormat("readseg-predictions-2", Prediction)
 
 
 @dataclass(frozen=True)
-class Head:
-    """The first line of a file of predictions.
+class Outcome:
+    """How one question went: all that the scores need of it.
 
-    settings: what the answers depend on.
-    about: what else is known of them.
+    Attributes:
+        key: of the question.
+        image: what it is about; questions about one image are not independent.
+        section: part of the benchmark.
+        kind: kind of question.
+        tags: what was held out of training, and other properties of the question.
+        present: whether the object is there; None for a question that is answered in words.
+        said: whether the answer has a mask that is not empty.
+        intersections: pixels, one number for each mask; empty for a question answered in words.
+        unions: likewise.
+        right_words: the answer's text is the expected one, whatever its case, spaces and stops.
     """
+
+    key: str
+    image: str
+    section: str
+    kind: str
+    tags: frozenset[str]
+    present: bool | None
+    said: bool
+    intersections: tuple[int, ...]
+    unions: tuple[int, ...]
+    right_words: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A model's answers to a benchmark in its order, scored; `settings` and `about` are those of the file's header."""
 
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
+    predictions: tuple[Prediction, ...]
+    outcomes: tuple[Outcome, ...]
 
 
-def read_predictions(path: Path, settings: Mapping[str, Any] | None = None) -> tuple[Head, dict[str, Prediction]]:
-    """Reads a file of predictions without changing it; a half last line is left out.
-
-    Args:
-        path: the file.
-        settings: what they must be; any where left out.
-
-    Returns:
-        The head, and the predictions by key, in the order of the file: the k-th, from 0, is line k + 2.
-
-    Raises:
-        ReadsegError: no such file, a line (named by its number) is not what it should be, or other settings.
-    """
-    head, predictions, _ = _parse(Path(path), settings)
-    return head, predictions
-
-
-def write_predictions(
-    path: Path, settings: Mapping[str, Any], about: Mapping[str, Any], predictions: Iterable[Prediction]
-) -> None:
-    """Writes a file of predictions in one step: a file without a complete head never exists."""
-    with atomic_write(path) as place, place.open("wb") as file:
-        file.write(to_line({"format": FORMAT, "settings": dict(settings), "about": dict(about)}))
-        file.writelines(to_line(prediction.to_json()) for prediction in predictions)
-
-
-def _parse(path: Path, expected: Mapping[str, Any] | None) -> tuple[Head, dict[str, Prediction], int]:
-    """Head, predictions by key, and the length in bytes of all complete lines."""
-    lines, length = complete_lines(path, "a file of predictions")
-    head = _head(from_line(lines[0], path, 1), path)
-    if expected is not None:
-        check_settings(path, head.settings, json.loads(json.dumps(dict(expected))))
-    predictions: dict[str, Prediction] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        record = from_line(line, path, number)
+def result_of(
+    settings: Mapping[str, Any], about: Mapping[str, Any], predictions: Sequence[Prediction], *, source: str = ""
+) -> Result:
+    """Scores predictions as their settings say; `source` names the file whose second line is the first of them."""
+    where = f"{source}, line 1: " if source else ""
+    match: Any = settings.get("match")
+    if match not in get_args(Match):
+        raise ReadsegError(f"{where}'match': expected one of {', '.join(get_args(Match))}, got {match!r:.40}")
+    for name in ("benchmark", "protocol"):
+        if not isinstance(settings.get(name), str):
+            raise ReadsegError(f"{where}{name!r}: expected a text among the settings, got {settings.get(name)!r:.40}")
+    outcomes = []
+    for line, prediction in enumerate(predictions, start=2):
         try:
-            prediction = Prediction.from_json(record)
+            outcomes.append(score(prediction, match))
         except ReadsegError as error:
-            raise ReadsegError(f"{path}, line {number}: {error}") from error
-        if prediction.key in predictions:
-            raise ReadsegError(f"{path}, line {number}: key {prediction.key!r} occurs twice")
-        predictions[prediction.key] = prediction
-    return head, predictions, length
+            raise ReadsegError(f"{source}, line {line}: {error}" if source else str(error)) from error
+    return Result(settings, about, tuple(predictions), tuple(outcomes))
 
 
-def _head(record: Any, path: Path) -> Head:
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
-        told = f"it has {found!r}: made by another version?" if found else "this is no file of predictions"
-        raise ReadsegError(f"{path}, line 1: expected a head with format {FORMAT!r}; {told}")
-    settings, about = record.get("settings"), record.get("about")
-    if not isinstance(settings, dict) or not isinstance(about, dict):
-        raise ReadsegError(f"{path}, line 1: expected the objects 'settings' and 'about' beside 'format'")
-    return Head(settings, about)
+def read_result(path: Path) -> Result:
+    """The result that a file of predictions holds: no model and no data are needed."""
+    lines = read_lines(path, PREDICTIONS)
+    return result_of(lines.header["settings"], lines.header["about"], list(lines.records.values()), source=str(path))
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise ReadsegError(f"{name!r}: expected a text, got {value!r:.40}")
-    return value
+def score(prediction: Prediction, match: Match) -> Outcome:
+    """Compares a prediction with the truth that it carries; a mask that is not of the image's size is an error."""
+    ignored = None if prediction.ignored is None else _mask(prediction, prediction.ignored, "ignored")
+    said, counts = False, []
+    for mask, target in _pairs(prediction, match):
+        said = said or bool(mask.any())
+        if prediction.present is not None:
+            counted = target if ignored is None else np.where(ignored, IGNORED, target).astype(np.uint8)
+            counts.append(intersection_and_union(mask, counted))
+    return Outcome(
+        key=prediction.key,
+        image=prediction.image,
+        section=prediction.section,
+        kind=prediction.kind,
+        tags=prediction.tags,
+        present=prediction.present,
+        said=said,
+        intersections=tuple(intersection for intersection, _ in counts),
+        unions=tuple(either for _, either in counts),
+        right_words=prediction.expected is not None and same_words(prediction.answer, prediction.expected),
+    )
 
 
-def _decision(record: Mapping[str, Any], name: str) -> bool | None:
-    value = record.get(name, "nothing")
-    if value is not None and not isinstance(value, bool):
-        raise ReadsegError(f"{name!r}: expected true, false or null, got {value!r:.40}")
-    return value
+def same_words(answer: str, expected: str) -> bool:
+    """Whether two texts are the same whatever their case, spaces and stops; [SEG] counts as a word.
+
+    >>> same_words("The cat [SEG].", "the cat [SEG]"), same_words("the cat.", "the cat [SEG]")
+    (True, False)
+    """
+    return words_of(answer) == words_of(expected)
 
 
-def _masks(value: Any, name: str) -> tuple[Rle, ...]:
-    if not isinstance(value, list) or not all(isinstance(m, dict) and {"size", "counts"} <= m.keys() for m in value):
-        raise ReadsegError(f"{name!r}: expected RLE objects with 'size' and 'counts'")
-    return tuple(value)
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, [SEG] among them as "[seg]".
+
+    >>> words_of("The red cup [SEG].")
+    ['the', 'red', 'cup', '[seg]']
+    """
+    return re.findall(r"\w+|\[seg\]", text.lower())
 
 
-def _is_length(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is compared with what, (H, W) each, one pair after the other: a damaged line may hold very many masks."""
+    nothing = np.zeros(prediction.size, bool)
+
+    def decoded(name: str, rles: Sequence[Rle]) -> Iterator[np.ndarray]:
+        return (_mask(prediction, rle, name) for rle in rles)
+
+    masks, targets = decoded("masks", prediction.masks), decoded("targets", prediction.targets)
+    if match == "order" and prediction.present:
+        yield from zip_longest(masks, targets, fillvalue=nothing)
+        if not prediction.masks and not prediction.targets:
+            yield nothing, nothing
+    else:
+        yield union(masks, prediction.size), union(targets, prediction.size)
+
+
+def _mask(prediction: Prediction, rle: Rle, name: str) -> np.ndarray:
+    """One mask of a prediction, bool (H, W)."""
+    size = prediction.size
+    if rle["size"] != list(size):  # before it is decoded: a damaged size may be huge
+        raise ReadsegError(f"{prediction.key}: {name!r}: expected masks of size {size}, the image's, got {rle['size']}")
+    try:
+        return decode_rle(rle)
+    except ValueError as error:
+        raise ReadsegError(f"{prediction.key}: {name!r}: {error}") from error

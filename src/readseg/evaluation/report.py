@@ -15,7 +15,7 @@ from rich.text import Text
 from readseg.core.stats import Estimate, bootstrap_sums, estimate, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, SCENES, UNSEEN, UNTRAINED
-from readseg.evaluation.outcomes import Outcome, Result
+from readseg.evaluation.predictions import Outcome, Result
 from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, remarks
 
 THRESHOLDS = (0.5, 0.7, 0.9)

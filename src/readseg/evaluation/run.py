@@ -1,100 +1,61 @@
-"""Asks a model the questions of a benchmark: by itself or with other processes, going on with what is on disk.
+"""The loop over a benchmark: models are asked and scored (`evaluate`), studies measure (`run_study`).
 
-Every process takes each `world`-th image and writes its answers, one line as soon as it is there, to a file of its own:
+Whoever goes on reads what is on disk, and asks only what is missing:
 
-    FOLDER/predictions-rank0.jsonl, ...    while the benchmark is run
-    FOLDER/predictions.jsonl               in its place when all is answered, in the benchmark's order
+    FOLDER/predictions-rank0.jsonl, ...    of each process, which takes every `world`-th image, while models are asked
+    FOLDER/predictions.jsonl               in their place when all is answered, in the benchmark's order
+    FOLDER/records.jsonl                   what a study measured, a line for each image
 
-Whoever goes on reads all of these, whatever number of processes wrote them, and asks only what is missing. All
-questions about an image are asked in one call, also those that are known if one of them is not: an answer then does not
-depend on where a run was interrupted.
+All questions about an image are asked in one call, also those that are known if one of them is not: an answer then does
+not depend on where a run was interrupted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import track
 
 from readseg.core.images import load_image
+from readseg.core.io import JsonlStore, LineFormat, parse, read_lines, write_lines
 from readseg.core.masks import IGNORED, encode_rle, union
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page, Query, chosen, open_benchmark
-from readseg.evaluation.outcomes import Outcome, Result, result_of
-from readseg.evaluation.predictions import Asked, Prediction, PredictionFile, read_predictions, write_predictions
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question, chosen
+from readseg.evaluation.predictions import PREDICTIONS, Outcome, Prediction, Result, result_of
+from readseg.inference.result import Segmentation
 from readseg.model.config import Prompt
 
-__all__ = ["Answers", "Benchmark", "Said", "Segments", "System", "evaluate", "model_system", "open_benchmark", "run"]
-
-MERGED, PARTS = "predictions.jsonl", "predictions-rank*.jsonl"
+MERGED, PARTS, RECORDS = "predictions.jsonl", "predictions-rank*.jsonl", "records.jsonl"
 VARIANTS: tuple[Prompt, ...] = ("both", "points", "seg")
 """What prompts the mask decoder: points and [SEG] (the method), points only, [SEG] only."""
 
-_NARROW = "the model sees only the centre"  # how Segmenter's warning of hidden parts begins
-
-
-class Answers(Protocol):
-    """What evaluation asks of a `Segmentation`: its words, its claim, its masks."""
-
-    @property
-    def answer(self) -> str:
-        """The answer's text."""
-
-    @property
-    def present(self) -> bool | None:
-        """Whether the object is said to be there; None where no segmentation was asked for."""
-
-    @property
-    def masks(self) -> np.ndarray:
-        """(S, H, W) bool, one mask for each [SEG] of the answer."""
-
-    @property
-    def finished(self) -> bool:
-        """False where the answer was cut off."""
-
-
-class Segments(Protocol):
-    """What evaluation asks of a `Segmenter`."""
-
-    def segment(
-        self,
-        image: Any,
-        query: Sequence[str],
-        /,
-        *,
-        asks: bool | None,
-        prompt: Prompt | None,
-        points: PointConfig | None,
-        force: bool,
-        sentence: bool | None,
-    ) -> Sequence[Answers]:
-        """Answers to all queries about one image, as `Segmenter.segment` gives them."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer that no `Segmenter` made.
-
-    answer: the text.
-    present: whether the object is said to be there.
-    masks: (S, H, W) bool.
-    finished: False where it was cut off.
-    """
+class FixedAnswer:
+    """An answer that no `Segmenter` made: text, whether the object is said to be there, masks (S, H, W) bool."""
 
     answer: str
     present: bool | None
     masks: np.ndarray
     finished: bool = True
+
+
+Answer = Segmentation | FixedAnswer
 
 
 @dataclass(frozen=True)
@@ -103,16 +64,61 @@ class System:
 
     name: of its results; also of its folder, but for the first system of a run.
     settings: what its answers depend on; JSON values.
-    answer: all questions of a page about its image, in their order.
+    answer: all questions about an image, in their order.
     """
 
     name: str
     settings: Mapping[str, Any]
-    answer: Callable[[Page, Image.Image], Sequence[Answers]]
+    answer: Callable[[ImageQuestions, Image.Image], Sequence[Answer]]
+
+
+def run(
+    benchmark: Benchmark,
+    asks: Sequence[Callable[[ImageQuestions], None]],
+    *,
+    title: str | None = None,
+    limit: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = False,
+) -> None:
+    """Hands every image of a benchmark, or of this process's share, to each `ask`, which keeps what it finds out."""
+    console = Console(stderr=True)
+    quiet = not progress or rank > 0 or not console.is_terminal
+    numbers = chosen(benchmark, limit)[rank::world]
+    with warnings.catch_warnings():
+        show, shown, image = warnings.showwarning, rank > 0, ""
+
+        def show_hidden_parts_once(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            nonlocal shown
+            if str(message).startswith("the model sees only the centre"):  # as `Segmenter` warns, of each image
+                if shown:
+                    return
+                shown = True
+                message = f"{image}: {message} (other images of {benchmark.name} may be as wide: this is said once)"
+            show(message, category, *where, **more)
+
+        warnings.showwarning = show_hidden_parts_once
+        for number in track(numbers, title or benchmark.name, console=console, disable=quiet, transient=True):
+            questions = benchmark[number]
+            image = questions.image_id
+            for ask in asks:
+                ask(questions)
+
+
+def _header(benchmark: Benchmark, settings: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """What decides the answers to a benchmark, and what else is known of them."""
+    numbers = chosen(benchmark, limit)
+    about = {**benchmark.about, "images": len(numbers), "of": len(benchmark)}
+    identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
+    return {"settings": {**settings, **identity, **benchmark.settings}, "about": about}
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
-    segmenter: Segments,
+    segmenter: Any,
     benchmark: Benchmark,
     *,
     folder: Path | None = None,
@@ -127,7 +133,7 @@ def evaluate(
     """A model's outcomes on a benchmark; the same in every process, equal to those of one process alone.
 
     Args:
-        segmenter: the model.
+        segmenter: the model, or whatever has `Segmenter.segment`.
         benchmark: of `benchmarks.open_benchmark` or `scenes.scene_benchmark`.
         folder: keeps the predictions; what is there already is not asked again. Shared by all processes. In memory
             only where left out.
@@ -140,40 +146,53 @@ def evaluate(
         progress: show a bar, in the first process.
 
     Returns:
-        One outcome for each question, in the benchmark's order: for `report.summarise`.
+        One outcome for each question, in the benchmark's order: for `report.scores`.
 
     Raises:
         ReadsegError: an image or a mask cannot be read, predictions of other settings in `folder`, or an option has no
             such value.
     """
     system = model_system(segmenter, benchmark, settings=settings, prompt=prompt, points=points)
-    results = run([system], benchmark, folder=folder, rank=rank, world=world, limit=limit, progress=progress)
+    results = run_systems([system], benchmark, folder=folder, rank=rank, world=world, limit=limit, progress=progress)
     return list(results[system.name].outcomes)
 
 
 def model_system(
-    segmenter: Segments,
+    segmenter: Any,
     benchmark: Benchmark,
     *,
     settings: Mapping[str, Any] | None = None,
     prompt: Prompt | None = None,
     points: PointConfig | None = None,
 ) -> System:
-    """A model as a system that answers under a benchmark's protocol; arguments and errors as `evaluate`.
-
-    It is called after its prompt, "model" where that is the model's own.
-    """
+    """A model as a system, named after its prompt ("model" for its own), that answers under a benchmark's protocol."""
     if prompt is not None and prompt not in get_args(Prompt):
         raise ReadsegError(f"prompt: expected one of {', '.join(get_args(Prompt))}, got {prompt!r}")
-    given = {"prompt": prompt, "points": None if points is None else asdict(points)}
 
-    def answer(page: Page, image: Image.Image) -> list[Answers]:
-        return _answers(segmenter, page, image, benchmark.protocol == "forced", prompt, points)
+    def answer(questions: ImageQuestions, image: Image.Image) -> list[Answer]:
+        """Names of things are asked in one call, sentences in another."""
+        answers: dict[int, Answer] = {}
+        for sentence in dict.fromkeys(question.sentence for question in questions.questions):
+            group = [k for k, question in enumerate(questions.questions) if question.sentence is sentence]
+            # What is neither name nor sentence goes to the model as it stands, and need not ask for an object.
+            worded = sentence is not None
+            replies = segmenter.segment(
+                image,
+                [questions.questions[k].text for k in group],
+                asks=worded,
+                prompt=prompt,
+                points=points,
+                force=benchmark.protocol == "forced" and worded,
+                sentence=sentence,
+            )
+            answers.update(zip(group, replies, strict=True))
+        return [answers[k] for k in range(len(questions.questions))]
 
-    return System(prompt or "model", {**(settings or {}), **given}, answer)
+    options = {"prompt": prompt, "points": None if points is None else asdict(points)}
+    return System(prompt or "model", {**(settings or {}), **options}, answer)
 
 
-def run(
+def run_systems(
     systems: Sequence[System],
     benchmark: Benchmark,
     *,
@@ -188,230 +207,237 @@ def run(
     The first system's predictions lie in `folder` itself, another's beside it in a folder that has its name too.
     """
     numbers = chosen(benchmark, limit)
-    names = [benchmark.names[number] for number in numbers]
-    about = {**benchmark.about, "images": len(numbers), "of": len(benchmark)}
-    if benchmark.left_out:
-        about["left_out"] = sum(benchmark.left_out[number] for number in numbers)
-    identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
     with ExitStack() as stack:
-        books = []
-        for place, system in enumerate(systems):
-            settings = {**system.settings, **identity, **benchmark.settings}
-            where = folder if folder is None or place == 0 else _beside(folder, system.name)
-            books.append(stack.enter_context(_Book(settings, about, where, rank, names)))
-        console = Console(stderr=True)
-        quiet = not progress or rank > 0 or not console.is_terminal
-        with hidden_parts_told_once(benchmark.name, quiet=rank > 0) as listening:
-            for number in track(numbers[rank::world], benchmark.name, console=console, disable=quiet, transient=True):
-                page = benchmark[number]
-                for system, book in zip(systems, books, strict=True):
-                    with listening(page):
-                        book.fill(page, system)
-    return {system.name: book.finish(world) for system, book in zip(systems, books, strict=True)}
+        stores = []
+        for system in systems:
+            header = _header(benchmark, system.settings, limit)
+            if benchmark.left_out:
+                header["about"]["left_out"] = sum(benchmark.left_out[number] for number in numbers)
+            path = folder
+            if folder is not None and system is not systems[0]:
+                path = folder.with_name(f"{folder.name}_{system.name.replace(' ', '-')}")
+            stores.append(PredictionStore(system, header, path, rank, [benchmark.names[number] for number in numbers]))
+            stack.callback(stores[-1].close)
+        asks = [store.answer_missing for store in stores]
+        run(benchmark, asks, limit=limit, rank=rank, world=world, progress=progress)
+    return {store.system.name: store.finish(world) for store in stores}
 
 
-class _Book:
-    """The predictions of one system: what is on disk, what this process adds, and the file that it adds them to.
-
-    Args:
-        settings: what they depend on.
-        about: what else their head says.
-        folder: where they are kept; None for memory only.
-        rank: of this process.
-        names: of the pages that are wanted, in order.
-    """
+class PredictionStore:
+    """The predictions of one system: what is on disk, what this process adds, and the file that it adds them to."""
 
     def __init__(
-        self,
-        settings: Mapping[str, Any],
-        about: Mapping[str, Any],
-        folder: Path | None,
-        rank: int,
-        names: Sequence[str],
+        self, system: System, header: Mapping[str, Any], folder: Path | None, rank: int, names: Sequence[str]
     ) -> None:
-        self._settings, self._about, self._names, self._rank = settings, about, names, rank
-        self._folder = folder
+        self.system = system
+        self._header, self._folder, self._rank, self._names = header, folder, rank, names
         self._known: dict[str, Prediction] = {}
         self._own: dict[str, list[Prediction]] = {}
-        self._file: PredictionFile | None = None
-        for path in self._files():
-            for prediction in read_predictions(path, settings)[1].values():
-                self._known.setdefault(prediction.key, prediction)
-        self._check_names(set(names))
+        self._file: JsonlStore[Prediction] | None = None
+        if folder is not None:
+            for path in (folder / MERGED, *sorted(folder.glob(PARTS))):
+                if path.exists():
+                    self._known = {**read_lines(path, PREDICTIONS, header).records, **self._known}
+        surplus = {key.rpartition("/")[0] for key in self._known} - set(names)
+        if surplus:  # they would be lost when files are merged
+            raise ReadsegError(
+                f"{folder}: there are answers to {len(surplus)} images more than are asked for now; ask for as many as "
+                "before, or give another folder"
+            )
 
-    def __enter__(self) -> _Book:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Closes the file of this process."""
         if self._file is not None:
             self._file.close()
 
-    def fill(self, page: Page, system: System) -> None:
-        """Sees to it that every question of a page has its prediction."""
-        missing = [query for query in page.queries if query.key not in self._known]
-        if missing:
-            for prediction in _predictions(page, system):
+    def answer_missing(self, questions: ImageQuestions) -> None:
+        """Sees to it that every question about an image has its prediction."""
+        if any(question.key not in self._known for question in questions.questions):
+            for prediction in _predict(questions, self.system):
                 if prediction.key not in self._known:
                     self._add(prediction)
-        self._own[page.name] = [self._recalled(page, query) for query in page.queries]
+        self._own[questions.name] = [self._stored(questions, question) for question in questions.questions]
 
     def finish(self, world: int) -> Result:
         """All processes' predictions, scored; the first process puts them in one file."""
-        pages = list(self._own.items())
-        if world > 1:
-            pages = gather_object(pages)
-        found = dict(pages)
-        lost = [name for name in self._names if name not in found]
+        own = list(self._own.items())
+        by_image = dict(gather_object(own) if world > 1 else own)
+        lost = [name for name in self._names if name not in by_image]
         if lost:
             raise ReadsegError(
                 f"answers to {len(lost)} images are missing: all {world} processes must evaluate together"
             )
-        predictions = [prediction for name in self._names for prediction in found[name]]
-        result = result_of(self._settings, self._about, predictions)
+        predictions = [prediction for name in self._names for prediction in by_image[name]]
+        result = result_of(self._header["settings"], self._header["about"], predictions)
         if self._folder is not None and self._rank == 0:
-            write_predictions(self._folder / MERGED, self._settings, self._about, predictions)
+            write_lines(self._folder / MERGED, PREDICTIONS, self._header, predictions)
             for path in self._folder.glob(PARTS):
                 path.unlink()
         return result
 
-    def _files(self) -> list[Path]:
-        if self._folder is None:
-            return []
-        merged = self._folder / MERGED
-        return [*([merged] if merged.exists() else []), *sorted(self._folder.glob(PARTS))]
-
-    def _check_names(self, wanted: Collection[str]) -> None:
-        """Answers that nobody wants any more would be lost when files are merged."""
-        surplus = {key.rpartition("/")[0] for key in self._known} - set(wanted)
-        if surplus:
-            raise ReadsegError(
-                f"{self._folder}: there are answers to {len(surplus)} images more than are asked for now; ask for as "
-                "many as before, or give another folder"
-            )
-
-    def _recalled(self, page: Page, query: Query) -> Prediction:
-        known = self._known[query.key]
-        asked = known.asked
-        before = (asked.question, asked.present, asked.image, asked.kind, asked.tags, asked.expected)
-        now = (query.text, query.present, page.place, query.kind, query.tags, query.expected)
+    def _stored(self, questions: ImageQuestions, question: Question) -> Prediction:
+        known = self._known[question.key]
+        before = (known.question, known.present, known.image, known.kind, known.tags, known.expected)
+        now = (question.text, question.present, questions.image_id, question.kind, question.tags, question.expected)
         if before != now:
             raise ReadsegError(
-                f"{self._folder}: the answer to {query.key!r} is to {asked.question!r:.60} about {asked.image}; the "
-                f"data now ask {query.text!r:.60} about {page.place}, or as another kind: the data have changed; give "
-                "another folder"
+                f"{self._folder}: the answer to {known.key!r} is to {known.question!r:.60} about {known.image}; the "
+                f"data now ask {question.text!r:.60} about {questions.image_id}, or as another kind: the data have "
+                "changed; give another folder"
             )
         return known
 
     def _add(self, prediction: Prediction) -> None:
-        if self._folder is not None:
-            if self._file is None:  # nothing is written where nothing is missing
-                path = self._folder / PARTS.replace("*", str(self._rank))
-                self._file = PredictionFile(path, self._settings, self._about)
-            self._file.add(prediction)
+        if self._file is None:  # nothing is written where nothing is missing
+            path = None if self._folder is None else self._folder / PARTS.replace("*", str(self._rank))
+            self._file = JsonlStore(path, PREDICTIONS, self._header)
+        self._file.add(prediction)
         self._known[prediction.key] = prediction
 
 
-def _beside(folder: Path, name: str) -> Path:
-    return folder.with_name(f"{folder.name}_{name.replace(' ', '-')}")
+def _predict(questions: ImageQuestions, system: System) -> list[Prediction]:
+    """What a system says to all questions about an image; what cannot be read is known before it is asked."""
+    image = load_image(questions.image)
+    open_predictions = [unanswered(questions, question, image) for question in questions.questions]
+    try:
+        answers = system.answer(questions, image)
+    except ReadsegError as error:
+        source = questions.image if isinstance(questions.image, Path) else questions.name
+        raise ReadsegError(f"{source}: {error}") from error
+    return [answered(*pair) for pair in zip(open_predictions, answers, strict=True)]
 
 
-def asked_of(page: Page, query: Query, image: Image.Image) -> Asked:
-    """A question of a page about its image, with the truth as it is kept on disk.
-
-    Raises:
-        ReadsegError: a mask cannot be read, or is not of the image's size.
-    """
+def unanswered(questions: ImageQuestions, question: Question, image: Image.Image) -> Prediction:
+    """A question about an image with its truth, and without an answer yet."""
     hw = (image.height, image.width)
-    targets = [np.asarray(target) for target in query.targets()]
+    targets = [np.asarray(target) for target in question.targets()]
     for target in targets:
         if target.shape != hw:
             raise ReadsegError(
-                f"{page.image}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
+                f"{questions.image}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
                 "(height x width)"
             )
     ignored = union([target == IGNORED for target in targets], hw)
-    return Asked(
-        key=query.key,
-        image=page.place,
+    return Prediction(
+        key=question.key,
+        image=questions.image_id,
         size=hw,
-        question=query.text,
-        present=query.present,
+        question=question.text,
+        present=question.present,
         targets=tuple(encode_rle(target == 1) for target in targets),
         ignored=encode_rle(ignored) if ignored.any() else None,
-        expected=query.expected,
-        section=page.section,
-        kind=query.kind,
-        tags=query.tags,
+        expected=question.expected,
+        section=questions.section,
+        kind=question.kind,
+        tags=question.tags,
+        answer="",
+        claimed=None,
+        masks=(),
+        finished=False,
     )
 
 
-def prediction_of(asked: Asked, said: Answers) -> Prediction:
-    """A question with what was answered, as it is kept on disk."""
-    return Prediction(asked, said.answer, said.present, tuple(encode_rle(mask) for mask in said.masks), said.finished)
+def answered(prediction: Prediction, answer: Answer) -> Prediction:
+    """A question with what was answered."""
+    masks = tuple(encode_rle(mask) for mask in answer.masks)
+    return replace(prediction, answer=answer.answer, claimed=answer.present, masks=masks, finished=answer.finished)
 
 
-def _predictions(page: Page, system: System) -> list[Prediction]:
-    """What a system says to all questions of a page; what cannot be read is known before it is asked."""
-    image = load_image(page.image)
-    asked = [asked_of(page, query, image) for query in page.queries]
-    try:
-        answers = system.answer(page, image)
-    except ReadsegError as error:
-        raise ReadsegError(f"{page.image if isinstance(page.image, Path) else page.name}: {error}") from error
-    return [prediction_of(*pair) for pair in zip(asked, answers, strict=True)]
+# -- studies -----------------------------------------------------------------------------------------------------------
 
 
-def _answers(
-    segmenter: Segments,
-    page: Page,
-    image: Image.Image,
-    forced: bool,
-    prompt: Prompt | None,
-    points: PointConfig | None,
-) -> list[Answers]:
-    """A model's answers to all questions of a page: names of things in one call, sentences in another."""
-    found: dict[int, Answers] = {}
-    for sentence in dict.fromkeys(query.sentence for query in page.queries):
-        places = [place for place, query in enumerate(page.queries) if query.sentence is sentence]
-        # What is neither name nor sentence goes to the model as it stands, and need not ask for an object.
-        worded = sentence is not None
-        answers = segmenter.segment(
-            image,
-            [page.queries[place].text for place in places],
-            asks=worded,
-            prompt=prompt,
-            points=points,
-            force=forced and worded,
-            sentence=sentence,
-        )
-        found.update(zip(places, answers, strict=True))
-    return [found[place] for place in range(len(page.queries))]
+@dataclass(frozen=True, kw_only=True)
+class MeasuredImage:
+    """A line of a study: the records of an image.
+
+    page: the name of the image within its benchmark.
+    asked: digest of its questions: where the data have changed, records are not passed off as measured on them.
+    sum: digest of the records: a number that was damaged on the disk is not passed off as measured.
+    """
+
+    page: str
+    asked: str | None = None
+    sum: str | None = None
+    records: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.sum not in (None, _digest(self.records)):
+            raise ValueError(
+                f"the records of the page {self.page!r:.80} are not what was measured; without this line it is redone"
+            )
 
 
-Listening = Callable[[Page], Any]
+MEASURED = LineFormat("readseg-analysis-1", MeasuredImage, key="page")
 
 
-@contextmanager
-def hidden_parts_told_once(name: str, *, quiet: bool = False) -> Iterator[Listening]:
-    """Of the warnings that a part of an image is hidden from the model the first is told, for all of a benchmark."""
-    hidden = False
+@dataclass(frozen=True)
+class StudyResult(Generic[R]):
+    """What a study measured: its header, and the records of each image by its name, in the benchmark's order."""
 
-    @contextmanager
-    def listening(page: Page) -> Iterator[None]:
-        nonlocal hidden
-        with warnings.catch_warnings(record=True) as heard:
-            yield
-        for one in heard:
-            told = str(one.message)
-            if told.startswith(_NARROW):
-                if hidden:  # an image may be looked at more than once before the filter knows of it
-                    continue
-                hidden = True
-                warnings.filterwarnings("ignore", message=_NARROW)
-                told = f"{page.place}: {told} (other images of {name} may be as wide: this is said once)"
-            warnings.warn(told, one.category, stacklevel=1)
+    name: str
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    images: Mapping[str, Sequence[R]]
 
-    with warnings.catch_warnings():
-        if quiet:
-            warnings.filterwarnings("ignore", message=_NARROW)
-        yield listening
+    @property
+    def records(self) -> list[R]:
+        """Of all images, in the benchmark's order."""
+        return [record for records in self.images.values() for record in records]
+
+
+def run_study(
+    benchmark: Benchmark,
+    measure: Callable[[ImageQuestions], Sequence[R]],
+    record: type[R],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    folder: Path | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> StudyResult[R]:
+    """Measures every image of a benchmark once, and keeps the records in `folder`, in memory only where left out.
+
+    `record` is their type: what pydantic writes as JSON and reads again. `settings`, JSON values, are what they depend
+    on beside the benchmark.
+    """
+    adapter = TypeAdapter(list[record])  # type: ignore[valid-type]
+    header = {"study": name, **_header(benchmark, settings, limit)}
+    path = None if folder is None else folder / RECORDS
+    images: dict[str, list[R]] = {}
+    with JsonlStore(path, MEASURED, header) as store:
+
+        def measure_missing(questions: ImageQuestions) -> None:
+            asked = _asked(questions)
+            if questions.name not in store.records:
+                records = adapter.dump_python(list(measure(questions)), mode="json")
+                store.add(MeasuredImage(page=questions.name, asked=asked, sum=_digest(records), records=records))
+            known = store.records[questions.name]
+            if known.asked not in (None, asked):
+                raise ReadsegError(
+                    f"{path}: what was measured on {questions.image_id} is about other questions than the data now "
+                    "ask: the data have changed; give another folder"
+                )
+            # As they come back from disk: a resumed study is the same study.
+            values = json.dumps(known.records).encode()
+            images[questions.name] = parse(adapter, values, f"{path}, the records of {questions.name}")
+
+        run(benchmark, [measure_missing], title=f"{benchmark.name}: {name}", limit=limit, progress=progress)
+    return StudyResult(name, json.loads(json.dumps(header["settings"])), header["about"], images)
+
+
+def read_study(path: Path) -> StudyResult[dict[str, Any]]:
+    """What a file of records holds, as JSON values; a half last line is left out."""
+    lines = read_lines(path, MEASURED)
+    images = {name: image.records for name, image in lines.records.items()}
+    return StudyResult(lines.header["study"], lines.header["settings"], lines.header["about"], images)
+
+
+def _asked(questions: ImageQuestions) -> str:
+    """A digest of the questions about an image and of what is known of each before its masks are read."""
+    asked = [(q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in questions.questions]
+    return _digest([questions.image_id, asked])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()[:16]

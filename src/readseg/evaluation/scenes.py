@@ -6,24 +6,19 @@ and what it draws is compared with the exact masks, in pixels of the image: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from readseg.core.images import load_image
 from readseg.core.masks import union
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import FIRST_TEST_SEED, SCENES, Benchmark, Page, Query
-from readseg.evaluation.outcomes import Outcome
-from readseg.evaluation.outcomes import score as score_prediction
-from readseg.evaluation.run import Answers, Said, Segments, System, asked_of, model_system, prediction_of, run
-from readseg.model.config import Prompt
-from readseg.scenes.questions import Question, ask
+from readseg.evaluation.benchmarks import FIRST_TEST_SEED, SCENES, Benchmark, ImageQuestions, Question
+from readseg.evaluation.run import FixedAnswer, System
+from readseg.scenes.questions import Question as SceneQuestion
+from readseg.scenes.questions import ask
 from readseg.scenes.render import RenderedScene, make_scene, render
 
 SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
@@ -41,15 +36,10 @@ class SceneSet:
 
     Of ten scenes in a row six are new by their seed only; the others hold more out, as `SECTIONS` says. Any first part
     of the set is mixed alike, so a small number of scenes is a fair sample.
-
-    Attributes:
-        scenes: number of scenes.
-        questions: about each scene.
-        first_seed: of the first scene.
     """
 
     scenes: int = 600
-    questions: int = 6
+    questions: int = 6  # about each scene
     first_seed: int = FIRST_TEST_SEED
 
     def __post_init__(self) -> None:
@@ -65,13 +55,12 @@ class Case:
     name: str
     section: str
     picture: RenderedScene
-    questions: tuple[Question, ...]
+    questions: tuple[SceneQuestion, ...]
 
 
 def scene_cases(which: SceneSet) -> Iterator[Case]:
     """Draws the scenes of a set one after the other with their questions: a function of `which`."""
-    for number in range(which.scenes):
-        yield scene_case(number, which)
+    return (scene_case(number, which) for number in range(which.scenes))
 
 
 @lru_cache(maxsize=1)  # a model and the blind answers look at one scene in turn
@@ -106,16 +95,16 @@ def scene_benchmark(which: SceneSet | None = None) -> Benchmark:
         protocol="generated",
         match="order",
         names=tuple(f"scene-{which.first_seed + number}" for number in range(which.scenes)),
-        page=lambda number: case_page(scene_case(number, which)),
+        page=lambda number: image_questions(scene_case(number, which)),
         settings=settings,
         ordered=True,
     )
 
 
-def case_page(case: Case) -> Page:
-    """A scene as the page of a benchmark."""
-    queries = tuple(
-        Query(
+def image_questions(case: Case) -> ImageQuestions:
+    """A scene as an image of the benchmark with its questions."""
+    questions = tuple(
+        Question(
             key=f"{case.name}/{k}",
             text=question.question,
             sentence=None,
@@ -127,86 +116,36 @@ def case_page(case: Case) -> Page:
         )
         for k, question in enumerate(case.questions)
     )
-    return Page(case.name, case.picture.image, case.name, case.section, queries)
+    return ImageQuestions(case.name, case.picture.image, case.name, case.section, questions)
 
 
-def evaluate_scenes(
-    segmenter: Segments,
-    which: SceneSet | None = None,
-    *,
-    prompts: Sequence[Prompt | None] = (None,),
-    folder: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> dict[str, Sequence[Outcome]]:
-    """Asks a model all questions of a set, with each kind of prompt, and scores the blind baselines beside it.
-
-    Args:
-        segmenter: the model; all questions of a scene are asked in one call.
-        which: the set; the fixed test set where left out.
-        prompts: see `Segmenter.segment`.
-        folder: gets a folder of predictions for each system; what is there already is not computed again.
-        settings: of the model, kept with the predictions: a folder made with others is refused.
-        progress: show a bar.
-
-    Returns:
-        For each prompt ("model" for None) and each name of `BLIND`, the outcomes in the order of the set.
-
-    Raises:
-        ReadsegError: an unknown prompt, or predictions of other settings in `folder`.
-    """
-    which = which or SceneSet()
-    benchmark = scene_benchmark(which)
-    systems = [model_system(segmenter, benchmark, settings=settings, prompt=prompt) for prompt in prompts]
-    results = run([*systems, *blind_systems(which)], benchmark, folder=folder, progress=progress)
-    return {name: result.outcomes for name, result in results.items()}
-
-
-def score(case: Case, k: int, said: Answers) -> Outcome:
-    """Compares an answer to question `k` of a case with the truth.
-
-    Raises:
-        ReadsegError: a mask is not of the image's size.
-    """
-    page = case_page(case)
-    asked = asked_of(page, page.queries[k], load_image(page.image))
-    return score_prediction(prediction_of(asked, said), "order")
+def _targets(case: Case, question: SceneQuestion) -> list[np.ndarray]:
+    """The masks (H, W) that a question asks for."""
+    hw = case.picture.masks.shape[1:]
+    return [union([case.picture.masks[index] for index in target], hw) for target in question.targets]
 
 
 def blind_systems(which: SceneSet) -> list[System]:
     """The baselines of `BLIND`, answering the questions of a set."""
-    return [System(name, {"model": name}, partial(_blind_answers, which, name)) for name in BLIND]
+
+    def answer(name: str, questions: ImageQuestions, _: Image.Image) -> list[FixedAnswer]:
+        case = scene_case(int(questions.name.rpartition("-")[2]) - which.first_seed, which)
+        return [blind_answer(case, k, name) for k in range(len(questions.questions))]
+
+    return [System(name, {"model": name}, partial(answer, name)) for name in BLIND]
 
 
-def blind(case: Case, k: int, name: str) -> Said:
+def blind_answer(case: Case, k: int, name: str) -> FixedAnswer:
     """The answer of a baseline of `BLIND` to question `k`: as many objects as were asked for, whatever was asked.
 
-    "largest object" takes those with the most visible pixels, "random object" draws them by lot (the lot is a
-    function of the question's key). Neither ever refuses.
-
-    Raises:
-        ReadsegError: an unknown name.
+    "largest object" takes those with the most visible pixels, "random object" draws them by a function of the
+    question's key. Neither ever refuses.
     """
     masks = case.picture.masks
     areas = masks.sum(axis=(1, 2))
     if name == "largest object":
         order = np.argsort(-areas, kind="stable")
-    elif name == "random object":
+    else:
         seed = [int(case.name.rpartition("-")[2]), k]
         order = np.random.default_rng(seed).permutation(np.flatnonzero(areas))
-    else:
-        raise ReadsegError(f"baseline: expected one of {', '.join(BLIND)}, got {name!r}")
-    wanted = max(1, len(case.questions[k].targets))
-    return Said("", True, masks[order[:wanted]])
-
-
-def _blind_answers(which: SceneSet, name: str, page: Page, _: Image.Image) -> list[Said]:
-    seed = int(page.name.rpartition("-")[2])
-    case = scene_case(seed - which.first_seed, which)
-    return [blind(case, k, name) for k in range(len(page.queries))]
-
-
-def _targets(case: Case, question: Question) -> list[np.ndarray]:
-    """The masks (H, W) that a question asks for."""
-    hw = case.picture.masks.shape[1:]
-    return [union([case.picture.masks[index] for index in target], hw) for target in question.targets]
+    return FixedAnswer("", True, masks[order[: max(1, len(case.questions[k].targets))]])

@@ -22,8 +22,8 @@ from functools import cache, lru_cache
 import numpy as np
 
 from readseg.core.stats import estimate
-from readseg.evaluation.benchmarks import UNSEEN, UNTRAINED, Benchmark, Page, Query
-from readseg.evaluation.outcomes import Result
+from readseg.evaluation.benchmarks import UNSEEN, UNTRAINED, Benchmark, ImageQuestions, Question
+from readseg.evaluation.predictions import Result
 from readseg.scenes.classes import CLASSES, TINTS, TRAINED, article
 from readseg.scenes.facts import TARGET_AREA, is_a
 from readseg.scenes.phrases import EXPRESSIONS, RELATIONS, REQUESTS
@@ -57,7 +57,7 @@ def unseen_benchmark() -> Benchmark:
 
 
 @lru_cache(maxsize=1)  # several models look at one image in turn
-def unseen_page(number: int) -> Page:
+def unseen_page(number: int) -> ImageQuestions:
     """Draws the image of a number, from 0 on, with its questions.
 
     Raises:
@@ -76,11 +76,11 @@ def unseen_page(number: int) -> Page:
         # A thing of which hardly anything shows could be overlooked by whoever knows it.
         seen = {thing.name for thing, area in zip(scene.objects, picture.areas, strict=True) if area >= TARGET_AREA[0]}
         texts = [("category", _by_name(rng, str(which))) for which in rng.permutation(sorted(seen))[:QUESTIONS]]
-    queries = tuple(
-        Query(f"{name}/{k}", text, sentence=None, present=False, targets=tuple, kind=kind, tags=tags)
+    questions = tuple(
+        Question(f"{name}/{k}", text, sentence=None, present=False, targets=tuple, kind=kind, tags=tags)
         for k, (kind, text) in enumerate(texts)
     )
-    return Page(name, picture.image, name, section, queries)
+    return ImageQuestions(name, picture.image, name, section, questions)
 
 
 def empty_scene(number: int) -> Scene:
@@ -140,7 +140,7 @@ def remarks(result: Result) -> list[str]:
     told = []
     asked = [(prediction, outcome) for prediction, outcome in pairs if outcome.section == UNTRAINED]
     if asked:
-        by_name = [not outcome.said and names_what_was_asked(p.asked.question, p.answer) for p, outcome in asked]
+        by_name = [not outcome.said and names_what_was_asked(p.question, p.answer) for p, outcome in asked]
         share = estimate([float(right) for right in by_name], groups=[outcome.image for _, outcome in asked])
         told.append(
             f"classes never trained that are refused by their name: {share} of the questions; the other refusals name "

@@ -24,8 +24,7 @@ from readseg.core.masks import decode_rle, union
 from readseg.core.stats import Estimate, mask_ious
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES, UNSEEN, UNTRAINED
-from readseg.evaluation.outcomes import Outcome, Result
-from readseg.evaluation.predictions import Prediction, Rle
+from readseg.evaluation.predictions import Outcome, Prediction, Result, Rle
 from readseg.evaluation.report import Sheet, label, number, ordered, side_by_side, to_json, to_markdown
 from readseg.viz.overlays import overlay
 
@@ -87,7 +86,7 @@ def find_picture(result: Result, prediction: Prediction, data: Path | None = Non
     Returns:
         The image; None where it is not there or not of the right size.
     """
-    asked = prediction.asked
+    asked = prediction
     try:
         if result.settings["benchmark"] == SCENES:
             picture = _scene(result, asked.image)
@@ -170,12 +169,12 @@ def _verdict(outcome: Outcome) -> Verdict:
 
 def _picked(pairs: Sequence[tuple[Outcome, Example]], count: int, beside: Sequence[Example]) -> list[Example]:
     """The first ones, those of images that are not shown yet before all others; in the given order."""
-    images = {example.prediction.asked.image for example in beside}
+    images = {example.prediction.image for example in beside}
     fresh: list[int] = []
     others: list[int] = []
     for place, (_, example) in enumerate(pairs):
-        (others if example.prediction.asked.image in images else fresh).append(place)
-        images.add(example.prediction.asked.image)
+        (others if example.prediction.image in images else fresh).append(place)
+        images.add(example.prediction.image)
     return [pairs[place][1] for place in sorted([*fresh, *others][: max(0, count)])]
 
 
@@ -271,7 +270,7 @@ def _histogram(result: Result) -> str:
 
 
 def _card(example: Example, picture: Image.Image | None) -> str:
-    asked, said = example.prediction.asked, example.prediction
+    asked = said = example.prediction
     untrained = UNTRAINED in asked.tags and not asked.present
     verdict = (_UNTRAINED if untrained else _VERDICTS)[example.verdict]
     bad = example.verdict in ("refused", "invented") or (example.verdict == "mask" and example.iou < 0.5)

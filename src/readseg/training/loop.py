@@ -38,8 +38,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from readseg.core.io import atomic_write, lock, remove_parts
-from readseg.core.processes import processes
+from readseg.core.io import atomic_write, lock, processes, remove_parts
 from readseg.errors import ReadsegError
 from readseg.training.config import ScoredStageConfig, StageConfig
 

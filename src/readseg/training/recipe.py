@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from readseg.checkpoints.adapters import Base, is_adapter, open_base
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
-from readseg.core.io import atomic_write
-from readseg.core.processes import processes
+from readseg.core.io import atomic_write, processes
 from readseg.errors import ReadsegError
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor

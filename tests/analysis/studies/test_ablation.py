@@ -28,12 +28,13 @@ from readseg.analysis.studies.ablation import (
     prompt_variants,
 )
 from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
+from readseg.core.io import read_lines
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page, Query
-from readseg.evaluation.predictions import read_predictions
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
+from readseg.evaluation.predictions import PREDICTIONS
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.processing import ReadProcessor
@@ -68,14 +69,14 @@ def targets(page: int, query: int) -> list[np.ndarray]:
 def made(match: str = "order", protocol: str = "generated") -> Benchmark:
     """Three images of different sizes with five questions each."""
 
-    def page(number: int) -> Page:
-        def query(k: int) -> Query:
+    def page(number: int) -> ImageQuestions:
+        def query(k: int) -> Question:
             present = None if k == 4 else k != 3
             sentence = None if k == 4 else False
-            return Query(f"{number}/{k}", ASKED[k], sentence, present, lambda: targets(number, k))
+            return Question(f"{number}/{k}", ASKED[k], sentence, present, lambda: targets(number, k))
 
         image = np.asarray(picture(*SIZES[number], seed=number))
-        return Page(
+        return ImageQuestions(
             str(number), image, f"{number}.png", "new" if number else "old", tuple(query(k) for k in range(len(ASKED)))
         )
 
@@ -193,8 +194,9 @@ def test_masks_are_those_that_segment_makes(learned: Segmenter, match: str, prot
     differ = set()
     for variant in variants:
         path = folder if variant.own else folder.with_name(f"predictions_{variant.key}")
-        head, predictions = read_predictions(path / "predictions.jsonl")
-        assert head.settings["prompt"] == variant.prompt and head.settings["points"] == variant.points.to_dict()
+        lines = read_lines(path / "predictions.jsonl", PREDICTIONS)
+        settings, predictions = lines.header["settings"], lines.records
+        assert settings["prompt"] == variant.prompt and settings["points"] == variant.points.to_dict()
         assert tuple(predictions.values()) == ablated.results[variant.key].predictions
         for number, size in enumerate(SIZES):
             # As evaluation asks: what is a name or a sentence in one call, what is neither in another.
@@ -210,7 +212,7 @@ def test_masks_are_those_that_segment_makes(learned: Segmenter, match: str, prot
                 )
                 for k, one in zip(asked, said, strict=True):
                     prediction = predictions[f"{number}/{k}"]
-                    assert (prediction.answer, prediction.present) == (one.answer, one.present)
+                    assert (prediction.answer, prediction.claimed) == (one.answer, one.present)
                     masks = [decode_rle(dict(rle)) for rle in prediction.masks]
                     assert len(masks) == len(one.masks) and all(map(np.array_equal, masks, one.masks))
         differ.add(tuple(str(dict(mask)) for p in predictions.values() for mask in p.masks))

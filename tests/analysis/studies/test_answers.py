@@ -11,26 +11,27 @@ import studies
 from readseg.analysis.studies.answers import answers_table, judge, pick
 from readseg.analysis.studies.systems import Answered
 from readseg.errors import ReadsegError
-from readseg.evaluation.outcomes import Result
-from readseg.evaluation.run import Said, System, run
+from readseg.evaluation.benchmarks import ImageQuestions
+from readseg.evaluation.predictions import Result
+from readseg.evaluation.run import FixedAnswer, System, run_systems
 
 
 def result(share: float = 0.5) -> Result:
     """Draws a share of every target, of each question after the first of a page; of the first it draws nothing."""
 
-    def answers(page: studies.Page, _: object) -> list[Said]:
+    def answers(page: ImageQuestions, _: object) -> list[FixedAnswer]:
         said = []
-        for k, query in enumerate(page.queries):
+        for k, query in enumerate(page.questions):
             masks = [np.asarray(target) == 1 for target in query.targets()]
             for mask in masks:
                 mask[:, int(share * studies.HW[1]) :] = False
             masks = masks if k else []
             stacked = np.stack(masks) if masks else np.zeros((0, *studies.HW), bool)
-            said.append(Said(f"answer {k}", bool(masks), stacked))
+            said.append(FixedAnswer(f"answer {k}", bool(masks), stacked))
         return said
 
     benchmark = studies.benchmark()
-    return run([System("s", {"model": "s"}, answers)], benchmark)["s"]
+    return run_systems([System("s", {"model": "s"}, answers)], benchmark)["s"]
 
 
 def test_worst_and_best() -> None:
@@ -68,9 +69,13 @@ def test_answers_in_words() -> None:
     assert told["page-2/1"].words == f"IoU {half.sum() / right.sum():.2f}"
 
     full = np.ones((1, *studies.HW), bool)
-    claims = System("c", {"model": "c"}, lambda page, _: [Said("x [SEG]", True, full * 1 > 0) for _ in page.queries])
-    empty = System("e", {"model": "e"}, lambda page, _: [Said("x [SEG]", True, full * 0 > 0) for _ in page.queries])
-    claimed, nothing = (run([s], studies.benchmark())[s.name] for s in (claims, empty))
+    claims = System(
+        "c", {"model": "c"}, lambda page, _: [FixedAnswer("x [SEG]", True, full * 1 > 0) for _ in page.questions]
+    )
+    empty = System(
+        "e", {"model": "e"}, lambda page, _: [FixedAnswer("x [SEG]", True, full * 0 > 0) for _ in page.questions]
+    )
+    claimed, nothing = (run_systems([s], studies.benchmark())[s.name] for s in (claims, empty))
     words = {
         name: {p.key: judge(p, o).words for p, o in zip(r.predictions, r.outcomes, strict=True)}
         for name, r in (("c", claimed), ("e", nothing))
@@ -98,7 +103,8 @@ def test_wrong_choices_are_named() -> None:
         pick(found, 3, "nice")  # type: ignore[arg-type]
     with pytest.raises(ReadsegError, match="at least 1 question to show, got 0"):
         pick(found, 0)
-    words = run([System("s", {"model": "s"}, lambda page, _: [Said("two", None, np.zeros((0, *studies.HW), bool))])],
-                studies.benchmark([[(studies.COUNT, None, [])]]))["s"]  # fmt: skip
+    two = FixedAnswer("two", None, np.zeros((0, *studies.HW), bool))
+    counting = studies.benchmark([[(studies.COUNT, None, [])]])
+    words = run_systems([System("s", {"model": "s"}, lambda page, _: [two])], counting)["s"]
     with pytest.raises(ReadsegError, match="none of its questions asks for an object"):
         pick(words, 3)

@@ -40,7 +40,7 @@ from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig, select_extremes
 from readseg.core.types import Turn
-from readseg.evaluation.benchmarks import Page, Query
+from readseg.evaluation.benchmarks import ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import embed_prompts
@@ -92,9 +92,9 @@ def case_of(
     asked = {"key": "page/0", "text": "the red cup", "sentence": False, "present": True, "targets": list} | query
     encoded = segmenter.encode(picture(*SIZE))
     (reply,) = segmenter.reply(encoded, [asked["text"]], force=answer)
-    page = Page("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (Query(**asked),))
+    page = ImageQuestions("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (Question(**asked),))
     reply = reply if given else replace(reply, given=False)
-    return Case(page.queries[0], page, encoded, reply, tuple(units))
+    return Case(page.questions[0], page, encoded, reply, tuple(units))
 
 
 @cache

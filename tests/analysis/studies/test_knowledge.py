@@ -12,7 +12,7 @@ from readseg.analysis.studies.knowledge import ALL, LONG, NAMING, SEEN, SHORT, U
 from readseg.analysis.studies.systems import Answered
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.outcomes import Outcome, Result
+from readseg.evaluation.predictions import Outcome, Result
 from readseg.viz.tables import Table, to_json, to_markdown
 
 PARTS = {NAMING: ("scenes", "category"), SEEN: ("scenes", "reasoning"), UNSEEN: ("descriptions", "reasoning")}

@@ -16,7 +16,7 @@ from readseg.analysis.studies.maps import WHOLE
 from readseg.analysis.studies.measures import Counts
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Page, Query
+from readseg.evaluation.benchmarks import ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.tables import to_markdown
 from records import scores
@@ -42,8 +42,8 @@ def target_of(*, ignored: bool = False) -> np.ndarray:
 def case(answer: str = TWO) -> Case:
     encoded = small().encode(picture(*SIZE))
     (reply,) = small().reply(encoded, ["the red cup"], force=answer)
-    query = Query("page/0", "the red cup", False, True, list)
-    page = Page("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (query,))
+    query = Question("page/0", "the red cup", False, True, list)
+    page = ImageQuestions("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (query,))
     ignoring = Unit(target_of(ignored=True), (1,))
     units = (Unit(target_of(), (0,)), ignoring, Unit(target_of(), (0, 1)), Unit(target_of(), ()))
     return Case(query, page, encoded, reply, units)

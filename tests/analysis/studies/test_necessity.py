@@ -26,7 +26,7 @@ from readseg.analysis.studies.necessity import (
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
-from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.predictions import Outcome
 from readseg.evaluation.run import evaluate
 from readseg.inference.segmenter import Segmenter
 from readseg.model.mask_prompts import Points, decode_prompts, embed_prompts

@@ -21,7 +21,7 @@ from readseg.analysis.studies.necessity_tables import (
     operating_point,
 )
 from readseg.core.stats import Estimate
-from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.predictions import Outcome
 from readseg.evaluation.report import summarise
 from readseg.viz.tables import Row, Table, to_csv, to_json, to_markdown
 

@@ -12,12 +12,12 @@ import pytest
 
 import studies
 from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
+from readseg.core.io import read_lines, write_lines
 from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page
-from readseg.evaluation.outcomes import Result
-from readseg.evaluation.predictions import read_predictions, write_predictions
-from readseg.evaluation.run import Said, System, run
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
+from readseg.evaluation.predictions import PREDICTIONS, Result
+from readseg.evaluation.run import FixedAnswer, System, run_systems
 
 
 def system(name: str, answer: str = "here") -> System:
@@ -25,8 +25,8 @@ def system(name: str, answer: str = "here") -> System:
     mask = np.zeros((1, *studies.HW), bool)
     mask[:, : studies.HW[0] // 2] = True
 
-    def answers(page: Page, _: Any) -> list[Said]:
-        return [Said(answer, True, mask) for _ in page.queries]
+    def answers(page: ImageQuestions, _: Any) -> list[FixedAnswer]:
+        return [FixedAnswer(answer, True, mask) for _ in page.questions]
 
     return System(name, {"model": name}, answers)
 
@@ -34,7 +34,7 @@ def system(name: str, answer: str = "here") -> System:
 def results(folder: Path, *names: str, asked: Benchmark | None = None) -> dict[str, Result]:
     """Files of predictions as a system that is no language model writes them: NAME/predictions.jsonl."""
     asked = asked or studies.benchmark()
-    return {name: run([system(name)], asked, folder=folder / name)[name] for name in names}
+    return {name: run_systems([system(name)], asked, folder=folder / name)[name] for name in names}
 
 
 def test_files_and_folders_are_found_and_named(tmp_path: Path) -> None:
@@ -86,10 +86,9 @@ def test_nothing_shared_is_an_error(tmp_path: Path) -> None:
 def test_a_wrong_truth_is_named(field: str, value: Any, tmp_path: Path) -> None:
     results(tmp_path, "one", "two")
     path = tmp_path / "two" / "predictions.jsonl"
-    head, predictions = read_predictions(path)
-    first = next(iter(predictions.values()))
-    changed = replace(first, asked=replace(first.asked, **{field: value}))
-    write_predictions(path, head.settings, head.about, [changed, *list(predictions.values())[1:]])
+    lines = read_lines(path, PREDICTIONS)
+    first, *others = lines.records.values()
+    write_lines(path, PREDICTIONS, lines.header, [replace(first, **{field: value}), *others])
     with pytest.raises(ReadsegError, match=re.escape(f"{path}, 'page-0/0': its {field} is not that of")):
         aligned(read_systems([tmp_path / "one", tmp_path / "two"], studies.benchmark()))
 

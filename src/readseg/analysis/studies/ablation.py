@@ -26,8 +26,8 @@ from PIL import Image
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
-from readseg.evaluation.outcomes import Result
-from readseg.evaluation.run import model_system, run
+from readseg.evaluation.predictions import Result
+from readseg.evaluation.run import model_system, run_systems
 from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
@@ -254,7 +254,7 @@ def ablate(
         if not variant.impossible:
             system = model_system(shared, benchmark, settings=settings, prompt=variant.prompt, points=variant.points)
             systems.append(dataclasses.replace(system, name=variant.key))
-    results = run(systems, benchmark, folder=folder, limit=limit, progress=progress)
+    results = run_systems(systems, benchmark, folder=folder, limit=limit, progress=progress)
     return Ablated(name, segmenter.model.config, tuple(variants), results)
 
 

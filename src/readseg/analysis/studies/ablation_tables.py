@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from readseg.analysis.studies.ablation import PROMPTED, TRAINED, Ablated, Ablation, Variant, cells, describe
-from readseg.evaluation.outcomes import Outcome, Result
-from readseg.evaluation.predictions import Prediction
+from readseg.evaluation.predictions import Outcome, Prediction, Result
 from readseg.evaluation.report import PROTOCOLS, difference, summarise
 from readseg.viz.tables import Cell, Row, Table
 

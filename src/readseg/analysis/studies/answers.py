@@ -14,8 +14,7 @@ import numpy as np
 from readseg.analysis.studies.systems import Answered
 from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
-from readseg.evaluation.outcomes import Outcome, Result
-from readseg.evaluation.predictions import Prediction
+from readseg.evaluation.predictions import Outcome, Prediction, Result
 from readseg.evaluation.report import PROTOCOLS
 from readseg.evaluation.webpage import worst_and_best
 from readseg.viz.tables import Cell, Row, Table
@@ -95,7 +94,7 @@ def answers_table(systems: Sequence[Answered], keys: Sequence[str], how: str) ->
         columns |= dict(zip((f"{system.name}: {part}" for part in ("answer", "went", "iou")), names, strict=True))
     rows = []
     for key in keys:
-        asked = found[0][key][0].asked
+        asked = found[0][key][0]
         cells: dict[str, Cell] = {"key": key, "truth": "it is there" if asked.present else "it is not there"}
         for system, own in zip(systems, found, strict=True):
             prediction, outcome = own[key]

@@ -34,7 +34,7 @@ from readseg.core.frames import ImageFrame
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
 from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Box, axes, cells_inside
-from readseg.evaluation.outcomes import same_words
+from readseg.evaluation.predictions import same_words
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 
@@ -231,7 +231,7 @@ def _measured(
         key=query.key,
         unit=number,
         image=page.name,
-        place=page.place,
+        place=page.image_id,
         section=page.section,
         kind=query.kind,
         tags=tuple(sorted(query.tags)),

@@ -23,7 +23,7 @@ from readseg.analysis.studies.systems import Answered
 from readseg.core.stats import Estimate, bootstrap_sums, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES
-from readseg.evaluation.outcomes import Outcome
+from readseg.evaluation.predictions import Outcome
 from readseg.evaluation.report import PROTOCOLS, difference, summarise
 from readseg.viz.tables import Cell, Row, Table
 

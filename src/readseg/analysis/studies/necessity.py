@@ -28,9 +28,9 @@ from jaxtyping import Float
 from readseg.analysis.cases import Case, cases_of
 from readseg.core.token_grid import axes, cells_inside
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, Page, chosen
-from readseg.evaluation.outcomes import score
-from readseg.evaluation.run import Said, asked_of, prediction_of
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, chosen
+from readseg.evaluation.predictions import score
+from readseg.evaluation.run import FixedAnswer, answered, unanswered
 from readseg.inference.segmenter import Segmenter
 
 WORD, MAP, MASK = "the word", "a threshold on the map", "a threshold on the mask"
@@ -142,7 +142,7 @@ def check_premises(benchmark: Benchmark, limit: int | None = None) -> None:
     there: set[bool] = set()
     numbers = chosen(benchmark, limit)
     for number in numbers:
-        there |= {query.present for query in benchmark[number].queries if query.present is not None}
+        there |= {query.present for query in benchmark[number].questions if query.present is not None}
         if len(there) == 2:
             return
     missing = "true" if there == {False} else "false" if there == {True} else "true or false"
@@ -153,7 +153,7 @@ def check_premises(benchmark: Benchmark, limit: int | None = None) -> None:
 
 
 @torch.inference_mode()
-def consider(segmenter: Segmenter, benchmark: Benchmark, page: Page) -> list[Considered]:
+def consider(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -> list[Considered]:
     """Asks a model all questions of a page that ask for an object, and scores what could decide about a mask.
 
     Args:
@@ -251,14 +251,15 @@ def _considered(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> Consi
         found = {"p_seg": float(probabilities.max()), **scores}
         several = answer.ids.count(seg) > 1
         masks = segmenter.decode(case.encoded, [case.reply])[0].masks if several else mask[None]
-    asked = asked_of(case.page, case.query, case.encoded.image)
+    question = unanswered(case.page, case.query, case.encoded.image)
     drawn, refused = (
-        score(prediction_of(asked, Said("", bool(len(given)), given)), benchmark.match) for given in (masks, masks[:0])
+        score(answered(question, FixedAnswer("", bool(len(some)), some)), benchmark.match)
+        for some in (masks, masks[:0])
     )
     finite = {name: value for name, value in found.items() if math.isfinite(value)}
     return Considered(
         key=case.query.key,
-        image=case.page.place,
+        image=case.page.image_id,
         section=case.page.section,
         kind=case.query.kind,
         tags=tuple(sorted(case.query.tags)),

@@ -8,13 +8,13 @@ measured against the same truth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
-from readseg.evaluation.outcomes import Result, read_result
-from readseg.evaluation.predictions import Asked
+from readseg.evaluation.predictions import Result, read_result
 from readseg.evaluation.report import label
 
 
@@ -78,18 +78,18 @@ def aligned(systems: Sequence[Answered]) -> list[Answered]:
     Raises:
         ReadsegError: no question was answered by all, or the truth of one is not the same everywhere.
     """
-    asked = [{p.key: p.asked for p in system.result.predictions} for system in systems]
-    shared = [key for key in asked[0] if all(key in other for other in asked[1:])]
+    truths = [{p.key: p.truth for p in system.result.predictions} for system in systems]
+    shared = [key for key in truths[0] if all(key in other for other in truths[1:])]
     if not shared:
         raise ReadsegError(
             f"no question was answered by all of {', '.join(system.source for system in systems)}: expected answers to "
             "the same benchmark, the same images of it"
         )
     for key in shared:
-        for system, other in zip(systems[1:], asked[1:], strict=True):
-            if other[key] != asked[0][key]:
+        for system, other in zip(systems[1:], truths[1:], strict=True):
+            if other[key] != truths[0][key]:
                 raise ReadsegError(
-                    f"{system.source}, {key!r}: its {_difference(asked[0][key], other[key])} is not that of "
+                    f"{system.source}, {key!r}: its {_difference(truths[0][key], other[key])} is not that of "
                     f"{systems[0].source}: the two were asked about different data"
                 )
     names = [system.name for system in systems]
@@ -125,9 +125,9 @@ def _check(file: Path, result: Result, benchmark: Benchmark) -> None:
             )
 
 
-def _difference(one: Asked, other: Asked) -> str:
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """The first field that differs."""
-    return next(field.name for field in fields(Asked) if getattr(one, field.name) != getattr(other, field.name))
+    return next(name for name in one if one[name] != other[name])
 
 
 def _only(result: Result, keys: Sequence[str]) -> Result:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from readseg.checkpoints.adapters import Base, fingerprint, save_adapter
 from readseg.checkpoints.checkpoint import Checkpoint, build
 from readseg.checkpoints.load import digest, quiet_libraries
-from readseg.core.processes import processes
+from readseg.core.io import processes
 from readseg.core.token_grid import cell_coverage
 from readseg.core.types import Turn
 from readseg.data.mixture import Drawn, Mixture, Skipped, parse_ratio
