@@ -11,7 +11,7 @@ facts.py, the templates of questions from phrases.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -26,6 +26,7 @@ from readseg.scenes.facts import PART_AREA, RELATIONS, TARGET_AREA, Extreme, Nou
 T = TypeVar("T")
 Source = Literal["train", "held_out"]
 Scope = Literal["thing", "group", "class"]
+Words = Mapping[str, str]
 HARD_SHARE = 0.8
 """Share of false premises that ask for a class whose group is there."""
 NUMBERS = (
@@ -55,7 +56,7 @@ class QuestionDraft:
     """
 
     template_key: str
-    words: Mapping[str, str]
+    words: Words
     answer: str
     targets: tuple[tuple[int, ...], ...] = ()
     anchors: tuple[int, ...] = ()
@@ -99,7 +100,7 @@ class Context:
 QuestionForm = Callable[[Context, bool], Iterator[QuestionDraft]]
 
 
-def plain_form(template_key: str, words: Mapping[str, str], relation: Relation | None = None) -> str:
+def plain_form(template_key: str, words: Words, relation: Relation | None = None) -> str:
     """An object in plain words, without "the": "left cow", "bird to the left of the cow"."""
     rel = {} if relation is None else {"rel": phrases.RELATIONS[relation].short[0].format_map(words)}
     return phrases.EXPRESSIONS[template_key].short[0].format_map({**words, **rel}).removeprefix("the ")
@@ -170,44 +171,23 @@ def _absent_nouns(context: Context, scope: Scope) -> Iterator[Noun]:
 
 
 def _absent_draft(
-    context: Context,
-    noun: Noun,
-    template_key: str,
-    words: Mapping[str, str],
-    relation: Relation | None = None,
-    *,
-    all_of: bool = False,
+    context: Context, noun: Noun, key: str, words: Words, relation: Relation | None = None, *, all_of: bool = False
 ) -> QuestionDraft:
     """A draft that asks for a class or a group that is not there; `all_of`: for all of it."""
     is_class, is_plural = noun.kind == "class", all_of or noun.is_plural
     similar = _similar(context, noun.group if is_class else wide_group(noun.group or ""))
-    what = noun.plural if all_of else plain_form(template_key, words, relation)
-    return QuestionDraft(
-        template_key,
-        words,
-        refusal(what, are=is_plural, similar=similar),
-        absent=(noun.word,) if is_class else (),
-        group=noun.group,
-        relation=relation,
-        is_plural=is_plural,
-    )
+    what = noun.plural if all_of else plain_form(key, words, relation)
+    answer, absent = refusal(what, are=is_plural, similar=similar), (noun.word,) if is_class else ()
+    return QuestionDraft(key, words, answer, absent=absent, group=noun.group, relation=relation, is_plural=is_plural)
 
 
 def _present_draft(
-    context: Context,
-    noun: Noun,
-    index: int,
-    template_key: str,
-    words: Mapping[str, str],
-    relation: Relation | None = None,
-    anchors: tuple[int, ...] = (),
+    context: Context, noun: Noun, index: int, key: str, words: Words, relation: Relation | None = None
 ) -> QuestionDraft:
     """A draft that asks for one object by a noun; its answer names the object where that noun is no class."""
-    plain = plain_form(template_key, words, relation)
-    answer = (
-        f"the {plain} {SEG}." if noun.kind == "class" else f"the {plain} is the {context.facts.names[index]} {SEG}."
-    )
-    return QuestionDraft(template_key, words, answer, ((index,),), anchors, relation=relation, is_plural=noun.is_plural)
+    plain, name = plain_form(key, words, relation), context.facts.names[index]
+    answer = f"the {plain} {SEG}." if noun.kind == "class" else f"the {plain} is the {name} {SEG}."
+    return QuestionDraft(key, words, answer, ((index,),), relation=relation, is_plural=noun.is_plural)
 
 
 def _named(context: Context, present: bool, *, scope: Scope) -> Iterator[QuestionDraft]:
@@ -310,7 +290,7 @@ def _relation(context: Context, present: bool, *, scope: Scope) -> Iterator[Ques
         if present:
             index = facts.related(noun.members, relation, at)
             if index is not None and facts.answerable(index):
-                yield _present_draft(context, noun, index, "relation", words, relation, (at,))
+                yield replace(_present_draft(context, noun, index, "relation", words, relation), anchors=(at,))
         elif facts.none_related(noun.members, relation, at):
             other = None if scope == "thing" else facts.largest(tuple(i for i in noun.members if i != at))
             elsewhere = None if other is None else f"{_a(facts, other)} elsewhere"
@@ -402,13 +382,9 @@ def _exists(context: Context, present: bool, *, form: QuestionForm) -> Iterator[
         answer = f"no, {draft.answer}"
         if present:
             answer = f"yes, there is {_a(context.facts, draft.targets[0][0], tinted=draft.template_key == 'tint')}."
+        anchors = tuple(i for target in draft.targets for i in target)
         yield QuestionDraft(
-            draft.template_key,
-            draft.words,
-            answer,
-            anchors=tuple(i for target in draft.targets for i in target),
-            absent=draft.absent,
-            group=draft.group,
+            draft.template_key, draft.words, answer, anchors=anchors, absent=draft.absent, group=draft.group
         )
 
 

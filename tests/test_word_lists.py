@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import astuple
 from hashlib import sha256
 
 import pytest
 
 from readseg.data import class_names, templates
+from readseg.miniatures import names
 from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 
@@ -44,49 +44,42 @@ DIGESTS = {
     "coco_stuff": "533604a8edb9bf1a",
     "families": "1e5aabe11e6a7669",
     "doubtful": "7c73dff19fd247a8",
+    "mini_coco_stuff": "07a4a66469ffdcf5",
+    "mini_ade20k": "68e473f40b0ff1c7",
+    "mini_lvis": "e17cf26964966f51",
 }
+BANKS = ("requests", "text_questions", "expressions", "relations")
+WORD_SETS = ("determiners", "prepositions", "verbs", "nouns_in_ing", "adjectives")
 
 
-def banks(table: Mapping[str, phrases.TemplateBank]) -> list:
-    return [[key, [bank.short, bank.long, bank.held_out]] for key, bank in table.items()]
-
-
-def extra(table: Mapping[str, phrases.TemplateBank]) -> list:
-    return [[key, bank.extra] for key, bank in table.items() if bank.extra]
-
-
-def word_lists() -> dict[str, object]:
-    scenes = {name.lower(): getattr(phrases, name) for name in ("OBJECT_WORDS", "EXTRA_OBJECT_WORDS", "UNKNOWN_NOUNS")}
-    answers = {
-        name.lower(): getattr(templates, name)
-        for name in (
-            *("NAME_QUESTIONS", "SENTENCE_REQUESTS", "CONFIRMATIONS", "DENIALS", "CORRECTIONS"),
-            *("PLAIN_DENIALS", "PLAIN_CORRECTIONS"),
-        )
-    }
-    sets = ("DETERMINERS", "PREPOSITIONS", "VERBS", "NOUNS_IN_ING", "ADJECTIVES")
-    return {
-        "requests": banks(phrases.REQUESTS),
-        "text_questions": banks(phrases.TEXT_QUESTIONS),
-        "expressions": banks(phrases.EXPRESSIONS),
-        "relations": banks(phrases.RELATIONS),
+def word_list(name: str) -> object:
+    if name in BANKS:
+        banks = getattr(phrases, name.upper())
+        return [[key, [bank.short, bank.long, bank.held_out]] for key, bank in banks.items()]
+    if name in ("extra_expressions", "extra_relations"):
+        banks = getattr(phrases, name.removeprefix("extra_").upper())
+        return [[key, bank.extra] for key, bank in banks.items() if bank.extra]
+    if name in WORD_SETS:
+        return sorted(getattr(templates, f"_{name.upper()}"))
+    others = {
         "extra_requests": [[kind, astuple(grammar)] for kind, grammar in phrases.EXTRA_REQUESTS.items()],
-        "extra_expressions": extra(phrases.EXPRESSIONS),
-        "extra_relations": extra(phrases.RELATIONS),
-        **scenes,
         "syllables": phrases._SYLLABLE,
         "classes": [astuple(c) for c in CLASSES.values()],
         "groups": [astuple(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values())],
-        **answers,
-        **{name.lower(): sorted(getattr(templates, f"_{name}")) for name in sets},
-        "ade20k": class_names.ADE20K,
-        "coco_stuff": class_names.COCO_STUFF,
         "families": [sorted(family) for family in class_names._FAMILIES],
         "doubtful": sorted(class_names._DOUBTFUL),
+        "mini_coco_stuff": list(names.COCO_STUFF.items()),
+        "mini_ade20k": names.ADE20K,
+        "mini_lvis": [names.lvis_name(c) for c in CLASSES],
     }
+    if name in others:
+        return others[name]
+    return next(
+        vars(module)[name.upper()] for module in (phrases, templates, class_names) if name.upper() in vars(module)
+    )
 
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_no_list_has_changed(name: str) -> None:
-    text = json.dumps(word_lists()[name], ensure_ascii=False)
+    text = json.dumps(word_list(name), ensure_ascii=False)
     assert sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
