@@ -145,21 +145,6 @@ def damaged_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None
     write_json(place, index)
 
 
-@every_family
-def test_a_missing_shard_is_named(folder: Path, family: str) -> None:
-    write_released(folder, family)
-    lost = sorted(folder.glob("*-of-*"))[1]
-    lost.unlink()
-    refused(folder, lost.name)
-
-
-def test_a_truncated_shard_is_named(folder: Path) -> None:
-    write_released(folder, "read")
-    cut = sorted(folder.glob("*-of-*"))[0]
-    cut.write_bytes(cut.read_bytes()[:-2000])
-    refused(folder, cut.name)
-
-
 def test_an_index_cannot_lead_out_of_the_folder(folder: Path) -> None:
     write_released(folder, "read")
     shard = sorted(folder.glob("*-of-*"))[0]

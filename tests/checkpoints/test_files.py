@@ -102,8 +102,11 @@ both_kinds = pytest.mark.parametrize("safe", [False, True], ids=["bin", "safeten
 def test_one_file_comes_back(tmp_path: Path, safe: bool) -> None:
     folder = written(tmp_path / "m", safe=safe)
     assert names(folder) == {"model.safetensors" if safe else "pytorch_model.bin"}
+    file = next(folder.iterdir())
     check_same(read_weights(folder), some_weights())
-    check_same(read_weights(next(folder.iterdir())), some_weights())
+    check_same(read_weights(file), some_weights())
+    # The same weights are the same bytes: no name of a temporary place is in them.
+    assert file.read_bytes() == next(written(tmp_path / "again", safe=safe).iterdir()).read_bytes()
 
 
 @both_kinds
@@ -155,13 +158,6 @@ def test_names_that_share_memory_do_not_after_reading(tmp_path: Path) -> None:
     state = read_weights(written(tmp_path / "m", safe=False))
     state["plain"].zero_()
     assert state["shared"].any()
-
-
-@both_kinds
-def test_the_same_weights_are_the_same_bytes(tmp_path: Path, safe: bool) -> None:
-    files = [next(written(tmp_path / name, safe=safe).iterdir()) for name in ("a", "b")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert b".pytorch_model" not in files[0].read_bytes()  # the temporary name, with the process in it
 
 
 def test_transformers_and_torch_read_what_is_written(tmp_path: Path) -> None:
@@ -261,7 +257,7 @@ def test_one_of_many_shards_is_not_the_checkpoint(tmp_path: Path) -> None:
 
 def test_wrong_places_are_errors(tmp_path: Path) -> None:
     refused(tmp_path, f"{tmp_path} holds no weights", "pytorch_model.bin", ".pth")
-    refused(tmp_path / "absent.bin", "absent.bin is not there")
+    refused(tmp_path / "absent.bin", "absent.bin cannot be read: No such file")
     refused(tmp_path / "absent", "absent: expected a folder or a file of weights")
     (tmp_path / "notes.txt").write_text("")
     refused(tmp_path / "notes.txt", "notes.txt: expected a folder or a file of weights")
@@ -270,12 +266,15 @@ def test_wrong_places_are_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "x.pth"])
-def test_a_folder_or_a_dead_link_for_a_file_is_an_error(tmp_path: Path, name: str) -> None:
+def test_what_is_no_file_of_weights_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    refused(tmp_path, f"{name} is no file")
+    refused(tmp_path, f"{name} cannot be read: Is a directory")
     (tmp_path / name).rmdir()
     (tmp_path / name).symlink_to("../blobs/gone")
-    refused(tmp_path, f"{name} is not there")
+    refused(tmp_path, f"{name} cannot be read: No such file")
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976576152\n")
+    refused(tmp_path, f"{name} is a pointer of git-lfs", "git lfs pull")
 
 
 @contextmanager
@@ -393,13 +392,10 @@ def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path, old_format: bool
     assert (tmp_path / "ran").exists()  # so the file was no blank
 
 
-def test_a_bare_pickle_runs_no_code(tmp_path: Path) -> None:
+def test_other_pickles_run_no_code_and_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(pickle.dumps(Runs(tmp_path / "ran")))
     refused(tmp_path, "x.bin")
     assert names(tmp_path) == {"x.bin"}
-
-
-def test_other_objects_are_named(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "where": Path("x")}, tmp_path / "x.bin")
     refused(tmp_path, "x.bin holds more than tensors ('pathlib.")
 
@@ -446,15 +442,6 @@ def test_a_truncated_file_is_an_error(whole_files: dict[str, bytes], name: str, 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("tail", [1, 2, 8, 22, 64])
-def test_a_file_that_lacks_its_last_bytes_is_an_error(
-    whole_files: dict[str, bytes], tmp_path: Path, name: str, tail: int
-) -> None:
-    (tmp_path / name).write_bytes(whole_files[name][:-tail])
-    refused(tmp_path, f"{name} is truncated, damaged or of another format")
-
-
-@pytest.mark.parametrize("name", FORMATS)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_changed_bytes_give_tensors_or_an_error(whole_files: dict[str, bytes], name: str, data: st.DataObject) -> None:
@@ -481,13 +468,6 @@ def test_garbage_is_an_error(name: str, head: bytes, content: bytes) -> None:
         refused(Path(folder), name)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "a.pth"])
-def test_a_pointer_of_git_lfs_is_told(tmp_path: Path, name: str) -> None:
-    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976576152\n"
-    (tmp_path / name).write_text(text)
-    refused(tmp_path, f"{name} is a pointer of git-lfs", "git lfs pull")
-
-
 # ------------------------------------------------------------------------------------------------------- the index
 
 
@@ -510,13 +490,6 @@ def test_a_missing_shard_is_named(sharded: tuple[Path, bool]) -> None:
     folder, safe = sharded
     (folder / shard(2, safe)).unlink()
     refused(folder, str(folder), f"lacks '{shard(2, safe)}'", index_name(safe))
-
-
-def test_a_truncated_shard_is_named(sharded: tuple[Path, bool]) -> None:
-    folder, safe = sharded
-    path = folder / shard(2, safe)
-    path.write_bytes(path.read_bytes()[:-1])
-    refused(folder, f"{path} is truncated")
 
 
 def test_a_shard_that_does_not_fit_the_index_is_named(sharded: tuple[Path, bool]) -> None:
@@ -569,17 +542,6 @@ def test_long_lists_are_cut(sharded: tuple[Path, bool]) -> None:
     folder, safe = sharded
     one_shard(folder, 2, safe, **{f"layer\n{number}": torch.ones(1) for number in range(40)})
     assert refused(folder, "holds 'b', 'layer\\n0'", "and 36 more").count("layer") == 4
-
-
-def test_links_as_the_cache_makes_them_are_followed(sharded: tuple[Path, bool]) -> None:
-    folder, _ = sharded
-    blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "0"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    for number, path in enumerate(sorted(folder.iterdir())):
-        path.rename(blobs / f"{number}f")
-        (snapshot / path.name).symlink_to(f"../../blobs/{number}f")
-    assert read_weights(snapshot)["b"].tolist() == [2.0] * 4
 
 
 # ----------------------------------------------------------------------------------------------- mapped, not copied

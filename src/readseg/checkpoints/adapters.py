@@ -24,7 +24,14 @@ from torch import Tensor
 
 from readseg.checkpoints import lora
 from readseg.checkpoints.base_models import start_from
-from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, check_weights, lora_alpha_of, read_checkpoint
+from readseg.checkpoints.checkpoint import (
+    EMBEDDED,
+    Checkpoint,
+    check_weights,
+    empty_weights,
+    lora_alpha_of,
+    read_checkpoint,
+)
 from readseg.checkpoints.files import fetch, one_line, read_config_json, read_json, reraise_as_readseg_error
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
@@ -167,7 +174,7 @@ def read_adapter(
         config = ReadConfig.from_pretrained(folder)
     tokenizer = LegacyTokenizer.from_folder(folder) if (folder / MODEL_FILE).is_file() else None
     weights = _merge(folder, checkpoint.weights, facts["tensors"])
-    check_weights(weights, config, folder)
+    check_weights(weights, empty_weights(config, folder), folder)
     notes = (*checkpoint.notes, f"adapter on {start.model}")
     return Checkpoint(config, tokenizer, weights, folder, notes, checkpoint.unused)
 

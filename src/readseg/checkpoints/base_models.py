@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
 
 from readseg.checkpoints import key_mapping, lora
-from readseg.checkpoints.checkpoint import Checkpoint, check_weights, read_tower
+from readseg.checkpoints.checkpoint import Checkpoint, check_weights, empty_weights, read_tower
 from readseg.checkpoints.files import fetch, key_mismatches, read_config_json, read_weights
 from readseg.errors import ReadsegError
 from readseg.model.config import Projector
@@ -89,7 +89,7 @@ def start_from(
     config.released = key_mapping.released_settings(config, chosen, tower)
     weights |= _new_projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
     weights |= {own: torch.zeros(()) for own in key_mapping.OWN}
-    check_weights(weights, config, folder)
+    check_weights(weights, empty_weights(config, folder), folder)
     return Checkpoint(config, tokenizer, weights, folder)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -265,9 +265,9 @@ def _read_ours(folder: Path) -> Checkpoint:
         raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
     tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
     weights = key_mapping.with_both_fourier_names(read_weights(folder), "sam.")
-    check_weights(weights, config, folder)
+    check_weights(weights, empty_weights(config, folder), folder)
     if tokenizer is not None:
-        _check_rows(folder, tokenizer, {key: weights[own] for key, own in key_mapping.TABLES.items()})
+        _check_tables(folder, tokenizer, {key: weights[own] for key, own in key_mapping.TABLES.items()})
     unused = read_weights(folder / _UNUSED) if (folder / _UNUSED).is_dir() else {}
     return Checkpoint(config, tokenizer, weights, folder, _note_unused(unused), unused)
 
@@ -298,21 +298,20 @@ def _read_released(
     notes = [f"released weights of the family {family.name} ({reason})", *merge_notes, *_note_unused(unused)]
     if vision_tower is not None:
         settings = settings | {"mm_vision_tower": tower.name, "vision_tower": tower.name}
-        if tower.image_tokens != family.image_tokens:
-            notes.append(f"{tower.name}: {tower.image_tokens} image tokens, the family's have {family.image_tokens}")
-    _check_tables(folder, settings, tokenizer, state)
+    tables = {key: state[key] for key in key_mapping.TABLES if key in state}
+    _check_tables(folder, tokenizer, tables, settings.get("vocab_size"))
     with reraise_as_readseg_error(folder / "config.json"):
         config = key_mapping.read_config(settings, family, tokenizer, tower.config, state)
+    if vision_tower is not None and (tokens := config.num_image_tokens) != family.image_tokens:
+        notes.append(f"{tower.name}: {tokens} image tokens, the family's have {family.image_tokens}")
     layers = sum(key.startswith("model.layers.") and key.endswith(".input_layernorm.weight") for key in state)
     if (depth := config.lmm_config.text_config.num_hidden_layers) != layers:
         raise ReadsegError(f"{folder}: config.json says num_hidden_layers {depth}, the weights have {layers} layers.")
     # Checked under released names, since these are what a user sees in the files.
-    expected = key_mapping.to_released(_empty_weights(config, folder), family.mask_model)
-    state_of_tower = {TOWER_RELEASED + key.removeprefix(TOWER): value for key, value in tower.weights.items()}
-    outside = [key for key in expected if key.startswith(TOWER_RELEASED) and not key_mapping.holds_tower(state)]
-    expected_of_tower = {key: expected.pop(key) for key in outside}
-    _check(state, expected, folder)
-    _check(state_of_tower, expected_of_tower, folder, f"the weights of the vision tower {tower.name}")
+    expected = key_mapping.to_released(empty_weights(config, folder), family.mask_model)
+    of_tower = {TOWER_RELEASED + key.removeprefix(TOWER): value for key, value in tower.weights.items()}
+    what = "the weights" if key_mapping.holds_tower(state) else f"the weights with the vision tower {tower.name}"
+    check_weights(state | of_tower, expected, folder, what)
     weights, _ = key_mapping.to_ours(state, family.mask_model)
     weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
     return Checkpoint(config, tokenizer, weights, folder, tuple(notes), unused)
@@ -348,18 +347,12 @@ def _note_unused(unused: Mapping[str, Tensor]) -> tuple[str, ...]:
 # -- the CLIP tower of released weights, which they name and do not hold -----------------------------------------------
 
 
-@dataclass(frozen=True)
-class Tower:
+class Tower(NamedTuple):
     """A vision tower: its weights under the names of `ReadModel`, and the folder or hub id that it goes by."""
 
     config: CLIPVisionConfig
     weights: dict[str, Tensor]
     name: str
-
-    @property
-    def image_tokens(self) -> int:
-        """N, how many tokens one image becomes."""
-        return (self.config.image_size // self.config.patch_size) ** 2
 
 
 def read_tower(
@@ -396,26 +389,24 @@ def read_tower(
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _empty_weights(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
+def empty_weights(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
     """Names and shapes of the weights that a model of this config has; no memory is taken."""
     with reraise_as_readseg_error(folder / "config.json"), torch.device("meta"):
         return ReadModel(config).state_dict()
 
 
-def check_weights(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
-    """Raises ReadsegError, naming all of them, where weights are not those of a model of this config."""
-    _check(weights, _empty_weights(config, folder), folder)
-
-
-def _check(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
+def check_weights(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
 ) -> None:
-    if problems := key_mismatches(state, expected):
+    """Raises ReadsegError, naming all of them, where weights are not those that a model has (`empty_weights`)."""
+    if problems := key_mismatches(weights, expected):
         raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
 
 
-def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor]) -> None:
-    """Raises ReadsegError where an added token has no row in a table of embeddings."""
+def _check_tables(
+    folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, Tensor], vocab_size: int | None = None
+) -> None:
+    """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
     for key, table in tables.items():
         rows = len(table) if table.ndim else 0
         for token, index in tokenizer.added.items():
@@ -424,16 +415,5 @@ def _check_rows(folder: Path, tokenizer: LegacyTokenizer, tables: Mapping[str, T
                     f"{folder}: {token} has the id {index}, but {key} has only {rows} rows: added_tokens.json is of "
                     "other weights."
                 )
-
-
-def _check_tables(
-    folder: Path, settings: Mapping[str, Any], tokenizer: LegacyTokenizer, state: Mapping[str, Tensor]
-) -> None:
-    """Raises ReadsegError where config.json, the tokenizer and the tables of embeddings disagree about the tokens."""
-    _check_rows(folder, tokenizer, {key: state[key] for key in key_mapping.TABLES if key in state})
-    rows = settings.get("vocab_size")
-    table = state.get("model.embed_tokens.weight")
-    if table is not None and len(table) != rows:
-        raise ReadsegError(
-            f"{folder}: config.json says vocab_size {rows}, but model.embed_tokens.weight has {len(table)} rows."
-        )
+        if vocab_size not in (None, rows):
+            raise ReadsegError(f"{folder}: config.json says vocab_size {vocab_size}, but {key} has {rows} rows.")

@@ -133,7 +133,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    _check_file(index)
+    _check_no_pointer(index)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ReadsegError(f"{index}: expected 'weight_map', from names of tensors to names of files.")
@@ -161,7 +161,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(_ENDINGS):
         raise ReadsegError(f"{path}: expected a folder or a file of weights, of {', '.join(_ENDINGS)}.")
-    _check_file(path)
+    _check_no_pointer(path)
     try:
         # What torch has to say about a format is for those who write it.
         with warnings.catch_warnings(action="ignore"):
@@ -187,11 +187,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return {key: _dense(path, key, value) for key, value in state.items()}
 
 
-def _check_file(path: Path) -> None:
-    """That `path` is a file that can be read, and not git's stand-in for one."""
-    if not path.is_file():
-        what = "is no file" if path.exists() else "is not there, or a link to what is not there"
-        raise ReadsegError(f"{path} {what}; expected a file of weights or an index.")
+def _check_no_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(64).startswith(b"version https://git-lfs"):
             raise ReadsegError(f"{path} is a pointer of git-lfs, not the file: run `git lfs pull` in its folder.")
