@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from readseg.core.masks import iou, polygons_to_mask
 from readseg.scenes.classes import CLASSES
@@ -130,9 +129,3 @@ def test_conversations_are_of_several_rounds_about_pictures_that_are_there(mini)
             if "how many" in question["value"].lower() and answer["value"] == "None.":
                 assert not any(f" {CLASSES[n].plural} " in question["value"] for n in picture.facts.names)
     assert ends == {(True, False), (False, True)}
-
-
-def test_pictures_have_their_own_size(mini) -> None:
-    for path in layouts(mini):
-        with Image.open(path.with_suffix(".jpg")) as image:
-            assert image.size == picture_of(mini, path).hw[::-1]
