@@ -35,11 +35,11 @@ TINY = " ".join(
 )
 PARTS = {
     "evaluate": ["evaluate scenes -n 60 --variants --out {out}"],
-    "maps": ["analyse scenes -n 30 --out {out}"],
-    "layers": ["analyse scenes --study layers -n 30 --out {out}"],
-    "necessity": ["analyse scenes --study necessity -n 30 --out {out}"],
-    "knowledge": ["analyse scenes --study knowledge -n 30 --out {out}"],
-    "answers": ["analyse scenes --study answers -n 30 --out {out}"],
+    "maps": ["study maps scenes -n 30 --out {out}"],
+    "layers": ["study layers scenes -n 30 --out {out}"],
+    "necessity": ["study necessity scenes -n 30 --out {out}"],
+    "knowledge": ["study knowledge scenes -n 30 --out {out}"],
+    "answers": ["study answers scenes -n 30 --out {out}"],
     "image": [
         "analyse {root}/examples/reasoning.png 'the bird that can talk' --layers --out {out}"
         " --truth {root}/examples/reasoning_truth.png"

@@ -23,7 +23,7 @@ from PIL import Image
 
 from readseg import ReadsegError, Segmentation, Segmenter
 from readseg.cli.errors import printable, run
-from readseg.cli.segment import check_writable
+from readseg.cli.output import check_writable
 from readseg.core.images import load_image
 from readseg.core.io import atomic_write
 from readseg.evaluation.unseen import names_what_is_not_there

@@ -34,7 +34,7 @@ from readseg.core.io import atomic_write
 
 COMMAND = re.compile(r"    (?:readseg|python) ")
 PICTURE = re.compile(r"!\[[^]]*]\(([^)]+)\)")
-WITH_OUT = {"analyse", "ablate", "evaluate", "score"}
+WITH_OUT = {"analyse", "study", "ablate", "evaluate", "score"}
 """Commands of readseg that write tables where --out says."""
 
 

@@ -41,7 +41,7 @@ from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, read_checkpoint
 from readseg.checkpoints.files import key_mismatches, read_json, read_weights
 from readseg.checkpoints.load import load_model
 from readseg.cli.errors import run
-from readseg.cli.segment import check_writable
+from readseg.cli.output import check_writable
 from readseg.core.io import atomic_write
 from readseg.model.config import Prompt
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tiny_segmenter
-from readseg.cli.jobs import Job, Model
+from readseg.analysis.study import StudyContext, StudyModel
+from readseg.cli.benchmark import run_study
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter
 from small import picture
@@ -75,11 +77,29 @@ def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Bench
     return Benchmark(**(settings | changes))
 
 
-def model(name: str = "tiny", settings: Mapping[str, Any] | None = None) -> Model:
+def model(name: str = "tiny", settings: Mapping[str, Any] | None = None) -> StudyModel:
     """The tiny segmenter as a study's model."""
-    return Model(name, segmenter(), settings or {"model": name, "weights": "w"}, f"models/{name}")
+    return loaded_model(name, segmenter(), settings or {"model": name, "weights": "w"}, f"models/{name}")
 
 
-def job(out: Path, asked: Benchmark | None = None, models: Sequence[Model] = (), limit: int | None = None) -> Job:
-    """A study of the tiny segmenter on the benchmark made by hand."""
-    return Job(asked or benchmark(), models or (model(),), out, limit, None)
+def loaded_model(name: str, loaded: Segmenter, settings: Mapping[str, Any], source: str | None = None) -> StudyModel:
+    """A study's model that is in memory already."""
+
+    def load(_: str | None) -> Segmenter:
+        raise AssertionError("it is loaded")
+
+    return StudyModel(name, source, load, lambda *_: settings, {name: loaded})
+
+
+def context(
+    out: Path, asked: Benchmark | None = None, models: Sequence[StudyModel] = (), limit: int | None = None
+) -> StudyContext:
+    """The tiny segmenter and the benchmark made by hand."""
+    out.mkdir(parents=True, exist_ok=True)
+    return StudyContext(asked or benchmark(), models or (model(),), out, limit)
+
+
+def run(name: str, asked: StudyContext, **options: Any) -> None:
+    """Runs the study of a name, prints and writes what it finds."""
+    study = import_module(f"readseg.analysis.studies.{name}").STUDY
+    run_study(study, asked, study.options(**options))

@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from readseg.cli import app
+from readseg.cli.app import app
 from readseg.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,13 +92,18 @@ def is_ours(program: str) -> bool:
     return Path(program).name == "readseg"
 
 
+def child(group: Any, name: str) -> Any:
+    """A command of a group, loaded."""
+    return group.load_command(name) if hasattr(group, "load_command") else group.commands[name]
+
+
 def find_command(words: list[str]) -> tuple[Any, list[str], list[str]]:
     """The command that some words name, its path, and the words that are left."""
     command: Any = typer.main.get_command(app)
     path: list[str] = []
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, f"readseg has no command {' '.join([*path, words[0]])!r}"
-        command = command.commands[words[0]]
+        command = child(command, words[0])
         path.append(words[0])
         words = words[1:]
     return command, path, words
@@ -108,8 +113,8 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     if not hasattr(command, "commands"):
         yield path, command
         return
-    for name, child in command.commands.items():
-        yield from leaves(child, (*path, name))
+    for name in command.commands:
+        yield from leaves(child(command, name), (*path, name))
 
 
 def options(command: Any) -> set[str]:
@@ -168,7 +173,7 @@ def test_commands_and_options_in_sentences_exist() -> None:
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_every_option_is_explained(path: tuple[str, ...]) -> None:
     usage = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
-    heading = f"### `readseg {' '.join(path)}`\n"
+    heading = f"### `readseg {'study' if path[0] == 'study' else ' '.join(path)}`\n"
     assert heading in usage
     shared = "### Options of model and points\n"
     sections = [re.split(r"^##", usage.split(start)[1], flags=re.MULTILINE)[0] for start in (heading, shared)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import readseg
+from readseg.cli.app import COMMANDS
+from readseg.cli.study import STUDIES
 
 PACKAGE = Path(readseg.__file__).parent
 
@@ -56,9 +60,18 @@ except SystemExit as end:
     printed = _fresh(code + "print('MODULES', *sys.modules)")
     shown, _, loaded = printed.partition("MODULES")
     assert not set(HEAVY) & set(loaded.split())
-    for command in ("segment", "chat", "train", "evaluate", "analyse", "ablate", "data"):
+    for command in ("segment", "chat", "train", "evaluate", "analyse", "study", "ablate", "data"):
         assert command in shown
     assert _best_seconds(code) < 0.5
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *STUDIES])
+def test_the_help_of_a_command_begins_as_the_list_says(name: str) -> None:
+    if name in STUDIES:
+        assert import_module(f"readseg.analysis.studies.{name}").STUDY.name == name
+        return
+    doc = inspect.getdoc(getattr(import_module(f"readseg.cli.{name}"), name)) or ""
+    assert " ".join(doc.partition("\n\n")[0].split()) == COMMANDS[name]
 
 
 def test_public_names_exist_and_are_listed() -> None:

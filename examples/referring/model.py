@@ -16,8 +16,8 @@ then either of two heads makes the mask:
 and a linear layer on h_seg says whether what is asked for is there. Transformers, CNN and SAM are stock classes
 of transformers. What the image says is computed once for all questions on it: h_img does not depend on the question.
 
-Frames: points are in pixels of the image until an `ImageFrame` takes them to SAM's square; the CNN sees the whole image,
-stretched to a square. Q questions, I images, N image tokens, D width, C channels of the stride-4 map.
+Frames: points are in pixels of the image until an `ImageFrame` takes them to SAM's square; the CNN sees the whole
+image, stretched to a square. Q questions, I images, N image tokens, D width, C channels of the stride-4 map.
 """
 
 from __future__ import annotations

@@ -1,256 +1,276 @@
-"""`readseg analyse` end to end: its studies of maps and layers on two kinds of models, resumption, and bad input."""
+"""`readseg analyse IMAGE QUERY`: what it prints and writes, and one line for every kind of bad input."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-import commandline
-import studies
-from readseg.analysis.studies import examine as examining
-from readseg.analysis.studies.measures import Measured
-from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
-from readseg.cli import study_layers, study_maps
+from commandline import run
+from readseg.analysis.studies.single_image import ImageFound
+from readseg.analysis.study import PointChoice, StudyModel
+from readseg.cli import analyse as command
+from readseg.core.masks import decode_rle, load_png, save_png
 from readseg.errors import ReadsegError
-from readseg.evaluation.run import RECORDS, read_study
-from released import write_released, write_sam
+from readseg.model.prompt_format import writable
+from released import write_released
 from small import picture
-from tiny_segmenter import build
+from studies import loaded_model
+from tiny_segmenter import ANSWERS, build, load
 
-Capture = pytest.CaptureFixture[str]
-TABLES = ["maps-1.csv", "maps-2.csv", "maps-3.csv", "maps.json", "maps.md"]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    return commandline.run(monkeypatch, "analyse", *words)
+SIZE = (40, 60)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model"))
 
 
-def rows(path: Path) -> dict[str, dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        return {row["group"] + next(iter(list(row.values())[1:])): row for row in csv.DictReader(file)}
+@pytest.fixture(scope="module")
+def model(folder: Path) -> StudyModel:
+    return loaded_model("the model", load(folder), {"dtype": "float32"}, str(folder))
 
 
-def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    words = ("scenes", "--device", "cpu", "--out", tmp_path, "-n")
-    assert run(monkeypatch, *words, 1) == 0
-    assert sorted(contents(tmp_path)) == sorted([*TABLES, RECORDS, "misaligned.md", "report.html"])
-    first = (tmp_path / RECORDS).read_bytes()
-    assert run(monkeypatch, *words, 2) == 0
-    assert (tmp_path / RECORDS).read_bytes().startswith(first), "a larger sample goes on from a smaller one"
-    study = read_study(tmp_path / RECORDS)
-    assert study.name == "maps" and list(study.images) == ["scene-500000", "scene-500001"]
-    records = [Measured.from_json(record) for record in study.records]
-    assert {record.image for record in records} == set(study.images)
-    for prompt in ("plain_points", "plain_truth"):
-        assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
-    assert study.settings["original_sam"] and study.settings["clip"] is None and study.settings["extremes"] == 5
-    printed = capsys.readouterr().out
-    assert "language model, last layer" in printed and "points alone, original SAM" in printed
-    maps = rows(tmp_path / "maps-1.csv")
-    assert int(maps["language model, last layer"]["giou_count"]) == len(records)
-    assert float(maps["language model, last layer"]["auc"]) > 0.9, "it was trained to"
-    own = float(rows(tmp_path / "maps-2.csv")["the model's own prompt"]["giou"])
-    assert own == pytest.approx(sum(record.own_iou for record in records) / len(records), abs=1e-4)
-    report = (tmp_path / "report.html").read_text()
-    assert "scene-500001/" in report and "What the maps know: embedded" in report
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An image, and a truth beside it, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    picture(*SIZE).save("desk.png")
+    mask = np.zeros(SIZE, bool)
+    mask[5:20, 10:40] = True
+    save_png("truth.png", mask)
+    return "desk.png"
 
 
-def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    study_maps.run(studies.job(whole))
-    examine, calls = examining.examine, []
-
-    def interrupted(*given: object) -> list[Measured]:
-        calls.append(given)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return examine(*given)
-
-    monkeypatch.setattr(examining, "examine", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study_maps.run(studies.job(half))
-    assert list(contents(half)) == [RECORDS] and len(read_study(half / RECORDS).images) == 1
-    study_maps.run(studies.job(half))
-    assert contents(half) == contents(whole), "the same to the byte, the page too"
-    before = len(calls)
-    study_maps.run(studies.job(half))
-    assert len(calls) == before and contents(half) == contents(whole)
-
-
-def test_a_folder_of_records_that_hold_less_is_refused(tmp_path: Path) -> None:
-    """Such as one from before the points from the true mask: no study is made of two kinds of records."""
-    study_maps.run(studies.job(tmp_path, limit=1))
-    head, *pages = (tmp_path / RECORDS).read_text().splitlines()
-    values = json.loads(head)
-    assert values["settings"].pop("record") == 2
-    old = "\n".join([json.dumps(values), *pages]) + "\n"
-    (tmp_path / RECORDS).write_text(old)
-    with pytest.raises(ReadsegError, match=r"record: None there, 2 now\); give another folder or delete it"):
-        study_maps.run(studies.job(tmp_path, limit=2))
-    assert (tmp_path / RECORDS).read_text() == old
-
-
-def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:
-    models = [studies.model("one"), studies.model("o/ther")]
-    study_maps.run(studies.job(tmp_path, models=models, limit=1))
-    assert sorted(contents(tmp_path)) == sorted(
-        [*TABLES, *(f"{m}/{name}" for m in ("one", "o-ther") for name in (RECORDS, "misaligned.md", "report.html"))]
-    )
-    table = json.loads((tmp_path / "maps.json").read_text())["tables"][0]
-    assert list(dict.fromkeys(row["group"] for row in table["rows"])) == ["one", "o/ther"]
-    assert "one: original" not in (tmp_path / "maps.md").read_text()
-    assert "one: points alone, original SAM: not available: the original SAM is not beside" in (
-        (tmp_path / "maps.md").read_text()
-    )
-    study_layers.run(studies.job(tmp_path / "layers", models=models, limit=1))
-    names = sorted(contents(tmp_path / "layers"))
-    assert names == ["layers-maps-o-ther.png", "layers-maps-one.png", "layers.csv", "layers.json", "layers.md",
-                     "layers.png", "o-ther/records.jsonl", "one/records.jsonl"]  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*the model sees only the centre")
-def test_a_released_family_on_a_data_set(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def analyse(
+    target: str,
+    query: str,
+    *models: StudyModel,
+    truth: str | Sequence[str] = (),
+    out: Path | None = Path("out"),
+    answer: str | None = None,
+    layers: bool = False,
+    points: PointChoice = lambda segmenter: (None, None),
+    **options: Any,
 ) -> None:
-    write_released(tmp_path / "read", "read")
-    write_sam(tmp_path / "sam.pth")
-    model = ("--model", tmp_path / "read", "--device", "cpu", "--data", data, "-n", 2)
-    out = tmp_path / "maps"
-    options = ("--sam", tmp_path / "sam.pth", "--extremes", 2, "--num-points", 4)
-    assert run(monkeypatch, "reasonseg/val", *model, "--out", out, *options) == 0
-    study = read_study(out / RECORDS)
-    records = [Measured.from_json(record) for record in study.records]
-    assert len(records) == 2 and all(record.given and record.places == (0,) for record in records)
-    assert study.settings["protocol"] == "forced" and study.settings["points"]["num_points"] == 4
-    assert all(len(record.points) <= 4 for record in records)
-    # This SAM's decoder is the checkpoint's own: points alone give the same masks in both.
-    assert all(record.prompts["plain_points"] == record.prompts["points"] for record in records)
-    text = (out / "maps.md").read_text()
-    assert "teacher-forced" in text and "the answer's own words: not available" in text and "a sample of 2 of" in text
-    shown = capsys.readouterr()
-    assert "released weights of the family read" in shown.err
-    out = tmp_path / "layers"
-    assert run(monkeypatch, "reasonseg/val", *model, "--out", out, "--study", "layers") == 0
-    assert list(rows(out / "layers.csv")) == ["layer 0", "layer 1", "layer 2 (last)", "area: the whole image"]
-    for name in ("layers.png", "layers-maps.png"):
-        with Image.open(out / name) as drawn:
-            assert drawn.width >= 1200
-    capsys.readouterr()
-    assert run(monkeypatch, "reasonseg/val", *model, "--out", out) == 2
-    assert "study: 'layers' there, 'maps' now" in capsys.readouterr().err
+    files = [Path(file) for file in ([truth] if isinstance(truth, str) else truth)]
+    image, truths, folder = command.check_inputs(target, [query], files, out, answer)
+    shared = {"truths": truths, "answer": answer, "layers": layers, "extremes": 5}
+    found = command.analyse_image(image, query, models, points, **shared, **options)
+    command.write_analysis(folder, ImageFound(target, image, writable(query), truths, tuple(found)), layers)
 
 
-def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folders = []
-    for study in (study_maps, study_layers):
-        monkeypatch.setattr(study, "run", lambda job, *_: folders.append((str(job.out), len(job.benchmark), job.limit)))
-    build_here = tmp_path / "own" / "model"
-    build_here.mkdir(parents=True)
-    assert run(monkeypatch, "scenes") == 0
-    assert run(monkeypatch, "scenes", "--study", "layers", "--model", "own/model", "--model", "embedded", "-n", 5) == 0
-    assert folders == [
-        ("runs/analysis/embedded/scenes-maps", 300, None),
-        ("runs/analysis/own-model+embedded/scenes-layers", 5, 5),
-    ]
-    assert (tmp_path / "runs/analysis/embedded/scenes-maps").is_dir()
+def width(path: str) -> int:
+    with Image.open(path) as image:
+        return image.width
 
 
-def test_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.chdir(tmp_path)
-    build(tmp_path / "model")
-    picture().save("desk.png")
-    words = ("desk.png", "the cat", "--model", "model", "--device", "cpu", "--out", "out", "--layers")
-    assert run(monkeypatch, *words, "--num-points", 3, "--points", "on", "--extremes", 2) == 0
-    found = json.loads(Path("out/analysis.json").read_text())
-    assert "it is the cat [SEG]." in capsys.readouterr().out and "it is the cat [SEG]." in json.dumps(found)
-    assert {"analysis.png", "layers.png"} <= set(contents(Path("out")))
-    assert found["models"][0]["extremes"] == 2
+def numbers(folder: str = "out") -> dict[str, Any]:
+    return json.loads(Path(folder, "analysis.json").read_text(encoding="utf-8"))
+
+
+def test_figure_and_numbers(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
+    analyse(desk, "the cat", model, truth="truth.png")
+    printed = capsys.readouterr().out
+    assert {path.name for path in Path("out").iterdir()} == {"analysis.png", "analysis.json"}
+    assert width("out/analysis.png") == 1400
+    told = numbers()
+    assert (told["image"], told["query"]) == ("desk.png", "the cat")
+    one = told["models"][0]
+    assert (one["name"], one["source"], one["settings"]) == ("the model", model.source, {"dtype": "float32"})
+    expected = model.segmenter.segment(desk, "the cat")
+    np.testing.assert_array_equal(decode_rle(one["segs"][0]["masks"]["own"]["mask"]), expected.masks[0])
+    truth = load_png("truth.png")
+    iou = (expected.masks[0] & truth).sum() / (expected.masks[0] | truth).sum()
+    assert one["segs"][0]["masks"]["own"]["truth"]["iou"] == iou
+    for word in ("the model: it is the cat [SEG].", "language model, last layer", f"{iou:.3f}", "out/analysis.png"):
+        assert word in printed
+
+
+def test_the_default_folder(desk: str, model: StudyModel) -> None:
+    analyse(desk, "the cat", model, out=None)
+    assert Path("outputs/desk/analysis.png").is_file()
+
+
+def test_several_models_truths_and_layers(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
+    second = loaded_model("another", model.segmenter, {})
+    options = {"truth": ["truth.png", "truth.png"], "layers": True, "sam": None}
+    analyse(desk, "all the birds and the tree", model, second, **options)
+    told = numbers()
+    assert [one["name"] for one in told["models"]] == ["the model", "another"]
+    assert len(told["truths"]) == 2
+    assert all(len(seg["layers"]) == 3 for one in told["models"] for seg in one["segs"])
+    assert width("out/layers.png") == 1400
+    assert "another, [SEG] 2" in capsys.readouterr().out
+
+
+def test_options_of_points_are_each_models_own(desk: str, model: StudyModel) -> None:
+    analyse(desk, "the cat", model, points=lambda segmenter: ("seg", None))
+    one = numbers()["models"][0]
+    assert one["prompt"] == "seg" and one["segs"][0]["masks"]["own"]["points"] == []
+
+
+def test_a_given_answer(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
+    analyse(desk, "the unicorn", model, answer="it is the unicorn [SEG].")
+    one = numbers()["models"][0]
+    assert one["given"] and one["present"] and len(one["segs"]) == 1
+    assert "(given to the model)" in capsys.readouterr().out
+    analyse(desk, "the cat", model, answer="no.")
+    assert "no [SEG] in the given answer" in capsys.readouterr().out
+    assert numbers()["models"][0]["segs"] == []
+
+
+def test_a_refusal(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
+    analyse(desk, "the unicorn", model, truth="truth.png", layers=True)
+    printed = capsys.readouterr().out
+    assert ANSWERS["the unicorn"] in printed and "no [SEG] in the answer; it came nearest" in printed
+    assert numbers()["models"][0]["present"] is False
+
+
+def test_files_of_an_earlier_call_do_not_stay(desk: str, model: StudyModel) -> None:
+    analyse(desk, "the cat", model, layers=True)
+    Path("out/mine.png").write_text("kept")
+    analyse(desk, "the cat", model)
+    assert {path.name for path in Path("out").iterdir()} == {"analysis.png", "analysis.json", "mine.png"}
+    Path("other").mkdir()
+    Path("other/layers.png").write_text("not ours")
+    analyse(desk, "the cat", model, out=Path("other"))
+    assert Path("other/layers.png").read_text() == "not ours"
+
+
+def test_words_that_steer_terminals_are_text(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
+    query, answer = "a \x1b[31m\x00[bold]cat\udcff", "a \x1b[31m [SEG] [bold]b[/bold] \x07."
+    analyse(desk, query, model, answer=answer)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\x07" not in printed and "\x00" not in printed
+    assert "[bold]b[/bold]" in printed
+    assert numbers()["query"] == "a \x1b[31m\x00[bold]cat?"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
+def test_images_of_any_shape(desk: str, model: StudyModel, size: tuple[int, int]) -> None:
+    picture(*size).save("odd.png")
+    save_png("odd_truth.png", np.ones(size, bool))
+    analyse("odd.png", "the cat", model, truth="odd_truth.png", layers=True)
+    assert numbers()["size"] == list(size)
+    assert width("out/analysis.png") == 1400
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("change", "told"),
     [
-        (("desk.png",), "desk.png: QUERY is missing: say what to ask about the picture"),
-        (("none.png",), "none.png: no such picture, nor a benchmark"),
-        ((".",), ".: no such picture, nor a benchmark"),
-        (("none.png", "the cup"), "none.png"),
-        (("text.png", "the cup"), "text.png"),
-        (("desk.png", " "), "query"),
-        (("scenes", "the cup"), "scenes is a benchmark: leave QUERY out"),
-        (("unseen", "the cup"), "unseen is a benchmark: leave QUERY out"),
-        (("unseen",), "benchmark unseen: it has no masks to compare with; readseg evaluate unseen says"),
-        (("reasonseg/val", "the cup"), "reasonseg/val is a benchmark"),
-        (("chairs",), "no benchmark 'chairs'; there are scenes, unseen, reasonseg"),
-        (("reasonseg/val",), "name the folder that the data sets lie in with --data"),
-        (("reasonseg/val", "--data", "nowhere"), "nowhere: no such folder"),
-        (("reasonseg/val", "--data", "."), "no such split is below"),
-        (("scenes", "--study", "everything"), "Invalid value for '--study'"),
-        (("scenes", "--protocol", "forced"), "scenes are scored under the protocol generated only"),
-        (("scenes", "-n", "0"), "Invalid value for '--count'"),
-        (("scenes", "--model", "nowhere"), "no such folder"),
-        (("scenes", "--model", "embedded", "--model", "embedded"), "embedded is given twice"),
-        (("scenes", "--truth", "desk.png"), "--truth: of an image with a QUERY, not of the study maps"),
-        (("scenes", "--answer", "[SEG]"), "--answer: of an image with a QUERY"),
-        (("scenes", "--layers"), "--layers: of an image with a QUERY"),
-        (("scenes", "--rows", "3"), "--rows: of --study answers, not of the study maps"),
-        (("scenes", "--study", "layers", "--clip", "x"), "--clip: of --study maps, not of the study layers"),
-        (("scenes", "--study", "necessity", "--points", "on"), "--points: of an image with a QUERY or --study maps"),
-        (("scenes", "--study", "necessity", "--t-pos", "0.7"), "--t-pos: of an image"),
-        (("scenes", "--predictions", "x"), "--predictions: of --study knowledge or --study answers"),
-        (("desk.png", "the cup", "--study", "maps"), "--study: of a benchmark, without a QUERY, not of one image"),
-        (("desk.png", "the cup", "-n", "3"), "--count: of a benchmark"),
-        (("scenes", "--study", "layers", "--extremes", "3"), "--extremes: of an image with a QUERY or --study maps"),
-        (("desk.png", "the cup", "--clip", "x"), "--clip: of --study maps, not of one image"),
-        (("scenes", "--out", "desk.png"), "desk.png"),
-        (("scenes", "--sam", "nowhere.pth", "-n", "1", "--device", "cpu"), "nowhere.pth"),
-        (("scenes", "--clip", "model", "-n", "1", "--device", "cpu"), "expected a CLIP with a text encoder"),
-        (("scenes", "--t-pos", "0.1", "-n", "1", "--device", "cpu"), "t_neg < t_pos"),
+        ({"target": "none.png"}, "none.png: no such image file"),
+        ({"target": "text.png"}, "text.png is not an image"),
+        ({"query": "  "}, "the query is empty"),
+        ({"answer": ""}, "--answer is empty"),
+        ({"truth": "none.png"}, "none.png: no such image file"),
+        ({"truth": "small.png"}, "small.png: the truth has 3 x 2 pixels"),
+        ({"truth": "desk.png"}, "desk.png: the truth has colours"),
+        ({"truth": ["truth.png", "small.png"]}, "small.png: the truth has 3 x 2 pixels"),
+        ({"out": Path("text.png/out")}, "cannot write to text.png/out"),
+        ({"query": "cat " * 3000}, "too long"),
+        ({"sam": "nowhere"}, "nowhere"),
     ],
 )
-def test_bad_input_is_one_line(
-    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def test_bad_input_is_one_error_and_leaves_nothing(
+    desk: str, model: StudyModel, change: dict[str, Any], told: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    picture().save("desk.png")
-    Path("text.png").write_text("no picture")
-    Path("model").mkdir()
-    Path("model/config.json").write_text('{"model_type": "readseg"}')
-    before = contents(tmp_path)
-    assert run(monkeypatch, *words) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
-    assert contents(tmp_path) == before, "nothing is written"
+    Path("text.png").write_text("no image")
+    save_png("small.png", np.ones((2, 3), bool))
+    options: dict[str, Any] = {"target": desk, "query": "the cat"} | change
+    with pytest.raises(ReadsegError, match=told):
+        analyse(options.pop("target"), options.pop("query"), model, **options)
+    assert not Path("out").exists()
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    for study, field in ((study_maps, "wanted"), (study_layers, "layers")):
-        out = tmp_path / study.NAME
-        study.run(studies.job(out, limit=1))
-        lines = (out / RECORDS).read_text().splitlines(keepends=True)
-        page = json.loads(lines[1])
-        page["records"][0][field] = "?"
-        del page["sum"]  # a sum that does not fit is refused before a record is read
-        (out / RECORDS).write_text("".join([lines[0], json.dumps(page) + "\n", *lines[2:]]))
-        with pytest.raises(ReadsegError, match=r"records\.jsonl: .*damaged"):
-            study.run(studies.job(out, limit=1))
-        shutil.rmtree(out)
+def test_a_failure_while_writing_leaves_the_old_files(
+    desk: str, model: StudyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyse(desk, "the cat", model)
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        analyse(desk, "the unicorn", model)
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
-def test_nothing_to_measure(tmp_path: Path) -> None:
-    """False premises alone: tables without a number, and no picture of maps."""
-    asked = studies.benchmark([[(studies.UNICORN, False, [])]])
-    study_maps.run(studies.job(tmp_path / "maps", asked))
-    assert "0 masks of 0 questions" in (tmp_path / "maps" / "maps.md").read_text()
-    study_layers.run(studies.job(tmp_path / "layers", asked))
-    assert "layers-maps.png" not in contents(tmp_path / "layers")
-    assert ORIGINAL_SAM_DECODER not in contents(tmp_path)
+# -- the command itself ------------------------------------------------------------------------------------------------
+
+
+def test_command(desk: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("analyse", desk, "the cat", "--truth", "truth.png", "--layers", "--points", "only", "--num-points", "3")
+    code = run(monkeypatch, *words, "--model", folder, "--out", "there", "--device", "cpu")
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert {path.name for path in Path("there").iterdir()} == {"analysis.png", "analysis.json", "layers.png"}
+    one = numbers("there")["models"][0]
+    assert (one["prompt"], one["points"]["num_points"]) == ("points", 3)
+    assert len(one["segs"][0]["masks"]["own"]["points"]) == 3
+    assert "it is the cat [SEG]." in printed.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("desk.png", "the cat", "--model", "MODEL", "--model", "nowhere"), "nowhere"),
+        (("desk.png", "the cat", "--model", "MODEL", "--model", "BROKEN"), "BROKEN"),
+        (("desk.png", "the cat", "--model", "MODEL", "--truth", "desk.png"), "the truth has colours"),
+        (("desk.png", "the cat", "--model", "MODEL", "--out", "truth.png/out"), "cannot write to"),
+        (("truth.txt", "the cat", "--model", "MODEL"), "truth.txt: no such image file"),
+        (("desk.png", "", "--model", "MODEL"), "the query is empty"),
+        (("desk.png",), "Missing argument 'QUERY'"),
+        (("scenes", "the cup"), "scenes is a benchmark: readseg study maps scenes measures it"),
+        (("reasonseg/val", "the cup"), "reasonseg/val is a benchmark"),
+    ],
+)
+def test_bad_input_of_the_command_is_one_line(
+    desk: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    told: str,
+) -> None:
+    shutil.copytree(folder, "BROKEN")
+    weights = Path("BROKEN/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code = run(monkeypatch, "analyse", *(str(folder) if word == "MODEL" else word for word in words), "--device", "cpu")
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("readseg: ") and printed.err.count("\n") == 1
+    assert told in printed.err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("family", ["read", "lisa", "gsva", "glamm"])
+def test_released_checkpoints(desk: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_released(Path("released"), family)
+    picture(48, 48).save("square.png")
+    answers = {"glamm": "<p> the cup </p> [SEG].", "gsva": "Sure,the cup:[SEG], a fox:[REJ]."}
+    words = ("analyse", "square.png", "the cup", "--model", "released", "--vision-tower", "clip", "--layers")
+    given = ("--answer", answers.get(family, "it is the cup [SEG]."), "--out", "there", "--device", "cpu")
+    assert run(monkeypatch, *words, *given) == 0
+    one = numbers("there")["models"][0]
+    assert one["present"] and not one["original_sam"]
+    (seg,) = one["segs"]
+    assert set(seg["maps"]) == {"lmm", "sam", "before", "words"}
+    assert set(seg["masks"]) == {"own", "both", "seg", "points"}
+    assert seg["words"] == "the cup"
+    assert one["prompt"] == ("both" if family == "read" else "seg")
+
+
+def test_several_questions(desk: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("analyse", desk, "the cat", "the unicorn", "--model", folder, "--out", "there", "--device", "cpu")
+    assert run(monkeypatch, *words) == 0
+    assert {path.name for path in Path("there").iterdir()} == {"query_1", "query_2"}
+    assert [numbers(f"there/query_{k}")["query"] for k in (1, 2)] == ["the cat", "the unicorn"]

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -165,6 +165,6 @@ def test_control_characters_do_not_reach_the_terminal(console: Console, tmp_path
 
 
 def test_the_command_line_knows_all_families_and_system_prompts() -> None:
-    for option, names in ((options.FamilyName, RELEASED), (options.System, SYSTEMS)):
-        choices = {choice for kind in get_args(get_args(option)[0]) for choice in get_args(kind)}
-        assert choices == set(names)
+    hints = get_type_hints(options.WeightOptions)
+    for option, names in (("family", RELEASED), ("system", SYSTEMS)):
+        assert {choice for kind in get_args(hints[option]) for choice in get_args(kind)} == set(names)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from PIL import Image
 
-from readseg.cli import options
-from readseg.cli.segment import check_writable
+from readseg.analysis.studies.ablation import (
+    NUMBERS,
+    PROMPTED,
+    RATIOS,
+    Ablated,
+    Ablation,
+    Variant,
+    alignment_variants,
+    cells,
+    changed_points,
+    point_variants,
+    prompt_variants,
+)
+from readseg.analysis.studies.ablation import ablate as run_ablation
+from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
+from readseg.analysis.study import StudyContext
+from readseg.cli.benchmark import study_context
+from readseg.cli.options import POINTS, BenchmarkOptions, GridOptions, ModelsOptions, OwnPoints, grouped
+from readseg.cli.output import write_results
+from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL import Image
-
-    from readseg.analysis.studies.ablation import Ablated, Ablation, Variant
-    from readseg.cli.jobs import Job
-    from readseg.model.config import ReadConfig
-    from readseg.viz.tables import Table
+from readseg.evaluation.report import summarise
+from readseg.model.config import ReadConfig
+from readseg.viz.charts import Bar, Curve, bar_chart, line_chart
+from readseg.viz.tables import Table
 
 
+@grouped
 def ablate(
     what: Annotated[
         Literal["points", "prompt", "alignment"],
@@ -31,17 +48,12 @@ def ablate(
             show_default=False,
         ),
     ],
+    asked: BenchmarkOptions,
+    models: ModelsOptions,
+    grid: GridOptions,
     benchmark: Annotated[
         str, typer.Argument(metavar="BENCHMARK", help="scenes, or a split such as reasonseg/val or refcoco/testA.")
     ] = "scenes",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Folder or hub id of a model, or embedded, the default; several stand beside each other.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="The folder that all data sets lie in.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -50,19 +62,11 @@ def ablate(
             show_default=False,
         ),
     ] = None,
-    protocol: Annotated[
-        Literal["forced", "generated"] | None,
-        typer.Option(help="Give the model its answer, or let it answer; by default as each set is published."),
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option("--count", "-n", min=1, help="Images: the first scenes, or a sample spread over a data set."),
-    ] = None,
     ratio: Annotated[
         list[str] | None,
         typer.Option(
             help="T_POS/T_NEG, such as 0.8/0.2; of points several, in place of Table 8's.",
-            rich_help_panel=options.POINTS,
+            rich_help_panel=POINTS,
         ),
     ] = None,
     num_points: Annotated[
@@ -70,64 +74,31 @@ def ablate(
         typer.Option(
             min=1,
             help="The most points for a SEG; of points several, in place of Table 8's.",
-            rich_help_panel=options.POINTS,
+            rich_help_panel=POINTS,
         ),
     ] = None,
-    downsample: options.Downsample = None,
-    alignment: options.AlignmentName = None,
-    threshold: options.ThresholdRule = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    bits: options.Bits = None,
-    device_map: options.DeviceMap = None,
-    family: options.FamilyName = None,
-    vision_tower: options.VisionTower = None,
-    system: options.System = None,
-    lora_alpha: options.LoraAlpha = None,
 ) -> None:
     """Compare ways to prompt a trained model, and, with several --model, models trained in different ways.
 
     The two are tables of their own. An image is encoded and its questions are answered once for all rows of a model.
     """
     ratios = [_ratio(text) for text in ratio or ()]
-    _check(what, benchmark, ratios, num_points or (), alignment, threshold)
-    loading = {
-        "device": device,
-        "dtype": dtype,
-        "bits": bits,
-        "device_map": device_map,
-        "family": family,
-        "vision_tower": vision_tower,
-        "system": system,
-        "lora_alpha": lora_alpha,
-    }
-
-    from readseg.analysis.studies.ablation import ablate as run_ablation
-    from readseg.cli.analyse import opened
-    from readseg.cli.jobs import Job, folder_name, model_folder, models_of
-
-    there = opened(data, benchmark, protocol, count)
-    models = models_of(model, loading=loading)
-    if out is None:
-        names = "+".join(folder_name(one.name) for one in models)[:80]
-        out = Path("runs") / "ablation" / names / f"{folder_name(there.name)}-{what}"
-    check_writable(out)
-    job = Job(there, models, out, count, data)
-    changes = {"downsample": downsample, "alignment": alignment, "threshold": threshold}
+    _check(what, benchmark, ratios, num_points or (), grid.alignment, grid.threshold)
+    context = study_context("ablation", what, benchmark, asked, models, out, OwnPoints())
     found = [
         run_ablation(
-            one.segmenter,
-            there,
-            _variants(what, one.segmenter.model.config, ratios, num_points or (), changes),
-            name=one.name,
-            settings=one.settings,
-            folder=model_folder(job, one) / "predictions",
-            limit=count,
+            model.segmenter,
+            context.benchmark,
+            _variants(what, model.segmenter.model.config, ratios, num_points or (), asdict(grid)),
+            name=model.name,
+            settings=model.settings,
+            folder=context.folder_of(model) / "predictions",
+            limit=asked.count,
             progress=True,
         )
-        for one in models  # one after the other: large ones do not fit beside each other
+        for model in context.models  # one after the other: large ones do not fit beside each other
     ]
-    _finish(what, found, job)
+    _finish(what, found, context)
 
 
 def _check(
@@ -178,15 +149,6 @@ def _variants(
     changes: dict[str, Any],
 ) -> tuple[Variant, ...]:
     """What a model is asked with; the options of points say what all rows share."""
-    from readseg.analysis.studies.ablation import (
-        NUMBERS,
-        RATIOS,
-        alignment_variants,
-        changed_points,
-        point_variants,
-        prompt_variants,
-    )
-
     if what == "points":
         points = changed_points(config, **changes)
         return point_variants(config, points, ratios=ratios or RATIOS, numbers=numbers or NUMBERS)
@@ -196,11 +158,8 @@ def _variants(
     return prompt_variants(config, points) if what == "prompt" else alignment_variants(config, points)
 
 
-def _finish(what: Ablation, found: Sequence[Ablated], job: Job) -> None:
+def _finish(what: Ablation, found: Sequence[Ablated], context: StudyContext) -> None:
     """Tables on the terminal and as files, and their pictures."""
-    from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
-    from readseg.cli.jobs import finish
-
     tables = [prompted_table(what, ablated) for ablated in found]
     shown = [_picture(what, *pair) for pair in zip(found, tables, strict=True)]
     if len(found) > 1:
@@ -208,7 +167,7 @@ def _finish(what: Ablation, found: Sequence[Ablated], job: Job) -> None:
         shown.append(_bars(tables[-1], tables[-1].title))
     # A picture has the number of its table.
     pictures = {"" if len(shown) == 1 else str(place): picture for place, picture in enumerate(shown, start=1)}
-    finish(job, what, tables, pictures)
+    write_results(context.out, what, tables, pictures)
 
 
 def _picture(what: Ablation, ablated: Ablated, table: Table) -> Image.Image:
@@ -219,9 +178,6 @@ def _picture(what: Ablation, ablated: Ablated, table: Table) -> Image.Image:
 
 
 def _curves(ablated: Ablated, title: str) -> Image.Image:
-    from readseg.analysis.studies.ablation import cells
-    from readseg.evaluation.report import summarise
-    from readseg.viz.charts import Curve, line_chart
 
     curves = []
     grid = [variant for variant in ablated.variants if variant.key != "own"]
@@ -251,11 +207,6 @@ def _curves(ablated: Ablated, title: str) -> Image.Image:
 
 
 def _bars(table: Table, title: str) -> Image.Image:
-    import math
-
-    from readseg.analysis.studies.ablation import PROMPTED
-    from readseg.core.stats import Estimate
-    from readseg.viz.charts import Bar, bar_chart
 
     bars = []
     for column in ("giou", "ciou"):

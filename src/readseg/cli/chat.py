@@ -9,53 +9,35 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli import options
-from readseg.cli.segment import check_writable, show
+from readseg.cli.options import ModelOptions, PromptOptions, grouped, print_notes
+from readseg.cli.output import check_writable, print_answer
+from readseg.core.images import load_image
 from readseg.errors import ReadsegError
 
 END_WORDS = frozenset({"exit", "quit", "/exit", "/quit"})
 
 
+@grouped
 def chat(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
+    model: ModelOptions,
+    points: PromptOptions,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for pictures and JSON of each turn, in turn_K; by default none are written."),
     ] = None,
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    bits: options.Bits = None,
-    device_map: options.DeviceMap = None,
-    family: options.FamilyName = None,
-    vision_tower: options.VisionTower = None,
-    system: options.System = None,
-    lora_alpha: options.LoraAlpha = None,
-    points: options.PointsSwitch = None,
 ) -> None:
     """Talk about an image over several turns; "exit", or the end of the input, ends it.
 
     Questions may also come through a pipe, one a line.
     """
-    from readseg.core.images import load_image
-
     picture = load_image(image)
     if out is not None:
         check_writable(out)
 
-    segmenter = options.load_segmenter(
-        model,
-        device=device,
-        dtype=dtype,
-        bits=bits,
-        device_map=device_map,
-        family=family,
-        vision_tower=vision_tower,
-        system=system,
-        lora_alpha=lora_alpha,
-    )
-    prompt, _ = options.point_options(segmenter, points)
-    options.tell(segmenter)
+    segmenter = model.load(model.model)
+    prompt, _ = points.choose(segmenter)
+    print_notes(segmenter)
     conversation = segmenter.chat(picture)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     for text in _questions(interactive):
@@ -69,7 +51,7 @@ def chat(
         place = None
         if out is not None:
             place = result.save(out / f"turn_{len(conversation.turns)}")
-        show(result, place, question=not interactive)
+        print_answer(result, place, question=not interactive)
 
 
 def _questions(interactive: bool) -> Iterator[str]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
-from readseg.cli import options
+from readseg.checkpoints.base_models import start_from
+from readseg.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from readseg.checkpoints.load import read_model
+from readseg.cli.options import WeightOptions, grouped
 from readseg.errors import ReadsegError
 
-if TYPE_CHECKING:
-    from readseg.checkpoints.checkpoint import Checkpoint
 
-
+@grouped
 def convert(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder or hub id of the weights to read.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.", show_default=False)],
+    weights: WeightOptions,
     layout: Annotated[
         Literal["readseg", "released"],
         typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
@@ -27,10 +31,6 @@ def convert(
         str | None,
         typer.Option(help="Start from base models: MODEL is LLaVA-1.5, this a SAM (folder, hub id or .pth file)."),
     ] = None,
-    family: options.FamilyName = None,
-    vision_tower: options.VisionTower = None,
-    lora_alpha: options.LoraAlpha = None,
-    system: options.System = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=1 << 62, help="Of the fresh projection, with --sam; 0 by default.")
     ] = None,
@@ -39,26 +39,24 @@ def convert(
 
     With --sam: LLaVA-1.5 and a SAM become an untrained model of the family (default read), with its tokens added.
     """
-    if sam is not None and (lora_alpha is not None or system is not None):
+    if sam is not None and (weights.lora_alpha is not None or weights.system is not None):
         raise ReadsegError(
             "--lora-alpha and --system are for trained weights, --sam for base models: give one of them."
         )
     if sam is None and seed is not None:
         raise ReadsegError("--seed is of the fresh projection of a start: it needs --sam.")
-    if system is not None and layout == "released":
+    if weights.system is not None and layout == "released":
         raise ReadsegError(
             "--system: the released layout has no place for it; leave it out, or choose --layout readseg."
         )
     check_new(out)
 
-    from readseg.checkpoints.load import read_model
-
     if sam is None:
-        checkpoint = read_model(model, family=family, vision_tower=vision_tower, system=system, lora_alpha=lora_alpha)
+        checkpoint = read_model(model, **asdict(weights))
     else:
-        from readseg.checkpoints.base_models import start_from
-
-        checkpoint = start_from(model, sam, family=family or "read", vision_tower=vision_tower, seed=seed or 0)
+        checkpoint = start_from(
+            model, sam, family=weights.family or "read", vision_tower=weights.vision_tower, seed=seed or 0
+        )
     write(checkpoint, out, layout)
 
 
@@ -74,10 +72,6 @@ def check_new(out: Path) -> None:
 
 def write(checkpoint: Checkpoint, out: Path, layout: str) -> None:
     """Write a whole model, and say what it is."""
-    from rich.console import Console
-
-    from readseg.checkpoints.checkpoint import save_checkpoint
-
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)
     size = sum(weight.nbytes for weight in checkpoint.weights.values())

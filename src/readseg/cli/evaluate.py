@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from readseg.cli import options
-from readseg.cli.segment import check_writable
+from readseg.cli.options import ModelOptions, PointOptions, grouped, print_notes
+from readseg.cli.output import check_writable, stdout_console
+from readseg.core.io import processes
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import (
+    DRAWN,
+    FIRST_TEST_SEED,
+    SCENES,
+    UNSEEN,
+    Benchmark,
+    open_benchmark,
+    resolve,
+)
+from readseg.evaluation.predictions import Result
+from readseg.evaluation.report import sheets, to_table
+from readseg.evaluation.run import VARIANTS, System, model_system, run_systems
+from readseg.evaluation.webpage import FILES, write_report
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from readseg.evaluation.benchmarks import Benchmark
-    from readseg.evaluation.predictions import Result
-    from readseg.evaluation.run import System
-
-
+@grouped
 def evaluate(
     benchmark: Annotated[
         list[str],
@@ -26,6 +37,8 @@ def evaluate(
             help="scenes; unseen; reasonseg/val, refcoco/testA, ...; a data set for all its splits; all for all.",
         ),
     ],
+    model: ModelOptions,
+    points: PointOptions,
     data: Annotated[Path | None, typer.Option(help="The folder that all data sets lie in.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keeps predictions and report; an interrupted run goes on from there.")
@@ -41,69 +54,28 @@ def evaluate(
         typer.Option(min=0, help="Of the scenes; others than the fixed set's are for choosing between models."),
     ] = None,
     variants: Annotated[bool, typer.Option(help="Also with points only and with the SEG embedding only.")] = False,
-    model: options.Model = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    bits: options.Bits = None,
-    device_map: options.DeviceMap = None,
-    family: options.FamilyName = None,
-    vision_tower: options.VisionTower = None,
-    system: options.System = None,
-    lora_alpha: options.LoraAlpha = None,
-    points: options.PointsSwitch = None,
-    num_points: options.NumPoints = None,
-    t_pos: options.TPos = None,
-    t_neg: options.TNeg = None,
-    downsample: options.Downsample = None,
-    alignment: options.AlignmentName = None,
-    threshold: options.ThresholdRule = None,
 ) -> None:
     """Score a model on benchmarks: of the field, below --data, or drawn: scenes, and what it never saw.
 
     Several processes share the work: accelerate launch -m readseg evaluate ..., on CPUs torchrun.
     """
-    from readseg.cli.jobs import settings_of
-    from readseg.core.io import processes
-    from readseg.errors import ReadsegError
-    from readseg.evaluation.benchmarks import DRAWN, SCENES, resolve
-    from readseg.evaluation.run import VARIANTS, model_system, run_systems
-
     names = resolve(data, benchmark)
     if first_seed is not None and SCENES not in names:
         raise ReadsegError("--first-seed: it is of the benchmark scenes only.")
     if protocol == "forced" and (drawn := [name for name in DRAWN if name in names]):
         raise ReadsegError(f"--protocol forced: {drawn[0]} is scored under the protocol generated only.")
-    if variants and points is not None:
+    if variants and points.points is not None:
         raise ReadsegError("--variants: it asks with each kind of points by itself; leave --points out.")
     if out is not None:
         check_writable(out)
     group = processes()
-    if device is None and device_map is None and group.num_processes > 1:
-        device = str(group.device)  # each process has its own
-    loading = {
-        "device": device,
-        "dtype": dtype,
-        "bits": bits,
-        "device_map": device_map,
-        "family": family,
-        "vision_tower": vision_tower,
-        "system": system,
-        "lora_alpha": lora_alpha,
-    }
-    segmenter = options.load_segmenter(model, **loading)
-    prompt, point_config = options.point_options(
-        segmenter,
-        points,
-        num_points=num_points,
-        t_pos=t_pos,
-        t_neg=t_neg,
-        downsample=downsample,
-        alignment=alignment,
-        threshold=threshold,
-    )
+    if model.device is None and model.device_map is None and group.num_processes > 1:
+        model = replace(model, device=str(group.device))  # each process has its own
+    segmenter = model.load(model.model)
+    prompt, point_config = points.choose(segmenter)
     if group.is_main_process:
-        options.tell(segmenter)
-    settings = settings_of(segmenter, model, loading)
+        print_notes(segmenter)
+    settings = model.settings(segmenter, model.model)
     own_points = point_config or segmenter.model.config.points
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []
@@ -124,7 +96,7 @@ def evaluate(
         )
         results += found.values()
     if group.is_main_process:
-        tell(results, out, data)
+        report_results(results, out, data)
     if group.num_processes > 1:
         group.wait_for_everyone()
         group.destroy_process_group()
@@ -134,8 +106,6 @@ def _opened(
     name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int, first_seed: int | None
 ) -> tuple[Benchmark, list[System]]:
     """A benchmark by its name, and the blind baselines that stand beside a model on it."""
-    from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, UNSEEN, open_benchmark
-
     if name not in DRAWN:
         return open_benchmark(data or Path(), name, protocol), []
     if name == UNSEEN:
@@ -148,17 +118,10 @@ def _opened(
     return scene_benchmark(which), list(blind_systems(which))
 
 
-def tell(results: Sequence[Result], out: Path | None, data: Path | None) -> None:
+def report_results(results: Sequence[Result], out: Path | None, data: Path | None) -> None:
     """Print the tables of results; write the report into a folder where there is one, and say where it is."""
-    import sys
-
-    from rich.console import Console
-
-    from readseg.evaluation.report import sheets, to_table
-    from readseg.evaluation.webpage import FILES, write_report
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
     tables = sheets(results)
+    console = stdout_console()
     for sheet in tables:
         console.print(to_table(sheet))
         for note in sheet.notes:

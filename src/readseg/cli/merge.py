@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from readseg.checkpoints.adapters import read_adapter
 from readseg.cli.convert import check_new, write
 
 
@@ -27,7 +28,5 @@ def merge(
 ) -> None:
     """Write a trained model whole: the weights that training started from, with the adapter merged into them."""
     check_new(out)
-
-    from readseg.checkpoints.adapters import read_adapter
 
     write(read_adapter(adapter, base=base, sam=sam, vision_tower=vision_tower), out, layout)

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.segment import check_writable
+from readseg.cli.evaluate import report_results
+from readseg.cli.output import check_writable
+from readseg.errors import ReadsegError
+from readseg.evaluation.predictions import read_result
 
 
 def score(
@@ -23,10 +26,6 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Folder that gets report.json, report.md and report.html.")] = None,
 ) -> None:
     """Score predictions that readseg evaluate has written; several together stand in the same tables."""
-    from readseg.cli.evaluate import tell
-    from readseg.errors import ReadsegError
-    from readseg.evaluation.predictions import read_result
-
     if out is not None:
         check_writable(out)
     paths = []
@@ -38,4 +37,4 @@ def score(
             )
         paths += found
     results = [read_result(path) for path in {path.resolve(): path for path in paths}.values()]
-    tell(results, out, data)
+    report_results(results, out, data)

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
+import typer
 
-from readseg.analysis.studies.systems import Answered
+from readseg.analysis.studies.knowledge import SystemOptions, ask
+from readseg.analysis.studies.systems import Answered, aligned
+from readseg.analysis.study import Study, StudyContext, StudyOutput
+from readseg.core.masks import decode_rle
 from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import Outcome, Prediction, Result
+from readseg.evaluation.predictions import Outcome, Prediction, Result, Rle
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.webpage import worst_and_best
+from readseg.evaluation.webpage import find_picture, worst_and_best
+from readseg.viz.sheets import Line, Shown, answer_sheet
 from readseg.viz.tables import Cell, Row, Table
 
 Pick = Literal["mixed", "worst", "best", "random"]
@@ -128,3 +135,63 @@ def _by_lot(asking: Sequence[Outcome], count: int, seed: int) -> list[str]:
         (others if asking[place].image in images else fresh).append(place)
         images.add(asking[place].image)
     return [asking[place].key for place in sorted([*fresh, *others][:count])]
+
+
+@dataclass(frozen=True)
+class SheetOptions(SystemOptions):
+    """Which answers stand on the sheet."""
+
+    rows: Annotated[int, typer.Option(min=1, help="Questions on the sheet.")] = 8
+    pick: Annotated[Pick, typer.Option(help="Which questions.")] = "mixed"
+    seed: Annotated[int, typer.Option(min=0, help="Of --pick random.")] = 0
+
+
+def run(context: StudyContext, options: SheetOptions) -> StudyOutput:
+    """The answers to some questions on one sheet; the first model decides what is worst and best."""
+    systems = aligned(ask(context, options.predictions or ()))
+    keys = pick(systems[0].result, options.rows, options.pick, options.seed)
+    how = {
+        "random": f"{len(keys)} questions drawn by lot (seed {options.seed})",
+        "mixed": f"{len(keys)} questions: the worst answers of {systems[0].name}, then its best ones",
+        "worst": f"the {len(keys)} worst answers of {systems[0].name}",
+        "best": f"the {len(keys)} best answers of {systems[0].name}",
+    }[options.pick]
+    table = answers_table(systems, keys, how)
+    sheet = answer_sheet(
+        [_line(systems, key, context.data) for key in keys],
+        [system.name for system in systems],
+        title=table.title,
+        note=f"{how}. {table.notes[0]}.",
+    )
+    return StudyOutput([table], {"": sheet})
+
+
+def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
+    """One question with the truth and all answers, its image found again."""
+    places = [next(k for k, p in enumerate(s.result.predictions) if p.key == key) for s in systems]
+    asked = systems[0].result.predictions[places[0]]
+
+    def stacked(rles: Sequence[Rle]) -> np.ndarray:
+        masks = [decode_rle(dict(rle)) for rle in rles]
+        return np.stack(masks) if masks else np.zeros((0, *asked.size), bool)
+
+    pictures = (find_picture(s.result, s.result.predictions[k], data) for s, k in zip(systems, places, strict=True))
+    shown = []
+    for system, place in zip(systems, places, strict=True):
+        prediction, outcome = system.result.predictions[place], system.result.outcomes[place]
+        cut = " (cut off)" if not prediction.finished else ""
+        words = f"{prediction.answer}{cut}".strip()
+        judged = judge(prediction, outcome).words
+        shown.append(Shown(stacked(prediction.masks), f"{judged}: {words}" if words else judged))
+    ignored = None if asked.ignored is None else decode_rle(dict(asked.ignored))
+    return Line(
+        question=asked.question,
+        picture=next((picture for picture in pictures if picture is not None), None),
+        size=asked.size,
+        truth=Shown(stacked(asked.targets), "" if asked.present else "it is not there"),
+        answers=shown,
+        ignored=ignored,
+    )
+
+
+STUDY = Study("answers", SheetOptions, run)

@@ -14,17 +14,24 @@ Source: appendix E.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from jaxtyping import Float
 
-from readseg.analysis.studies.systems import Answered
+from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
+from readseg.analysis.study import Study, StudyContext, StudyOutput
 from readseg.core.stats import Estimate, bootstrap_sums, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES
 from readseg.evaluation.predictions import Outcome
 from readseg.evaluation.report import PROTOCOLS, difference, summarise
+from readseg.evaluation.run import model_system, run_systems
+from readseg.viz.charts import Bar, bar_chart
 from readseg.viz.tables import Cell, Row, Table
 
 NAMING, SEEN, UNSEEN = "naming", "reasoning, seen descriptions", "reasoning, unseen descriptions"
@@ -210,3 +217,76 @@ def _counted(parts: Mapping[str, Asks], outcomes: Sequence[Outcome]) -> list[str
         images, true = len({o.image for o in own}), _true(own)
         told.append(f"{name} {true} true and {len(own) - true} false premises about {images} images")
     return [f"questions: {'; '.join(told)}; intervals of 95% draw whole images"]
+
+
+@dataclass(frozen=True)
+class SystemOptions:
+    """Other systems beside the models."""
+
+    predictions: Annotated[
+        list[Path] | None, typer.Option(help="Predictions of other systems, beside the models: files or folders.")
+    ] = None
+
+
+def run(context: StudyContext, options: SystemOptions) -> StudyOutput:
+    """Compare the models, and the predictions, on the questions that all answered."""
+    found = ask(context, options.predictions or ())
+    systems = aligned(found)
+    tables = knowledge_tables(
+        context.benchmark.name,
+        context.benchmark.protocol,
+        systems,
+        [*_notes(context, systems), *left_out(found, systems)],
+    )
+    bars = [
+        Bar(row.name, score.value, score.low, score.high, row.group)
+        for row in tables[0].rows
+        if isinstance(score := row.cells["giou"], Estimate)
+    ]
+    chart = bar_chart(
+        bars,
+        title=tables[0].title,
+        x_label="gIoU over true premises",
+        note=_questions(tables[0]),
+    )
+    return StudyOutput(tables, {"": chart})
+
+
+def ask(context: StudyContext, predictions: Sequence[Path]) -> list[Answered]:
+    """All systems of a study: its models, asked and scored as `readseg evaluate` does, and the predictions.
+
+    What a model said is kept in the study's folder, and not asked again. Predictions that do not fit the benchmark are
+    an error before a model is asked.
+    """
+    others = read_systems(predictions, context.benchmark)
+    found = []
+    for model in context.models:
+        system = model_system(model.segmenter, context.benchmark, settings=model.settings)
+        folder = context.folder_of(model)
+        results = run_systems([system], context.benchmark, folder=folder, limit=context.limit, progress=True)
+        found.append(Answered(model.name, results[system.name], str(folder)))
+    return [*found, *others]
+
+
+def _notes(context: StudyContext, systems: Sequence[Answered]) -> list[str]:
+    """What the numbers cannot show."""
+    notes = []
+    if any(model.source is None for model in context.models):
+        notes.append(
+            "the embedded language model has read nothing but the text of scenes, so it cannot show world knowledge"
+        )
+    if context.benchmark.name == SCENES:
+        notes.append(
+            "unseen descriptions are those that training on scenes holds out: of a system trained on scenes alone they "
+            "test whether it composes words that it knows, of one that has read more also what it knows of the world"
+        )
+    if len(systems) == 1:
+        notes.append("one system: nothing is compared; name others with --model or --predictions")
+    return notes
+
+
+def _questions(table: Table) -> str:
+    return next((note[0].upper() + note[1:] for note in table.notes if note.startswith("questions: ")), "")
+
+
+STUDY = Study("knowledge", SystemOptions, run)

@@ -10,14 +10,16 @@ Source: section 3.2, appendix B.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from readseg.analysis.cases import Case, Unit
+from readseg.analysis.cases import Case, Unit, cases_of
 from readseg.analysis.similarity_maps import Reading, layer_maps, read_reply
 from readseg.analysis.studies.examine import map_of, scores_of
 from readseg.analysis.studies.maps import (
@@ -30,12 +32,16 @@ from readseg.analysis.studies.maps import (
     map_cells,
     titled,
 )
-from readseg.analysis.studies.measures import MapScores
+from readseg.analysis.studies.measures import MapScores, iou_of
+from readseg.analysis.study import NoOptions, Study, StudyContext, StudyModel, StudyOutput
 from readseg.core.masks import IGNORED
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
+from readseg.evaluation.run import RECORDS, run_study
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
+from readseg.viz.charts import Curve, line_chart
+from readseg.viz.overlays import contact_sheet, panel, scale_legend, stack
 from readseg.viz.tables import Row, Table, plain, printable
 
 
@@ -203,3 +209,117 @@ def layer_table(sweeps: Sequence[Sweep]) -> Table:
     notes += [WHOLE_NOTE, *coverage([(one.name, one.records, one.about, one.protocol) for one in sweeps])]
     title = titled("The maps of all layers", [(one.benchmark, one.name) for one in sweeps])
     return Table(title, "layer", MAP_COLUMNS, rows, notes)
+
+
+SAMPLES = 3
+"""Questions whose maps are drawn."""
+MOST_LAYERS = 7
+"""Layers that are drawn of each, evenly spread; all of them where there are no more."""
+
+_COLUMNS, _TILE = 4, 300  # pictures side by side, and their width in pixels
+
+_SCORES = {"giou": "gIoU at the best threshold", "pointing": "pointing", "auc": "AUC"}
+
+
+def run(context: StudyContext, options: NoOptions) -> StudyOutput:
+    """Records, the table, the curve, and the maps of some questions layer by layer."""
+    sweeps, pictures = [], {}
+    for model in context.models:
+        found = _look(context, model)
+        sweeps.append(found)
+        drawn = _picture(context, model, found)
+        if drawn is not None:
+            pictures["maps" if len(context.models) == 1 else f"maps-{context.folder_of(model).name}"] = drawn
+    table = layer_table(sweeps)
+    return StudyOutput([table], {"": _chart(context, sweeps, table), **pictures})
+
+
+def _look(context: StudyContext, model: StudyModel) -> Sweep:
+    """What the layers' maps know of every expected mask, from disk where it was measured before."""
+    segmenter, folder = model.segmenter, context.folder_of(model)
+    prompt, chosen = context.points(segmenter)
+
+    def look(page: Any) -> list[dict[str, Any]]:
+        cases = cases_of(segmenter, context.benchmark, page)
+        found = (sweep(segmenter, case, prompt=prompt, points=chosen) for case in cases)
+        return [record.to_json() for records in found for record in records]
+
+    settings = {**model.settings, "points": asdict(chosen or segmenter.model.config.points)}
+    study = run_study(
+        context.benchmark,
+        look,
+        dict[str, Any],
+        name="layers",
+        settings=settings,
+        folder=folder,
+        limit=context.limit,
+        progress=True,
+    )
+    try:
+        records = [Layered.from_json(record) for record in study.records]
+    except ReadsegError as error:
+        raise ReadsegError(f"{folder / RECORDS}: {error}") from error
+    return Sweep(model.name, records, str(study.settings["protocol"]), study.about, context.benchmark.name)
+
+
+def _chart(context: StudyContext, sweeps: Sequence[Sweep], table: Table) -> Image.Image:
+    """One model: its three scores over the layers. Several: the gIoU of each."""
+    single = len(sweeps) == 1
+    scores = _SCORES if single else {"giou": _SCORES["giou"]}
+    curves = []
+    for one in sweeps:
+        rows = [row for row in table.rows if row.group == ("" if single else one.name) and "layer" in row.name]
+        for column, heading in scores.items():
+            curves.append(_curve(heading if single else one.name, [row.cells[column] for row in rows]))
+    name = f"{sweeps[0].name} on {context.benchmark.name}" if single else context.benchmark.name
+    return line_chart(
+        curves,
+        title=f"At which layer does the map of [SEG] find the object? {name}",
+        x_label="layer of the language model (0: embeddings; the last one after the final norm)",
+        y_label="score over masks" if single else _SCORES["giou"],
+        y_limits=(0.0, 1.0),
+        note=f"{len(sweeps[0].records)} masks; bands: 95% intervals over images. Best thresholds know the truth.",
+    )
+
+
+def _curve(name: str, cells: Sequence[Any]) -> Curve:
+
+    return Curve(
+        name,
+        list(range(len(cells))),
+        [cell.value for cell in cells],
+        [cell.low for cell in cells],
+        [cell.high for cell in cells],
+    )
+
+
+def _picture(context: StudyContext, model: StudyModel, found: Sweep) -> Image.Image | None:
+    """Some questions, a row for each: image with the truth, then the map of each layer with its IoU."""
+    segmenter = model.segmenter
+    prompt, chosen = context.points(segmenter)
+    layers = spread(found.layers, MOST_LAYERS)
+    numbers = {name: number for number, name in enumerate(context.benchmark.names)}
+    sheets = []
+    for record in samples(found, SAMPLES):
+        page = context.benchmark[numbers[record.image]]
+        with warnings.catch_warnings():  # the study has said once what the model does not see
+            warnings.simplefilter("ignore")
+            cases = cases_of(segmenter, context.benchmark, page)
+        case = next(case for case in cases if case.query.key == record.key)
+        reading = read_reply(segmenter, case.encoded, case.reply, prompt=prompt, points=chosen)
+        image, target = case.encoded.image, case.units[record.unit].target
+        panels = [panel(image, side=_TILE, mask=target == 1, ignored=target == IGNORED)]
+        captions = [f"{case.query.text} - {reading.result.answer} (outlined: the truth)"]
+        for layer in layers:
+            scores = record.layers[layer]
+            one = unit_maps(reading, case.units, layer)[record.unit]
+            drawn = np.zeros(target.shape, np.float32) if one is None else one
+            panels.append(panel(image, side=_TILE, value_map=drawn))
+            last = " (last)" if layer == found.layers[-1] else ""
+            told = "no map" if scores is None else f"IoU {iou_of(scores.counts):.2f} at t = {scores.threshold:.2f}"
+            captions.append(f"layer {layer}{last}: {told}")
+        sheets.append(contact_sheet(panels, captions, columns=_COLUMNS, tile=_TILE))
+    return stack([*sheets, scale_legend(2 * _TILE, 20)]) if sheets else None
+
+
+STUDY = Study("layers", NoOptions, run, takes_points=True)

@@ -10,14 +10,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
-from readseg.analysis.studies.examine import MISSED
-from readseg.analysis.studies.measures import MAPS, PROMPTS, Counts, MapScores, Measured, iou_of
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from readseg.analysis.cases import cases_of
+from readseg.analysis.clip import load_clip
+from readseg.analysis.looks import EXTREMES
+from readseg.analysis.original_sam import plain_sam
+from readseg.analysis.page import PageData, page_case, picked, write_page
+from readseg.analysis.studies.examine import MISSED, Means, examine
+from readseg.analysis.studies.measures import MAPS, PROMPTS, RECORD, Counts, MapScores, Measured, iou_of
+from readseg.analysis.study import Study, StudyContext, StudyModel, StudyOutput
+from readseg.checkpoints.load import digest
+from readseg.core.images import load_image
+from readseg.core.io import atomic_write
 from readseg.core.stats import Estimate, estimate, mask_ious
+from readseg.errors import ReadsegError
 from readseg.evaluation.report import PROTOCOLS
-from readseg.viz.tables import Cell, Row, Table, printable
+from readseg.evaluation.run import RECORDS, StudyResult, run_study
+from readseg.viz.tables import Cell, Row, Table, printable, to_markdown
 
 MAP_NOTES: Mapping[str, str] = {
     "lmm": "h_seg . h_img^T of the last layer after the final norm: the map that the points are made of",
@@ -381,3 +397,120 @@ def coverage(studies: Sequence[tuple[str, Sequence[Target], Mapping[str, Any], s
 
 def _coverage(studies: Sequence[Examined]) -> list[str]:
     return coverage([(study.name, study.records, study.about, study.protocol) for study in studies])
+
+
+MISALIGNED, PAGE = "misaligned.md", "report.html"
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Of the study "maps"."""
+
+    sam: Annotated[
+        str | None,
+        typer.Option(
+            help="The SAM that the model was trained from: folder, hub id or .pth file; by default its mask decoder "
+            "beside the model."
+        ),
+    ] = None
+    extremes: Annotated[int, typer.Option(min=1, help="So many highest and lowest cells prompt that SAM too.")] = (
+        EXTREMES
+    )
+    clip: Annotated[str | None, typer.Option(help="Folder or hub id of a CLIP with its text encoder.")] = None
+
+
+def run(context: StudyContext, options: MapOptions) -> StudyOutput:
+    """The tables of section 3.2; for each model its records, its misaligned cases and a page."""
+    examined: list[Examined] = []
+    files: list[Path] = []
+    for model in context.models:
+        study = _look(context, model, options)
+        examined.append(_examined(context, model, study))
+        folder = context.folder_of(model)
+        with atomic_write(folder / MISALIGNED) as place:
+            place.write_text(to_markdown(misaligned_table(examined[-1])), encoding="utf-8", errors="replace")
+        _write_page(context, examined[-1], study, folder / PAGE)
+        files += [folder / MISALIGNED, folder / PAGE]
+    return StudyOutput(tables(examined), files=files)
+
+
+def _examined(context: StudyContext, model: StudyModel, study: StudyResult[dict[str, Any]]) -> Examined:
+    """A study's records, read."""
+    try:
+        records = [Measured.from_json(record) for record in study.records]
+    except ReadsegError as error:
+        raise ReadsegError(f"{context.folder_of(model) / RECORDS}: {error}") from error
+    own = study.settings["prompt"] or model.segmenter.model.config.prompt
+    protocol, benchmark = str(study.settings["protocol"]), context.benchmark.name
+    return Examined(model.name, records, protocol, study.about, own, _missing(study), benchmark)
+
+
+def _look(context: StudyContext, model: StudyModel, options: MapOptions) -> StudyResult[dict[str, Any]]:
+    """What is recorded of every expected mask, from disk where it was measured before."""
+    segmenter = model.segmenter
+    prompt, chosen = context.points(segmenter)
+    plain = plain_sam(segmenter, options.sam)
+    pair = None if options.clip is None else load_clip(options.clip, segmenter.model.device)
+    means = Means(prompt, chosen, plain, pair, options.extremes)
+    settings = {
+        **model.settings,
+        "prompt": prompt,
+        "points": asdict(chosen or segmenter.model.config.points),
+        "original_sam": None if plain is None else digest([plain.mask_decoder]),
+        "clip": None if pair is None else digest([pair[0]]),
+        "extremes": means.extremes,
+        "record": RECORD,
+    }
+
+    def look(page: Any) -> list[dict[str, Any]]:
+        found = (examine(segmenter, case, means) for case in cases_of(segmenter, context.benchmark, page))
+        return [record.to_json() for records in found for record in records]
+
+    return run_study(
+        context.benchmark,
+        look,
+        dict[str, Any],
+        name="maps",
+        settings=settings,
+        folder=context.folder_of(model),
+        limit=context.limit,
+        progress=True,
+    )
+
+
+def _missing(study: StudyResult[dict[str, Any]]) -> dict[str, str]:
+    """What was not measured, and why."""
+    missing = {}
+    if study.settings["clip"] is None:
+        missing["clip"] = (
+            "it needs a CLIP with a text encoder (--clip); the vision tower inside a model of this family has none"
+        )
+    if study.settings["original_sam"] is None:
+        why = "the original SAM is not beside the model (--sam)"
+        missing |= dict.fromkeys(("plain_points", "plain_extremes", "plain_truth"), why)
+    return missing
+
+
+def _write_page(context: StudyContext, examined: Examined, study: StudyResult[dict[str, Any]], path: Path) -> None:
+    """The page with all units, and pictures of some."""
+    records = examined.records
+    shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))
+    numbers = {name: number for number, name in enumerate(context.benchmark.names)}
+    cases = []
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    for place, record in enumerate(track(records, "pictures", console=console, disable=hidden, transient=True)):
+        picture = load_image(context.benchmark[numbers[record.image]].image) if place in shown else None
+        cases.append(page_case(record, examined.name, picture))
+    facts = {
+        "model": examined.name,
+        "benchmark": context.benchmark.name,
+        "protocol": examined.protocol,
+        "images": f"{study.about['images']} of {study.about['of']}",
+        "masks": str(len(records)),
+    }
+    found: list[Table] = tables([examined])
+    write_page(path, PageData(f"Maps of {examined.name} on {context.benchmark.name}", facts, found, cases))
+
+
+STUDY = Study("maps", MapOptions, run, takes_points=True)

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 import studies
-from readseg.cli.jobs import Job
-from readseg.cli.study_answers import run
+from readseg.analysis.study import StudyContext
 from readseg.errors import ReadsegError
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 from small import picture
@@ -34,8 +33,10 @@ def test_a_sheet_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data.mkdir()
     for number in range(4):  # the files that the benchmark's questions are about
         picture(*studies.HW, seed=number).save(data / f"page-{number}", format="PNG")
-    job = Job(studies.benchmark(about={"data": str(data)}), [studies.model("one"), studies.model("two")], out, 2, None)
-    run(job, count=3, pick="random", seed=5)
+    context = StudyContext(
+        studies.benchmark(about={"data": str(data)}), [studies.model("one"), studies.model("two")], out, 2, None
+    )
+    studies.run("answers", context, rows=3, pick="random", seed=5)
     assert str(out / "answers.png") in capsys.readouterr().out
     found = rows(out)
     assert len(found) == 3
@@ -44,17 +45,17 @@ def test_a_sheet_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert row["cells"]["one: went"] == row["cells"]["two: went"]
     sheet = drawn(out)
     assert sheet.shape[1] == 1200
-    run(job, count=3, pick="random", seed=5)
+    studies.run("answers", context, rows=3, pick="random", seed=5)
     assert np.array_equal(sheet, drawn(out))
     # Noise has many colours; where the images are not to be had there is one grey, and words.
-    run(replace(job, data=tmp_path / "nothing"), count=3, pick="random", seed=5)
+    studies.run("answers", replace(context, data=tmp_path / "nothing"), rows=3, pick="random", seed=5)
     colours = [len(np.unique(pixels[:, :300].reshape(-1, 3), axis=0)) for pixels in (sheet, drawn(out))]
     assert colours[0] > 1000 > colours[1]
 
 
 def test_a_sheet_of_scenes(tmp_path: Path) -> None:
-    job = Job(scene_benchmark(SceneSet(scenes=2)), [studies.model()], tmp_path, None, None)
-    run(job, count=4)
+    context = StudyContext(scene_benchmark(SceneSet(scenes=2)), [studies.model()], tmp_path, None, None)
+    studies.run("answers", context, rows=4)
     found = rows(tmp_path)
     assert 1 <= len(found) <= 4 and all(row["cells"]["key"].startswith("scene-50000") for row in found)
     assert "the worst answers of tiny, then its best ones" in (tmp_path / "answers.md").read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def test_a_sheet_of_scenes(tmp_path: Path) -> None:
 
 
 def test_masks_and_refusals_are_told(tmp_path: Path) -> None:
-    run(studies.job(tmp_path), count=9, pick="random")
+    studies.run("answers", studies.context(tmp_path), rows=9, pick="random")
     went = {row["cells"]["key"]: row["cells"]["tiny: went"] for row in rows(tmp_path)}
     assert len(went) == 9
     told = {
@@ -77,4 +78,4 @@ def test_masks_and_refusals_are_told(tmp_path: Path) -> None:
 
 def test_a_wrong_choice_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReadsegError, match="count: expected at least 1"):
-        run(studies.job(tmp_path), count=0)
+        studies.run("answers", studies.context(tmp_path), rows=0)

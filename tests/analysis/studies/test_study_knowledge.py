@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import studies
-from readseg.cli.study_knowledge import run
 from readseg.core.io import read_lines
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
@@ -42,8 +41,8 @@ def cells(path: Path) -> dict[tuple[int, str, str], Any]:
 def test_a_model_beside_predictions(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = studies.benchmark()
     others = knowing(asked, tmp_path / "oracle")
-    job = studies.job(tmp_path / "out", asked)
-    run(job, [others])
+    context = studies.context(tmp_path / "out", asked)
+    studies.run("knowledge", context, predictions=[others])
     printed = capsys.readouterr().out
     assert "tiny" in printed and "oracle" in printed
     found = cells(tmp_path / "out" / "knowledge.json")
@@ -67,25 +66,25 @@ def test_a_model_beside_predictions(tmp_path: Path, capsys: Capture, monkeypatch
 
     monkeypatch.setattr(studies.segmenter(), "segment", nobody)
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").glob("knowledge*")}
-    run(job, [others / "predictions.jsonl"])
+    studies.run("knowledge", context, predictions=[others / "predictions.jsonl"])
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("knowledge*")} == before
 
 
 def test_fewer_answers_and_one_system_are_told(tmp_path: Path) -> None:
     asked = studies.benchmark(ordered=True)
     others = knowing(asked, tmp_path / "oracle")
-    run(studies.job(tmp_path / "out", asked, limit=2), [others])
+    studies.run("knowledge", studies.context(tmp_path / "out", asked, limit=2), predictions=[others])
     text = (tmp_path / "out" / "knowledge.md").read_text(encoding="utf-8")
     assert "answers to questions that not all systems were asked are left out: 6 of oracle" in text
     embedded = replace(studies.model("embedded"), source=None)
-    run(studies.job(tmp_path / "one", studies.benchmark(), [embedded]))
+    studies.run("knowledge", studies.context(tmp_path / "one", studies.benchmark(), [embedded]))
     text = (tmp_path / "one" / "knowledge.md").read_text(encoding="utf-8")
     assert "has read nothing but the text of scenes, so it cannot show world knowledge" in text
     assert "one system: nothing is compared" in text and "less that of another" not in text
 
 
 def test_wrong_predictions_are_known_before_a_model_is_asked(tmp_path: Path) -> None:
-    nobody = replace(studies.model(), segmenter=None)  # type: ignore[arg-type]
+    nobody = replace(studies.model(), loaded={})
     others = knowing(studies.benchmark(name="other"), tmp_path / "oracle")
     with pytest.raises(ReadsegError, match="expected predictions for hand, got those for other"):
-        run(studies.job(tmp_path / "out", models=[nobody]), [others])
+        studies.run("knowledge", studies.context(tmp_path / "out", models=[nobody]), predictions=[others])

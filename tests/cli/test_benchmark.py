@@ -1,4 +1,4 @@
-"""What the studies share: models that are loaded when they are needed, one at a time, and what `finish` writes."""
+"""What studies share: models that are loaded when they are needed, one at a time, and what is written of a study."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 import studies
-from readseg.cli import options
-from readseg.cli.jobs import Job, LaterModel, Model, finish, folder_name, model_folder, models_of, settings_of
+from readseg.analysis.study import StudyContext, folder_name
+from readseg.cli.benchmark import study_models
+from readseg.cli.options import LoadOptions
+from readseg.cli.output import write_results
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
@@ -31,22 +33,22 @@ def small() -> Segmenter:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was loaded, with which options; every model is a small one."""
-    found: list[Any] = []
+    calls: list[Any] = []
 
     def load(name: str | None, **loading: Any) -> Segmenter:
-        found.append((name, loading))
+        calls.append((name, {key: value for key, value in loading.items() if value is not None}))
         return small()
 
-    monkeypatch.setattr(options, "load_segmenter", load)
-    return found
+    monkeypatch.setattr(Segmenter, "from_pretrained", load)
+    return calls
 
 
 def test_models_are_loaded_one_at_a_time(loads: list[Any], tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a").mkdir()
-    loading = {"device": "cpu", "bits": None, "system": "llava_v1"}
-    first, second = models_of([str(tmp_path / "a"), "embedded"], loading=loading)
+    loading = {"device": "cpu", "system": "llava_v1"}
+    first, second = study_models([str(tmp_path / "a"), "embedded"], LoadOptions(**loading))
     assert [(one.name, one.source) for one in (first, second)] == [("a", str(tmp_path / "a")), ("embedded", None)]
-    assert loads == [] and "LaterModel('a')" in repr(first), "nothing is loaded to say who they are"
+    assert loads == [] and "name='a'" in repr(first), "nothing is loaded to say who they are"
     assert first.segmenter is first.segmenter
     assert loads == [(str(tmp_path / "a"), loading)]
     assert capsys.readouterr().err == "readseg: a note\n"
@@ -61,15 +63,15 @@ def test_models_are_loaded_one_at_a_time(loads: list[Any], tmp_path: Path, capsy
 
 
 def test_settings_of_a_model(loads: list[Any]) -> None:
-    (model,) = models_of(None, loading={"bits": None, "system": None, "dtype": "float32"})
+    (model,) = study_models(None, LoadOptions(dtype="float32"))
     weights = model.settings["weights"]
     assert model.settings == {
         "model": "embedded", "bits": None, "system": None, "weights": weights, "dtype": "float32", "own_prompt": "both",
     }  # fmt: skip
     other = small()
     next(other.model.parameters()).data += 1
-    assert settings_of(other, None, {})["weights"] != weights
-    given = settings_of(other, "runs/x/", {"bits": 4, "system": "vicuna_v1", "device": "cpu"})
+    assert LoadOptions().settings(other, None)["weights"] != weights
+    given = LoadOptions(bits=4, system="vicuna_v1", device="cpu").settings(other, "runs/x/")
     assert (given["model"], given["bits"], given["system"]) == ("runs/x", 4, "vicuna_v1") and "device" not in given
     json.dumps(model.settings, allow_nan=False)
 
@@ -78,37 +80,35 @@ def test_names_of_models(loads: list[Any], tmp_path: Path) -> None:
     places = [tmp_path / "runs" / "x" / "model", tmp_path / "runs" / "y" / "model", tmp_path / "READ-7B"]
     for place in places:
         place.mkdir(parents=True)
-    found = models_of([f"{places[0]}/", *map(str, places[1:])], loading={})
+    found = study_models([f"{places[0]}/", *map(str, places[1:])], LoadOptions())
     assert [one.name for one in found] == ["x/model", "y/model", "READ-7B"]
     (tmp_path / "other" / "READ-7B").mkdir(parents=True)
     again = [str(tmp_path / "READ-7B"), str(tmp_path / "other" / "READ-7B")]
-    assert [one.name for one in models_of(again, loading={})] == again, "told apart by the whole path"
+    assert [one.name for one in study_models(again, LoadOptions())] == again, "told apart by the whole path"
     assert loads == []
 
 
 def test_models_that_are_not_there_or_twice_are_errors(tmp_path: Path, loads: list[Any]) -> None:
     with pytest.raises(ReadsegError, match="no such folder"):
-        models_of(["embedded", str(tmp_path / "nowhere")], loading={})
+        study_models(["embedded", str(tmp_path / "nowhere")], LoadOptions())
     with pytest.raises(ReadsegError, match="embedded is given twice"):
-        models_of(["embedded", "embedded"], loading={})
+        study_models(["embedded", "embedded"], LoadOptions())
     with pytest.raises(ReadsegError, match="given twice"):
-        models_of([str(tmp_path), f"{tmp_path}/"], loading={})
+        study_models([str(tmp_path), f"{tmp_path}/"], LoadOptions())
     assert loads == []
 
 
 def test_folders_of_models(tmp_path: Path) -> None:
-    models = [Model(name, studies.segmenter(), {}, None) for name in ("a/b", "a b", "a-b-2", "c")]
-    job = Job(studies.benchmark(), models, tmp_path, None, None)
-    assert [model_folder(job, one).name for one in models] == ["a-b", "a-b-2", "a-b-2-2", "c"]
-    assert model_folder(Job(job.benchmark, models[:1], tmp_path, None, None), models[0]) == tmp_path
+    models = [studies.model(name) for name in ("a/b", "a b", "a-b-2", "c")]
+    context = StudyContext(studies.benchmark(), models, tmp_path)
+    assert [context.folder_of(one).name for one in models] == ["a-b", "a-b-2", "a-b-2-2", "c"]
+    assert StudyContext(context.benchmark, models[:1], tmp_path).folder_of(models[0]) == tmp_path
     assert folder_name("../..") == "model" and folder_name("é 杯") == "é-杯"
-    assert issubclass(LaterModel, Model)
 
 
-def test_finish_writes_all_forms(tmp_path: Path, capsys: Capture) -> None:
+def test_results_are_written_in_all_forms(tmp_path: Path, capsys: Capture) -> None:
     table = Table("one \ud800", "row", {"a": "A"}, [Row("r", {"a": Estimate(0.5, 0.25, 0.75, 4)})], ["a [note]"])
-    job = studies.job(tmp_path)
-    finish(job, "maps", [table], {"": Image.new("RGB", (3, 2)), "more": Image.new("RGB", (4, 2))})
+    write_results(tmp_path, "maps", [table], {"": Image.new("RGB", (3, 2)), "more": Image.new("RGB", (4, 2))})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "maps-more.png", "maps.csv", "maps.json", "maps.md", "maps.png",
     ]  # fmt: skip
@@ -120,5 +120,5 @@ def test_finish_writes_all_forms(tmp_path: Path, capsys: Capture) -> None:
         assert picture.size == (4, 2)
     printed = capsys.readouterr().out
     assert "a [note]" in printed and "0.500" in printed and str(tmp_path / "maps.csv") in printed.replace("\n", "")
-    finish(job, "maps", [table, table], {})
+    write_results(tmp_path, "maps", [table, table], {})
     assert {"maps-1.csv", "maps-2.csv"} <= {path.name for path in tmp_path.iterdir()}

@@ -13,7 +13,6 @@ from PIL import Image
 
 import studies
 from readseg.analysis.studies import necessity
-from readseg.cli.study_necessity import run
 from readseg.errors import ReadsegError
 
 Capture = pytest.CaptureFixture[str]
@@ -26,7 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_tables_curves_and_chart(tmp_path: Path, capsys: Capture) -> None:
-    run(studies.job(tmp_path))
+    studies.run("necessity", studies.context(tmp_path))
     assert sorted(contents(tmp_path)) == sorted([*FILES, "records.jsonl"])
     printed = capsys.readouterr().out
     assert "who decides whether to segment? tiny" in printed and str(tmp_path / "roc.json") not in printed
@@ -51,7 +50,7 @@ def test_tables_curves_and_chart(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(studies.job(tmp_path / "whole"))
+    studies.run("necessity", studies.context(tmp_path / "whole"))
     consider, asked = necessity.consider, []
 
     def counted(segmenter: Any, benchmark: Any, page: Any) -> Any:
@@ -62,18 +61,18 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(necessity, "consider", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(studies.job(tmp_path / "part"))
+        studies.run("necessity", studies.context(tmp_path / "part"))
     assert list(contents(tmp_path / "part")) == [str(Path("records.jsonl"))]
     asked.clear()
-    run(studies.job(tmp_path / "part"))
+    studies.run("necessity", studies.context(tmp_path / "part"))
     assert asked == ["page-2", "page-3"]
     asked.extend(["full"] * 2)  # nobody is asked a third time: the next question would end it
-    run(studies.job(tmp_path / "part"))
+    studies.run("necessity", studies.context(tmp_path / "part"))
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
 def test_several_models_stand_in_files_of_their_own(tmp_path: Path) -> None:
-    run(studies.job(tmp_path, models=[studies.model("a/b"), studies.model("a b")]))
+    studies.run("necessity", studies.context(tmp_path, models=[studies.model("a/b"), studies.model("a b")]))
     found = contents(tmp_path)
     assert {"a-b/records.jsonl", "a-b-2/records.jsonl"} < set(found)
     assert {"necessity-a-b.png", "necessity-a-b-2.png", "necessity-8.csv"} < set(found)
@@ -81,28 +80,31 @@ def test_several_models_stand_in_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_wrong_benchmark_is_known_before_a_model_is_asked(tmp_path: Path) -> None:
-    nobody = replace(studies.model(), segmenter=None)  # type: ignore[arg-type]
+    nobody = replace(studies.model(), loaded={})
     for benchmark, told in (
         (studies.benchmark(protocol="forced"), "use --protocol generated"),
         (studies.benchmark([[(studies.CAT, True, [])]]), "no false premises are among its 1 images"),
     ):
         with pytest.raises(ReadsegError, match=told):
-            run(studies.job(tmp_path, benchmark, [nobody]))
+            studies.run("necessity", studies.context(tmp_path, benchmark, [nobody]))
     assert not contents(tmp_path)
 
 
 def test_wrong_records_and_other_settings_are_named(tmp_path: Path) -> None:
-    run(studies.job(tmp_path))
+    studies.run("necessity", studies.context(tmp_path))
     path = tmp_path / "records.jsonl"
     with pytest.raises(ReadsegError, match=r"records.jsonl was made with other settings \(weights: 'w' there"):
-        run(studies.job(tmp_path, models=[studies.model(settings={"model": "tiny", "weights": "other"})]))
+        studies.run(
+            "necessity",
+            studies.context(tmp_path, models=[studies.model(settings={"model": "tiny", "weights": "other"})]),
+        )
     head, first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
     page = json.loads(first)
     page["records"][0]["said"] = "yes"
     path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
     with pytest.raises(ReadsegError, match=r"records.jsonl, line 2: the records of the page .* the file is damaged"):
-        run(studies.job(tmp_path))
+        studies.run("necessity", studies.context(tmp_path))
     del page["sum"]  # as what wrote no sum would have it
     path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
     with pytest.raises(ReadsegError, match=r"records.jsonl: expected texts, and true or false"):
-        run(studies.job(tmp_path))
+        studies.run("necessity", studies.context(tmp_path))

@@ -1,0 +1,125 @@
+"""What every study of a benchmark is made of: its context, its models, one after the other, and what comes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from PIL import Image
+
+from readseg.core.sasp import PointConfig
+from readseg.evaluation.benchmarks import Benchmark
+from readseg.inference.segmenter import Segmenter
+from readseg.model.config import Prompt
+from readseg.viz.tables import Table
+
+Options = TypeVar("Options")
+PointChoice = Callable[[Segmenter], "tuple[Prompt | None, PointConfig | None]"]
+"""What prompts a model's own masks, and how points are chosen, where options say so."""
+
+
+@dataclass(eq=False)
+class StudyModel:
+    """A model that a study asks. It is loaded when it is needed, and the one that was needed before is released.
+
+    name: as the tables call it, different for each.
+    source: folder or hub id; None for the embedded one.
+    load: of a source.
+    settings_of: JSON values that the answers of a loaded model depend on, by its source.
+    loaded: shared by the models of a study: the one in memory, by its name.
+    """
+
+    name: str
+    source: str | None
+    load: Callable[[str | None], Segmenter] = field(repr=False)
+    settings_of: Callable[[Segmenter, str | None], Mapping[str, Any]] = field(repr=False)
+    loaded: dict[str, Segmenter] = field(repr=False)
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The model; loaded where it is not."""
+        if self.name not in self.loaded:
+            self.loaded.clear()
+            self.loaded[self.name] = self.load(self.source)
+        return self.loaded[self.name]
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What its answers depend on; the model is loaded for it once."""
+        return self.settings_of(self.segmenter, self.source)
+
+
+@dataclass(frozen=True)
+class StudyContext:
+    """What a study asks, whom, and where results go.
+
+    out: the study's folder; exists.
+    limit: how many images; all for None.
+    data: the folder of all data sets.
+    points: what prompts each model.
+    """
+
+    benchmark: Benchmark
+    models: Sequence[StudyModel]
+    out: Path
+    limit: int | None = None
+    data: Path | None = None
+    points: PointChoice = lambda segmenter: (None, None)
+
+    def folder_of(self, model: StudyModel) -> Path:
+        """Where the records of one model are kept: the study's folder, with several models one below it for each."""
+        if len(self.models) == 1:
+            return self.out
+        taken: list[str] = []
+        for other in self.models:
+            name = folder_name(other.name)
+            names = (name if k == 1 else f"{name}-{k}" for k in count(1))
+            taken.append(next(unused for unused in names if unused not in taken))
+            if other is model:
+                break
+        return self.out / taken[-1]
+
+
+@dataclass(frozen=True)
+class StudyOutput:
+    """What a study has to show.
+
+    pictures: by the end of their file's name; "" for the one picture.
+    files: other files that the study wrote, worth a look.
+    """
+
+    tables: Sequence[Table]
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Study(Generic[Options]):
+    """A study: its name, its own options (a dataclass of typer's annotations) and what it does.
+
+    takes_points: whether the options of points change what it measures.
+    """
+
+    name: str
+    options: type[Options]
+    run: Callable[[StudyContext, Options], StudyOutput]
+    takes_points: bool = False
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a study without options of its own."""
+
+
+def folder_name(name: str) -> str:
+    """A name as a folder is called.
+
+    >>> folder_name("owner/READ 7B")
+    'owner-READ-7B'
+    """
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"

@@ -1,0 +1,143 @@
+"""What `readseg study` and `readseg ablate` share: one benchmark, several models, a folder for the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from readseg.analysis.study import Study, StudyContext, StudyModel, folder_name
+from readseg.checkpoints.files import fetch
+from readseg.cli.errors import printable
+from readseg.cli.options import (
+    EMBEDDED,
+    BenchmarkOptions,
+    LoadOptions,
+    ModelsOptions,
+    OwnPoints,
+    PointOptions,
+    grouped,
+    print_notes,
+)
+from readseg.cli.output import check_writable, write_results
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN, SCENES, UNSEEN, Benchmark, open_benchmark, resolve
+from readseg.inference.segmenter import Segmenter
+
+SCENES_BY_DEFAULT = 300
+_RUN_PARTS = ("model", "adapter")  # folders of a run, which their own name says nothing of
+
+
+def study_command(study: Study[Any]) -> Callable[..., None]:
+    """The command of a study: its benchmark, its models, its own options, and those of points where they matter."""
+
+    def run(
+        benchmark: Annotated[
+            str,
+            typer.Argument(
+                metavar="BENCHMARK",
+                help="scenes, or a split such as reasonseg/val or refcoco/testA.",
+                show_default=False,
+            ),
+        ],
+        asked: BenchmarkOptions,
+        models: ModelsOptions,
+        points: OwnPoints | PointOptions,
+        options: Any,
+        out: Annotated[
+            Path | None,
+            typer.Option(
+                help="Folder of the results, by default runs/analysis/MODEL/BENCHMARK-STUDY; an interrupted study "
+                "resumes from there.",
+                show_default=False,
+            ),
+        ] = None,
+    ) -> None:
+        context = study_context("analysis", study.name, benchmark, asked, models, out, points)
+        run_study(study, context, options)
+
+    return grouped(run, points=PointOptions if study.takes_points else OwnPoints, options=study.options)
+
+
+def run_study(study: Study[Any], context: StudyContext, options: Any) -> None:
+    """Measure; print the tables and write them with the pictures."""
+    output = study.run(context, options)
+    write_results(context.out, study.name, output.tables, output.pictures)
+    if output.files:
+        typer.echo(f"to look at: {', '.join(printable(str(file)) for file in output.files)}")
+
+
+def study_context(
+    kind: str,
+    name: str,
+    benchmark: str,
+    asked: BenchmarkOptions,
+    models: ModelsOptions,
+    out: Path | None,
+    points: OwnPoints | PointOptions,
+) -> StudyContext:
+    """What a study asks of whom; its folder, by default runs/KIND/MODEL/BENCHMARK-NAME, exists afterwards."""
+    opened = open_one(benchmark, asked)
+    chosen = study_models(models.model, models)
+    if out is None:
+        names = "+".join(folder_name(model.name) for model in chosen)[:80]
+        out = Path("runs") / kind / names / f"{folder_name(opened.name)}-{name}"
+    check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return StudyContext(opened, chosen, out, asked.count, asked.data, points.choose)
+
+
+def open_one(name: str, asked: BenchmarkOptions) -> Benchmark:
+    """The one benchmark that a name stands for."""
+    known = name == ALL or name.split("/")[0] in (*DRAWN, *DATA_SETS)
+    if not known and Path(name).is_file():
+        raise ReadsegError(f"{name} is a file: expected a benchmark such as scenes; readseg analyse takes pictures.")
+    if not known and (Path(name).suffix or Path(name).is_dir()):
+        raise ReadsegError(f"{name}: no benchmark; expected scenes, or a split such as reasonseg/val.")
+    if name == UNSEEN:
+        raise ReadsegError(
+            f"benchmark {UNSEEN}: it has no masks to compare with; readseg evaluate {UNSEEN} says what is refused."
+        )
+    if asked.protocol == "forced" and name == SCENES:
+        raise ReadsegError("--protocol forced: scenes are scored under the protocol generated only.")
+    names = resolve(asked.data, [name])
+    if len(names) > 1:
+        raise ReadsegError(f"benchmark {name}: a study takes one split: {', '.join(names)}.")
+    if names[0] != SCENES:
+        return open_benchmark(asked.data or Path(), names[0], asked.protocol)
+    from readseg.evaluation.scenes import SceneSet, scene_benchmark  # needs the extra "scenes"
+
+    return scene_benchmark(SceneSet(scenes=asked.count or SCENES_BY_DEFAULT))
+
+
+def study_models(sources: Sequence[str] | None, loading: LoadOptions) -> list[StudyModel]:
+    """The models of --model: each is there, none is loaded yet."""
+    paths = [str(Path(source)) for source in sources or (EMBEDDED,)]  # with a slash behind it is the same
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ReadsegError(f"--model {path} is given twice: give other ones, or leave one out.")
+        if path != EMBEDDED:
+            fetch(path)  # known before the first of them has worked for hours
+
+    def load(source: str | None) -> Segmenter:
+        segmenter = loading.load(source)
+        print_notes(segmenter)
+        return segmenter
+
+    short = [_short_name(path) for path in paths]
+    names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
+    loaded: dict[str, Segmenter] = {}
+    return [
+        StudyModel(name, None if path == EMBEDDED else path, load, loading.settings, loaded)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _short_name(path: str) -> str:
+    """What tables call a model: the last part of a folder, with the run that it belongs to; a hub id as it is."""
+    if not Path(path).exists():
+        return path
+    parts = Path(path).resolve().parts
+    return "/".join(parts[-2:]) if parts[-1] in _RUN_PARTS else parts[-1]
