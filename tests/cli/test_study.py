@@ -144,7 +144,7 @@ def test_a_released_family_on_a_data_set(
             assert drawn.width >= 1200
     capsys.readouterr()
     assert run(monkeypatch, "maps", "reasonseg/val", *model, "--out", out) == 2
-    assert "of the study 'layers', not 'maps'" in capsys.readouterr().err
+    assert "study: 'layers' there, 'maps' now" in capsys.readouterr().err
 
 
 def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
