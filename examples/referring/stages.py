@@ -25,8 +25,8 @@ from readseg.model.mask_prompts import Points, full_precision
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import ReadStageConfig, VisionStageConfig
 from readseg.training.feature_cache import FeatureCache
-from readseg.training.stages.pretraining import initialise, vision_batch, vision_heads, vision_losses
-from readseg.training.stages.read import TOKEN_ATTRIBUTES, cell_attribute_targets, sample_scene_batch
+from readseg.training.stages.pretraining import TOKEN_ATTRIBUTES, initialise, vision_batch, vision_heads, vision_losses
+from readseg.training.stages.read import sample_scene_batch
 
 
 class CnnStage(nn.Module):
@@ -142,7 +142,7 @@ class FusionStage(nn.Module):
             "fine": (_coverage(masks, 8 * sizes.grid) > 0.5).to(torch.uint8),
             "decoded": torch.from_numpy(np.sort(sampled.rng.permutation(len(there))[: wanted if warm else 0])),
             "warm": warm,
-            "sight": cell_attribute_targets(sampled.scenes, sampled.rendered, sizes.grid),
+            "sight": sampled.cell_labels(sizes.grid),
         }
 
     @torch.no_grad()

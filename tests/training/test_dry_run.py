@@ -63,13 +63,13 @@ def test_read_7b_prints_the_published_settings(sesame: Path, mini: Path) -> None
 def test_sizes_are_those_of_the_checkpoint(sesame: Path) -> None:
     chosen = options(sesame, lora_rank=3)
     checkpoint = open_base(Base(str(sesame), family="read"))
-    counted = count_weights(trained_config(checkpoint.config, chosen), chosen)
+    total, trained = count_weights(trained_config(checkpoint.config, chosen), chosen)
     shapes = language_shapes("sesame") | sam_shapes() | tower_shapes()
-    assert counted.total == count(shapes) + 1  # the bias of the auxiliary loss
+    assert total == count(shapes) + 1  # the bias of the auxiliary loss
     rows = count({"t": shapes["lm_head.weight"]})
     decoder = count({name: shape for name, shape in shapes.items() if name.startswith("mask_decoder.")})
     projection = count({name: shape for name, shape in shapes.items() if "text_hidden_fcs" in name})
-    assert dict(counted.trained) == {
+    assert dict(trained) == {
         "embed_tokens": rows, "lm_head": rows, "mask_decoder": decoder, "seg_projection": projection,
         "LoRA": SMALL.layers * 2 * 3 * (SMALL.width + SMALL.width),
     }  # fmt: skip
@@ -80,19 +80,19 @@ def test_trained_weights_are_those_that_a_stage_moves(start: Path, mini: Path, t
     moved = sum(weight.numel() for weight in built.model.parameters() if weight.requires_grad)
     checkpoint = open_base(Base(str(start)))
     chosen = options(start)
-    assert count_weights(trained_config(checkpoint.config, chosen), chosen).trained.total() == moved
+    assert count_weights(trained_config(checkpoint.config, chosen), chosen)[1].total() == moved
 
 
 def test_memory_follows_the_formula(sesame: Path) -> None:
     chosen = options(sesame, gradient_checkpointing=True, ema_decay=0.9)
     config = open_base(Base(str(sesame), family="read")).config
-    counted = count_weights(config, chosen)
-    estimate = estimate_memory(config, chosen, counted, rows=2, length=100)
-    trained = counted.trained.total()
+    counts = count_weights(config, chosen)
+    estimate = estimate_memory(config, chosen, *counts, rows=2, length=100)
+    trained = counts[1].total()
     assert estimate["AdamW"] == 8 * trained and estimate["gradients"] == estimate["running mean"] == 4 * trained
     one = 100 * 2 * SMALL.width * (34 + 5 * 2 * 100 / SMALL.width)
     assert estimate["activations"] == 2 * one + SMALL.layers * 4 * 100 * 2 * SMALL.width  # a layer twice: float32
-    without = estimate_memory(config, options(sesame), count_weights(config, options(sesame)), rows=2, length=100)
+    without = estimate_memory(config, options(sesame), *counts, rows=2, length=100)
     assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
 
 

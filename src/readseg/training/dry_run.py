@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,18 +21,12 @@ from readseg.model.modeling import ReadModel
 from readseg.training.config import FinetuningStageConfig
 from readseg.training.stages.finetuning import PARTS, Collator, freeze_and_add_lora, trained_config
 
+Rows = Iterable[Sequence[str | Text]]
 _LONGEST = 200  # characters of a text that are shown
 
 
-class WeightCounts(NamedTuple):
-    """Numbers of weights: of the model without LoRA, and of what the optimiser moves, by part, "LoRA" among them."""
-
-    total: int
-    trained: Counter[str]
-
-
-def count_weights(config: ReadConfig, options: FinetuningStageConfig) -> WeightCounts:
-    """The numbers of weights of a model, and of those that a stage trains."""
+def count_weights(config: ReadConfig, options: FinetuningStageConfig) -> tuple[int, Counter[str]]:
+    """Numbers of weights: of the model without LoRA, and of what a stage trains, by part, "LoRA" among them."""
     with torch.device("meta"):
         model = ReadModel(config)
         total = sum(weight.numel() for weight in model.parameters())
@@ -43,11 +36,11 @@ def count_weights(config: ReadConfig, options: FinetuningStageConfig) -> WeightC
         if weight.requires_grad:
             part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), name)
             trained["LoRA" if ".lora_" in name else part] += weight.numel()
-    return WeightCounts(total, trained)
+    return total, trained
 
 
 def estimate_memory(
-    config: ReadConfig, options: FinetuningStageConfig, counts: WeightCounts, rows: int, length: int
+    config: ReadConfig, options: FinetuningStageConfig, total: int, trained: Counter[str], rows: int, length: int
 ) -> dict[str, float]:
     """An estimate of the memory of one process, in bytes, by use, where nothing is sharded.
 
@@ -61,17 +54,17 @@ def estimate_memory(
     """
     text = config.lmm_config.text_config
     half = options.use_bf16()
-    trained_whole = sum(number for part, number in counts.trained.items() if part != "LoRA")
+    trained_whole = sum(number for part, number in trained.items() if part != "LoRA")
     width, layers = text.hidden_size, text.num_hidden_layers
     layer = length * rows * width * (34 + 5 * text.num_attention_heads * length / width)
     kept = (1 if options.gradient_checkpointing else layers) * layer * (1 if half else 2)
     inputs = layers * 4 * length * rows * width if options.gradient_checkpointing else 0
     return {
-        "frozen weights": (counts.total - trained_whole) * (2 if half else 4),
-        "trained weights": counts.trained.total() * (6 if half else 4),
-        "gradients": counts.trained.total() * 4,
-        "AdamW": counts.trained.total() * 8,
-        "running mean": counts.trained.total() * 4 if options.ema_decay else 0,
+        "frozen weights": (total - trained_whole) * (2 if half else 4),
+        "trained weights": trained.total() * (6 if half else 4),
+        "gradients": trained.total() * 4,
+        "AdamW": trained.total() * 8,
+        "running mean": trained.total() * 4 if options.ema_decay else 0,
         "activations": kept + inputs,
     }
 
@@ -86,7 +79,7 @@ def print_dry_run(
 ) -> None:
     """Prints all that a stage would begin with."""
     config = trained_config(checkpoint.config, options)
-    counts = count_weights(config, options)
+    total, trained = count_weights(config, options)
     processor = checkpoint.processor()
     processor.config = config
     collator = Collator(mixture, processor, options, seed)
@@ -105,14 +98,14 @@ def print_dry_run(
     console.print(_table("data", parts, ("kind", "weight", "data set", "entries")))
     for missing in mixture.missing:
         console.print(f"not used: {missing}", style="dim", highlight=False, markup=False, soft_wrap=True)
-    console.print(_table("model", _model(checkpoint, config, counts)))
-    memory = _memory(estimate_memory(config, options, counts, rows, length))
+    console.print(_table("model", _model(checkpoint, config, total, trained)))
+    memory = _memory(estimate_memory(config, options, total, trained, rows, length))
     console.print(_table("memory of a process, estimated", memory))
     title = f"first batch: {rows} rows of {length} tokens, {len(batch['masks'])} masks"
     console.print(_table(title, questions, ("data set", "image", "question", "answer", "masks")))
 
 
-def _settings(config: ReadConfig, options: FinetuningStageConfig, processes: int) -> Iterable[tuple[str, str]]:
+def _settings(config: ReadConfig, options: FinetuningStageConfig, processes: int) -> Rows:
     for name, value in options.model_dump().items():
         if name not in ("kind", "name", "points") and value not in (None, (), {}):
             yield name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -122,21 +115,21 @@ def _settings(config: ReadConfig, options: FinetuningStageConfig, processes: int
     yield "images a step", f"{batch} ({options.images_per_step} x {options.accumulation} x {processes} processes)"
 
 
-def _model(checkpoint: Checkpoint, config: ReadConfig, counts: WeightCounts) -> Iterable[tuple[str, str]]:
+def _model(checkpoint: Checkpoint, config: ReadConfig, total: int, trained: Counter[str]) -> Rows:
     text = config.lmm_config.text_config
     yield "start", str(checkpoint.folder)
     yield "family", f"{config.family}, prompted by {config.prompt}"
     sizes = f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.vocab_size:,} tokens"
     yield "language model", sizes
     yield "image tokens", f"{config.num_image_tokens}, image {config.lmm_size} px, masks {config.mask_size} px"
-    yield "parameters", f"{counts.total:,}"
-    for part, number in counts.trained.items():
+    yield "parameters", f"{total:,}"
+    for part, number in trained.items():
         yield f"trained: {part}", f"{number:,}"
-    share = counts.trained.total() / (counts.total + counts.trained.get("LoRA", 0))
-    yield "trained in all", f"{counts.trained.total():,} ({share:.2%})"
+    share = trained.total() / (total + trained.get("LoRA", 0))
+    yield "trained in all", f"{trained.total():,} ({share:.2%})"
 
 
-def _memory(estimate: Mapping[str, float]) -> Iterable[tuple[str, str]]:
+def _memory(estimate: Mapping[str, float]) -> Rows:
     for name, size in (*estimate.items(), ("in all", sum(estimate.values()))):
         if size:
             yield name, f"{size / 1e9:,.2f} GB" if size > 1e8 else f"{size / 1e6:,.2f} MB"
@@ -148,7 +141,7 @@ def _plain(text: str) -> Text:
     return Text(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
-def _table(title: str, rows: Iterable[Sequence[str | Text]], columns: Sequence[str] = ()) -> Table:
+def _table(title: str, rows: Rows, columns: Sequence[str] = ()) -> Table:
     """Rows below a title; pairs of a name and a value need no names of columns."""
     table = Table(title=title, title_justify="left", show_header=bool(columns))
     for name in columns or ("name", "value"):

@@ -28,6 +28,19 @@ from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import MaskStageConfig, VisionStageConfig
 
+POSITION_BINS = 8
+"""Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
+SIZE_BINS, SIZE_STEP = 6, 0.06
+"""Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
+TOKEN_ATTRIBUTES = {
+    "names": 1 + len(TRAINED),
+    "tints": 1 + len(TINTS),
+    "columns": POSITION_BINS,
+    "rows": POSITION_BINS,
+    "sizes": SIZE_BINS,
+}
+"""What is asked of each image token, and how many answers there are."""
+
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
@@ -82,23 +95,27 @@ def training_scene(seed: int, dense: float, rng: np.random.Generator) -> tuple[S
     return scene, render(scene)
 
 
-def cell_labels(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, np.ndarray]:
-    """What each cell of a side x side grid shows: ``names``, ``tints``, ``front`` (N,).
+def cell_labels(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, Tensor]:
+    """What each cell of a side x side grid shows: `TOKEN_ATTRIBUTES` (N,) and ``boxes`` (N, 4) of the thing in front.
 
-    Names count from 1 in the order of `TRAINED` (0: nothing there; -100: a border of things, left out), tints from 1
-    in the order of `TINTS` (0: the thing's own colours; -100: nothing there). ``front`` is the index of the thing that
-    covers the cell most.
+    Names count from 1 in the order of `TRAINED`, 0 where nothing is there; tints from 1 in the order of `TINTS`, 0 for
+    the thing's own colours. -100 is left out: a border of things, and all but the name where nothing is there.
     """
     cover = cell_coverage(drawn.masks, side).reshape(len(scene.objects), -1)
     front, share = cover.argmax(0), cover.max(0)
-    on, off = share >= 0.35, cover.sum(0) < 0.03
-    class_ids = np.asarray([1 + TRAINED.index(thing.name) for thing in scene.objects])
-    tint_ids = np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.objects])
-    return {
-        "names": np.where(on, class_ids[front], np.where(off, 0, -100)),
-        "tints": np.where(on, tint_ids[front], -100),
-        "front": front,
+    centres = (drawn.boxes[:, :2] + drawn.boxes[:, 2:]) / 2
+    bins = np.minimum(centres * POSITION_BINS, POSITION_BINS - 1).astype(int)
+    of_things = {
+        "names": np.asarray([1 + TRAINED.index(thing.name) for thing in scene.objects]),
+        "tints": np.asarray([0 if t.tint is None else 1 + TINTS.index(t.tint) for t in scene.objects]),
+        "columns": bins[:, 0],
+        "rows": bins[:, 1],
+        "sizes": np.minimum(np.sqrt(drawn.areas) / SIZE_STEP, SIZE_BINS - 1).astype(int),
     }
+    labels = {name: np.where(share >= 0.35, values[front], -100) for name, values in of_things.items()}
+    labels["names"][cover.sum(0) < 0.03] = 0
+    labels["boxes"] = drawn.boxes[front].astype(np.float32)
+    return {name: torch.from_numpy(values) for name, values in labels.items()}
 
 
 def vision_heads(width: int) -> nn.ModuleDict:
@@ -113,22 +130,12 @@ def vision_heads(width: int) -> nn.ModuleDict:
 
 
 def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> dict[str, Tensor]:
-    """Scenes with the content of each of the N cells of a side x side grid, one scene for each seed.
-
-    ``pixels`` (B, 3, s, s), ``names``, ``tints`` (B, N) as `cell_labels` numbers them, ``boxes`` (B, N, 4).
-    """
+    """Scenes, one for each seed: ``pixels`` (B, 3, s, s), and the `cell_labels` of each, (B, N) and (B, N, 4)."""
     scenes = []
     for seed in seeds:
         scene, drawn = training_scene(seed, 0.6, np.random.default_rng([seed, 1]))
-        labels = cell_labels(scene, drawn, side)
-        scenes.append(
-            {
-                "pixels": processor.lmm_pixels(Image.fromarray(drawn.image)),
-                "names": torch.from_numpy(labels["names"]),
-                "tints": torch.from_numpy(labels["tints"]),
-                "boxes": torch.from_numpy(drawn.boxes[labels["front"]].astype(np.float32)),
-            }
-        )
+        pixels = processor.lmm_pixels(Image.fromarray(drawn.image))
+        scenes.append({"pixels": pixels, **cell_labels(scene, drawn, side)})
     return default_collate(scenes)
 
 
@@ -179,7 +186,7 @@ class VisionStage(nn.Module):
         self.processor, self.options = processor, options
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """Scenes with what lies under each patch: ``names``, ``tints`` (B, N), ``boxes`` (B, N, 4); -100 left out."""
+        """Scenes with the content of each patch, see `vision_batch`."""
         first = self.options.first_seed + (step * world + rank) * self.options.images_per_step
         return vision_batch(self.processor, range(first, first + self.options.images_per_step), self.grid)
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from readseg.checkpoints.load import digest
 from readseg.core.token_grid import cell_coverage
@@ -29,28 +30,15 @@ from readseg.model.modeling import ReadModel
 from readseg.model.packing import pack
 from readseg.model.processing import ReadProcessor
 from readseg.model.prompt_format import ASSISTANT
-from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.questions import ask, make_sample
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.feature_cache import FeatureCache
-from readseg.training.stages.pretraining import cell_labels, initialise
+from readseg.training.stages.pretraining import TOKEN_ATTRIBUTES, cell_labels, initialise
 from readseg.training.tokenizer import build_tiny_tokenizer
 
 VOCABULARY_SCENES = 150
 """Scenes whose questions and answers the tokenizer is learned from."""
-POSITION_BINS = 8
-"""Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
-SIZE_BINS, SIZE_STEP = 6, 0.06
-"""Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
-TOKEN_ATTRIBUTES = {
-    "names": 1 + len(TRAINED),
-    "tints": 1 + len(TINTS),
-    "columns": POSITION_BINS,
-    "rows": POSITION_BINS,
-    "sizes": SIZE_BINS,
-}
-"""What is asked of each image token, and how many answers there are."""
 
 
 def build_processor(recipe: TrainConfig) -> ReadProcessor:
@@ -89,6 +77,10 @@ class SceneBatch:
     rendered: list[RenderedScene]
     samples: list[Sample]
     rng: np.random.Generator
+
+    def cell_labels(self, side: int) -> dict[str, Tensor]:
+        """What the cells of all images show, see `cell_labels`: (I, N), and boxes (I, N, 4)."""
+        return default_collate([cell_labels(*pair, side) for pair in zip(self.scenes, self.rendered, strict=True)])
 
 
 def sample_scene_batch(options: ReadStageConfig, seed: int, step: int, rank: int = 0, world: int = 1) -> SceneBatch:
@@ -188,7 +180,7 @@ class ReadStage(nn.Module):
             "masks": [torch.from_numpy(mask) for mask in masks],
             "coverage": torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells])),
             "decoded": torch.from_numpy(np.sort(decoded)),
-            "attributes": cell_attribute_targets(sampled.scenes, sampled.rendered, grid),
+            "attributes": sampled.cell_labels(grid),
         }
 
     @torch.no_grad()
@@ -232,8 +224,8 @@ class ReadStage(nn.Module):
             values |= mask_losses._asdict()
         if self.options.sight_loss_weight:
             parts = [
-                F.cross_entropy(self.heads[name](output.h_img).flatten(0, 1).float(), truth.flatten())
-                for name, truth in batch["attributes"].items()
+                F.cross_entropy(head(output.h_img).flatten(0, 1).float(), batch["attributes"][name].flatten())
+                for name, head in self.heads.items()
             ]
             values["sight"] = torch.stack(parts).mean()
             loss = loss + self.options.sight_loss_weight * values["sight"]
@@ -246,19 +238,3 @@ class ReadStage(nn.Module):
         with full_precision(low_res.device):
             logits = [frames[i].masks_to_image(low[None])[0] for low, i in zip(low_res, images.tolist(), strict=True)]
             return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
-
-
-def cell_attribute_targets(scenes: Sequence[Scene], drawn: Sequence[RenderedScene], side: int) -> dict[str, Tensor]:
-    """What each cell of a side x side grid shows: of each of `TOKEN_ATTRIBUTES` (I, N), -100 where nothing is told."""
-    targets: dict[str, list[np.ndarray]] = {name: [] for name in TOKEN_ATTRIBUTES}
-    for scene, picture in zip(scenes, drawn, strict=True):
-        labels = cell_labels(scene, picture, side)
-        centres = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
-        bins = np.minimum(centres * POSITION_BINS, POSITION_BINS - 1).astype(int)
-        sizes = np.minimum(np.sqrt(picture.areas) / SIZE_STEP, SIZE_BINS - 1).astype(int)
-        front, on = labels["front"], labels["tints"] >= 0
-        targets["names"].append(labels["names"])
-        targets["tints"].append(labels["tints"])
-        for name, values in (("columns", bins[:, 0]), ("rows", bins[:, 1]), ("sizes", sizes)):
-            targets[name].append(np.where(on, values[front], -100))
-    return {name: torch.from_numpy(np.stack(values)) for name, values in targets.items()}
