@@ -79,7 +79,7 @@ def test_damaged_files_are_named_with_their_line(
     for line, change, told in (
         (3, {**record, "masks": [small]}, "size"),
         (3, {**record, "targets": [short]}, "do not fill"),
-        (3, {**record, "finished": "yes"}, "'finished'"),
+        (3, {**record, "finished": "yes"}, "finished: "),
         (1, {**json.loads(lines[0]), "format": "mine"}, "format"),
         (1, {**json.loads(lines[0]), "settings": {"match": "best"}}, "'match'"),
         (1, {**json.loads(lines[0]), "settings": {"match": "union", "protocol": "forced"}}, "'benchmark'"),
