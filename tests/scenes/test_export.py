@@ -11,7 +11,8 @@ from PIL import Image
 
 from readseg.core.masks import decode_rle, load_png, polygons_to_mask, union
 from readseg.errors import ReadsegError
-from readseg.scenes.export import draw_scene, outlines, target_masks, write_scenes
+from readseg.scenes.export import draw_scene, outlines, write_scenes
+from readseg.scenes.questions import target_masks
 
 
 @pytest.fixture(scope="module")

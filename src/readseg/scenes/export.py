@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from readseg.core.io import atomic_write
-from readseg.core.masks import encode_rle, save_png, union
+from readseg.core.masks import encode_rle, save_png
 from readseg.errors import ReadsegError
 from readseg.scenes.question_forms import Source
-from readseg.scenes.questions import Question, ask
+from readseg.scenes.questions import Question, ask, target_masks
 from readseg.scenes.render import SIZES_HW, RenderedScene, make_scene, render
 from readseg.viz.overlays import contact_sheet, overlay
 
@@ -78,11 +78,6 @@ def draw_scene(
     return picture, ask(
         scene, picture.areas, picture.boxes, rng, count=questions, phrasing=wording, descriptions=wording
     )
-
-
-def target_masks(question: Question, masks: np.ndarray) -> list[np.ndarray]:
-    """The mask (H, W) of each [SEG] of a question's answer: the union of its objects, of their masks (T, H, W)."""
-    return [union([masks[index] for index in target], masks.shape[1:]) for target in question.targets]
 
 
 def outlines(mask: np.ndarray) -> list[list[list[int]]]:

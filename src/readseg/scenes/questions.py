@@ -6,7 +6,7 @@ of the random generator that is passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +14,9 @@ import numpy as np
 from readseg.core.types import Turn
 from readseg.data.types import Sample
 from readseg.errors import ReadsegError
+from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, article
 from readseg.scenes.facts import SceneFacts
-from readseg.scenes.phrases import (
-    EXPRESSIONS,
-    EXTRA_OBJECT_WORDS,
-    EXTRA_REQUESTS,
-    OBJECT_WORDS,
-    RELATIONS,
-    REQUESTS,
-    TEXT_QUESTIONS,
-    extra_expression,
-)
 from readseg.scenes.question_forms import SEGMENTING, TEXT_ONLY, Context, QuestionDraft, Source
 from readseg.scenes.render import RenderedScene, Scene
 
@@ -51,7 +42,7 @@ TRUE_SHARE: Mapping[str, float] = {"exists": 0.5, "count": 0.8}
 """Share of questions in words that are about something that is there, where both can be asked."""
 
 _FORMS = {**SEGMENTING, **TEXT_ONLY}
-_BANKS = {**REQUESTS, **TEXT_QUESTIONS}
+_BANKS = {**phrases.REQUESTS, **phrases.TEXT_QUESTIONS}
 _TRAINED_POOL = {name: [c for c in group.classes if CLASSES[c].trained] for name, group in GROUPS.items()}
 _WHOLE_POOL = {name: list(group.classes) for name, group in GROUPS.items()}
 
@@ -161,30 +152,28 @@ def _draw(
         for form in context.shuffled(_FORMS[kind]):
             if not present and kind in SEGMENTING and next(form(context, True), None) is None:
                 continue
-            for draft in _unused(kind, form(context, present), used):
+            for draft in form(context, present):
+                if (kind, draft.subject) in used:
+                    continue
                 if draft.subject not in used and (not draft.targets or draft.targets not in used):
                     return kind, draft, present
                 second = second or (kind, draft, present)
     return second
 
 
-def _unused(kind: str, drafts: Iterator[QuestionDraft], used: set[object]) -> Iterator[QuestionDraft]:
-    return (draft for draft in drafts if (kind, draft.subject) not in used)
-
-
 def _text(context: Context, kind: str, draft: QuestionDraft, phrasing: Source, *, extra: bool) -> str:
     """A draft in words: a request of its kind, filled with an expression, filled with the words of the draft."""
     rng, held_out = context.rng, phrasing == "held_out"
-    words, expressions = dict(draft.words), EXPRESSIONS[draft.template_key]
+    words, expressions = dict(draft.words), phrases.EXPRESSIONS[draft.template_key]
     if words.get("n") == "thing":
-        noun = context.pick((*OBJECT_WORDS, *EXTRA_OBJECT_WORDS) if extra else OBJECT_WORDS)
+        noun = context.pick([*phrases.OBJECT_WORDS, *(phrases.EXTRA_OBJECT_WORDS if extra else ())])
         words |= {"n": noun, "ns": f"{noun}s", "each": noun}
     if draft.relation and extra and rng.random() < 0.5:
-        words["rel"] = context.pick(RELATIONS[draft.relation].extra).format_map(words)
+        words["rel"] = context.pick(phrases.RELATIONS[draft.relation].extra).format_map(words)
     elif draft.relation:
-        words["rel"] = RELATIONS[draft.relation].draw(rng, words, held_out=held_out and rng.random() < 0.5)
+        words["rel"] = phrases.RELATIONS[draft.relation].draw(rng, words, held_out=held_out and rng.random() < 0.5)
     if extra and expressions.extra and rng.random() < 0.6:
-        phrase = extra_expression(draft.template_key, rng, words)
+        phrase = phrases.extra_expression(draft.template_key, rng, words)
     else:
         phrase = expressions.draw(rng, words, held_out=held_out and rng.random() < 0.5)
     are = draft.is_plural and not phrase.startswith(("every", "each", "any", "the whole"))
@@ -197,8 +186,8 @@ def _text(context: Context, kind: str, draft: QuestionDraft, phrasing: Source, *
         fill |= {"ns": words["ns"], "a": article(words["each"])}
     elif draft.relation and draft.words["n"] == "thing":
         fill["rel"] = words["rel"]
-    if extra and kind in EXTRA_REQUESTS and rng.random() < 0.8:
-        text = EXTRA_REQUESTS[kind].draw(rng, fill)
+    if extra and kind in phrases.EXTRA_REQUESTS and rng.random() < 0.8:
+        text = phrases.EXTRA_REQUESTS[kind].draw(rng, fill)
     else:
         text = _BANKS[kind].draw(rng, fill, held_out=held_out)
     if rng.random() < 0.2:
@@ -232,17 +221,15 @@ def _tags(context: Context, draft: QuestionDraft, phrasing: Source) -> frozenset
     return frozenset(tag for tag, applies in tags.items() if applies)
 
 
+def target_masks(question: Question, masks: np.ndarray) -> list[np.ndarray]:
+    """The mask (H, W) of each [SEG] of a question's answer: the union of its objects, of their masks (T, H, W)."""
+    return [np.asarray(masks[list(target)].any(axis=0)) for target in question.targets]
+
+
 def make_sample(name: str, rendered: RenderedScene, questions: list[Question]) -> Sample:
-    """The scene's image with its questions as a `Sample`; masks are unions of visible pixels, uint8 (H, W)."""
-    turns = tuple(
-        Turn(
-            q.question,
-            q.answer,
-            tuple(np.asarray(rendered.masks[list(target)].any(axis=0), np.uint8) for target in q.targets),
-            q.present,
-            q.kind,
-            q.tags,
-        )
-        for q in questions
+    """The scene's image with its questions as a `Sample`; masks are uint8 (H, W)."""
+    masks = [tuple(mask.astype(np.uint8) for mask in target_masks(q, rendered.masks)) for q in questions]
+    turns = (
+        Turn(q.question, q.answer, own, q.present, q.kind, q.tags) for q, own in zip(questions, masks, strict=True)
     )
-    return Sample(name, rendered.image, turns)
+    return Sample(name, rendered.image, tuple(turns))
