@@ -102,10 +102,10 @@ def show(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
     """Draw samples of data sets: pictures, one mask each, and what is said of it."""
+    from readseg.cli.data_samples import draw_samples
     from readseg.core.io import atomic_write
-    from readseg.data.registry import show as show_samples
 
-    sheet = show_samples(folder, name, split, count=count, seed=seed)
+    sheet = draw_samples(folder, name, split, count=count, seed=seed)
     with atomic_write(out) as place:
         sheet.save(place, format="PNG")
     typer.echo(f"look at {out}")

@@ -16,19 +16,16 @@ from pycocotools import mask as coco
 
 from readseg.core.images import MAX_PIXELS, load_image
 from readseg.core.masks import decode_rle
+from readseg.errors import ReadsegError
 
 MAX_LENGTH = 1_000_000
 """Of a polygon's outline, and its distance from the origin, in pixels: painting takes memory or time by the length."""
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that lay the image on its side
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that lay the image on its side
 
 
 def image_hw(path: Path) -> tuple[int, int]:
-    """(H, W) of the image that `load_image` gives, from the file's head: nothing is decoded.
-
-    Raises:
-        ImageError: the file is missing, no image, or too large.
-    """
+    """(H, W) of the image that `load_image` gives, from the file's head: nothing is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, and of damaged EXIF
@@ -36,28 +33,29 @@ def image_hw(path: Path) -> tuple[int, int]:
                 raise FileNotFoundError(path)
             with Image.open(path) as image:
                 width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+                sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
     except Exception:  # what is wrong, if anything is, the whole reader says in its own words
-        width, height, turned = *load_image(path).size, False
+        width, height, sideways = *load_image(path).size, False
     if not 0 < width * height <= MAX_PIXELS:
         width, height = load_image(path).size  # raises, with the limit
-    return (width, height) if turned else (height, width)
+    return (width, height) if sideways else (height, width)
+
+
+def require_image_size(image: Path, hw: tuple[int, ...], annotation: Path) -> None:
+    """Checks that an image, once upright, has the size that its annotation has or tells. Only its head is read."""
+    height, width = image_hw(image)
+    if (height, width) != hw:
+        raise ReadsegError(
+            f"{image} is {height} x {width} (height x width), its annotation in {annotation} {hw[0]} x {hw[1]}: "
+            "expected the original image"
+        )
 
 
 def segmentation_mask(segmentation: Any, hw: tuple[int, int]) -> np.ndarray:
-    """The mask of one annotation, as COCO paints it: overlapping parts of one object are one mask.
+    """The mask of one annotation, bool (H, W), as COCO paints it: overlapping parts of one object are one mask.
 
-    Args:
-        segmentation: a list of polygons, each flat x0, y0, x1, y1, ... in pixels; or run lengths, compressed or plain,
-            a dict or a list of dicts. A polygon of fewer than three points covers nothing; what lies outside the image
-            is cut off.
-        hw: (H, W) of the image.
-
-    Returns:
-        bool (H, W).
-
-    Raises:
-        ValueError: anything else, a coordinate that is not finite or absurdly far away, or run lengths of another size.
+    Parts are polygons, each flat x0, y0, x1, y1, ... in pixels, or run lengths, compressed or plain. A polygon of fewer
+    than three points covers nothing, what lies outside the image is cut off. Anything else is a ValueError.
 
     >>> segmentation_mask([[0, 0, 2, 0, 2, 2, 0, 2], [1, 1, 3, 1, 3, 3, 1, 3]], (3, 3)).astype(int)
     array([[1, 1, 0],
@@ -73,10 +71,10 @@ def segmentation_mask(segmentation: Any, hw: tuple[int, int]) -> np.ndarray:
         if isinstance(part, Mapping):
             size = part.get("size")
             if not isinstance(size, list | tuple) or tuple(size) != tuple(hw):  # before a hostile size takes the memory
-                told = f"run lengths are of the size {size!s:.60}"
-                raise ValueError(f"{told}, the image is {hw[0]} x {hw[1]} (height x width)")
+                image = f"the image is {hw[0]} x {hw[1]} (height x width)"
+                raise ValueError(f"run lengths are of the size {size!s:.60}, {image}")
             mask |= decode_rle(dict(part))
-        elif len(flat := _flat(part)) >= 6:
+        elif len(flat := _flat(part)) >= 6:  # of four numbers pycocotools would make a box
             polygons.append(flat.tolist())
     if polygons:
         mask |= coco.decode(coco.merge(coco.frPyObjects(polygons, *hw))).astype(bool)

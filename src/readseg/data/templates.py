@@ -15,7 +15,7 @@ import numpy as np
 
 from readseg.core.io import read_yaml
 from readseg.core.types import SEG, Turn
-from readseg.data.entries import Expression
+from readseg.data.types import Expression
 from readseg.errors import ReadsegError
 
 EVALUATION_TEMPLATE_RATE = 0.25

@@ -26,10 +26,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from readseg.data.entries import Entry, Expression
-from readseg.data.readers.reasonseg import ReasonSeg
-from readseg.data.readers.refer import RefCoco, preferred
-from readseg.data.registry import REFERRING, DataSet, data_sets
+from readseg.data.readers.refer import preferred
+from readseg.data.registry import DATA_SETS as ALL_DATA_SETS
+from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Match
 
@@ -42,9 +41,7 @@ FIRST_TEST_SEED = 500_000
 """The scenes of the fixed test set have the seeds from here on; training draws from 1,000,000 on."""
 UNTRAINED = "untrained"
 """Tag of a question about something that is there but that models are never trained on: it counts as absent."""
-FORCED = ("reasonseg", "refclef", "refcoco", "refcoco+", "refcocog")
-"""The data sets whose published protocol is "forced"; the others' is "generated"."""
-DATA_SETS = ("reasonseg", *REFERRING)
+DATA_SETS = {name: data_set for name, data_set in ALL_DATA_SETS.items() if data_set.protocol is not None}
 """The data sets that are benchmarks, in the order of the tables."""
 
 
@@ -122,13 +119,14 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
         raise ReadsegError(f"protocol: expected one of {', '.join(get_args(Protocol))}, got {protocol!r}")
     dataset, *middle = name.split("/")
     split = middle.pop() if middle else ""
-    if dataset not in DATA_SETS or not split or len(middle) > (dataset != "reasonseg"):
+    if dataset not in DATA_SETS or not split or len(middle) > DATA_SETS[dataset].has_variants:
         raise ReadsegError(
             f"benchmark {name!r}: expected DATASET/SPLIT, such as reasonseg/val or refcoco/testA; data sets are "
             f"{', '.join(DATA_SETS)}"
         )
-    protocol = protocol or ("forced" if dataset in FORCED else "generated")
-    reader = ReasonSeg(root, split) if dataset == "reasonseg" else RefCoco(root, "|".join((dataset, *middle, split)))
+    data_set = DATA_SETS[dataset]
+    protocol = protocol or data_set.protocol or "generated"
+    reader = data_set.open(root, "|".join((dataset, *middle, split)) if data_set.has_variants else split)
     images: list[ImageQuestions] = []
     left_out, names = [], set()
     for number in range(len(reader)):
@@ -200,47 +198,46 @@ def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
             )
         if not root.is_dir():
             raise ReadsegError(f"{root}: no such folder; name the one that the data sets lie in with --data")
-        sets = {known.name: known for known in data_sets(root)}
         if "/" in name:  # a wrong one is known before a model is loaded
-            _check_split(root, sets[dataset], split)
+            _check_split(root, DATA_SETS[dataset], split)
             benchmarks.append(name)
         elif name == ALL:
-            benchmarks += (all_splits := [split for dataset in DATA_SETS for split in _test_splits(sets[dataset])])
+            benchmarks += (all_splits := [split for dataset in DATA_SETS.values() for split in _test_splits(root, dataset)])
             if not all_splits:
                 raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
         else:
-            benchmarks += (splits := _test_splits(sets[dataset]))
+            benchmarks += (splits := _test_splits(root, DATA_SETS[dataset]))
             if not splits:
-                why = _what_is_missing(sets[dataset])
+                why = _what_is_missing(root, DATA_SETS[dataset])
                 raise ReadsegError(f"benchmark {dataset}: nothing to evaluate is below {root}: {why}")
     return list(dict.fromkeys(benchmarks))
 
 
 def _check_split(root: Path, dataset: DataSet, split: str) -> None:
-    parts = [part.split("|")[dataset.name != "reasonseg" :] for part in _splits_on_disk(dataset)]
+    parts = [part.split("|")[dataset.has_variants :] for part in _splits_on_disk(root, dataset)]
     known = dict.fromkeys(name for part in parts for name in (part[-1], "/".join(part)))
     if split not in known:
         names = ", ".join(f"{dataset.name}/{name}" for name in known)
-        why = f"there is {names}" if known else _what_is_missing(dataset)
+        why = f"there is {names}" if known else _what_is_missing(root, dataset)
         raise ReadsegError(f"benchmark {dataset.name}/{split}: no such split is below {root}: {why}")
 
 
-def _what_is_missing(dataset: DataSet) -> str:
-    missing = [f"put {what} at {path}" for path, what in dataset.needs if not path.exists()]
+def _what_is_missing(root: Path, dataset: DataSet) -> str:
+    missing = [f"put {what} at {path}" for path, what in dataset.files(root) if not path.exists()]
     return "; ".join(missing) or "no split but train is there"
 
 
-def _splits_on_disk(dataset: DataSet) -> list[str]:
-    names, damaged = dataset.find()
+def _splits_on_disk(root: Path, dataset: DataSet) -> list[str]:
+    names, damaged = dataset.splits(root)
     if damaged:
         raise ReadsegError(damaged[0])
     return names
 
 
-def _test_splits(dataset: DataSet) -> list[str]:
+def _test_splits(root: Path, dataset: DataSet) -> list[str]:
     """All splits but those for training, of the refs file that is preferred; of each where none is."""
-    splits = [name.split("|") for name in _splits_on_disk(dataset) if not name.split("|")[-1].startswith("train")]
-    if dataset.name == "reasonseg":
+    splits = [name.split("|") for name in _splits_on_disk(root, dataset) if not name.split("|")[-1].startswith("train")]
+    if not dataset.has_variants:
         return [f"{dataset.name}/{split[-1]}" for split in sorted(splits, key=lambda split: split[-1] != "val")]
     sources = dict.fromkeys(split[1] for split in splits)
     best = next((source for source in preferred(dataset.name) if source in sources), None)

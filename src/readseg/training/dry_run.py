@@ -85,7 +85,7 @@ def print_dry_run(
     collator = Collator(mixture, processor, options, seed)
     items, batch = collator.draw(0), collator.batch(0)
     rows, length = batch["input_ids"].shape
-    parts = [(part.kind, str(part.weight), part.data_set, f"{part.entries:,}") for part in mixture.parts]
+    parts = [(part.kind, str(part.weight), part.data_set, f"{part.entries:,}") for part in mixture.sources]
     questions: list[Sequence[str | Text]] = []
     for item in items:
         height, width = np.asarray(item.sample.image).shape[:2]

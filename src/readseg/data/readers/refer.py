@@ -10,43 +10,75 @@ is the first that is on disk of those that `preferred` names.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 from weakref import WeakValueDictionary
 
 import numpy as np
+from pydantic import BeforeValidator, Field, Strict
 
 from readseg.core.masks import union
-from readseg.data.annotations import compact, covers_nothing, image_hw, segmentation_mask
-from readseg.data.entries import Entry, Expression, half_a_character
-from readseg.data.json_records import content, inside
-from readseg.data.pickles import read_pickle
+from readseg.data.annotations import compact, covers_nothing, image_hw, require_image_size, segmentation_mask
+from readseg.data.files import FileName, Record, parse, read_json, read_pickle
+from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
-PLACE = Path("refer_seg")
+FOLDER = Path("refer_seg")
 """Where the data sets lie below the root of all data."""
-COCO_IMAGES = PLACE / "images" / "mscoco" / "images" / "train2014"
-CLEF_IMAGES = PLACE / "images" / "saiapr_tc-12"
+COCO_IMAGES = FOLDER / "images" / "mscoco" / "images" / "train2014"
+CLEF_IMAGES = FOLDER / "images" / "saiapr_tc-12"
 NO_TARGET = -1
 """In the place of an annotation's id: nothing in the image is meant."""
 
 _REFS = re.compile(r"g?refs\((?P<split_by>[^()|]+)\)\.(?:json|p)")
 
+_Flag = Annotated[bool, Strict()] | Literal[0, 1]
 
-@dataclass(frozen=True, slots=True)
-class _Sentence:
+
+class _SentenceRecord(Record):
+    sent: str
+    is_false_premise: _Flag = False
+    exist: _Flag = True
+    gt_sent: str | None = None
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _without_blank(sentences: Any) -> Any:
+    """Some sentences have no word left: nobody can ask them."""
+    if not isinstance(sentences, list | tuple):
+        return sentences
+    words = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
+    return [own for own, text in zip(sentences, words, strict=True) if not isinstance(text, str) or text.strip()]
+
+
+class _RefPlace(Record):
+    image_id: int
+    split: str
+
+
+class _RefRecord(Record):
+    ann_id: Annotated[list[int], BeforeValidator(_as_list), Field(min_length=1)]
+    sentences: Annotated[list[_SentenceRecord], BeforeValidator(_without_blank)]
+
+
+class _ImageRecord(Record):
+    file_name: FileName
+
+
+class _Sentence(NamedTuple):
     text: str
     present: bool
     instead: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Ref:
+class _Ref(NamedTuple):
     """Sentences that mean the same objects, the union of annotations; of none if nothing is meant."""
 
     annotations: tuple[int, ...]
@@ -62,10 +94,14 @@ class _Group:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
+class _Image(NamedTuple):
     file_name: Any
     hw: tuple[int, int] | None
+
+
+class _Annotation(NamedTuple):
+    image: int | None
+    segmentation: Any
 
 
 @dataclass(frozen=True)
@@ -76,9 +112,8 @@ class _Files:
     instances: Path
     groups: dict[str, list[_Group]]
     images: dict[int, _Image]
-    annotations: dict[int, tuple[int | None, Any]]
-    ambiguous: frozenset[tuple[str, int]]
-    """("image" or "annotation", id) of records of one id that differ."""
+    annotations: dict[int, _Annotation]
+    ambiguous: frozenset[tuple[str, int]]  # ("image" or "annotation", id) of records of one id that differ
 
 
 # The splits of a data set share its files: they are read once while any reader of them is alive.
@@ -125,28 +160,14 @@ class RefCoco:
         part = middle.pop()
         split_by, refs = _choose(root, dataset, middle[0] if middle else None)
         self.name = f"{dataset}|{split_by}|{part}"
-        self._files = _load(refs, root / PLACE / dataset / "instances.json")
+        self._files = _load(refs, root / FOLDER / dataset / "instances.json")
         groups = self._files.groups.get(part)
         if not groups:
-            there = ", ".join(name for name, found in self._files.groups.items() if found) or "none"
-            raise ReadsegError(f"{refs}: no split {part!r}; there is {there}")
+            known = ", ".join(name for name, own in self._files.groups.items() if own) or "none"
+            raise ReadsegError(f"{refs}: no split {part!r}; there is {known}")
         self._groups = groups
-        self._find = partial(_clef_image, root / CLEF_IMAGES) if dataset == "refclef" else (root / COCO_IMAGES).joinpath
-
-    @staticmethod
-    def splits(root: Path) -> list[str]:
-        """All splits that are on disk, as "refcoco|unc|testA". Reads the files of sentences, not the annotations.
-
-        Raises:
-            ReadsegError: a file that cannot be read.
-        """
-        found = []
-        for folder in _datasets(root):
-            splits, damaged = splits_of(root, folder.name)
-            if damaged:
-                raise ReadsegError(damaged[0])
-            found += splits
-        return found
+        clef = dataset == "refclef"
+        self._image_path = partial(_clef_image, root / CLEF_IMAGES) if clef else (root / COCO_IMAGES).joinpath
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -158,33 +179,32 @@ class RefCoco:
         image = self._files.images.get(group.image) if group.image is not None else None
         if image is None:
             raise ReadsegError(f"{self._files.instances}: no image {group.image}, which {self._files.refs.name} names")
-        self._require_one("image", group.image)
-        path = self._find(inside(image.file_name, f'{self._files.instances}: image {group.image}: "file_name"'))
+        self._require_unambiguous("image", group.image)
+        where = f"{self._files.instances}: image {group.image}"
+        path = self._image_path(parse(_ImageRecord, {"file_name": image.file_name}, where).file_name)
         expressions = [own for ref in group.refs for own in self._expressions(ref, group.image, image, path)]
         return Entry(str(group.image), path, tuple(expressions))
 
     def _expressions(self, ref: _Ref, image_id: int | None, image: _Image, path: Path) -> Iterable[Expression]:
-        tags = set()
+        annotations = self._files.annotations
         for number in ref.annotations:
-            of_image, _ = self._files.annotations.get(number, (None, None))
-            if number not in self._files.annotations or of_image not in (None, image_id):
+            if number not in annotations or annotations[number].image not in (None, image_id):
                 raise ReadsegError(
                     f"{self._files.instances}: image {image_id} has no annotation {number}, which "
                     f"{self._files.refs.name} names"
                 )
-            self._require_one("annotation", number)
-        if len(ref.annotations) > 1:
-            tags.add("several")
-        if all(covers_nothing(self._files.annotations[number][1]) for number in ref.annotations):
-            tags.add("no_target")
-        mask = partial(_mask, self._files, ref.annotations, image, path)
-        for said in ref.sentences:
-            if said.present:
-                yield Expression(said.text, False, True, mask, kind="true premise", tags=frozenset(tags))
+            self._require_unambiguous("annotation", number)
+        several = {"several"} if len(ref.annotations) > 1 else set()
+        empty = all(covers_nothing(annotations[number].segmentation) for number in ref.annotations)
+        tags = frozenset(several | {"no_target"} if empty else several)
+        mask = partial(_mask, self._files, ref.annotations, image.hw, path)
+        for text, present, instead in ref.sentences:
+            if present:
+                yield Expression(text, False, True, mask, kind="true premise", tags=tags)
             else:
-                yield Expression(said.text, False, False, instead=said.instead, kind="false premise")
+                yield Expression(text, False, False, instead=instead, kind="false premise")
 
-    def _require_one(self, what: str, number: int | None) -> None:
+    def _require_unambiguous(self, what: str, number: int | None) -> None:
         if (what, number) in self._files.ambiguous:
             raise ReadsegError(f"{self._files.instances}: {what} {number} is there twice, and they differ")
 
@@ -192,122 +212,113 @@ class RefCoco:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _datasets(root: Path) -> list[Path]:
-    return sorted({path.parent for path in (root / PLACE).glob("*/*refs(*).*") if _REFS.fullmatch(path.name)})
-
-
 def refs_files(folder: Path) -> dict[str, Path]:
     """The file of sentences of each SPLIT_BY in the folder of a data set; of two, the one that is JSON."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.glob("*refs(*).*")):
         if match := _REFS.fullmatch(path.name):
-            found.setdefault(match["split_by"], path)
-    return found
+            paths.setdefault(match["split_by"], path)
+    return paths
 
 
-def splits_of(root: Path, dataset: str) -> tuple[list[str], list[str]]:
-    """The splits of one data set that are on disk, and what is wrong with files of sentences that cannot be read."""
-    splits: list[str] = []
+def splits(dataset: str, root: Path) -> tuple[list[str], list[str]]:
+    """The splits of a data set that are on disk, and what is wrong with files of sentences that cannot be read."""
+    names: list[str] = []
     damaged: list[str] = []
-    for split_by, path in sorted(refs_files(root / PLACE / dataset).items()):
+    for split_by, path in sorted(refs_files(root / FOLDER / dataset).items()):
         try:
-            splits += [f"{dataset}|{split_by}|{part}" for part, groups in _groups(path).items() if groups]
+            names += [f"{dataset}|{split_by}|{part}" for part, groups in _groups(path).items() if groups]
         except ReadsegError as error:
             damaged.append(str(error))
-    return splits, damaged
+    return names, damaged
 
 
 def _choose(root: Path, dataset: str, split_by: str | None) -> tuple[str, Path]:
-    folder = root / PLACE / dataset
-    there = refs_files(folder) if folder in _datasets(root) else {}
-    wanted = preferred(dataset) if split_by is None else (split_by,)
-    for name in wanted:
-        if name in there:
-            return name, there[name]
-    if split_by is None and len(there) == 1:
-        return next(iter(there.items()))
-    names = ", ".join(path.name for path in there.values()) or "none"
-    sets = ", ".join(path.name for path in _datasets(root)) or "none"
+    folders = sorted({path.parent for path in (root / FOLDER).glob("*/*refs(*).*") if _REFS.fullmatch(path.name)})
+    folder = root / FOLDER / dataset
+    paths = refs_files(folder) if folder in folders else {}
+    candidates = preferred(dataset) if split_by is None else (split_by,)
+    for name in candidates:
+        if name in paths:
+            return name, paths[name]
+    if split_by is None and len(paths) == 1:
+        return next(iter(paths.items()))
+    names = ", ".join(path.name for path in paths.values()) or "none"
+    sets = ", ".join(path.name for path in folders) or "none"
     raise ReadsegError(
-        f"{folder}: expected refs({wanted[-1]}).p beside instances.json, there is {names}; data sets there: {sets}"
+        f"{folder}: expected refs({candidates[-1]}).p beside instances.json, there is {names}; data sets there: {sets}"
     )
 
 
 def _clef_image(folder: Path, file_name: str) -> Path:
     """RefCLEF's images lie flat, or as the original archive has them, in a folder for each thousand."""
     stem = Path(file_name).stem
-    places = [folder / file_name]
+    paths = [folder / file_name]
     if stem.isdecimal():
-        places += [folder / f"{int(stem) // 1000:02d}" / "images" / Path(file_name).name]
-    return next((place for place in places if place.is_file()), places[0])
+        paths += [folder / f"{int(stem) // 1000:02d}" / "images" / Path(file_name).name]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _load(refs: Path, instances: Path) -> _Files:
     try:
-        states = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in (refs, instances)]
+        key = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in (refs, instances))
     except OSError as error:
         raise ReadsegError(f"{error.filename}: no such file; it belongs beside {refs.name}") from error
-    key = tuple(states)
-    found = _LOADED.get(key)
-    if found is None:
+    files = _LOADED.get(key)
+    if files is None:
         groups = _groups(refs)
-        wanted = {
-            number for part in groups.values() for group in part for ref in group.refs for number in ref.annotations
-        }
-        images, annotations, ambiguous = _instances(instances, wanted)
-        found = _LOADED[key] = _Files(refs, instances, groups, images, annotations, ambiguous)
-    return found
-
-
-def _json(path: Path, keep: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    try:
-        return json.loads(content(path), object_hook=keep)
-    except (ValueError, RecursionError) as error:
-        raise ReadsegError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
+        refs_of_all = (ref for part in groups.values() for group in part for ref in group.refs)
+        named = {number for ref in refs_of_all for number in ref.annotations}
+        files = _LOADED[key] = _Files(refs, instances, groups, *_instances(instances, named))
+    return files
 
 
 def _instances(
-    path: Path, wanted: set[int]
-) -> tuple[dict[int, _Image], dict[int, tuple[int | None, Any]], frozenset[tuple[str, int]]]:
-    """Images, the annotations that are wanted, and which of both are ambiguous.
+    path: Path, named: set[int]
+) -> tuple[dict[int, _Image], dict[int, _Annotation], frozenset[tuple[str, int]]]:
+    """Images, the annotations that sentences name, and which of both are ambiguous.
 
     The rest is dropped while the file is parsed: it would take 1 GB.
     """
     ambiguous: set[tuple[str, int]] = set()
     images: dict[int, _Image] = {}
-    annotations: dict[int, tuple[int | None, Any]] = {}
+    annotations: dict[int, _Annotation] = {}
 
     def keep(record: dict[str, Any]) -> Any:
         number = record.get("id")
         if "segmentation" in record:
-            if _is_id(number) and number in wanted:
-                of_image = record.get("image_id")
-                own = of_image if _is_id(of_image) else None, compact(record["segmentation"])
+            if _is_id(number) and number in named:
+                image_id = record.get("image_id")
+                own = _Annotation(image_id if _is_id(image_id) else None, compact(record["segmentation"]))
                 if number in annotations and _plain(annotations[number]) != _plain(own):
                     ambiguous.add(("annotation", number))
                 annotations[number] = own
             return None
         if "file_name" in record:
-            name, height, width = record["file_name"], record.get("height"), record.get("width")
+            height, width = record.get("height"), record.get("width")
             if _is_id(number):
-                image = _Image(name, (height, width) if _is_id(height) and _is_id(width) else None)
+                image = _Image(record["file_name"], (height, width) if _is_id(height) and _is_id(width) else None)
                 if images.setdefault(number, image) != image:
                     ambiguous.add(("image", number))
             return None
         return record
 
-    whole = _json(path, keep)
-    if not isinstance(whole, dict) or "images" not in whole or "annotations" not in whole:
+    content = read_json(path, object_hook=keep)
+    if not isinstance(content, dict) or "images" not in content or "annotations" not in content:
         raise ReadsegError(f'{path}: expected an object with "images" and "annotations"')
     return images, annotations, frozenset(ambiguous)
 
 
-def _plain(annotation: tuple[int | None, Any]) -> tuple[int | None, Any]:
+def _plain(annotation: _Annotation) -> tuple[int | None, Any]:
     """As it was in the file, without arrays: to be compared."""
-    of_image, parts = annotation
+    image, parts = annotation
     if isinstance(parts, list):
         parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
-    return of_image, parts
+    return image, parts
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
@@ -318,83 +329,91 @@ def _groups(path: Path) -> dict[str, list[_Group]]:
 
     A record that does not say its split is an image of every one: it would be missing from one of them.
     """
-    refs = _json(path) if path.suffix == ".json" else read_pickle(path)
-    if not isinstance(refs, list):
-        raise ReadsegError(f"{path}: expected a list of records, got {type(refs).__name__}")
+    records = read_json(path) if path.suffix == ".json" else read_pickle(path)
+    if not isinstance(records, list):
+        raise ReadsegError(f"{path}: expected a list of records, got {type(records).__name__}")
     parts: dict[str, dict[int, _Group]] = {}
     lost: list[_Group] = []
-    for place, ref in enumerate(refs):
-        image, part = (ref.get("image_id"), ref.get("split")) if isinstance(ref, dict) else (None, None)
-        where = f"record {place}"
-        if not isinstance(part, str) or not _is_id(image):
-            lost.append(_Group(None, error=f'{where}: expected an object with "image_id" and "split"'))
+    for number, record in enumerate(records):
+        try:
+            place = parse(_RefPlace, record, f"record {number}")
+        except ReadsegError as error:
+            lost.append(_Group(None, error=str(error)))
             continue
         try:
-            own, wrong = _ref(ref), ""
-        except ValueError as error:
-            own, wrong = _Ref((), ()), f"{where} (image {image}): {error}"
-        if own.sentences or wrong:
-            group = parts.setdefault(part, {}).setdefault(image, _Group(image))
-            group.refs.append(own)
+            ref, wrong = _ref(parse(_RefRecord, record, f"record {number} (image {place.image_id})")), ""
+        except ReadsegError as error:
+            ref, wrong = _Ref((), ()), str(error)
+        if ref.sentences or wrong:
+            group = parts.setdefault(place.split, {}).setdefault(place.image_id, _Group(place.image_id))
+            group.refs.append(ref)
             group.error = group.error or wrong
     return {part: [*groups.values(), *lost] for part, groups in parts.items()}
 
 
-def _ref(record: dict[str, Any]) -> _Ref:
-    named = record.get("ann_id")
-    said = list(named) if isinstance(named, list | tuple) else [named]
-    numbers = [number for number in said if _is_id(number)]
-    if not numbers or numbers != said:
-        raise ValueError(f"expected ann_id, a number, a list of them, or {NO_TARGET}, got {named!r:.40}")
-    annotations = tuple(dict.fromkeys(number for number in numbers if number != NO_TARGET))
-    sentences = record.get("sentences")
-    if not isinstance(sentences, list | tuple):
-        raise ValueError('expected "sentences", a list')
-    return _Ref(annotations, tuple(_sentence(said, bool(annotations)) for said in sentences if not _blank(said)))
+def _ref(record: _RefRecord) -> _Ref:
+    annotations = tuple(dict.fromkeys(number for number in record.ann_id if number != NO_TARGET))
+    return _Ref(annotations, tuple(_sentence(sentence, bool(annotations)) for sentence in record.sentences))
 
 
-def _blank(said: Any) -> bool:
-    """Some sentences have no word left: nobody can ask them."""
-    return isinstance(said, dict) and isinstance(said.get("sent"), str) and not said["sent"].strip()
-
-
-def _sentence(said: Any, has_annotation: bool) -> _Sentence:
-    if not isinstance(said, dict) or not isinstance(said.get("sent"), str):
-        raise ValueError('expected a sentence to be an object with the text "sent"')
-    if half_a_character(f"{said['sent']}{said.get('gt_sent')}"):
-        raise ValueError(f"sentence {said['sent']!r:.60} holds half of a character (a lone surrogate)")
-    text = said["sent"].strip()
-    present = has_annotation
-    for key, true in (("is_false_premise", False), ("exist", True)):  # the first that is there decides
-        if key in said:
-            if said[key] not in (True, False):
-                raise ValueError(f"sentence {text!r:.60}: expected {key} to be true or false, got {said[key]!r:.40}")
-            present = has_annotation and bool(said[key]) == true
-            break
-    other = said.get("gt_sent")
-    instead = other.strip() if isinstance(other, str) and not present else ""
+def _sentence(record: _SentenceRecord, has_annotation: bool) -> _Sentence:
+    # The first key that is there decides.
+    exists = not record.is_false_premise if "is_false_premise" in record.model_fields_set else bool(record.exist)
+    text, present = record.sent.strip(), has_annotation and exists
+    instead = "" if present or record.gt_sent is None else record.gt_sent.strip()
     return _Sentence(text, present, "" if instead == text else instead)
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
 
 
-def _mask(files: _Files, annotations: tuple[int, ...], image: _Image, path: Path) -> np.ndarray:
+def _mask(files: _Files, annotations: tuple[int, ...], hw: tuple[int, int] | None, image: Path) -> np.ndarray:
     """The union of annotations, uint8 (H, W) in {0, 1}."""
-    hw = image_hw(path)
-    if image.hw not in (None, hw):
-        raise ReadsegError(
-            f"{path} is {hw[0]} x {hw[1]} (height x width), its annotations in {files.instances} are of "
-            f"{image.hw[0]} x {image.hw[1]}: expected the original image"
-        )
+    if hw is None:
+        hw = image_hw(image)
+    else:
+        require_image_size(image, hw, files.instances)
     parts = []
     for number in annotations:
         try:
-            parts.append(segmentation_mask(files.annotations[number][1], hw))
+            parts.append(segmentation_mask(files.annotations[number].segmentation, hw))
         except ValueError as error:
             raise ReadsegError(f"{files.instances}: annotation {number}: {error}") from error
     return union(parts, hw).astype(np.uint8)
+
+
+# -- the data sets -----------------------------------------------------------------------------------------------------
+
+_REFERRING_KINDS = ("refer_seg", "correct_refer_seg", "neg_refer_seg")
+
+
+def _data_set(name: str, kind: str | None, protocol: Literal["forced", "generated"]) -> DataSet:
+    return DataSet(
+        name,
+        partial(_needed_files, name),
+        partial(splits, name),
+        RefCoco,
+        training_split="train",
+        kind=kind,
+        other_kinds=_REFERRING_KINDS,
+        protocol=protocol,
+        has_variants=True,
+    )
+
+
+def _needed_files(dataset: str, root: Path) -> list[tuple[Path, str]]:
+    folder = root / FOLDER / dataset
+    usual = folder / f"refs({preferred(dataset)[0]}).p"
+    return [
+        (folder / "instances.json", f"{dataset}'s instances.json"),
+        (next(iter(refs_files(folder).values()), usual), f"{dataset}'s {usual.name}, or another of its refs files,"),
+        (root / (CLEF_IMAGES if dataset == "refclef" else COCO_IMAGES), "the images (*.jpg)"),
+    ]
+
+
+DATA_SETS = (
+    *(_data_set(name, "refer_seg", "forced") for name in ("refclef", "refcoco", "refcoco+", "refcocog")),
+    *(_data_set(name, "neg_refer_seg", "generated") for name in ("R-refcoco", "R-refcoco+", "R-refcocog")),
+    *(_data_set(name, "correct_refer_seg", "generated") for name in ("fprefcoco", "fprefcoco+", "fprefcocog")),
+    _data_set("grefcoco", None, "generated"),
+)

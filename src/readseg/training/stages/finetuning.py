@@ -25,7 +25,7 @@ from readseg.checkpoints.load import digest, quiet_libraries
 from readseg.core.io import processes
 from readseg.core.token_grid import cell_coverage
 from readseg.core.types import Turn
-from readseg.data.mixture import Drawn, Mixture, Skipped, parse_ratio
+from readseg.data.mixture import BrokenRecords, Mixture, MixtureItem, parse_ratio
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.report import summarise
@@ -151,15 +151,18 @@ class Collator:
         cache: tuple[FeatureCache, str] | None = None,
     ) -> None:
         self.mixture, self.processor, self.options, self.seed, self.cache = mixture, processor, options, seed, cache
-        self.skipped = Skipped(lambda message: warnings.warn(message, UserWarning, stacklevel=4), options.max_broken)
+        self.skipped = BrokenRecords(
+            lambda message: warnings.warn(message, UserWarning, stacklevel=3), options.max_broken
+        )
         self.prefix = processor.prefix_ids()
 
-    def draw(self, number: int) -> list[Drawn]:
+    def draw(self, number: int) -> list[MixtureItem]:
         """The images of a batch with what is asked about them."""
         count = self.options.images_per_step
         items = [self.mixture.draw(number * count + k) for k in range(count)]
         for item in items:
-            self.skipped.add(item)
+            for message in item.skipped:
+                self.skipped.add(message)
         return items
 
     def batch(self, number: int) -> dict[str, Any]:
@@ -182,7 +185,7 @@ class Collator:
             batch["coverage"] = torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells]))
         return batch | {"images": [self._encoder_inputs(image) for image in images]}
 
-    def conversations(self, item: Drawn) -> list[EncodedConversation]:
+    def conversations(self, item: MixtureItem) -> list[EncodedConversation]:
         """The conversations about an image, the longest first, so that packing wastes least.
 
         A conversation that is too long loses its last rounds: a [SEG] never goes without its mask, or a mask without
@@ -195,7 +198,7 @@ class Collator:
                 conversations.append(conversation)
             else:
                 question = f"{item.data_set}, {item.sample.name}: {part[0].question[:60]!r}"
-                self.skipped.count_in(f"{question} and its answer have more than max_tokens, {self.options.max_tokens}")
+                self.skipped.add(f"{question} and its answer have more than max_tokens, {self.options.max_tokens}")
         conversations.sort(key=lambda conversation: -len(conversation.ids))
         return conversations or [EncodedConversation([], [], [], [])]
 
@@ -282,7 +285,7 @@ class FinetuningStage(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What a run depends on beside its settings: the weights that it starts from, and the data, by their counts."""
-        entries = {part.data_set: part.entries for part in self.collator.mixture.parts}
+        entries = {part.data_set: part.entries for part in self.collator.mixture.sources}
         return {"starts from": self.fingerprint, "draws from": entries}
 
     def batch(self, number: int, rank: int, world: int) -> dict[str, Any]:

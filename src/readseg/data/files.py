@@ -1,0 +1,305 @@
+"""Files of annotations: read so that damage names the file, hostile content does nothing, and long ones leave memory.
+
+JSON whole, or its records one by one; pickles as plain values; records as pydantic models; names of files in them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from readseg.errors import ReadsegError
+
+MAX_PICKLE_BYTES = 1 << 30
+"""Larger files are not read: the largest of the field's has some 30 MB."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_BOM = b"\xef\xbb\xbf"
+_DTYPE = re.compile(r"[<>=|]?[biufSU]\d{1,4}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file; a pipe or a device, where reading may never end, is an error."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ReadsegError(f"{path} is a pipe or a device: expected a file")
+        return path.read_bytes()
+    except OSError as error:
+        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+class Record(BaseModel):
+    """Base of records: types are strict, text is whole characters, keys that nobody reads may hold anything."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+def _file_name(name: str) -> str:
+    path = PurePosixPath(name)
+    fits = all(part != ".." and len(part.encode("utf-8")) <= 255 for part in path.parts)
+    if not name.strip() or not name.isprintable() or "\\" in name or path.is_absolute() or not fits:
+        raise ValueError("expected the name of a file inside its folder")
+    return name
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected words")
+    return text.strip()
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""Of a file that must stay inside the folder that it is relative to."""
+Text = Annotated[str, AfterValidator(_text)]
+"""Not empty, without white space around it."""
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(model: type[R], record: Any, where: str) -> R:
+    """A record; what is wrong with it is told with `where` it stands, its field, and what was expected."""
+    try:
+        return model.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = "".join(f'"{part}" ' for part in first["loc"])
+        value = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+        raise ReadsegError(f"{where}: {field}{first['msg'].removeprefix('Value error, ')}{value}") from error
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def read_json(
+    path: Path, *, fallback: str | None = None, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """The content of a JSON file in UTF-8, or in the encoding `fallback`."""
+    encoded = read_bytes(path)
+    try:
+        try:
+            return json.loads(encoded, object_hook=object_hook)
+        except UnicodeDecodeError:
+            if fallback is None:
+                raise
+            return json.loads(encoded.decode(fallback), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:  # no such encoding, no JSON, nested without end
+        raise ReadsegError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
+
+
+def scan_json(path: Path) -> Iterator[tuple[str | None, Any, int, int]]:
+    """The elements of the arrays of a JSON file (UTF-8, one array, or one object of some), one after the other.
+
+    Yields the key of the array in its object, or None; the element; its first byte in the file, and the byte behind it:
+    what `read_json_at` reads again. So nothing has to be kept; meanwhile it takes twice the file's size in memory.
+    """
+    scanner = _Scanner(path)
+    if scanner.peek() == "[":
+        yield from ((None, *element) for element in scanner.array())
+    else:
+        for _ in scanner.items("{", "}"):
+            key = scanner.value()
+            if not isinstance(key, str):
+                raise scanner.broken("the key of an object must be text")
+            scanner.take(":")
+            if scanner.peek() == "[":
+                yield from ((key, *element) for element in scanner.array())
+            else:
+                scanner.value()
+    if scanner.peek():
+        raise scanner.broken("there is more behind its end")
+
+
+def read_json_at(path: Path, start: int, end: int) -> Any:
+    """The element of a JSON file that lies where `scan_json` found it."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            return json.loads(stream.read(end - start).decode("utf-8"))
+    except OSError as error:
+        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ReadsegError(f"{path} was changed since it was opened: start again") from error
+
+
+class _Scanner:
+    """Goes through a JSON file, value by value; counts bytes as it goes, since characters may take several."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        encoded = read_bytes(path)
+        self._bytes = len(_BOM) if encoded.startswith(_BOM) else 0
+        try:
+            self._text = encoded.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ReadsegError(f"{path} is not UTF-8: byte {error.start} cannot be decoded") from error
+        self._position = self._counted = 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def broken(self, why: str) -> ReadsegError:
+        at = f"character {self._position} of {len(self._text)}"
+        return ReadsegError(f"{self._path} is no whole JSON file: {why} ({at})")
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        space = _SPACE.match(self._text, self._position)
+        self._position = space.end() if space else self._position
+        return self._text[self._position : self._position + 1]
+
+    def take(self, allowed: str) -> str:
+        character = self.peek()
+        if not character or character not in allowed:
+            raise self.broken(f"expected {' or '.join(allowed)}, got {character or 'its end'}")
+        self._position += 1
+        return character
+
+    def value(self) -> Any:
+        self.peek()
+        try:
+            value, self._position = self._decode(self._text, self._position)
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+            self._position = getattr(error, "pos", self._position)
+            raise self.broken(getattr(error, "msg", str(error))) from error
+        return value
+
+    def items(self, opening: str, closing: str) -> Iterator[None]:
+        """Stops before each item between brackets, for the caller to read it."""
+        self.take(opening)
+        more = self.peek() != closing
+        if not more:
+            self.take(closing)
+        while more:
+            yield
+            more = self.take(f",{closing}") == ","
+
+    def array(self) -> Iterator[tuple[Any, int, int]]:
+        for _ in self.items("[", "]"):
+            self.peek()
+            start = self._byte()
+            value = self.value()
+            yield value, start, self._byte()
+
+    def _byte(self) -> int:
+        """How many bytes of the file lie before this position."""
+        self._bytes += len(self._text[self._counted : self._position].encode("utf-8"))
+        self._counted = self._position
+        return self._bytes
+
+
+# -- pickles -----------------------------------------------------------------------------------------------------------
+#
+# A pickle is a program that may call anything that can be imported, and set attributes of what it finds. Here it finds
+# only makers of plain values, which have no state to set: nothing is imported, and nothing inflates.
+
+
+def read_pickle(path: Path) -> Any:
+    """What a pickle of lists, tuples, dicts, sets, numbers and text holds; any protocol, also Python 2's.
+
+    Byte strings of Python 2 become text: UTF-8, or Latin-1 where one of the file's is no UTF-8. numpy's numbers become
+    Python's, ordered dicts plain ones. Any other global is refused by its name, not imported and not called.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
+    if size > MAX_PICKLE_BYTES:
+        raise ReadsegError(f"{path} is too large to be annotations: {size} bytes, the limit is {MAX_PICKLE_BYTES}")
+    encoded = read_bytes(path)
+    try:
+        try:
+            return _Unpickler(io.BytesIO(encoded), "utf-8").load()
+        except UnicodeDecodeError:
+            return _Unpickler(io.BytesIO(encoded), "latin-1").load()
+    except _NotPlainError as error:
+        raise ReadsegError(
+            f"{path} is refused, nothing of it was run: it asks for {error}, expected only lists, dicts, numbers and "
+            "text; get the file from its original source"
+        ) from error
+    except Exception as error:  # damaged data raises almost anything: EOFError, KeyError, TypeError, MemoryError, ...
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ReadsegError(f"{path} is damaged or no pickle of plain values: {reason}") from error
+
+
+class _NotPlainError(Exception):
+    """A global that is none of the plain ones."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Looks every global up in a table, Python 2's names among them."""
+
+    def __init__(self, stream: io.BytesIO, encoding: str) -> None:
+        super().__init__(stream, encoding=encoding)
+        makers: dict[tuple[str, str], Callable[..., object]] = {
+            ("collections", "OrderedDict"): dict,
+            ("_codecs", "encode"): _latin_bytes,
+            ("numpy", "dtype"): _NumberType,
+        }
+        for module in ("builtins", "__builtin__"):
+            makers |= {(module, "set"): set, (module, "frozenset"): frozenset, (module, "bytes"): lambda: b""}
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            makers[module, "scalar"] = lambda kind, data: _number(kind, data, encoding)
+        self._makers = {name: _Maker(make) for name, make in makers.items()}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._makers:
+            raise _NotPlainError(f"{module}.{name}")
+        return self._makers[module, name]
+
+    def persistent_load(self, pid: object) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+class _Maker:
+    """A function that a pickle may call, but not change."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., object]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any) -> object:
+        return self._make(*args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it sets attributes of a function")
+
+
+class _NumberType:
+    """The kind of a numpy number, as a pickle tells it: a code such as "i8", then a state with the byte order."""
+
+    def __init__(self, code: object, *flags: object) -> None:
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise pickle.UnpicklingError(f"it holds numpy values of the kind {str(code)[:40]!r}")
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("it holds a numpy kind that is damaged")
+        self.code = f"{order}{self.code.lstrip('<>=|')}"
+
+
+def _number(kind: object, data: object, encoding: str) -> Any:
+    if isinstance(data, str):
+        data = data.encode(encoding)  # Python 2's bytes, which were read as text
+    dtype = np.dtype(kind.code) if isinstance(kind, _NumberType) else None
+    if dtype is None or not isinstance(data, bytes) or not dtype.itemsize or len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError("it holds a numpy value that is damaged")
+    return np.frombuffer(data, dtype)[0].item()
+
+
+def _latin_bytes(text: object, encoding: object = "latin1") -> bytes:
+    """How Python 3 writes bytes in the old protocols. Any other codec could be one that inflates its input."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes with {str(encoding)[:40]!r}")
+    return text.encode("latin-1")
