@@ -1,4 +1,4 @@
-"""What lies below a folder: found, missing, broken, and drawn."""
+"""What lies below a folder: found, missing, and broken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,11 +15,13 @@ import pytest
 from PIL import Image
 
 from readseg.core.images import load_image
-from readseg.data.registry import REFERRING, DataSet, check, data_sets, show
+from readseg.data.readers import refer
+from readseg.data.registry import DATA_SETS, check
+from readseg.data.types import DataSet
 from readseg.errors import ReadsegError
 from readseg.miniatures import write_miniatures
 
-NAMES = {"ade20k", "cocostuff", "mapillary", "paco_lvis", "pascal_part", "llava_instruct", "reasonseg", *REFERRING}
+REFERRING = [data_set.name for data_set in refer.DATA_SETS]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def root(miniatures: Path, tmp_path: Path) -> Path:
 
 def test_every_data_set_is_found_and_whole(miniatures: Path) -> None:
     found = list(check(miniatures, thorough=True))
-    assert {row.name for row in found} == NAMES
+    assert {row.name for row in found} == set(DATA_SETS)
     assert not [row for row in found if row.broken or row.problems or not row.entries]
     assert all(row.expressions for row in found if row.name != "llava_instruct")
     splits = {row.split for row in found if row.name == "refcoco"}
@@ -46,7 +47,7 @@ def test_every_data_set_is_found_and_whole(miniatures: Path) -> None:
 
 def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
     found = list(check(tmp_path))
-    assert {row.name for row in found} == NAMES
+    assert {row.name for row in found} == set(DATA_SETS)
     for row in found:
         assert (row.entries, row.broken) == (0, 0)
         assert all(problem.startswith(f"{tmp_path}") and "is missing: put" in problem for problem in row.problems)
@@ -111,17 +112,7 @@ def test_a_pickle_that_is_refused_spares_the_others(root: Path) -> None:
     told = found["refcoco", "-"]
     assert (told.broken, told.entries) == (1, 0) and f"{hostile} is refused" in told.problems[0]
     assert not found["refcoco", "refcoco|unc_exclude_unified|val"].broken
-    assert {name for name, _ in found} == NAMES
-    assert show(root, "ade20k", count=1).width and show(root, "refcoco", count=1).width
-    hostile.with_name("refs(unc_exclude_unified).p").unlink()
-    with pytest.raises(ReadsegError, match="is refused, nothing of it was run"):
-        show(root, "refcoco")
-    for name in NAMES - {"refcoco", "ade20k"}:
-        (root / ANNOTATIONS.get(name, "none")).unlink(missing_ok=True)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always", UserWarning)
-        show(root, count=1)
-    assert any(f"refcoco is not shown: {hostile} is refused" in str(warning.message) for warning in warned)
+    assert {name for name, _ in found} == set(DATA_SETS)
     assert not mark.exists()
 
 
@@ -170,12 +161,12 @@ def in_time() -> Iterator[None]:
     signal.signal(signal.SIGALRM, old)
 
 
-def told_of(data_set: DataSet) -> list[str]:
+def told_of(data_set: DataSet, root: Path) -> list[str]:
     """The errors of a data set: of its files, and of the first entry of its first split."""
-    splits, told = data_set.find()
+    splits, told = data_set.splits(root)
     for split in splits[:1]:
         try:
-            entry = data_set.read(split)[0]
+            entry = data_set.open(root, split)[0]
             load_image(entry.image)
             for expression in entry.expressions:
                 if expression.mask is not None:
@@ -186,11 +177,11 @@ def told_of(data_set: DataSet) -> list[str]:
 
 
 @pytest.mark.usefixtures("in_time")
-@pytest.mark.parametrize("name", sorted(NAMES - SISTERS))
+@pytest.mark.parametrize("name", sorted(DATA_SETS.keys() - SISTERS))
 def test_damaged_files_are_errors_that_name_them(root: Path, name: str) -> None:
-    (data_set,) = (own for own in data_sets(root) if own.name == name)
-    assert told_of(data_set) == []
-    entry = data_set.read(data_set.find()[0][0])[0]
+    data_set = DATA_SETS[name]
+    assert told_of(data_set, root) == []
+    entry = data_set.open(root, data_set.splits(root)[0][0])[0]
     places = {entry.image}
     if name in ANNOTATIONS:
         places.add(root / ANNOTATIONS[name])
@@ -205,7 +196,7 @@ def test_damaged_files_are_errors_that_name_them(root: Path, name: str) -> None:
         for damage, put in DAMAGES.items():
             path.unlink()
             put(path, old)
-            told = told_of(data_set)
+            told = told_of(data_set, root)
             absent = damage in ("missing", "a link to itself") and path != entry.image  # which may be no error
             unseen = damage in ("another size", "16 bits") and path == entry.image and name in SIZES_UNTOLD
             if not absent and not unseen:
@@ -216,43 +207,11 @@ def test_damaged_files_are_errors_that_name_them(root: Path, name: str) -> None:
             else:
                 path.unlink(missing_ok=True)
             path.write_bytes(old)
-    assert told_of(data_set) == []
-
-
-def test_samples_are_drawn(miniatures: Path) -> None:
-    for name in sorted(NAMES):
-        assert show(miniatures, name, count=2).width == 640
-    one, same, other = (show(miniatures, "refcoco", "refcoco|unc|val", count=1, seed=seed) for seed in (0, 0, 5))
-    assert one.tobytes() == same.tobytes() != other.tobytes()
-
-
-def test_samples_of_all_are_drawn_on_one_sheet(miniatures: Path, tmp_path: Path) -> None:
-    sheet = show(miniatures, count=1)
-    assert sheet.width == 4 * 320 and sheet.height > 4 * 200
-    one = show(miniatures, "ade20k", count=1)
-    assert sheet.crop((0, 0, 320, 150)).tobytes() == one.crop((0, 0, 320, 150)).tobytes()
-    shutil.copytree(miniatures / "reason_seg", tmp_path / "some" / "reason_seg")
-    assert show(tmp_path / "some").width == 2 * 320
-    with pytest.raises(ReadsegError, match="no data set that can be shown"):
-        show(tmp_path / "some" / "reason_seg")
-    with pytest.raises(ReadsegError, match="no such folder"):
-        show(tmp_path / "nowhere")
-    with pytest.raises(ReadsegError, match="is of one data set: name that"):
-        show(miniatures, split="val")
-
-
-def test_what_is_not_there_cannot_be_shown(miniatures: Path, tmp_path: Path) -> None:
-    for root, name, split, said in (
-        (miniatures, "imagenet", None, "no data set 'imagenet'; there are ade20k"),
-        (miniatures, "refcoco", "refcoco|unc|testC", "there are refcoco"),
-        (tmp_path, "ade20k", None, "training is missing: put images/training of .*; readseg data check"),
-    ):
-        with pytest.raises(ReadsegError, match=said):
-            show(root, name, split)
+    assert told_of(data_set, root) == []
 
 
 def test_each_set_is_read_by_its_own_reader(miniatures: Path) -> None:
-    for data_set in data_sets(miniatures):
-        splits, damaged = data_set.find()
-        names = {getattr(data_set.read(split), "name") for split in splits}  # noqa: B009 - not of the protocol
+    for data_set in DATA_SETS.values():
+        splits, damaged = data_set.splits(miniatures)
+        names = {data_set.open(miniatures, split).name for split in splits}
         assert splits and not damaged and len(names) == len(splits)

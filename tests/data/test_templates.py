@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 
-from readseg.data.entries import Expression
 from readseg.data.templates import (
     CONFIRMATIONS,
     CORRECTIONS,
@@ -24,6 +23,7 @@ from readseg.data.templates import (
     make_turn,
     noun_phrase,
 )
+from readseg.data.types import Expression
 from readseg.errors import ReadsegError
 from readseg.model.families import READ
 from readseg.model.prompt_format import inference_question

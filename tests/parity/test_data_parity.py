@@ -60,7 +60,7 @@ def test_reasonseg_files(folder: Path, index: dict[str, Any], tensors: dict[str,
     facts = {key.removeprefix("mask."): fact for key, fact in index.items() if key.startswith("mask.")}
     if not facts:
         pytest.skip("the index has no masks")
-    place = tmp_path / reasonseg.PLACE / "val"
+    place = tmp_path / reasonseg.FOLDER / "val"
     place.mkdir(parents=True)
     for name, fact in facts.items():
         shutil.copyfile(folder / "json" / f"{name}.json", place / f"{name}.json")
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_utf_8(folder: Path, index: dict[str, Any], tmp_path: 
     content = (folder / "json" / "cp1252.json").read_bytes()
     with pytest.raises(UnicodeDecodeError):
         content.decode("utf-8")
-    place = tmp_path / reasonseg.PLACE / "val"
+    place = tmp_path / reasonseg.FOLDER / "val"
     place.mkdir(parents=True)
     (place / "a.json").write_bytes(content)
     assert [e.text for e in reasonseg.ReasonSeg(tmp_path, "val")[0].expressions] == fact["text"]
@@ -102,7 +102,7 @@ def test_coco_annotations(index: dict[str, Any], tensors: dict[str, Tensor], tmp
     hw = tuple(facts["hw"])
     names = sorted(facts["ann"])
     annotations = [facts["ann"][name] for name in names] + [runs["rle"][name] for name in names]
-    place = tmp_path / refer.PLACE / "refcoco"
+    place = tmp_path / refer.FOLDER / "refcoco"
     place.mkdir(parents=True)
     (tmp_path / refer.COCO_IMAGES).mkdir(parents=True)
     Image.new("RGB", hw[::-1]).save(tmp_path / refer.COCO_IMAGES / "a.jpg")

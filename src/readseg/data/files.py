@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from readseg.errors import ReadsegError
 
@@ -40,29 +40,39 @@ def read_bytes(path: Path) -> bytes:
 
 
 class Record(BaseModel):
-    """Base of records: types are strict, text is whole characters, keys that nobody reads may hold anything."""
+    """Base of records: types are strict, keys that nobody reads may hold anything."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-def _file_name(name: str) -> str:
-    path = PurePosixPath(name)
-    fits = all(part != ".." and len(part.encode("utf-8")) <= 255 for part in path.parts)
-    if not name.strip() or not name.isprintable() or "\\" in name or path.is_absolute() or not fits:
-        raise ValueError("expected the name of a file inside its folder")
-    return name
+def _whole_characters(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half of a character (a lone surrogate), which no tokenizer takes")
+    return text
 
 
-def _text(text: str) -> str:
+def _words(text: str) -> str:
     if not text.strip():
         raise ValueError("expected words")
     return text.strip()
 
 
+def _file_name(name: str) -> str:
+    path = PurePosixPath(name)
+    plain = bool(name.strip()) and name.isprintable() and "\\" not in name and not path.is_absolute()
+    if not plain or any(part == ".." or len(part.encode("utf-8")) > 255 for part in path.parts):
+        raise ValueError("expected the name of a file inside its folder")
+    return name
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+"""What a tokenizer can take; JSON may spell half of a character."""
+OptionalText = Annotated[Text, BeforeValidator(lambda text: text if isinstance(text, str) else "")]
+"""Anything that is no text is none."""
+Words = Annotated[Text, AfterValidator(_words)]
+"""Not empty, without white space around it."""
 FileName = Annotated[str, AfterValidator(_file_name)]
 """Of a file that must stay inside the folder that it is relative to."""
-Text = Annotated[str, AfterValidator(_text)]
-"""Not empty, without white space around it."""
 
 R = TypeVar("R", bound=Record)
 
@@ -73,9 +83,12 @@ def parse(model: type[R], record: Any, where: str) -> R:
         return model.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = "".join(f'"{part}" ' for part in first["loc"])
-        value = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
-        raise ReadsegError(f"{where}: {field}{first['msg'].removeprefix('Value error, ')}{value}") from error
+        field = '"' + ".".join(map(str, first["loc"])) + '": ' if first["loc"] else ""
+        if first["type"] == "missing":
+            raise ReadsegError(f"{where}: {field}is missing") from error
+        expected = "expected an object" if first["type"] == "model_type" else first["msg"]
+        expected = expected.removeprefix("Value error, ").replace("Input should be", "expected")
+        raise ReadsegError(f"{where}: {field}{expected}, got {first['input']!r:.60}") from error
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------

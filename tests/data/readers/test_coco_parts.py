@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from readseg.core.masks import encode_rle
-from readseg.data.entries import Entry, Expression
-from readseg.data.readers.coco_parts import PACO, PascalPart, wording
+from readseg.data.readers.coco_parts import PACO, PascalPart, category_phrase
+from readseg.data.types import Entry, Expression
 from readseg.errors import ReadsegError
 
 Reader = type[PACO] | type[PascalPart]
@@ -161,8 +161,8 @@ def test_many_annotations_keep_the_order_of_the_file(tmp_path: Path) -> None:
         (" car_(automobile):head_light ", "the head light of the car"),
     ],
 )
-def test_wording(category: str, expected: str) -> None:
-    assert wording(category) == expected
+def test_category_phrase(category: str, expected: str) -> None:
+    assert category_phrase(category) == expected
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,14 @@ def test_an_image_id_that_occurs_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file_name": None}, '"file_name" must name a file'),
-        ({"file_name": "../../etc/passwd"}, '"file_name" must name a file'),
-        ({"file_name": "/etc/passwd"}, '"file_name" must name a file'),
-        ({"height": None}, '"height" and "width" must be'),
-        ({"height": float("nan")}, '"height" and "width" must be'),
-        ({"width": 0}, '"height" and "width" must be'),
-        ({"width": -50}, '"height" and "width" must be'),
-        ({"width": "50"}, '"height" and "width" must be'),
-        ({"width": 10**9, "height": 10**9}, '"height" and "width" must be'),
+        ({"file_name": None}, '"file_name": expected a valid string, got None'),
+        ({"file_name": "../../etc/passwd"}, '"file_name": expected the name of a file inside its folder'),
+        ({"file_name": "/etc/passwd"}, '"file_name": expected the name of a file inside its folder'),
+        ({"height": None}, '"height": expected a valid integer, got None'),
+        ({"height": float("nan")}, '"height": expected a valid integer, got nan'),
+        ({"width": 0}, '"width": expected greater than 0'),
+        ({"width": -50}, '"width": expected .*greater than 0'),
+        ({"width": "50"}, '"width": expected a valid integer'),
     ],
 )
 def test_a_broken_image_record(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -289,6 +288,12 @@ def test_images_are_read_when_a_mask_is_made(tmp_path: Path) -> None:
         mask()
 
 
+def test_an_image_record_of_absurd_size_takes_no_memory(tmp_path: Path) -> None:
+    entry = read(tmp_path, whole(annotation(1), images=[IMAGE | {"width": 10**9, "height": 10**9}]))[0]
+    with pytest.raises(ReadsegError, match=r"9\.jpg is 40 x 50 .* 1000000000 x 1000000000: expected the original"):
+        painted(entry.expressions[0])
+
+
 WHOLE = json.dumps(whole(annotation(1))).encode()
 
 
@@ -316,8 +321,8 @@ def test_a_broken_file_is_told_at_once(tmp_path: Path, content: bytes, message: 
 
 @pytest.mark.parametrize("reader", [PACO, PascalPart])
 def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader) -> None:
-    assert reader.splits(tmp_path) == []
-    for path, what in reader.needs(tmp_path):
+    assert reader.splits(tmp_path) == ([], [])
+    for path, what in reader.files(tmp_path):
         with pytest.raises(ReadsegError, match="is missing: put") as told:
             reader(tmp_path, "train")
         assert str(told.value).startswith(f"{path} is missing") and what in str(told.value)
@@ -326,5 +331,5 @@ def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader)
             path.write_bytes(WHOLE)
         else:
             path.mkdir(parents=True)
-    assert reader.splits(tmp_path) == ["train"]
+    assert reader.splits(tmp_path) == (["train"], [])
     assert len(reader(tmp_path, "train")) == 1

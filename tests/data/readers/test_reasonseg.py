@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.data.entries import Entry
-from readseg.data.readers.reasonseg import PLACE, ReasonSeg, shapes_mask
+from readseg.data.readers.reasonseg import FOLDER, ReasonSeg, Shape, shapes_mask
+from readseg.data.types import Entry
 from readseg.errors import ReadsegError
 
 HW = (40, 60)
@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
 def write(
     root: Path, name: str, record: Any, *, split: str = "val", suffix: str | None = ".jpg", encoding: str = "utf-8"
 ) -> Path:
-    folder = root / PLACE / split
+    folder = root / FOLDER / split
     folder.mkdir(parents=True, exist_ok=True)
     content = (
         record
@@ -57,6 +57,10 @@ def filled(top: int, left: int, bottom: int, right: int, value: int = 1, on: np.
     mask = np.zeros(HW, np.uint8) if on is None else on.copy()
     mask[top : bottom + 1, left : right + 1] = value
     return mask
+
+
+def painted_shapes(shapes: list[dict[str, Any]]) -> np.ndarray:
+    return shapes_mask([Shape(**shape) for shape in shapes], HW)
 
 
 def corners(top: int, left: int, bottom: int, right: int) -> list[list[float]]:
@@ -158,17 +162,17 @@ def test_shapes_are_painted_from_large_to_small() -> None:
     small, large = corners(10, 10, 15, 15), corners(5, 5, 30, 50)
     for order in ((0, 1), (1, 0)):
         shapes = [{"label": "Some Ignored thing", "points": small}, {"label": "target", "points": large}]
-        found = shapes_mask([shapes[place] for place in order], HW)
+        found = painted_shapes([shapes[place] for place in order])
         np.testing.assert_array_equal(found, filled(10, 10, 15, 15, 255, filled(5, 5, 30, 50)))
     inside = [{"label": "ignore", "points": large}, {"label": "target", "points": small}]
-    np.testing.assert_array_equal(shapes_mask(inside, HW), filled(10, 10, 15, 15, 1, filled(5, 5, 30, 50, 255)))
+    np.testing.assert_array_equal(painted_shapes(inside), filled(10, 10, 15, 15, 1, filled(5, 5, 30, 50, 255)))
 
 
 def test_of_equal_shapes_the_first_lies_on_top() -> None:
     count = 40  # beyond what an unstable sort keeps in order by chance
     shapes = [{"label": "ignore" if k % 2 else "target", "points": corners(3, 3, 9, 9)} for k in range(count)]
-    np.testing.assert_array_equal(shapes_mask(shapes, HW), filled(3, 3, 9, 9))
-    np.testing.assert_array_equal(shapes_mask(shapes[1:], HW), filled(3, 3, 9, 9, 255))
+    np.testing.assert_array_equal(painted_shapes(shapes), filled(3, 3, 9, 9))
+    np.testing.assert_array_equal(painted_shapes(shapes[1:]), filled(3, 3, 9, 9, 255))
 
 
 def test_flags_are_dropped_and_points_are_truncated() -> None:
@@ -176,16 +180,16 @@ def test_flags_are_dropped_and_points_are_truncated() -> None:
         {"label": "FLAG", "points": corners(0, 0, 39, 59)},
         {"label": "flagpole", "points": [[3.99, 3.99], [9.99, 3.99], [9.99, 9.99], [3.99, 9.99]]},
     ]
-    np.testing.assert_array_equal(shapes_mask(shapes, HW), filled(3, 3, 9, 9))
+    np.testing.assert_array_equal(painted_shapes(shapes), filled(3, 3, 9, 9))
 
 
 def test_polygons_outside_the_image_and_degenerate_ones() -> None:
     outside = {"label": "target", "points": corners(50, 70, 90, 99)}
     across = {"label": "target", "points": corners(-5.7, -9.2, 4, 5)}
     point, line = {"label": "target", "points": [[20, 20]]}, {"label": "target", "points": [[30, 30], [40, 30]]}
-    assert not shapes_mask([outside], HW).any()
+    assert not painted_shapes([outside]).any()
     expected = filled(30, 30, 30, 40, 1, filled(20, 20, 20, 20, 1, filled(0, 0, 4, 5)))
-    np.testing.assert_array_equal(shapes_mask([outside, across, point, line], HW), expected)
+    np.testing.assert_array_equal(painted_shapes([outside, across, point, line]), expected)
 
 
 def test_masks_are_of_the_upright_image(tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_one_broken_file_does_not_break_the_others(tmp_path: Path, encoding: str
     write(tmp_path, "a", RECORD)
     write(tmp_path, "b", b"{ no json \x81")
     write(tmp_path, "c", {**RECORD, "text": ["étude"]}, encoding=encoding)
-    (tmp_path / PLACE / "val" / "d.json").mkdir()
+    (tmp_path / FOLDER / "val" / "d.json").mkdir()
     reader = ReasonSeg(tmp_path, "val")
     assert [reader[place].name for place in (0, 2)] == ["a", "c"]
     for place, message in ((1, r"b\.json is no JSON"), (3, r"d\.json cannot be read")):
@@ -236,20 +240,21 @@ def test_one_broken_file_does_not_break_the_others(tmp_path: Path, encoding: str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": None}, '"text", a list of strings'),
-        ({"text": [float("nan")]}, '"text", a list of strings'),
-        ({"text": [" "]}, "neither expressions nor a dialogue"),
+        ({"text": None}, '"text": expected a valid list, got None'),
+        ({"text": [float("nan")]}, '"text.0": expected a valid string, got nan'),
+        ({"text": [" "]}, '"text" holds no words, and there is no false premise'),
         ({"text": ["a \ud83d"]}, "half of a character"),
-        ({"is_sentence": float("nan")}, "true or false, got nan"),
-        ({"is_sentence": None}, "true or false"),
-        ({"shapes": None}, '"shapes", a list'),
-        ({"shapes": [{"points": []}]}, '"label" and "points"'),
-        ({"shapes": [{"label": "target", "points": None}]}, '"label" and "points"'),
-        ({"shapes": ["target"]}, '"label" and "points"'),
-        ({"false_premise_QA": {"q": 1}}, "false_premise_QA"),
-        ({"false_premise_QA": [["the cat"]]}, "false_premise_QA"),
-        ({"false_premise_QA": [["the cat", float("nan"), "No."]]}, "true or false"),
-        ({"false_premise_QA": [["", False, "No."]]}, "expression is empty"),
+        ({"is_sentence": float("nan")}, '"is_sentence": expected a valid boolean, got nan'),
+        ({"is_sentence": None}, '"is_sentence": expected a valid boolean'),
+        ({"shapes": None}, '"shapes": expected a valid list'),
+        ({"shapes": [{"points": []}]}, '"shapes.0.label": is missing'),
+        ({"shapes": [{"label": "target", "points": None}]}, '"shapes.0.points": expected a valid list'),
+        ({"shapes": ["target"]}, '"shapes.0": expected an object'),
+        ({"false_premise_QA": {"q": 1}}, '"false_premise_QA": expected a valid list'),
+        ({"false_premise_QA": [["the cat"]]}, '"false_premise_QA.0.is_sentence": is missing'),
+        ({"false_premise_QA": [["the cat", float("nan"), "No."]]}, "is_sentence.: expected a valid boolean, got nan"),
+        ({"false_premise_QA": [["", False, "No."]]}, '"false_premise_QA.0.question": expected words'),
+        ({"false_premise_QA": [["it", False, "No, but there is a \ud83d"]]}, "half of a character"),
     ],
 )
 def test_wrong_records(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -294,11 +299,11 @@ def test_wrong_points_are_an_error_of_the_mask(tmp_path: Path, points: Any) -> N
 
 
 def test_splits_that_are_there_and_those_that_are_not(tmp_path: Path) -> None:
-    assert ReasonSeg.splits(tmp_path) == []
+    assert ReasonSeg.splits(tmp_path) == ([], [])
     for split in ("val", "train"):
         write(tmp_path, "a", RECORD, split=split)
-    (tmp_path / PLACE / "empty").mkdir()
-    assert ReasonSeg.splits(tmp_path) == ["train", "val"]
+    (tmp_path / FOLDER / "empty").mkdir()
+    assert ReasonSeg.splits(tmp_path) == (["train", "val"], [])
     for split in ("test", "", "..", "../ReasonSeg/val", "a.json", "empty"):
         with pytest.raises(ReadsegError, match=r"ReasonSeg: no split .* there is train, val"):
             ReasonSeg(tmp_path, split)

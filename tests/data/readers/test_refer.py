@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 from PIL import Image
 
 from readseg.core.masks import encode_rle
-from readseg.data.entries import Entry
 from readseg.data.readers import refer
-from readseg.data.readers.refer import CLEF_IMAGES, COCO_IMAGES, PLACE, RefCoco
+from readseg.data.readers.refer import CLEF_IMAGES, COCO_IMAGES, FOLDER, RefCoco, splits
+from readseg.data.types import Entry
 from readseg.errors import ReadsegError
 
 HW = (20, 30)
@@ -77,7 +78,7 @@ def write(
     annotations: Any = ANNOTATIONS,
     pictures: bool = True,
 ) -> Path:
-    folder = root / PLACE / dataset
+    folder = root / FOLDER / dataset
     folder.mkdir(parents=True, exist_ok=True)
     if name.endswith(".json"):
         (folder / name).write_text(json.dumps(refs))
@@ -239,10 +240,10 @@ def test_which_sentences_are_read_by_default(tmp_path: Path, dataset: str, first
 
 
 def test_splits_that_are_there(tmp_path: Path) -> None:
-    assert RefCoco.splits(tmp_path) == []
+    assert splits("refcoco", tmp_path) == ([], [])
     write(tmp_path)
     write(tmp_path, [ref(7, [70], "it", split="testA")], dataset="grefcoco", name="grefs(unc).json")
-    found = RefCoco.splits(tmp_path)
+    found = [split for name in ("grefcoco", "refcoco") for split in splits(name, tmp_path)[0]]
     assert found == ["grefcoco|unc|testA", "refcoco|unc|val", "refcoco|unc|train"]
     assert [RefCoco(tmp_path, split).name for split in found] == found
 
@@ -260,7 +261,7 @@ def test_splits_that_are_not_there(tmp_path: Path) -> None:
     for split in ("../refer_seg/refcoco|val", "..|val", "|val"):
         with pytest.raises(ReadsegError, match="expected refs"):
             RefCoco(tmp_path, split)
-    (tmp_path / PLACE / "refcoco" / "instances.json").unlink()
+    (tmp_path / FOLDER / "refcoco" / "instances.json").unlink()
     with pytest.raises(ReadsegError, match=r"instances\.json: no such file; it belongs beside refs\(unc\)\.p"):
         RefCoco(tmp_path, "refcoco|val")
 
@@ -282,8 +283,8 @@ def test_refclef_s_images_lie_flat_or_as_the_archive_has_them(tmp_path: Path, pl
 def test_the_files_are_read_once_and_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path)
     read: list[Path] = []
-    inner = refer._json
-    monkeypatch.setattr(refer, "_json", lambda path, keep=None: read.append(path) or inner(path, keep))
+    inner = refer.read_json
+    monkeypatch.setattr(refer, "read_json", lambda path, **more: read.append(path) or inner(path, **more))
     readers = [RefCoco(tmp_path, "refcoco|val"), RefCoco(tmp_path, "refcoco|train")]
     assert read == [folder / "instances.json"]
     del readers
@@ -314,9 +315,11 @@ class Hostile:
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     folder = write(tmp_path, [*REFS, Hostile(mark)])
-    for read in (lambda: RefCoco(tmp_path, "refcoco|val"), lambda: RefCoco.splits(tmp_path)):
-        with pytest.raises(ReadsegError, match=r"refs\(unc\)\.p is refused, nothing of it was run: it asks for"):
-            read()
+    refused = r"refs\(unc\)\.p is refused, nothing of it was run: it asks for"
+    with pytest.raises(ReadsegError, match=refused):
+        RefCoco(tmp_path, "refcoco|val")
+    (problem,) = splits("refcoco", tmp_path)[1]
+    assert re.search(refused, problem)
     assert not mark.exists()
     pickle.loads((folder / "refs(unc).p").read_bytes())
     assert mark.exists(), "this pickle must be one that runs code where it is not stopped"
@@ -325,27 +328,27 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (ref(7, None, "x"), "expected ann_id"),
-        (ref(7, [], "x"), "expected ann_id"),
-        (ref(7, float("nan"), "x"), "expected ann_id, .* got nan"),
-        (ref(7, [[70]], "x"), "expected ann_id"),
-        (ref(7, "70", "x"), "expected ann_id"),
-        (ref(7, True, "x"), "expected ann_id"),
-        (ref(7, 70, {"raw": "x"}), 'the text "sent"'),
-        (ref(7, 70, {"sent": float("nan")}), 'the text "sent"'),
-        (ref(7, 70, 5), 'the text "sent"'),
-        (ref(7, 70, sentence("x", exist=float("nan"))), "expected exist to be true or false"),
-        (ref(7, 70, sentence("x", is_false_premise=None)), "expected is_false_premise to be true or false"),
+        (ref(7, None, "x"), r'record 1 .image 7.: "ann_id.0": expected a valid integer, got None'),
+        (ref(7, [], "x"), '"ann_id": .* should have at least 1 item'),
+        (ref(7, float("nan"), "x"), '"ann_id.0": expected a valid integer, got nan'),
+        (ref(7, [[70]], "x"), '"ann_id.0": expected a valid integer'),
+        (ref(7, "70", "x"), '"ann_id.0": expected a valid integer'),
+        (ref(7, True, "x"), '"ann_id.0": expected a valid integer'),
+        (ref(7, 70, {"raw": "x"}), '"sentences.0.sent": is missing'),
+        (ref(7, 70, {"sent": float("nan")}), '"sentences.0.sent": expected a valid string'),
+        (ref(7, 70, 5), '"sentences.0": expected an object, got 5'),
+        (ref(7, 70, sentence("x", exist=float("nan"))), '"sentences.0.exist": expected a valid boolean, got nan'),
+        (ref(7, 70, sentence("x", is_false_premise=None)), "is_false_premise.: expected a valid boolean, got None"),
         (ref(7, 70, sentence("a \ud83d")), "half of a character"),
         (ref(7, 70, sentence("x", exist=False, gt_sent="\ud83d")), "half of a character"),
-        (ref(7, 70, sentences=None), '"sentences", a list'),
+        (ref(7, 70, sentences=None), '"sentences": expected a valid list'),
         (ref(7, 79, "x"), r"instances\.json: image 7 has no annotation 79, which refs\(unc\)\.p names"),
         (ref(7, [70, 80], "x"), "image 7 has no annotation 80"),
         (ref(6, 70, "x"), r"instances\.json: no image 6, which refs\(unc\)\.p names"),
-        ("no record", 'record 1: expected an object with "image_id" and "split"'),
-        ({"split": "val"}, 'record 1: expected an object with "image_id" and "split"'),
-        (ref(7, 70, "x", split=None), "record 1: expected an object"),
-        ({**ref(7, 70, "x"), "image_id": float("nan")}, "record 1: expected"),
+        ("no record", "record 1: expected an object, got 'no record'"),
+        ({"split": "val"}, 'record 1: "image_id": is missing'),
+        (ref(7, 70, "x", split=None), 'record 1: "split": expected a valid string'),
+        ({**ref(7, 70, "x"), "image_id": float("nan")}, 'record 1: "image_id": expected a valid integer'),
     ],
 )
 def test_a_wrong_record_does_not_break_the_others(tmp_path: Path, record: Any, message: str) -> None:
@@ -409,7 +412,7 @@ def test_images_that_are_missing_or_of_another_size(tmp_path: Path) -> None:
         painted(entry)
     (tmp_path / COCO_IMAGES).mkdir(parents=True)
     Image.new("RGB", (15, 10)).save(entry.image)
-    with pytest.raises(ReadsegError, match=r"000000000008\.jpg is 10 x 15 .* of 20 x 30: expected the original image"):
+    with pytest.raises(ReadsegError, match=r"000000000008\.jpg is 10 x 15 .* 20 x 30: expected the original image"):
         painted(entry)
 
 
@@ -420,11 +423,11 @@ def test_an_image_whose_size_is_not_told_has_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["refcoco", "refclef"])
 @pytest.mark.parametrize(
-    "name", ["../../secret.jpg", "/etc/passwd", "x" * 300, "ä" * 130, "a\0b.jpg", "", None, 5, float("nan"), ["a.jpg"]]
+    "name", ["../../secret.jpg", "/etc/passwd", "x" * 300, "a\0b.jpg", "", None, float("nan"), ["a.jpg"]]
 )
 def test_wrong_names_of_images_lead_nowhere(tmp_path: Path, dataset: str, name: Any) -> None:
     write(tmp_path, [ref(7, 70, "x")], dataset=dataset, images=[image(7, file_name=name)])
-    with pytest.raises(ReadsegError, match=r'instances\.json: image 7: "file_name" must name a file inside its folder'):
+    with pytest.raises(ReadsegError, match=r'instances\.json: image 7: "file_name": expected '):
         only(tmp_path, f"{dataset}|val")
 
 

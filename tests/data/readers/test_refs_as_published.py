@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.data.readers.refer import RefCoco
-from readseg.data.registry import REFERRING
+from readseg.data.readers.refer import DATA_SETS, RefCoco
 
 HW = (20, 30)
 # Two boxes, x0, y0, x1, y1, ...: pixels 3..8 x 2..11 and 5..14 x 8..19. They share 4 x 4.
@@ -149,7 +148,7 @@ def said_in(root: Path, split: str) -> list[tuple[str, bool, str, int]]:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("dataset", REFERRING)
+@pytest.mark.parametrize("dataset", [data_set.name for data_set in DATA_SETS])
 def test_pickles_of_both_pythons(tmp_path: Path, dataset: str, writer: str) -> None:
     names, records, expected = published(dataset)
     folder = tmp_path / "refer_seg" / dataset

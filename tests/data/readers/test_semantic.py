@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from readseg.data.class_names import ADE20K as NAMES
-from readseg.data.entries import Entry
 from readseg.data.readers.semantic import ADE20K, COCOStuff, Mapillary, read_values
+from readseg.data.types import Entry
 from readseg.errors import ReadsegError
 
 Reader = type[ADE20K] | type[COCOStuff] | type[Mapillary]
@@ -260,8 +260,8 @@ def test_masks_are_made_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", [ADE20K, COCOStuff, Mapillary])
 def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader) -> None:
-    assert reader.splits(tmp_path) == []
-    for path, what in reader.needs(tmp_path):
+    assert reader.splits(tmp_path) == ([], [])
+    for path, what in reader.files(tmp_path):
         with pytest.raises(ReadsegError, match="is missing: put") as told:
             read(tmp_path, reader)
         assert str(told.value).startswith(f"{path} is missing") and what in str(told.value)
@@ -270,7 +270,7 @@ def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader)
             path.write_text(json.dumps({"labels": LABELS}))
         else:
             path.mkdir(parents=True)
-    assert reader.splits(tmp_path) == [FOLDERS[reader][0]]
+    assert reader.splits(tmp_path) == ([FOLDERS[reader][0]], [])
     with pytest.raises(ReadsegError, match=r"holds no annotation \(\*\.png\)"):
         read(tmp_path, reader)
 
@@ -333,16 +333,18 @@ def test_a_broken_table_of_names_is_not_passed_over(tmp_path: Path, content: byt
         (b"", "is no JSON"),
         (b'{"labels": [{"readable": "Bird"}', "is no JSON"),
         (b"[" * 100_000, "is no JSON"),
-        (b"\xff\xfe", "is not UTF-8"),
-        (b"[]", 'must hold "labels"'),
-        (b"NaN", 'must hold "labels"'),
-        (b'{"labels": {}}', 'must hold "labels"'),
-        (b'{"labels": []}', 'must hold "labels"'),
-        (json.dumps({"labels": LABELS * 64}).encode(), "a list of 1 to 255 labels"),
-        (b'{"labels": [{"readable": "Bird"}, {"name": "x"}]}', 'label 1 must have a "readable"'),
-        (b'{"labels": [{"readable": " "}]}', 'label 0 must have a "readable"'),
-        (b'{"labels": [{"readable": "\\ud800"}]}', 'label 0 must have a "readable"'),
-        (b'{"labels": [NaN]}', 'label 0 must have a "readable"'),
+        (b"\xff\xfe", "is no JSON"),
+        (b"[]", "expected an object"),
+        (b"NaN", "expected an object, got nan"),
+        (b"{}", '"labels": is missing'),
+        (b'{"labels": {}}', '"labels": expected a valid list'),
+        (b'{"labels": []}', '"labels": List should have at least 1 item'),
+        (json.dumps({"labels": LABELS * 64}).encode(), '"labels": List should have at most 255 items'),
+        (b'{"labels": [{"readable": "Bird"}, {"name": "x"}]}', '"labels.1.readable": is missing'),
+        (b'{"labels": [{"readable": " "}]}', '"labels.0.readable": expected words'),
+        (b'{"labels": [{"readable": "a\\u0007"}]}', '"labels.0.readable": expected words'),
+        (b'{"labels": [{"readable": "\\ud800"}]}', '"labels.0.readable": holds half of a character'),
+        (b'{"labels": [NaN]}', '"labels.0": expected an object'),
     ],
 )
 def test_a_broken_configuration_is_told_at_once(tmp_path: Path, content: bytes, message: str) -> None:

@@ -35,7 +35,7 @@ class _Image(Record):
 
 class _Annotation(Record):
     id: Any = None
-    category_id: int | str
+    category_id: Any
     segmentation: Any = None
 
 
@@ -101,7 +101,7 @@ class _PartsReader(SplitReader):
         where = f"{where}: annotation {record.get('id')!r:.60}"
         annotation = parse(_Annotation, record, where)
         category = annotation.category_id
-        if category not in self._categories:
+        if not _is_id(category) or category not in self._categories:
             raise ReadsegError(f'{where}: category {category!r:.60} is not in "categories"')
         try:
             text = category_phrase(self._categories[category])

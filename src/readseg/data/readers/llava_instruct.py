@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from readseg.data.files import FileName, Record, parse, read_json_at, scan_json
+from readseg.data.files import FileName, Record, Text, parse, read_json_at, scan_json
 from readseg.data.types import Entry, SplitReader
 from readseg.errors import ReadsegError
 
@@ -24,7 +24,7 @@ _IMAGE_SPACE = re.compile(rf" *{_IMAGE} *")
 
 class _Turn(Record):
     speaker: Literal["human", "gpt"] = Field(alias="from")
-    value: str
+    value: Text
 
 
 class _Conversation(Record):

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from readseg.core.masks import IGNORED, polygons_to_mask
 from readseg.data.annotations import MAX_LENGTH, image_hw
-from readseg.data.files import Record, Text, parse, read_json
+from readseg.data.files import OptionalText, Record, Text, Words, parse, read_json
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
@@ -49,9 +49,9 @@ class Shape(Record):
 
 
 class _FalsePremise(Record):
-    question: Text
+    question: Words
     is_sentence: bool
-    answer: Any = ""
+    answer: OptionalText = ""
 
 
 def _row_to_dict(row: Any) -> Any:
@@ -59,7 +59,7 @@ def _row_to_dict(row: Any) -> Any:
 
 
 class _File(Record):
-    text: Annotated[list[str], BeforeValidator(lambda text: [text] if isinstance(text, str) else text)]
+    text: Annotated[list[Text], BeforeValidator(lambda text: [text] if isinstance(text, str) else text)]
     is_sentence: bool
     shapes: list[Shape]
     false_premises: list[Annotated[_FalsePremise, BeforeValidator(_row_to_dict)]] | None = Field(
@@ -177,9 +177,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _instead(answer: Any) -> str:
+def _instead(answer: str) -> str:
     """What an answer ends in saying that there is instead: "..., but there is a red cup." gives "a red cup"."""
-    match = _INSTEAD.search(answer.strip()) if isinstance(answer, str) else None
+    match = _INSTEAD.search(answer.strip())
     return match["what"].strip() if match else ""
 
 

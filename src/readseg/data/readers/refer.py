@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
 from weakref import WeakValueDictionary
 
 import numpy as np
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BeforeValidator, Field
 
 from readseg.core.masks import union
 from readseg.data.annotations import compact, covers_nothing, image_hw, require_image_size, segmentation_mask
-from readseg.data.files import FileName, Record, parse, read_json, read_pickle
+from readseg.data.files import FileName, OptionalText, Record, Text, parse, read_json, read_pickle
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
@@ -36,14 +36,19 @@ NO_TARGET = -1
 
 _REFS = re.compile(r"g?refs\((?P<split_by>[^()|]+)\)\.(?:json|p)")
 
-_Flag = Annotated[bool, Strict()] | Literal[0, 1]
+
+def _to_bool(flag: Any) -> Any:
+    return bool(flag) if isinstance(flag, int) and flag in (0, 1) else flag
+
+
+_Flag = Annotated[bool, BeforeValidator(_to_bool)]
 
 
 class _SentenceRecord(Record):
-    sent: str
+    sent: Text
     is_false_premise: _Flag = False
     exist: _Flag = True
-    gt_sent: str | None = None
+    gt_sent: OptionalText = ""
 
 
 def _as_list(value: Any) -> Any:
@@ -360,7 +365,7 @@ def _sentence(record: _SentenceRecord, has_annotation: bool) -> _Sentence:
     # The first key that is there decides.
     exists = not record.is_false_premise if "is_false_premise" in record.model_fields_set else bool(record.exist)
     text, present = record.sent.strip(), has_annotation and exists
-    instead = "" if present or record.gt_sent is None else record.gt_sent.strip()
+    instead = "" if present else record.gt_sent.strip()
     return _Sentence(text, present, "" if instead == text else instead)
 
 

@@ -26,7 +26,7 @@ from readseg.data.annotations import require_image_size
 from readseg.data.class_names import ADE20K as ADE20K_NAMES
 from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
 from readseg.data.class_names import surely_absent
-from readseg.data.files import Record, Text, parse, read_bytes, read_json
+from readseg.data.files import Record, Words, parse, read_bytes, read_json
 from readseg.data.types import Entry, Expression, SplitReader
 from readseg.errors import ReadsegError
 
@@ -150,7 +150,7 @@ def _printable(text: str) -> str:
 
 
 class _Label(Record):
-    readable: Annotated[Text, AfterValidator(_printable)]
+    readable: Annotated[Words, AfterValidator(_printable)]
 
 
 class _Config(Record):

@@ -1,8 +1,10 @@
-"""Pickles: plain values of every protocol come out, and nothing that could run does."""
+"""Files of annotations: JSON record by record, records as models, and pickles of which nothing runs."""
 
 from __future__ import annotations
 
 import codecs
+import json
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -13,9 +15,115 @@ from typing import Any
 import numpy as np
 import pytest
 
-from readseg.data import pickles
-from readseg.data.pickles import read_pickle
+from readseg.data import files
+from readseg.data.annotations import image_hw
+from readseg.data.files import (
+    FileName,
+    Record,
+    Words,
+    parse,
+    read_bytes,
+    read_json,
+    read_json_at,
+    read_pickle,
+    scan_json,
+)
 from readseg.errors import ReadsegError
+
+# -- JSON and records --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_elements_are_found_again_by_their_bytes(
+    tmp_path: Path, indent: int | None, ascii_only: bool, mark: bytes
+) -> None:
+    whole: dict[str, Any] = {
+        "info": {"images": [1, 2]},
+        "images": [{"id": 1, "name": "Köln, 東京 😀"}, {"id": 2}],
+        "empty": [],
+        "annotations": [[1.5, "]"], None, "}", {}, float("inf")],
+        "years": 3,
+    }
+    path = tmp_path / "a.json"
+    path.write_bytes(mark + json.dumps(whole, indent=indent, ensure_ascii=ascii_only).encode())
+    found = list(scan_json(path))
+    assert [(key, value) for key, value, _, _ in found] == [
+        (key, value) for key in ("images", "annotations") for value in whole[key]
+    ]
+    assert [read_json_at(path, start, end) for _, _, start, end in found] == [value for _, value, _, _ in found]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2", b"[1 2]", b'{"a": [1,]}', b"3", b"\xff\xfe"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ReadsegError, match=r"a\.json"):
+        list(scan_json(path))
+
+
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device):
+        with pytest.raises(ReadsegError, match=f"{path.name} is a pipe or a device: expected a file"):
+            read_bytes(path)
+        with pytest.raises(ReadsegError, match=f"{path.name} is not a regular file"):
+            image_hw(path)
+
+
+def test_what_is_no_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "gone", "No such"), (tmp_path / "loop", "symbolic")):
+        with pytest.raises(ReadsegError, match=f"{path.name} cannot be read: .*{reason}"):
+            read_bytes(path)
+    (tmp_path / "a").write_bytes(b"\0a")
+    assert read_bytes(tmp_path / "a") == b"\0a"
+
+
+class Thing(Record):
+    image: FileName
+    names: list[Words]
+    count: int = 0
+
+
+def test_a_record_is_told_by_its_place_and_field() -> None:
+    thing = parse(Thing, {"image": "a/b.jpg", "names": [" x "], "more": {}}, "a.json: record 3")
+    assert (thing.image, thing.names, thing.count) == ("a/b.jpg", ["x"], 0)
+    for record, message in (
+        ({"names": []}, '"image": is missing'),
+        ({"image": "a", "names": ["b", " "]}, "\"names.1\": expected words, got ' '"),
+        ({"image": "a", "names": ["\ud83d"]}, '"names.0": holds half of a character'),
+        *(
+            ({"image": "a", "names": [], "count": count}, '"count": expected a valid integer, got ')
+            for count in (True, 1.0, "1", None)
+        ),
+        *((record, "expected an object, got ") for record in (None, [], "x" * 5000, float("nan"))),
+    ):
+        with pytest.raises(ReadsegError) as caught:
+            parse(Thing, record, "a.json: record 3")
+        assert str(caught.value).startswith(f"a.json: record 3: {message}") and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "../a", "a/../../b", "/etc/passwd", "a\\b", "a\0b", "x" * 300, "ä" * 130, "a\ud800", None, 5, ["a"]],
+)
+def test_names_of_files_stay_inside_their_folder(name: Any) -> None:
+    with pytest.raises(ReadsegError, match=r'"image": expected (the name of a file inside|a valid string)'):
+        parse(Thing, {"image": name, "names": []}, "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 200_000, b"9" * 10_000])
+def test_what_is_no_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ReadsegError, match=r"a\.json is no JSON: "):
+        read_json(tmp_path / "a.json")
+
+
+# -- pickles -----------------------------------------------------------------------------------------------------------
 
 RAN: list[object] = []
 REF = {
@@ -142,7 +250,7 @@ def test_other_globals_are_refused_and_named(tmp_path: Path, name: str) -> None:
         (b"Pexternal\n.", "outside the file"),
         (b"\x80\x02\x82\x01.", "damaged"),  # an extension code
         (b"c__builtin__\nset\n}S'_make'\nI1\nsb.", "damaged"),  # state for a function
-        (b"c__builtin__\nset\n(N}S'_make'\nI1\nstb.", "sets the attribute '_make'"),
+        (b"c__builtin__\nset\n(N}S'_make'\nI1\nstb.", "sets attributes of a function"),
         (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "encodes with 'zlib'"),
         (b"c__builtin__\nbytes\n(I999999999999\ntR.", "damaged"),
         (b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.", "of the kind 'O8'"),
@@ -180,7 +288,7 @@ def test_deep_and_endless_values_are_read(tmp_path: Path) -> None:
 def test_missing_and_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ReadsegError, match=r"gone\.p cannot be read: No such file"):
         read_pickle(tmp_path / "gone.p")
-    monkeypatch.setattr(pickles, "MAX_BYTES", 3)
+    monkeypatch.setattr(files, "MAX_PICKLE_BYTES", 3)
     with pytest.raises(ReadsegError, match="too large"):
         read_pickle(written(tmp_path, b"I12345\n."))
 
