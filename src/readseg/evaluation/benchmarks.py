@@ -202,7 +202,9 @@ def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
             _check_split(root, DATA_SETS[dataset], split)
             benchmarks.append(name)
         elif name == ALL:
-            benchmarks += (all_splits := [split for dataset in DATA_SETS.values() for split in _test_splits(root, dataset)])
+            benchmarks += (
+                all_splits := [split for dataset in DATA_SETS.values() for split in _test_splits(root, dataset)]
+            )
             if not all_splits:
                 raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
         else:
