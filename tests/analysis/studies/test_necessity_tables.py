@@ -9,9 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from readseg.analysis.studies.necessity import MAP, MASK, SCORES, WORD, Considered
-from readseg.analysis.studies.necessity_tables import (
+from readseg.analysis.studies.necessity import (
+    MAP,
+    MASK,
     SAID,
+    SCORES,
+    WORD,
+    DecisionRecord,
     area,
     balanced_accuracy,
     curves,
@@ -26,7 +30,7 @@ from readseg.evaluation.report import summarise
 from readseg.viz.tables import Row, Table, to_csv, to_json, to_markdown
 
 
-def records(count: int = 90, seed: int = 0) -> list[Considered]:
+def records(count: int = 90, seed: int = 0) -> list[DecisionRecord]:
     """Questions about count / 3 images; the scores tell more or less about the truth, some are missing."""
     rng = np.random.default_rng(seed)
     made = []
@@ -40,7 +44,7 @@ def records(count: int = 90, seed: int = 0) -> list[Considered]:
         targets = (2 if rng.random() < 0.2 else 1) if present else 1
         unions = [int(rng.integers(50, 100)) for _ in range(targets)]
         made.append(
-            Considered(
+            DecisionRecord(
                 key=f"{k // 3}/{k % 3}",
                 image=f"image {k // 3}",
                 section=("new", "old")[k % 2],
@@ -57,7 +61,7 @@ def records(count: int = 90, seed: int = 0) -> list[Considered]:
     return made
 
 
-def outcomes(found: Sequence[Considered]) -> list[Outcome]:
+def outcomes(found: Sequence[DecisionRecord]) -> list[Outcome]:
     """The same questions as evaluation sees them."""
     counts = [(r, r.drawn if r.said else r.refused) for r in found]
     return [
@@ -120,9 +124,9 @@ def test_a_perfect_decision_and_none_at_all() -> None:
 
 def test_thresholds_are_scored_on_images_that_they_were_not_chosen_on() -> None:
     # Two images: each is decided by the best cut of the other. On "a" it is 5 and on "b" 1.
-    def made(image: str, values: Sequence[tuple[float, bool]]) -> list[Considered]:
+    def made(image: str, values: Sequence[tuple[float, bool]]) -> list[DecisionRecord]:
         return [
-            Considered(
+            DecisionRecord(
                 f"{image}/{k}", image, "", "", (), present, True, True, dict.fromkeys(SCORES, value),
                 ((30, 60),) if present else ((0, 60),), ((0, 40),) if present else ((0, 0),),
             )

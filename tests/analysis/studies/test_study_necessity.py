@@ -51,15 +51,15 @@ def test_tables_curves_and_chart(tmp_path: Path, capsys: Capture) -> None:
 
 def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     studies.run("necessity", studies.context(tmp_path / "whole"))
-    consider, asked = necessity.consider, []
+    measure, asked = necessity.measure, []
 
     def counted(segmenter: Any, benchmark: Any, page: Any) -> Any:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(page.name)
-        return consider(segmenter, benchmark, page)
+        return measure(segmenter, benchmark, page)
 
-    monkeypatch.setattr(necessity, "consider", counted)
+    monkeypatch.setattr(necessity, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         studies.run("necessity", studies.context(tmp_path / "part"))
     assert list(contents(tmp_path / "part")) == [str(Path("records.jsonl"))]
@@ -102,9 +102,9 @@ def test_wrong_records_and_other_settings_are_named(tmp_path: Path) -> None:
     page = json.loads(first)
     page["records"][0]["said"] = "yes"
     path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
-    with pytest.raises(ReadsegError, match=r"records.jsonl, line 2: the records of the page .* the file is damaged"):
+    with pytest.raises(ReadsegError, match=r"records.jsonl, line 2: .*the records of the page"):
         studies.run("necessity", studies.context(tmp_path))
     del page["sum"]  # as what wrote no sum would have it
     path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
-    with pytest.raises(ReadsegError, match=r"records.jsonl: expected texts, and true or false"):
+    with pytest.raises(ReadsegError, match=r"records.jsonl, the records of .*said"):
         studies.run("necessity", studies.context(tmp_path))

@@ -50,16 +50,7 @@ _TOGETHER = 16  # answers whose masks are made as one batch, as `Segmenter.segme
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to prompt a model.
-
-    Attributes:
-        name: in tables.
-        key: names its predictions on disk.
-        prompt: what prompts the mask decoder.
-        points: how points are chosen.
-        own: whether it is what the model was saved with.
-        impossible: why this model cannot be prompted so; "" where it can.
-    """
+    """One way to prompt a model."""
 
     name: str
     key: str
@@ -71,14 +62,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ablated:
-    """What an ablation found out about one model.
-
-    Attributes:
-        model: its name.
-        config: its configuration.
-        variants: in the order of the table; exactly one is its own.
-        results: of each possible variant, by its key.
-    """
+    """What an ablation found out about one model."""
 
     model: str
     config: ReadConfig
@@ -95,9 +79,6 @@ class SharedReplies:
     """A model whose answers to the last image are kept: other prompts change its masks, not its words.
 
     To `evaluation.run` it is a model like any other: what `segment` gives is what `Segmenter.segment` gives.
-
-    Args:
-        segmenter: the model.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -133,11 +114,7 @@ class SharedReplies:
 
 
 def changed_points(config: ReadConfig, **changes: float | str | None) -> PointConfig:
-    """A model's settings of points with some of them changed; None leaves one as it is.
-
-    Raises:
-        ReadsegError: a setting that makes no sense, or does not fit the model.
-    """
+    """A model's settings of points with some of them changed; None leaves one as it is."""
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     try:
         points = dataclasses.replace(config.points, **given)
@@ -154,17 +131,7 @@ def point_variants(
     ratios: Sequence[tuple[float, float]] = RATIOS,
     numbers: Sequence[int] = NUMBERS,
 ) -> tuple[Variant, ...]:
-    """Table 8: every (t_pos, t_neg) with every number of points, and the model's own setting, first if not among them.
-
-    Args:
-        config: of the model. One without points of its own gets points beside its [SEG].
-        points: all else about points; by default as the model's own.
-        ratios: (t_pos, t_neg), at least one.
-        numbers: of points, at least one.
-
-    Raises:
-        ReadsegError: a ratio or a number that makes no sense.
-    """
+    """Table 8: every (t_pos, t_neg) with every number of points; the model's own setting first if not among them."""
     base = points or config.points
     prompt: Prompt = "both" if config.prompt == "seg" else config.prompt
     variants = []
@@ -180,12 +147,7 @@ def point_variants(
 
 
 def prompt_variants(config: ReadConfig, points: PointConfig | None = None) -> tuple[Variant, ...]:
-    """[SEG] and points, each alone and both together, with discrete points and with continuous ones (DtoC).
-
-    Args:
-        config: of the model.
-        points: how points are chosen, but for DtoC; by default as the model's own.
-    """
+    """[SEG] and points, each alone and both together, with discrete points and with continuous ones (DtoC)."""
     base = points or config.points
     discrete, moved = dataclasses.replace(base, dtoc=False), dataclasses.replace(base, dtoc=True)
     variants = [
@@ -202,10 +164,6 @@ def alignment_variants(config: ReadConfig, points: PointConfig | None = None) ->
     """Where the token grid lies on the image: exactly, or rounded as in READ's training.
 
     The rounding is one of the centre crop: a model with another view cannot be prompted so, and its variant says why.
-
-    Args:
-        config: of the model. One without points of its own gets points beside its [SEG].
-        points: all else about points; by default as the model's own.
     """
     base = points or config.points
     prompt: Prompt = "both" if config.prompt == "seg" else config.prompt
@@ -232,22 +190,7 @@ def ablate(
     limit: int | None = None,
     progress: bool = False,
 ) -> Ablated:
-    """Asks a model the questions of a benchmark once, and makes the masks of each variant.
-
-    Args:
-        segmenter: the model.
-        benchmark: of `benchmarks.open_benchmark` or `scenes.scene_benchmark`.
-        variants: of one of the functions above; those that are impossible are left out.
-        name: of the model.
-        settings: of the model, JSON values kept with the predictions: a folder made with others is refused.
-        folder: keeps the predictions of the model's own setting, and the folders FOLDER_KEY beside it those of the
-            others; in memory only where left out.
-        limit: how many images, see `benchmarks.chosen`; all where left out.
-        progress: show a bar.
-
-    Raises:
-        ReadsegError: an image or a mask cannot be read, or predictions of other settings are in a folder.
-    """
+    """Asks a model the questions of a benchmark once, and makes the masks of each variant."""
     shared = SharedReplies(segmenter)
     systems = []
     for variant in sorted(variants, key=lambda variant: not variant.own):

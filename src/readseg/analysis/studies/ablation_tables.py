@@ -21,12 +21,7 @@ _SCORES = {"giou": "gIoU", "ciou": "cIoU"}
 
 
 def prompted_table(what: Ablation, ablated: Ablated) -> Table:
-    """One trained model, prompted in different ways: a row for each variant, and how far it is from the model's own.
-
-    Args:
-        what: was varied.
-        ablated: what was found.
-    """
+    """One trained model, prompted in different ways: a row for each variant, and how far it is from the model's own."""
     own = ablated.own
     rows = []
     for variant in ablated.variants:

@@ -41,20 +41,7 @@ class Judged(NamedTuple):
 
 
 def pick(result: Result, count: int, how: Pick = "mixed", seed: int = 0) -> list[str]:
-    """Questions to look at, about different images as far as there are as many.
-
-    Args:
-        result: the system that decides what is worst and best (`webpage.worst_and_best`).
-        count: the most of them.
-        how: "worst", "best"; "mixed": half of each, the worst first; "random": by lot, whatever the answers.
-        seed: of the lots.
-
-    Returns:
-        Their keys.
-
-    Raises:
-        ReadsegError: fewer than 1 is asked for, an unknown way, or no question asks for an object.
-    """
+    """Questions to look at, about different images as far as there are as many."""
     if how not in get_args(Pick):
         raise ReadsegError(f"pick: expected one of {', '.join(get_args(Pick))}, got {how!r}")
     if count < 1:
@@ -70,12 +57,7 @@ def pick(result: Result, count: int, how: Pick = "mixed", seed: int = 0) -> list
 
 
 def judge(prediction: Prediction, outcome: Outcome) -> Judged:
-    """How an answer to a question that asks for an object went.
-
-    Args:
-        prediction: the answer.
-        outcome: the same, scored.
-    """
+    """How an answer to a question that asks for an object went."""
     if not outcome.said:
         empty = "an empty mask" if prediction.masks else "refused"
         return Judged(f"{empty}, but it is there" if outcome.present else f"{empty}, rightly", math.nan)
@@ -87,13 +69,7 @@ def judge(prediction: Prediction, outcome: Outcome) -> Judged:
 
 
 def answers_table(systems: Sequence[Answered], keys: Sequence[str], how: str) -> Table:
-    """A row for each question with what every system said, how that went, and its IoU.
-
-    Args:
-        systems: of `systems.aligned`.
-        keys: of the questions.
-        how: they were picked, in words.
-    """
+    """A row for each question with what every system said, how that went, and its IoU."""
     found = [dict(zip((o.key for o in s.result.outcomes), _pairs(s.result), strict=True)) for s in systems]
     columns = {"key": "key", "truth": "truth"}
     for system in systems:

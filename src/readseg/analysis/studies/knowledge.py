@@ -52,16 +52,7 @@ _LENGTHS: Mapping[str, Asks] = {
 
 
 def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, Asks]:
-    """The parts whose questions are compared, each with what belongs to it; a part without a true premise is left out.
-
-    Args:
-        benchmark: name of it. Scenes have `NAMING`, `SEEN` and `UNSEEN`; ReasonSeg's queries, which all reason, have
-            `SHORT`, `LONG` and `ALL`; any other has `ALL`.
-        outcomes: of a system.
-
-    Raises:
-        ReadsegError: no true premise is there at all.
-    """
+    """The parts whose questions are compared, each with what belongs to it; those without a true premise are left out."""
     wanted = _SCENES if benchmark == SCENES else _LENGTHS
     found = {name: asks for name, asks in wanted.items() if any(asks(o) and o.present for o in outcomes)}
     if not found:
@@ -72,17 +63,7 @@ def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, Asks]:
 
 
 def knowledge_tables(benchmark: str, protocol: str, systems: Sequence[Answered], notes: Sequence[str]) -> list[Table]:
-    """The tables of the study: scores, paired differences between systems, and each system's own drop.
-
-    Args:
-        benchmark: name of it.
-        protocol: of it.
-        systems: of `systems.aligned`.
-        notes: what else a reader must know of them, for the first table.
-
-    Raises:
-        ReadsegError: what `parts_of` raises.
-    """
+    """The tables of the study: scores, paired differences between systems, and each system's own drop."""
     parts = parts_of(benchmark, systems[0].result.outcomes)
     counted = [PROTOCOLS[protocol], *_counted(parts, systems[0].result.outcomes)]
     tables = [_scores(benchmark, parts, systems, [*counted, *notes])]
@@ -94,27 +75,14 @@ def knowledge_tables(benchmark: str, protocol: str, systems: Sequence[Answered],
 
 
 def drop(outcomes: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
-    """How far a system's gIoU falls from the questions of one part to those of another.
-
-    Args:
-        outcomes: of the system, those of both parts among them.
-        first: what belongs to the one part.
-        second: what belongs to the other.
-    """
+    """How far a system's gIoU falls from the questions of one part to those of another."""
     terms = np.concatenate([_terms(outcomes, first), _terms(outcomes, second)], axis=1)
     count = sum(bool(o.present) and (first(o) or second(o)) for o in outcomes)
     return bootstrap_sums(terms, ratio_difference, groups=_images(outcomes), count=count)
 
 
 def drop_difference(one: Sequence[Outcome], other: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
-    """How much more one system's gIoU falls than another's (`drop`); paired.
-
-    Args:
-        one: outcomes of a system.
-        other: of another, about the same questions in the same order.
-        first: as in `drop`.
-        second: as in `drop`.
-    """
+    """How much more one system's gIoU falls than another's (`drop`); paired."""
     parts = [_terms(outcomes, asks) for outcomes in (one, other) for asks in (first, second)]
 
     def score(s: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:

@@ -47,17 +47,7 @@ from readseg.viz.tables import Row, Table, plain, printable
 
 @dataclass(frozen=True)
 class Layered:
-    """What the maps of all layers know of one expected mask.
-
-    Attributes:
-        key: of the question, unique within the benchmark.
-        unit: which of the question's expected masks, from 0.
-        image: name of the page: what scores are grouped by.
-        segs: how many [SEG] speak of this mask.
-        wanted: pixels on the target.
-        counted: pixels that count, on the target or not.
-        layers: of layers 0 ... K; None where there is no such map: no [SEG], or constant scores.
-    """
+    """What the maps of all layers know of one expected mask."""
 
     key: str
     unit: int
@@ -74,11 +64,7 @@ class Layered:
 
     @classmethod
     def from_json(cls, record: Any) -> Layered:
-        """Reads back what `to_json` wrote.
-
-        Raises:
-            ReadsegError: it is not what a study of layers records.
-        """
+        """Reads back what `to_json` wrote."""
         try:
             numbers = {name: record[name] for name in ("unit", "segs", "wanted", "counted")}
             texts = {name: record[name] for name in ("key", "image")}
@@ -97,15 +83,7 @@ class Layered:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a study of layers found for one model.
-
-    Attributes:
-        name: the model's.
-        records: one for each expected mask, in the benchmark's order.
-        protocol: of `benchmarks.Protocol`.
-        about: of the study: how many images of how many.
-        benchmark: its name, for the title.
-    """
+    """What a study of layers found for one model."""
 
     name: str
     records: Sequence[Layered] = field(repr=False)
@@ -126,15 +104,6 @@ def sweep(
     """The maps of all layers of one question, measured against each mask that it expects.
 
     A mask of several [SEG] ("union") has the pixelwise maximum of their maps.
-
-    Args:
-        segmenter: the model.
-        case: of `cases.cases_of`.
-        prompt: of the mask decoder, which plays no part here.
-        points: whose alignment lays the map on the image.
-
-    Raises:
-        ReadsegError: as `maps.read_reply`, or a target is not of the image's size.
     """
     if not case.units:
         return []
@@ -158,11 +127,7 @@ def sweep(
 
 
 def unit_maps(reading: Reading, units: Sequence[Unit], layer: int) -> list[np.ndarray | None]:
-    """The map (H, W) of one layer for each expected mask; None where there is none.
-
-    Raises:
-        ReadsegError: there is no such layer.
-    """
+    """The map (H, W) of one layer for each expected mask; None where there is none."""
     maps = layer_maps(reading, layer)
     return [map_of([maps[place] for place in unit.places]) for unit in units]
 

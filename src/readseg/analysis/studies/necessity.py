@@ -8,8 +8,8 @@ saying [SEG].
                                                                    holds [SEG], among the states that said it
 
 Where the answer holds [SEG], h is what its mask is made of; where it holds none, h is what a mask would be made of, had
-[SEG] been said there. Map and mask of h are scored, a record for each question (`Considered`), and all numbers are made
-of these records (`analysis.necessity_tables`). Protocol "generated" only: an answer that is given decides nothing.
+[SEG] been said there. Map and mask of h are scored, a record for each question (`DecisionRecord`), and all tables are
+made of these records. Protocol "generated" only: an answer that is given decides nothing.
 
 Source: appendix E.
 """
@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
+from pydantic import FiniteFloat
 
 from readseg.analysis.cases import Case, cases_of
-from readseg.analysis.study import NoOptions, Study, StudyContext, StudyModel, StudyOutput
+from readseg.analysis.study import NoOptions, Study, StudyContext, StudyOutput
 from readseg.core.io import atomic_write
 from readseg.core.stats import Estimate, Roc, auc, bootstrap_sums, bootstrap_weights, cross_fitted, mask_ious, roc
 from readseg.core.token_grid import axes, cells_inside
@@ -36,7 +38,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, chosen
 from readseg.evaluation.predictions import score
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.run import RECORDS, FixedAnswer, StudyResult, answered, run_study, unanswered
+from readseg.evaluation.run import FixedAnswer, answered, run_study, unanswered
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.charts import Curve, line_chart
 from readseg.viz.tables import Cell, Row, Table
@@ -71,22 +73,14 @@ SCORES: Mapping[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Considered:
+class DecisionRecord:
     """One question, what was decided and what could have decided, as the study keeps it.
 
-    Attributes:
-        key: of the question.
-        image: that it is about.
-        section: part of the benchmark.
-        kind: of question.
-        tags: of the question.
-        present: whether the object is there.
-        said: whether the answer holds [SEG].
-        finished: False where the answer was cut off.
-        scores: by name of `SCORES`; None where there is none: an answer without any token, a prompt without any point,
-            or what is no finite number.
-        drawn: intersection and union of each mask if a mask is given: the answer's, or that of h where it has none.
-        refused: likewise if none is given. Both are counted as evaluation counts them (`outcomes.score`).
+    said: whether the answer holds [SEG].
+    scores: by name of `SCORES`; None where there is none: an answer without any token, a prompt without any point,
+        or what is no finite number.
+    drawn: intersection and union of each mask if a mask is given: the answer's, or that of h where it has none.
+    refused: likewise if none is given. Both are counted as evaluation counts them (`predictions.score`).
     """
 
     key: str
@@ -97,63 +91,29 @@ class Considered:
     present: bool
     said: bool
     finished: bool
-    scores: Mapping[str, float | None]
+    scores: Mapping[str, FiniteFloat | None]
     drawn: tuple[tuple[int, int], ...]
     refused: tuple[tuple[int, int], ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Considered:
-        """Reads back what `to_json` gave.
-
-        Raises:
-            ReadsegError: a field is missing or is not what it should be.
-        """
-        try:
-            drawn, refused = (
-                tuple((int(inter), int(union)) for inter, union in record[name]) for name in ("drawn", "refused")
-            )
-            found = cls(
-                **{name: record[name] for name in ("key", "image", "section", "kind", "present", "said", "finished")},
-                tags=tuple(record["tags"]),
-                scores={name: None if (value := record["scores"][name]) is None else float(value) for name in SCORES},
-                drawn=drawn,
-                refused=refused,
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ReadsegError(f"expected the record of a question of this study, got {dict(record)!r:.80}") from error
-        texts = (found.key, found.image, found.section, found.kind, *found.tags)
-        decisions = (found.present, found.said, found.finished)
-        if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, bool) for one in decisions):
-            raise ReadsegError(f"expected texts, and true or false, in a question's record, got {dict(record)!r:.80}")
-        return found
+    def __post_init__(self) -> None:
+        if self.scores.keys() != SCORES.keys():
+            raise ValueError(f"expected the scores {', '.join(SCORES)}, got {', '.join(self.scores)}")
 
 
 def check_premises(benchmark: Benchmark, limit: int | None = None) -> None:
-    """Makes sure, before any model is asked, that there is something to decide.
-
-    Args:
-        benchmark: that is to be asked.
-        limit: how many images of it.
-
-    Raises:
-        ReadsegError: the answers are given, or only true or only false premises are there.
-    """
+    """An error, before any model is asked, where the answers are given, or true or false premises are missing."""
     if benchmark.protocol != "generated":
         raise ReadsegError(
             f"benchmark {benchmark.name}: under the protocol {benchmark.protocol!r} the answer with [SEG] is given to "
             "the model, which then decides nothing; use --protocol generated"
         )
-    there: set[bool] = set()
+    premises: set[bool] = set()
     numbers = chosen(benchmark, limit)
     for number in numbers:
-        there |= {query.present for query in benchmark[number].questions if query.present is not None}
-        if len(there) == 2:
+        premises |= {query.present for query in benchmark[number].questions if query.present is not None}
+        if len(premises) == 2:
             return
-    missing = "true" if there == {False} else "false" if there == {True} else "true or false"
+    missing = "true" if premises == {False} else "false" if premises == {True} else "true or false"
     raise ReadsegError(
         f"benchmark {benchmark.name}: no {missing} premises are among its {len(numbers)} images, so there is nothing "
         "to decide; scenes, fprefcoco, R-refcoco, grefcoco, and reasonseg with false premises, have both"
@@ -161,21 +121,10 @@ def check_premises(benchmark: Benchmark, limit: int | None = None) -> None:
 
 
 @torch.inference_mode()
-def consider(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -> list[Considered]:
-    """Asks a model all questions of a page that ask for an object, and scores what could decide about a mask.
-
-    Args:
-        segmenter: the model.
-        benchmark: under whose protocol and match.
-        page: of the benchmark.
-
-    Raises:
-        ReadsegError: the protocol is not "generated"; or what `cases_of` raises.
-    """
-    if benchmark.protocol != "generated":
-        raise ReadsegError(f"benchmark {benchmark.name}: expected the protocol 'generated', got 'forced'")
-    asking = [case for case in cases_of(segmenter, benchmark, page) if case.query.present is not None]
-    return [_considered(segmenter, benchmark, case) for case in asking]
+def measure(segmenter: Segmenter, benchmark: Benchmark, questions: ImageQuestions) -> list[DecisionRecord]:
+    """The records of all questions about an image that ask for an object."""
+    asking = [case for case in cases_of(segmenter, benchmark, questions) if case.query.present is not None]
+    return [_record(segmenter, benchmark, case) for case in asking]
 
 
 def seg_probabilities(segmenter: Segmenter, states: Float[torch.Tensor, "T D"]) -> Float[np.ndarray, " T"]:
@@ -189,15 +138,9 @@ def seg_probabilities(segmenter: Segmenter, states: Float[torch.Tensor, "T D"]) 
 
 
 def place_of(probabilities: Float[np.ndarray, " T"], ids: Sequence[int], seg: int) -> int | None:
-    """The place whose state speaks for an answer: of the [SEG] that it holds, or else of all places.
+    """The place whose state speaks for an answer: of the [SEG] that it holds, else of all places, the most probable.
 
-    Args:
-        probabilities: (T,), of [SEG] at each place.
-        ids: T tokens.
-        seg: which of them is [SEG].
-
-    Returns:
-        The first one with the highest probability; None for an answer without any token.
+    The first one of equals; None for an answer without any token. `ids` (T,) are the answer's tokens.
 
     >>> place_of(np.array([0.1, 0.3, 0.2]), [7, 8, 9], seg=5), place_of(np.array([0.1, 0.3, 0.2]), [5, 8, 5], seg=5)
     (1, 2)
@@ -211,10 +154,7 @@ def map_scores(similarity: Float[np.ndarray, " N"], width: int, bias: float = 0.
 
         peak = max_i s_i / sqrt(D) + b        peak_z = (max_i s_i - mean_i s_i) / std_i s_i, 0 for a constant map
 
-    Args:
-        similarity: (N,) scores of the image tokens that lie in the image.
-        width: D, of the states.
-        bias: b of the loss on the map (`ReadModel.map_bias`), for a model that was trained with one.
+    s (N,) are the scores of the image tokens that lie in the image, D is `width`, b the bias of the loss on the map.
 
     >>> map_scores(np.array([0.0, 0.0, 4.0, 4.0]), width=4)
     {'peak': 2.0, 'peak_z': 1.0}
@@ -230,11 +170,7 @@ def mask_scores(logits: Float[np.ndarray, "H W"]) -> dict[str, float]:
 
         mask_highest = max p        mask_mean = mean of p within the mask        mask_area = share of p > 1/2
 
-    Args:
-        logits: (H, W), at the image's size.
-
-    Returns:
-        The three; mask_mean is 0 where the mask is empty: it claims nothing.
+    mask_mean is 0 where the mask is empty: it claims nothing.
 
     >>> mask_scores(np.log(np.array([[3.0, 1 / 3], [1.0, 0.25]])))
     {'mask_highest': 0.75, 'mask_mean': 0.75, 'mask_area': 0.25}
@@ -247,7 +183,7 @@ def mask_scores(logits: Float[np.ndarray, "H W"]) -> dict[str, float]:
     return {"mask_highest": highest, "mask_mean": mean, "mask_area": float(inside.mean())}
 
 
-def _considered(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> Considered:
+def _record(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> DecisionRecord:
     answer, seg = case.reply.answer, segmenter.model.config.seg_token_id
     probabilities = seg_probabilities(segmenter, answer.states)
     place = place_of(probabilities, answer.ids, seg)
@@ -265,7 +201,7 @@ def _considered(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> Consi
         for some in (masks, masks[:0])
     )
     finite = {name: value for name, value in found.items() if math.isfinite(value)}
-    return Considered(
+    return DecisionRecord(
         key=case.query.key,
         image=case.page.image_id,
         section=case.page.section,
@@ -326,19 +262,12 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Decided:
-    """All questions of one model with what each rule decides.
+    """All questions of one model with what each rule decides."""
 
-    Attributes:
-        records: M questions, in order.
-        present: (M,) whether the object is there.
-        scores: (M,) by name of `SCORES`; -inf where there is none.
-        rules: (M,) shares by name: `SAID`, and each name of `SCORES` whose threshold could be chosen on other images.
-    """
-
-    records: Sequence[Considered]
+    records: Sequence[DecisionRecord]
     present: Bool[np.ndarray, " M"]
-    scores: Mapping[str, Float[np.ndarray, " M"]]
-    rules: Mapping[str, Float[np.ndarray, " M"]]
+    scores: Mapping[str, Float[np.ndarray, " M"]]  # -inf where there is none
+    rules: Mapping[str, Float[np.ndarray, " M"]]  # shares, of `SAID` and of the scores whose threshold could be chosen
 
     @property
     def images(self) -> list[str]:
@@ -346,12 +275,8 @@ class Decided:
         return [record.image for record in self.records]
 
 
-def decide(records: Sequence[Considered]) -> Decided:
-    """Arrays of the records (M,), and the decisions of all rules.
-
-    Args:
-        records: M questions.
-    """
+def decide(records: Sequence[DecisionRecord]) -> Decided:
+    """Arrays of the records (M,), and the decisions of all rules."""
     present = np.array([record.present for record in records], dtype=bool)
     values = {name: [record.scores[name] for record in records] for name in SCORES}
     scores = {name: np.array([-math.inf if v is None else v for v in own]) for name, own in values.items()}
@@ -375,71 +300,59 @@ def operating_point(decided: Decided) -> tuple[Estimate, Estimate]:
     return _rate(decided, SAID, False), _rate(decided, SAID, True)
 
 
-def necessity_tables(records: Sequence[Considered], model: str, benchmark: str, images: str = "") -> list[Table]:
-    """The tables of the study: decisions, their masks, and both by parts of the benchmark where it has some.
-
-    Args:
-        records: of one model.
-        model: its name.
-        benchmark: its name.
-        images: what the notes say of how many images there are.
-    """
+def necessity_tables(records: Sequence[DecisionRecord], model: str, benchmark: str, images: str = "") -> list[Table]:
+    """The tables of the study: decisions, their masks, and both by parts of the benchmark where it has some."""
     decided = decide(records)
-    tables = [_decisions(decided, model, benchmark, images), _masks(decided, model, benchmark, images)]
-    parts = _parts(decided)
-    if parts:
-        tables += [_auc_by_part(decided, parts, model, benchmark), _balanced_by_part(decided, parts, model, benchmark)]
-    return tables
+    return [
+        _decisions(decided, model, benchmark, images),
+        _masks(decided, model, benchmark, images),
+        *_by_part(decided, model, benchmark),
+    ]
 
 
 def balanced_accuracy(decided: Decided, rule: str, beside: str | None = None) -> Estimate:
-    """(share of true premises with a mask + share of false ones without) / 2.
+    """(share of true premises with a mask + share of false ones without) / 2; less that of `beside`, paired."""
 
-    Args:
-        decided: by whom.
-        rule: whose decisions.
-        beside: the rule whose balanced accuracy is taken off: a paired difference.
-    """
-    terms = [_hits(decided, decided.rules[name]) for name in (rule, *([] if beside is None else [beside]))]
+    def score(sums: Float[np.ndarray, "R 4"]) -> Float[np.ndarray, " R"]:
+        return (sums[:, 0] / sums[:, 1] + sums[:, 2] / sums[:, 3]) / 2
 
-    def score(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
-        found = [(sums[:, k] / sums[:, k + 1] + sums[:, k + 2] / sums[:, k + 3]) / 2 for k in range(0, len(sums[0]), 4)]
-        return found[0] if beside is None else found[0] - found[1]
-
-    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
+    return _paired(decided, [_hits(decided, decided.rules[name]) for name in (rule, beside) if name], score)
 
 
 def giou_all(decided: Decided, rule: str, beside: str | None = None) -> Estimate:
-    """The gIoU over all questions if this rule decides: a mask for a false premise counts 0, a refusal 1.
+    """The gIoU over all questions if a rule decides: a mask for a false premise counts 0, a refusal 1; paired likewise.
 
-    Args:
-        decided: by whom.
-        rule: whose decisions: of `Decided.rules`, or "always", "never", "truth".
-        beside: the rule whose gIoU is taken off: a paired difference.
+    Rules are those of `Decided.rules`, and "always", "never", "truth".
     """
-    terms = [_ious(decided, name) for name in (rule, *([] if beside is None else [beside]))]
-
-    def score(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
-        found = [sums[:, k] / sums[:, k + 1] for k in range(0, len(sums[0]), 2)]
-        return found[0] if beside is None else found[0] - found[1]
-
-    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=decided.images)
+    return _paired(decided, [_ious(decided, name) for name in (rule, beside) if name], _ratio)
 
 
 def area(decided: Decided, name: str, beside: str | None = None) -> Estimate:
-    """Area under the ROC curve of a score.
-
-    Args:
-        decided: by whom.
-        name: of `SCORES`.
-        beside: the score whose area is taken off: a paired difference.
-    """
+    """Area under the ROC curve of a score; less that of the score `beside`, paired."""
 
     def score(weights: Float[np.ndarray, "R M"]) -> Float[np.ndarray, " R"]:
         own = auc(decided.scores[name], decided.present, weights)
         return own if beside is None else own - auc(decided.scores[beside], decided.present, weights)
 
     return bootstrap_weights(score, groups=decided.images)
+
+
+def _ratio(sums: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, " R"]:
+    return sums[:, 0] / sums[:, 1]
+
+
+def _paired(
+    decided: Decided,
+    terms: Sequence[Float[np.ndarray, "M K"]],
+    score: Callable[[Float[np.ndarray, "R K"]], Float[np.ndarray, " R"]],
+) -> Estimate:
+    """A score of the first terms, less that of the second where there are some."""
+
+    def difference(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
+        own, *others = np.split(sums, len(terms), axis=1)
+        return score(own) - score(others[0]) if others else score(own)
+
+    return bootstrap_sums(np.concatenate(terms, axis=1), difference, groups=decided.images)
 
 
 def _decisions(decided: Decided, model: str, benchmark: str, images: str) -> Table:
@@ -501,30 +414,33 @@ def _masks(decided: Decided, model: str, benchmark: str, images: str) -> Table:
     return Table(f"{benchmark}: the masks that come of it, {model}", "decided by", columns, rows, notes)
 
 
-def _auc_by_part(decided: Decided, parts: Sequence[_Part], model: str, benchmark: str) -> Table:
-    rows = [
-        Row(part.name, {"n": part.told, **{name: area(part.decided, name) for name in SCORES}}, part.group)
-        for part in parts
-    ]
-    columns = {"n": "true/false", **{name: kind.short for name, kind in SCORES.items()}}
-    return Table(f"{benchmark}: AUC by part, {model}", "questions", columns, rows, _part_notes(decided, parts))
+def _by_part(decided: Decided, model: str, benchmark: str) -> list[Table]:
+    """AUC and balanced accuracy of the parts; none where a benchmark has no parts."""
+    parts = _parts(decided)
+    if not parts:
+        return []
+    shown: dict[str, int] = {}
+    for part in parts:
+        shown[part.group] = shown.get(part.group, 0) + len(part.decided.records)
+    lost = [f"{len(decided.records) - count} by {group}" for group, count in shown.items()]
+    notes = ["intervals of 95% draw whole images"]
+    if left_out := [text for text in lost if not text.startswith("0 ")]:
+        notes.append(f"parts with only true or only false premises are left out (questions: {', '.join(left_out)})")
+    chosen_notes = ["one threshold for all parts, chosen on other images"] if len(decided.rules) > 1 else []
+    short = {SAID: "[SEG]", **{name: kind.short for name, kind in SCORES.items()}}
 
+    def table(title: str, score: Callable[[Decided, str], Estimate], names: Iterable[str], more: list[str]) -> Table:
+        rows = [
+            Row(part.name, {"n": part.counts, **{name: score(part.decided, name) for name in names}}, part.group)
+            for part in parts
+        ]
+        columns = {"n": "true/false", **{name: short[name] for name in names}}
+        return Table(f"{benchmark}: {title} by part, {model}", "questions", columns, rows, [*more, *notes])
 
-def _balanced_by_part(decided: Decided, parts: Sequence[_Part], model: str, benchmark: str) -> Table:
-    rows = [
-        Row(
-            part.name,
-            {"n": part.told, **{rule: balanced_accuracy(part.decided, rule) for rule in decided.rules}},
-            part.group,
-        )
-        for part in parts
+    return [
+        table("AUC", area, SCORES, []),
+        table("balanced accuracy", balanced_accuracy, decided.rules, chosen_notes),
     ]
-    names = {SAID: "[SEG]", **{name: kind.short for name, kind in SCORES.items()}}
-    columns = {"n": "true/false", **{rule: names[rule] for rule in decided.rules}}
-    notes = _part_notes(decided, parts)
-    if len(decided.rules) > 1:
-        notes.insert(0, "one threshold for all parts, chosen on other images")
-    return Table(f"{benchmark}: balanced accuracy by part, {model}", "questions", columns, rows, notes)
 
 
 @dataclass(frozen=True)
@@ -536,14 +452,14 @@ class _Part:
     decided: Decided
 
     @property
-    def told(self) -> str:
+    def counts(self) -> str:
         true = int(self.decided.present.sum())
         return f"{true}/{len(self.decided.present) - true}"
 
 
 def _parts(decided: Decided) -> list[_Part]:
     """The kinds, sections and lengths that hold true and false premises; none of a grouping with only one of them."""
-    groupings: dict[str, tuple[list[str], Callable[[Considered, str], bool]]] = {
+    groupings: dict[str, tuple[list[str], Callable[[DecisionRecord, str], bool]]] = {
         "kind of question": (sorted({r.kind for r in decided.records}), lambda r, name: r.kind == name),
         "section": (list(dict.fromkeys(r.section for r in decided.records)), lambda r, name: r.section == name),
         "length": (list(LENGTHS), lambda r, name: name in r.tags),
@@ -585,7 +501,7 @@ def _rate(decided: Decided, rule: str, present: bool) -> Estimate:
     """Share of the true, or of the false premises that get a mask."""
     own = decided.present == present
     terms = np.stack([decided.rules[rule] * own, own.astype(np.float64)], axis=1)
-    return bootstrap_sums(terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(own.sum()))
+    return bootstrap_sums(terms, _ratio, groups=decided.images, count=int(own.sum()))
 
 
 def _hits(decided: Decided, shares: Float[np.ndarray, " M"]) -> Float[np.ndarray, "M 4"]:
@@ -615,9 +531,7 @@ def _sums(decided: Decided, drawn: bool) -> Float[np.ndarray, "M 2"]:
 def _giou(decided: Decided, rule: str) -> Estimate:
     """Over the masks of true premises."""
     terms = _ious(decided, rule) * decided.present[:, None]
-    return bootstrap_sums(
-        terms, lambda sums: sums[:, 0] / sums[:, 1], groups=decided.images, count=int(decided.present.sum())
-    )
+    return bootstrap_sums(terms, _ratio, groups=decided.images, count=int(decided.present.sum()))
 
 
 def _counted(decided: Decided, images: str) -> list[str]:
@@ -638,87 +552,62 @@ def _counted(decided: Decided, images: str) -> list[str]:
     return notes
 
 
-def _part_notes(decided: Decided, parts: Sequence[_Part]) -> list[str]:
-    shown: dict[str, int] = {}
-    for part in parts:
-        shown[part.group] = shown.get(part.group, 0) + len(part.decided.records)
-    lost = [f"{len(decided.records) - count} by {group}" for group, count in shown.items()]
-    left_out = [told for told in lost if not told.startswith("0 ")]
-    notes = ["intervals of 95% draw whole images"]
-    if left_out:
-        notes.append(f"parts with only true or only false premises are left out (questions: {', '.join(left_out)})")
-    return notes
-
-
 def run(context: StudyContext, options: NoOptions) -> StudyOutput:
-    """Ask every model; write tables, the ROC curves as numbers, and a chart for each model.
-
-    Raises:
-        ReadsegError: there is nothing to decide (`necessity.check_premises`), known before a model is asked; or a
-            question, an image or a record cannot be read.
-    """
+    """The tables of each model, its ROC curves as numbers and as a chart."""
     check_premises(context.benchmark, context.limit)
     tables: list[Table] = []
     pictures: dict[str, Image.Image] = {}
     points: dict[str, Any] = {}
     for model in context.models:
-        study, records = _look(context, model)
-        own, points[model.name], chart = _told(context, model, study, records)
-        tables += own
+        result = run_study(
+            context.benchmark,
+            partial(measure, model.segmenter, context.benchmark),
+            DecisionRecord,
+            name="necessity",
+            settings=model.settings,
+            folder=context.folder_of(model),
+            limit=context.limit,
+            progress=True,
+        )
+        images = f"{result.about['images']} of {result.about['of']} images"
+        tables += necessity_tables(result.records, model.name, context.benchmark.name, images)
+        points[model.name], chart = _roc_chart(result.records, model.name, context.benchmark.name, images)
         pictures["" if len(context.models) == 1 else context.folder_of(model).name] = chart
     with atomic_write(context.out / "roc.json") as place:
         place.write_text(json.dumps(points, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return StudyOutput(tables, pictures)
 
 
-def _look(context: StudyContext, model: StudyModel) -> tuple[StudyResult[dict[str, Any]], list[Considered]]:
-    """What is recorded of every question, from disk where it was asked before."""
-    folder = context.folder_of(model)
-    study = run_study(
-        context.benchmark,
-        lambda page: [one.to_json() for one in consider(model.segmenter, context.benchmark, page)],
-        dict[str, Any],
-        name="necessity",
-        settings=model.settings,
-        folder=folder,
-        limit=context.limit,
-        progress=True,
-    )
-    try:
-        return study, [Considered.from_json(record) for record in study.records]
-    except ReadsegError as error:
-        raise ReadsegError(f"{folder / RECORDS}: {error}") from error
-
-
-def _told(
-    context: StudyContext, model: StudyModel, study: StudyResult[dict[str, Any]], records: list[Considered]
-) -> tuple[list[Table], dict[str, Any], Image.Image]:
-    """Tables, ROC curves as JSON values, and the chart of one model."""
-    benchmark = context.benchmark.name
-    images = f"{study.about['images']} of {study.about['of']} images"
-    tables = necessity_tables(records, model.name, benchmark, images)
+def _roc_chart(
+    records: Sequence[DecisionRecord], model: str, benchmark: str, images: str
+) -> tuple[dict[str, Any], Image.Image]:
+    """The ROC curves as JSON values and as a chart, with the decision itself as a point."""
     decided = decide(records)
-    found = curves(decided)
     false_positive, true_positive = operating_point(decided)
+    values = {
+        name: {"false_positive": curve.false_positive.tolist(), "true_positive": curve.true_positive.tolist()}
+        for name, curve in curves(decided).items()
+    }
     drawn = [
         Curve(
             f"{SCORES[name].name} ({auc(decided.scores[name], decided.present)[0]:.3f})",
-            curve.false_positive.tolist(),
-            curve.true_positive.tolist(),
+            curve["false_positive"],
+            curve["true_positive"],
         )
-        for name, curve in found.items()
+        for name, curve in values.items()
     ]
-    said = Curve(
-        "[SEG] in the answer",
-        [false_positive.value],
-        [true_positive.value],
+    own = {"false_positive": [false_positive.value], "true_positive": [true_positive.value]}
+    decision = Curve(
+        _NAMES[SAID],
+        own["false_positive"],
+        own["true_positive"],
         [true_positive.low],
         [true_positive.high],
         mark=True,
     )
     chart = line_chart(
-        [said, *drawn],
-        title=f"{benchmark}: who decides whether to segment? {model.name}",
+        [decision, *drawn],
+        title=f"{benchmark}: who decides whether to segment? {model}",
         x_label="false premises with a mask",
         y_label="true premises with a mask",
         x_limits=(0.0, 1.0),
@@ -727,15 +616,7 @@ def _told(
         "are not chosen: it shows what each of them would decide.",
         diagonal=True,
     )
-    values = {
-        name: {
-            "false_positive": curve.false_positive.tolist(),
-            "true_positive": curve.true_positive.tolist(),
-        }
-        for name, curve in found.items()
-    }
-    values["said"] = {"false_positive": [false_positive.value], "true_positive": [true_positive.value]}
-    return tables, values, chart
+    return {**values, SAID: own}, chart
 
 
 STUDY = Study("necessity", NoOptions, run)

@@ -33,19 +33,7 @@ class Answered:
 
 
 def read_systems(places: Sequence[Path], benchmark: Benchmark) -> list[Answered]:
-    """The predictions for a benchmark in files, or in all files predictions.jsonl below folders.
-
-    Args:
-        places: files or folders. What a folder holds of other benchmarks is left out.
-        benchmark: that they answer.
-
-    Returns:
-        One for each file, named by its model, and by its folder where names would be equal.
-
-    Raises:
-        ReadsegError: nothing of this benchmark is there, it was made under another protocol or with other questions, or
-            a file cannot be read.
-    """
+    """The predictions for a benchmark in files, or in all files predictions.jsonl below folders."""
     found: dict[Path, Result] = {}
     for place in places:
         files = sorted(place.rglob("predictions.jsonl")) if place.is_dir() else [place]
@@ -70,14 +58,7 @@ def read_systems(places: Sequence[Path], benchmark: Benchmark) -> list[Answered]
 
 
 def aligned(systems: Sequence[Answered]) -> list[Answered]:
-    """The same systems with the questions that all of them answered, in the order of the first.
-
-    Args:
-        systems: at least one; names that are equal get a number.
-
-    Raises:
-        ReadsegError: no question was answered by all, or the truth of one is not the same everywhere.
-    """
+    """The same systems with the questions that all of them answered, in the order of the first."""
     truths = [{p.key: p.truth for p in system.result.predictions} for system in systems]
     shared = [key for key in truths[0] if all(key in other for other in truths[1:])]
     if not shared:
@@ -104,12 +85,7 @@ def aligned(systems: Sequence[Answered]) -> list[Answered]:
 
 
 def left_out(before: Sequence[Answered], after: Sequence[Answered]) -> list[str]:
-    """What `aligned` left out, in words for a note; nothing where all systems answered the same questions.
-
-    Args:
-        before: what it was given.
-        after: what it returned.
-    """
+    """What `aligned` left out, in words for a note; nothing where all systems answered the same questions."""
     lost = [(b.name, len(a.result.predictions) - len(b.result.predictions)) for a, b in zip(before, after, strict=True)]
     told = ", ".join(f"{count} of {name}" for name, count in lost if count)
     return [f"answers to questions that not all systems were asked are left out: {told}"] if told else []
