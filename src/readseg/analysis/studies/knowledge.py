@@ -52,7 +52,7 @@ _LENGTHS: Mapping[str, Asks] = {
 
 
 def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, Asks]:
-    """The parts whose questions are compared, each with what belongs to it; those without a true premise are left out."""
+    """The parts whose questions are compared, each with what belongs to it, where a true premise does."""
     wanted = _SCENES if benchmark == SCENES else _LENGTHS
     found = {name: asks for name, asks in wanted.items() if any(asks(o) and o.present for o in outcomes)}
     if not found:
