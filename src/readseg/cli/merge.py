@@ -16,11 +16,9 @@ def merge(
         str, typer.Argument(metavar="ADAPTER", help="Folder or hub id of what training left.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.", show_default=False)],
-    base: Annotated[
-        str | None, typer.Option(help="The weights it was trained on, if they are not where they were then.")
-    ] = None,
-    sam: Annotated[str | None, typer.Option(help="Likewise the SAM, of a model that began with LLaVA and SAM.")] = None,
-    vision_tower: Annotated[str | None, typer.Option(help="Likewise the CLIP tower.")] = None,
+    base: Annotated[str | None, typer.Option(help="The weights it was trained on, if they were moved since.")] = None,
+    sam: Annotated[str | None, typer.Option(help="The SAM it was trained on, if it was moved since.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="The CLIP tower, if it was moved since.")] = None,
     layout: Annotated[
         Literal["readseg", "released"],
         typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
@@ -28,5 +26,4 @@ def merge(
 ) -> None:
     """Write a trained model whole: the weights that training started from, with the adapter merged into them."""
     check_new(out)
-
     write(read_adapter(adapter, base=base, sam=sam, vision_tower=vision_tower), out, layout)

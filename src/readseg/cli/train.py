@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from readseg.core.io import processes
+from readseg.training import recipe as recipes
+from readseg.training.config import load_recipe, with_start
+
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a preset, such as tiny, or a YAML file.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run, by default runs/RECIPE; the same folder again goes on."),
+        Path | None, typer.Option(help="Folder of the run, by default runs/RECIPE; the same folder again goes on.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     data: Annotated[
@@ -21,15 +24,15 @@ def train(
     start: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub id of the weights to start from; with --sam of LLaVA-1.5. As the recipe says."
+            help="Start from these weights instead of the recipe's: folder or hub id; with --sam a LLaVA-1.5."
         ),
     ] = None,
     sam: Annotated[
-        str | None, typer.Option(help="Of a SAM to start from, beside LLaVA-1.5: folder, hub id or .pth file.")
+        str | None, typer.Option(help="Start from this SAM and a LLaVA-1.5: folder, hub id or .pth file.")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SETTING=VALUE", help="Replaces a setting of the recipe; may be given often."),
+        typer.Option("--set", metavar="SETTING=VALUE", help="Replace a setting of the recipe; repeatable."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print data, model, trained weights, memory and first batch, then stop.")
@@ -39,11 +42,7 @@ def train(
 
     On several GPUs or machines: accelerate launch -m readseg train RECIPE ...
     """
-    from readseg.core.io import processes
-    from readseg.training import recipe as recipes
-    from readseg.training.config import load_recipe, with_start
-
-    folder = out if out is not None else Path("runs") / Path(recipe).stem
+    folder = out or Path("runs") / Path(recipe).stem
     chosen = with_start(load_recipe(recipe, changes or ()), start, sam)
     if dry_run:
         recipes.dry_run(chosen, folder, only=stage, data=data)

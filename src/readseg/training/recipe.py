@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from readseg.checkpoints.adapters import Base, is_adapter, open_base
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
-from readseg.core.io import atomic_write, processes
+from readseg.core.io import atomic_write, check_settings, processes
 from readseg.errors import ReadsegError
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
@@ -39,13 +39,13 @@ from readseg.training.stages.finetuning import FinetuningStage, open_benchmarks,
 from readseg.training.stages.pretraining import MaskStage, VisionStage
 from readseg.training.stages.read import ReadStage, build_processor
 
-_SETTINGS = "settings.json"
 _FREE_SETTINGS = {
     *("workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb", "max_broken"),
     *("validate_on", "validate_every", "validate_images", "validate_protocol", "best", "patience"),
     *("accumulation", "precision"),  # their effect is compared instead, see `_settings`
 }
 """Settings that may change while a run goes on: they change no weight."""
+_KNOWN_ONCE_OPENED = {"starts from", "draws from"}  # see `FinetuningStage.identity`
 
 
 def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> Path:
@@ -199,21 +199,15 @@ def _settings(recipe: TrainConfig, options: AnyStageConfig) -> dict[str, Any]:
 
 def _check_settings(out: Path, options: AnyStageConfig, settings: dict[str, Any], *, opened: bool) -> None:
     """Refuses to go on with other settings than a stage was begun with; a stage that is opened writes its own down."""
-    path = out / options.name / _SETTINGS
+    path = out / options.name / "settings.json"
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            # `FinetuningStage.identity` is not known before the stage is opened.
-            unknown = set() if opened else {"starts from", "draws from"}
-            names = (settings.keys() | before.keys()) - _FREE_SETTINGS - unknown
-            changed = sorted(key for key in names if settings.get(key) != before.get(key))
-        except (OSError, ValueError, AttributeError) as error:
-            raise ReadsegError(
-                f"{path} is damaged: choose another folder with --out, or delete {path.parent}"
-            ) from error
-        if changed:
-            was = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed)
-            raise ReadsegError(f"{path.parent} was begun with other settings ({was}): choose another folder with --out")
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            message = f"{path} is damaged: choose another folder with --out, or delete {path.parent}"
+            raise ReadsegError(message) from error
+        ignored = _FREE_SETTINGS if opened else _FREE_SETTINGS | _KNOWN_ONCE_OPENED
+        check_settings(path, *({k: v for k, v in each.items() if k not in ignored} for each in (before, settings)))
     elif opened and processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:

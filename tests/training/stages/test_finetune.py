@@ -143,7 +143,7 @@ def test_it_goes_on_with_more_workers_but_no_other_rate(start: Path, mini: Path,
     free = {"workers": 3, "max_broken": 7, "validate_on": ("reasonseg/val",), "validate_every": 2}
     run_recipe(recipe(start, steps=2, **free), tmp_path, data=mini)
     (tmp_path / "tuned" / "adapter").rename(tmp_path / "elsewhere2")
-    with pytest.raises(ReadsegError, match=r"other settings \(learning_rate was 0.001, is 0.1\)"):
+    with pytest.raises(ReadsegError, match=r"other settings \(learning_rate: 0.001 there, 0.1 now\)"):
         run_recipe(recipe(start, steps=2, learning_rate=0.1), tmp_path, data=mini)
 
 
@@ -153,17 +153,17 @@ def test_it_goes_on_with_the_same_start_and_the_same_data_only(start: Path, mini
     shutil.copytree(mini, data)
     chosen = recipe(own, steps=2)
     run_recipe(chosen, run, data=data)
-    with pytest.raises(ReadsegError, match=r"other settings \(steps was 2, is 9\)"):  # also where it is finished
+    with pytest.raises(ReadsegError, match=r"other settings \(steps: 2 there, 9 now\)"):  # also where it is finished
         run_recipe(recipe(own, steps=9), run, data=data)
     shutil.rmtree(run / "tuned" / "adapter")
     (data / "ade20k" / "annotations" / "training").rename(tmp_path / "away")
-    with pytest.raises(ReadsegError, match=r"other settings \(draws from was .*ade20k"):
+    with pytest.raises(ReadsegError, match=r"other settings \(draws from: .*ade20k"):
         run_recipe(chosen, run, data=data)
     (tmp_path / "away").rename(data / "ade20k" / "annotations" / "training")
     state = load_file(own / "model.safetensors")
     state["lmm.lm_head.weight"][0, 0] += 1
     save_file(state, own / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ReadsegError, match=r"other settings \(starts from was"):
+    with pytest.raises(ReadsegError, match=r"other settings \(starts from: "):
         run_recipe(chosen, run, data=data)
 
 
