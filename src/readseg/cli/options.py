@@ -49,24 +49,24 @@ def grouped(command: Callable[..., None], **chosen: type) -> Callable[..., None]
     return run
 
 
+def _option(panel: str, help: str, **limits: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel, **limits)
+
+
 @dataclass(frozen=True)
 class WeightOptions:
     """What released weights do not say of themselves."""
 
     family: Annotated[
         Literal["read", "sesame", "lisa", "gsva", "glamm"] | None,
-        typer.Option(help="Model family, where the checkpoint does not tell it.", rich_help_panel=MODEL),
+        _option(MODEL, "Model family, where the checkpoint does not tell it."),
     ] = None
-    vision_tower: Annotated[
-        str | None, typer.Option(help="Folder or hub id of released weights' CLIP tower.", rich_help_panel=MODEL)
-    ] = None
+    vision_tower: Annotated[str | None, _option(MODEL, "Folder or hub id of released weights' CLIP tower.")] = None
     system: Annotated[
         Literal["llava_v1", "vicuna_v1"] | None,
-        typer.Option(help="System prompt of released weights; llava_v1 is that of training.", rich_help_panel=MODEL),
+        _option(MODEL, "System prompt of released weights; llava_v1 is that of training."),
     ] = None
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="Alpha of LoRA weights that are not merged yet.", rich_help_panel=MODEL)
-    ] = None
+    lora_alpha: Annotated[float | None, _option(MODEL, "Alpha of LoRA weights that are not merged yet.")] = None
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,14 @@ class LoadOptions(WeightOptions):
     """How a model is loaded."""
 
     device: Annotated[
-        str | None,
-        typer.Option(
-            help='Where to compute, such as "cpu" or "cuda:0"; by default a GPU if there is one.', rich_help_panel=MODEL
-        ),
+        str | None, _option(MODEL, 'Where to compute, such as "cpu" or "cuda:0"; by default a GPU if there is one.')
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Precision; by default what fits the device and the model's size.", rich_help_panel=MODEL),
+        _option(MODEL, "Precision; by default what fits the device and the model's size."),
     ] = None
-    bits: Annotated[
-        int | None,
-        typer.Option(help="8 or 4: a quantised language model (needs bitsandbytes).", rich_help_panel=MODEL),
-    ] = None
-    device_map: Annotated[
-        str | None, typer.Option(help='"auto" spreads a large model over several GPUs.', rich_help_panel=MODEL)
-    ] = None
+    bits: Annotated[int | None, _option(MODEL, "8 or 4: a quantised language model (needs bitsandbytes).")] = None
+    device_map: Annotated[str | None, _option(MODEL, '"auto" spreads a large model over several GPUs.')] = None
 
     def load(self, source: str | None) -> readseg.Segmenter:
         """The model of a folder or a hub id; None is the embedded one."""
@@ -117,10 +109,7 @@ class LoadOptions(WeightOptions):
 class ModelOptions(LoadOptions):
     """One model."""
 
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub id of a model; by default the embedded one.", rich_help_panel=MODEL),
-    ] = None
+    model: Annotated[str | None, _option(MODEL, "Folder or hub id of a model; by default the embedded one.")] = None
 
 
 @dataclass(frozen=True)
@@ -128,11 +117,7 @@ class ModelsOptions(LoadOptions):
     """Several models, side by side."""
 
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Folder or hub id of a model, or embedded, the default; several stand beside each other.",
-            rich_help_panel=MODEL,
-        ),
+        list[str] | None, _option(MODEL, "Folder or hub id of a model, or embedded, the default; repeatable.")
     ] = None
 
 
@@ -142,10 +127,7 @@ class PromptOptions:
 
     points: Annotated[
         Literal["on", "off", "only"] | None,
-        typer.Option(
-            help="Similarity as points for any family: on, off (the SEG embedding alone) or only (without it).",
-            rich_help_panel=POINTS,
-        ),
+        _option(POINTS, "Similarity as points for any family: on, off (the SEG embedding alone) or only (without it)."),
     ] = None
 
     def choose(self, segmenter: readseg.Segmenter) -> tuple[Prompt | None, readseg.PointConfig | None]:
@@ -174,19 +156,14 @@ class PromptOptions:
 class GridOptions:
     """How the map becomes labelled cells."""
 
-    downsample: Annotated[
-        int | None, typer.Option(min=1, help="Reduce the token grid by this factor first.", rich_help_panel=POINTS)
-    ] = None
+    downsample: Annotated[int | None, _option(POINTS, "Reduce the token grid by this factor first.", min=1)] = None
     alignment: Annotated[
         Literal["reference", "exact"] | None,
-        typer.Option(help="Where the grid lies: rounded as in READ's training, or exactly.", rich_help_panel=POINTS),
+        _option(POINTS, "Where the grid lies: rounded as in READ's training, or exactly."),
     ] = None
     threshold: Annotated[
         Literal["range", "std"] | None,
-        typer.Option(
-            help="range: --t-pos and --t-neg on the min-max map; std: mean +/- half a deviation (the paper's text).",
-            rich_help_panel=POINTS,
-        ),
+        _option(POINTS, "range: --t-pos and --t-neg on the min-max map; std: mean +/- half a deviation (the paper)."),
     ] = None
 
 
@@ -194,15 +171,9 @@ class GridOptions:
 class PointOptions(GridOptions, PromptOptions):
     """How many points are chosen, and where."""
 
-    num_points: Annotated[
-        int | None, typer.Option(min=1, help="The most points for a SEG.", rich_help_panel=POINTS)
-    ] = None
-    t_pos: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Similarity of positive points, from.", rich_help_panel=POINTS)
-    ] = None
-    t_neg: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Similarity of negative points, up to.", rich_help_panel=POINTS)
-    ] = None
+    num_points: Annotated[int | None, _option(POINTS, "The most points for a SEG.", min=1)] = None
+    t_pos: Annotated[float | None, _option(POINTS, "Similarity of positive points, from.", min=0, max=1)] = None
+    t_neg: Annotated[float | None, _option(POINTS, "Similarity of negative points, up to.", min=0, max=1)] = None
 
 
 @dataclass(frozen=True)
