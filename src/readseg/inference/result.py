@@ -12,16 +12,19 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from readseg.core.masks import decode_rle, encode_rle, union
+from readseg.core.sasp import full_map
+from readseg.core.token_grid import Alignment
 from readseg.errors import ReadsegError
 from readseg.viz import overlays
 
-FORMAT = "readseg.inference.result/1"
+FORMAT = "readseg.segmentation/1"
 _OUR_FILES = re.compile(r"overlay\.png|(mask|heatmap)_\d+\.png")
 
 
@@ -48,9 +51,6 @@ class Segmentation:
             None for a generated answer.
         answer_ids: the answer as the model's tokens; () after `from_json`.
         image: what was asked about, RGB; None after `from_json`.
-
-    Raises:
-        ValueError: shapes, types or numbers that contradict each other.
     """
 
     query: str
@@ -61,7 +61,7 @@ class Segmentation:
     points_xy: tuple[np.ndarray, ...] = ()
     point_labels: tuple[np.ndarray, ...] = ()
     scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.float32), repr=False)
-    alignment: str = "exact"
+    alignment: Alignment = "exact"
     box: tuple[float, float, float, float] | None = None
     finished: bool = True
     phrases: tuple[str, ...] = ()
@@ -72,33 +72,27 @@ class Segmentation:
 
     def __post_init__(self) -> None:
         count = len(self.masks)
-        if self.masks.dtype != np.bool_ or self.masks.shape != (count, *self.image_size):
-            raise ValueError(
-                f"masks must be bool (S, {self.image_size[0]}, {self.image_size[1]}); "
-                f"got {self.masks.dtype} {self.masks.shape}"
-            )
-        if self.image is not None and (self.image.height, self.image.width) != tuple(self.image_size):
+        if not self.phrases:
+            object.__setattr__(self, "phrases", ("",) * count)
+        if self.masks.dtype != np.bool_ or self.masks.shape[1:] != tuple(self.image_size):
+            got = f"{self.masks.dtype} {self.masks.shape}"
+            raise ValueError(f"masks must be bool (S, H, W) with the image_size (H, W) {self.image_size}; got {got}")
+        if self.image is not None and self.image.size[::-1] != tuple(self.image_size):
             raise ValueError(f"the image is {self.image.size} (W, H), image_size (H, W) {self.image_size}")
         if (self.present is True) != (count > 0):
             raise ValueError(f"present is {self.present}, which does not fit {count} masks")
-        if not len(self.points_xy) == len(self.point_labels) == len(self.scores) == count:
-            raise ValueError(
-                f"{count} masks, but {len(self.points_xy)} sets of points, {len(self.point_labels)} of labels and "
-                f"{len(self.scores)} rows of scores"
-            )
-        if not self.phrases:
-            object.__setattr__(self, "phrases", ("",) * count)
-        if len(self.phrases) != count or (self.said is not None and len(self.said) != count):
-            raise ValueError(f"{count} masks, but {len(self.phrases)} phrases, and said is {self.said}")
+        of_each_mask = (self.points_xy, self.point_labels, self.scores, self.phrases)
+        if any(len(values) != count for values in of_each_mask) or len(self.said or self.masks) != count:
+            raise ValueError(f"points, labels, scores, phrases and said must be those of {count} masks")
         for xy, labels in zip(self.points_xy, self.point_labels, strict=True):
             if xy.shape != (len(labels), 2) or not np.isin(labels, (1, 0, -1)).all():
                 raise ValueError(f"points must be (P, 2) with P labels 1, 0 or -1; got {xy.shape}, {labels!r}")
         if self.scores.ndim != 2 or math.isqrt(self.scores.shape[1]) ** 2 != self.scores.shape[1]:
             raise ValueError(f"scores must be (S, N) with N = n * n; got {self.scores.shape}")
-        if self.alignment not in ("exact", "reference"):
-            raise ValueError(f'alignment must be "exact" or "reference"; got {self.alignment!r}')
-        if self.box is not None and len(self.box) != 4:
-            raise ValueError(f"box must be (x0, y0, x1, y1); got {self.box}")
+        if self.alignment not in get_args(Alignment) or (self.box is not None and len(self.box) != 4):
+            names = ", ".join(get_args(Alignment))
+            got = f"{self.alignment!r}, {self.box}"
+            raise ValueError(f"alignment must be one of {names}, box (x0, y0, x1, y1) or None; got {got}")
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -110,15 +104,10 @@ class Segmentation:
     @cached_property
     def similarity(self) -> np.ndarray:
         """(S, H, W) float32 in [0, 1]: the similarity map g of each [SEG], 0 where the model does not see."""
-        import torch
-
-        from readseg.core.sasp import full_map
-
         if not len(self.masks):
             return np.zeros((0, *self.image_size), np.float32)
-        alignment: Any = self.alignment
-        box = self.box if alignment == "exact" else None
-        return full_map(torch.from_numpy(self.scores), self.image_size, alignment=alignment, box=box).numpy()
+        box = self.box if self.alignment == "exact" else None
+        return full_map(torch.from_numpy(self.scores), self.image_size, alignment=self.alignment, box=box).numpy()
 
     @property
     def mask(self) -> np.ndarray:
@@ -126,25 +115,21 @@ class Segmentation:
         return union(self.masks, self.image_size)
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
-        """The masks, points and answer on the image (`draw.overlay`).
-
-        Args:
-            image: needed only where this result has none, as after `from_json`.
+        """The masks, points and answer on the image; `image` where this result has none, as after `from_json`.
 
         Raises:
             ReadsegError: there is no image.
         """
-        caption = f"{self.query} - {self.answer}"
         return overlays.overlay(
             self._image(image),
             self.masks,
             points_xy=self.points_xy,
             point_labels=self.point_labels,
-            caption=caption,
+            caption=f"{self.query} - {self.answer}",
         )
 
     def heatmap(self, index: int = 0, image: Image.Image | None = None) -> Image.Image:
-        """The similarity map and the points of one [SEG] on the image (`draw.heat_map`).
+        """The similarity map and the points of one [SEG] on the image.
 
         Raises:
             ReadsegError: there is no image, or no such [SEG].
@@ -189,11 +174,7 @@ class Segmentation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], image: Image.Image | None = None) -> Segmentation:
-        """What `to_dict` gave; `image` is what pictures are drawn on.
-
-        Raises:
-            ReadsegError: the data is not of that form.
-        """
+        """What `to_dict` gave; `image` is what pictures are drawn on. Data of another form is a ReadsegError."""
         try:
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
@@ -218,16 +199,12 @@ class Segmentation:
                 image=image,
             )
         except (KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ReadsegError(f"this is not a saved segmentation ({FORMAT}): {what}") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ReadsegError(f"this is not a saved segmentation ({FORMAT}): {reason}") from error
 
     @classmethod
     def from_json(cls, text: str, image: Image.Image | None = None) -> Segmentation:
-        """What `to_json` gave.
-
-        Raises:
-            ReadsegError: the text is not JSON, or not of that form.
-        """
+        """What `to_json` gave; a text that is not JSON, or not of that form, is a ReadsegError."""
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -237,11 +214,8 @@ class Segmentation:
     def save(self, folder: str | Path) -> Path:
         """Write result.json, overlay.png, and mask_1.png, heatmap_1.png for each [SEG], each whole or not at all.
 
-        The folder is made if it is not there. Masks and heat maps of an earlier result in it are removed, so that
-        all its files tell of one result.
-
-        Returns:
-            The folder.
+        The folder, which is returned, is made if it is not there. Masks and heat maps of an earlier result in it are
+        removed, so that all its files tell of one result.
 
         Raises:
             ReadsegError: the folder cannot be written, or there is no image to draw on.
@@ -253,28 +227,28 @@ class Segmentation:
             pictures[f"heatmap_{index + 1}.png"] = self.heatmap(index)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as place:
+            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
                 for name, picture in pictures.items():
-                    picture.save(Path(place) / name)
-                (Path(place) / "result.json").write_text(self.to_json() + "\n", encoding="utf-8")
+                    picture.save(Path(temporary) / name)
+                (Path(temporary) / "result.json").write_text(self.to_json() + "\n", encoding="utf-8")
                 # All are complete now: only renames are left, the result last.
                 if (folder / "result.json").exists():
                     for old in folder.iterdir():
                         if _OUR_FILES.fullmatch(old.name) and old.name not in pictures:
                             old.unlink()
                 for name in (*pictures, "result.json"):
-                    (Path(place) / name).replace(folder / name)
+                    (Path(temporary) / name).replace(folder / name)
         except OSError as error:
             raise ReadsegError(f"cannot write to {folder}: {error.strerror or error}") from error
         return folder
 
     def _image(self, image: Image.Image | None) -> Image.Image:
-        chosen = image or self.image
-        if chosen is None:
+        image = image or self.image
+        if image is None:
             raise ReadsegError("this result has no image to draw on: pass image=")
-        if (chosen.height, chosen.width) != tuple(self.image_size):
-            raise ReadsegError(f"the image is {chosen.size} (W, H), the result's size (H, W) {self.image_size}")
-        return chosen
+        if (image.height, image.width) != tuple(self.image_size):
+            raise ReadsegError(f"the image is {image.size} (W, H), the result's size (H, W) {self.image_size}")
+        return image
 
 
 def _short(value: np.floating) -> float | None:

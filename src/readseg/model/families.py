@@ -32,15 +32,11 @@ SYSTEMS = {"llava_v1": LLAVA_V1, "vicuna_v1": VICUNA_V1}
 
 @dataclass(frozen=True)
 class Family:
-    """The values of one family.
+    """The values of one family; `name`, `conversation`, `points`, `prompt` and `view` are as in `ReadConfig`.
 
-    name: as in `ReadConfig.family`.
     added_tokens: in the order of their ids, behind those of the tokenizer that training started from.
-    conversation: the words around a question.
-    points: how points are made; where the weights were trained without (`prompt` "seg"), how to add them.
+    points: where the weights were trained without (`prompt` "seg"), how to add them.
     points_13b: what replaces them in the family's weights of 13 billion parameters, if they differ.
-    prompt: what prompts the mask decoder.
-    view: how the language model sees an image.
     architectures: what "architectures" in a released config.json says.
     repositories: released weights, as hub ids; their names tell the family where config.json errs.
     image_tokens: N with the vision tower that the weights were trained with.
@@ -181,22 +177,13 @@ def family_of(
     name: str,
     chosen: str | None = None,
 ) -> tuple[Family, str]:
-    """The family of released weights, and how it was told.
+    """The family of released weights, and how it was determined.
 
-    What the names of weights leave open, the repository's name or config.json decides.
+    The names of weights leave several possible (READ, SESAME and LISA on LLaVA-1.5 have the same tensors, and prompt
+    SAM differently): then the user's choice decides, or the repository's name, or config.json.
 
-    READ, SESAME and LISA on LLaVA-1.5 have the same tensors under the same names, and prompt SAM differently.
-
-    Args:
-        settings: config.json.
-        mask_model: the name under which the weights hold SAM.
-        added: the tokenizer's added tokens.
-        linear: whether the projector is one layer.
-        name: the folder, as the hub's cache names it where it came from there.
-        chosen: the family that a user says it is.
-
-    Raises:
-        ReadsegError: config.json or `chosen` names another family than the weights, or nothing tells the family.
+    settings: config.json;  mask_model: the name under which the weights hold SAM;  added: the tokenizer's added tokens;
+    linear: whether the projector is one layer;  name: the folder, as the hub's cache names it;  chosen: by the user.
     """
     possible = [
         family
@@ -208,31 +195,32 @@ def family_of(
     ]
     if not possible:
         raise ReadsegError(f"{name}: these weights are of none of the families {', '.join(RELEASED)}.")
-    told = " or ".join(family.name for family in possible)
+    options = " or ".join(family.name for family in possible)
     if chosen is not None:
         if FAMILIES[chosen] not in possible:
-            raise ReadsegError(f"{name}: family {chosen!r} was asked for, but these weights are of {told}.")
+            raise ReadsegError(f"{name}: family {chosen!r} was asked for, but these weights are of {options}.")
         return FAMILIES[chosen], "as asked"
-    named = settings.get("architectures")
-    said = [word for word in named if isinstance(word, str)] if isinstance(named, list) else []
-    by_config = [family for family in FAMILIES.values() if set(family.architectures) & set(said)]
+    architectures = settings.get("architectures")
+    architectures = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
+    by_config = next((family for family in FAMILIES.values() if set(family.architectures) & set(architectures)), None)
     # A hub's cache names folders so: .../models--owner--name/snapshots/...
     cached = re.search(r"models--[^/]*--([^/]+)/snapshots/[^/]+$", name)
-    own_name = cached[1] if cached else name.rstrip("/").rpartition("/")[2]
-    by_name = [f for f in possible if any(known.rpartition("/")[2] == own_name for known in f.repositories)]
-    if by_name:
-        other = by_config and by_config[0] is not by_name[0]
-        return by_name[0], f"by its name; config.json says {by_config[0].name}" if other else "by its name"
-    if by_config:
-        if by_config[0] in possible:
-            return by_config[0], "by config.json"
+    repository = cached[1] if cached else name.rstrip("/").rpartition("/")[2]
+    for family in possible:
+        if any(known.rpartition("/")[2] == repository for known in family.repositories):
+            if by_config in (None, family):
+                return family, "by its name"
+            return family, f"by its name; config.json says {by_config.name}"
+    if by_config is not None and by_config in possible:
+        return by_config, "by config.json"
+    if by_config is not None:
         raise ReadsegError(
-            f"{name}: config.json is of the family {by_config[0].name} ({', '.join(said)}), the weights are of "
-            f"{told}; if config.json is wrong, name the family (--family)."
+            f"{name}: config.json is of the family {by_config.name} ({', '.join(architectures)}), the weights are of "
+            f"{options}; if config.json is wrong, name the family (--family)."
         )
     if len(possible) == 1:
         return possible[0], "by its weights"
     raise ReadsegError(
-        f"{name}: config.json (architectures: {', '.join(said) or 'none'}) does not tell the family; name it: --family "
-        f"{told}."
+        f"{name}: config.json (architectures: {', '.join(architectures) or 'none'}) does not tell the family; name it: "
+        f"--family {options}."
     )

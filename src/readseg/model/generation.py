@@ -50,30 +50,20 @@ def generate(
     queries: Sequence[Sequence[int]],
     max_new_tokens: int = 64,
 ) -> list[Generation]:
-    """Greedy answers to Q questions behind one prefix, decoded as one batch.
+    """Greedy answers to Q questions (the ids that follow the prefix), decoded as one batch; `cache` stays as it was.
 
     Pads stand between the prefix and the shorter questions and are masked, so that an answer does not depend
-    on its neighbours. `cache` is left as it was.
-
-    Args:
-        lmm: the language model.
-        prefix_ids: what `cache` was filled with.
-        cache: keys and values from `prefill`.
-        queries: the ids that follow the prefix, for each question at least one.
-        max_new_tokens: where an answer is cut off.
-
-    Raises:
-        ReadsegError: a question that does not fit the model's context, or a cache of another prefix.
+    on its neighbours.
     """
     if not queries:
         return []
-    batch = _behind(lmm, prefix_ids, cache, queries, max_new_tokens)
+    batch = _batch_behind(lmm, prefix_ids, cache, queries, max_new_tokens)
     open_rows = torch.ones(len(queries), dtype=torch.bool, device=lmm.device)
     end = torch.tensor(lmm.config.text_config.eos_token_id, device=lmm.device)
 
     new_ids, states = [], []
     for _ in range(max_new_tokens):
-        hidden = _continued(lmm, batch)[:, -1]
+        hidden = _run(lmm, batch)[:, -1]
         ids = lmm.lm_head(hidden).argmax(-1, keepdim=True).to(lmm.device)
         new_ids.append(ids)
         states.append(hidden)
@@ -81,7 +71,7 @@ def generate(
         if not open_rows.any():
             break
         batch = _Batch(ids, F.pad(batch.mask, (0, 1), value=1), batch.positions[:, -1:] + 1, batch.cache)
-    return _answers(torch.cat(new_ids, 1), torch.stack(states, 1), end)
+    return _until_end(torch.cat(new_ids, 1), torch.stack(states, 1), end)
 
 
 @torch.no_grad()
@@ -92,30 +82,20 @@ def force(
     queries: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
 ) -> list[Generation]:
-    """Teacher forcing behind one prefix: the states of given answers, and what the model itself would have said.
-
-    Args:
-        lmm: the language model.
-        prefix_ids: what `cache` was filled with.
-        cache: keys and values from `prefill`; left as it was.
-        queries: the ids that follow the prefix, for each question at least one.
-        answers: the ids of the answer to each.
-
-    Raises:
-        ReadsegError: a text that does not fit the model's context, or a cache of another prefix.
-    """
+    """Teacher forcing behind one prefix: the states of the answers' ids, and what the model itself would have said."""
     if not queries:
         return []
-    batch = _behind(lmm, prefix_ids, cache, [[*q, *a] for q, a in zip(queries, answers, strict=True)], 0)
-    hidden = _continued(lmm, batch)
-    given = []
+    texts = [[*query, *answer] for query, answer in zip(queries, answers, strict=True)]
+    batch = _batch_behind(lmm, prefix_ids, cache, texts, 0)
+    hidden = _run(lmm, batch)
+    generations = []
     for row, answer in enumerate(answers):
         states = hidden[row, hidden.shape[1] - len(answer) - 1 : -1]
-        given.append(Generation(list(answer), states, True, lmm.lm_head(states).argmax(-1).tolist()))
-    return given
+        generations.append(Generation(list(answer), states, True, lmm.lm_head(states).argmax(-1).tolist()))
+    return generations
 
 
-def _behind(
+def _batch_behind(
     lmm: LlavaForConditionalGeneration,
     prefix_ids: Sequence[int],
     cache: DynamicCache,
@@ -143,7 +123,7 @@ def _behind(
     return _Batch(ids.to(device), mask.to(device), positions.to(device), Cache(layers=layers))
 
 
-def _continued(lmm: LlavaForConditionalGeneration, batch: _Batch) -> Float[Tensor, "Q L D"]:
+def _run(lmm: LlavaForConditionalGeneration, batch: _Batch) -> Float[Tensor, "Q L D"]:
     """Last hidden states of a batch; its cache grows."""
     return lmm.model.language_model(
         inputs_embeds=lmm.get_input_embeddings()(batch.ids),
@@ -154,14 +134,14 @@ def _continued(lmm: LlavaForConditionalGeneration, batch: _Batch) -> Float[Tenso
     ).last_hidden_state
 
 
-def _answers(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Generation]:
+def _until_end(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Generation]:
     """Cuts each row before its first end token."""
-    ended = torch.isin(ids, end)
-    lengths = torch.where(ended.any(1), ended.int().argmax(1), ids.shape[1]).tolist()
-    finished = ended.any(1).tolist()
+    is_end = torch.isin(ids, end)
+    finished = is_end.any(1)
+    lengths = torch.where(finished, is_end.int().argmax(1), ids.shape[1]).tolist()
     return [
         Generation(row[:length].tolist(), state[:length], done, row[:length].tolist())
-        for row, state, length, done in zip(ids, states, lengths, finished, strict=True)
+        for row, state, length, done in zip(ids, states, lengths, finished.tolist(), strict=True)
     ]
 
 

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
+from readseg.core.types import IGNORE_INDEX
 from readseg.errors import ReadsegError
 from readseg.model import generation, losses
 from readseg.model.config import Prompt, ReadConfig, check_choice
@@ -34,8 +35,7 @@ from readseg.model.generation import Generation
 from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing
 
-IGNORED_LABEL = -100
-_MANY_PATCHES = 32  # a side
+SDPA_MIN_SIDE = 32  # patches of the mask model
 
 
 @dataclass
@@ -72,7 +72,7 @@ def default_attention(config: ReadConfig) -> str:
     half the time and a third of the memory.
     """
     side = config.mask_size // config.mask_config.vision_config.patch_size
-    return "sdpa" if torch.cuda.is_available() or side > _MANY_PATCHES else "eager"
+    return "sdpa" if torch.cuda.is_available() or side > SDPA_MIN_SIDE else "eager"
 
 
 class ReadModel(PreTrainedModel):
@@ -108,8 +108,8 @@ class ReadModel(PreTrainedModel):
         self.sam = SamModel(config.mask_config)
         width = config.lmm_config.text_config.hidden_size
         if config.projector == "linear":
-            seen = config.lmm_config.vision_config.hidden_size
-            self.lmm.model.multi_modal_projector = nn.Linear(seen, width)
+            vision_width = config.lmm_config.vision_config.hidden_size
+            self.lmm.model.multi_modal_projector = nn.Linear(vision_width, width)
         self.seg_projection = nn.Sequential(
             nn.Linear(width, width),
             nn.ReLU(),
@@ -170,18 +170,17 @@ class ReadModel(PreTrainedModel):
             attention_mask: (R, L), 1 where there is text, padding on either side; or (R or 1, 1, L, L), bool (True:
                 may attend) or additive. Default: no padding.
             position_ids: (R, L). Default: counted along the text, padding left out.
-            pixel_values: (I, 3, s, s); or `image_features` (I, N, D), as `encode_image` gives.
-            image_features: see `pixel_values`.
-            mask_pixel_values: (I, 3, S, S); or `mask_embeddings` (I, C, h, w), as `embed_masks_image` gives. Without
-                both, no masks are made.
-            mask_embeddings: see `mask_pixel_values`.
+            pixel_values: (I, 3, s, s); not needed with `image_features`.
+            image_features: (I, N, D), as `encode_image` gives.
+            mask_pixel_values: (I, 3, S, S); not needed with `mask_embeddings`; without both no masks are made.
+            mask_embeddings: (I, C, h, w), as `embed_masks_image` gives.
             frames: the I images' frames; needed for masks.
             row_images: (R,) the image of each row. Default: one row for each image.
             labels: (R, L), the ids to learn, -100 elsewhere (not shifted).
             masks: S targets, each (H, W) in the size of its image: 1, 0, or 255 for pixels that do not count. A family
                 with [REJ] has a target for each of those too, in reading order; its logits are 0 there, as trained.
             coverage: (S, N) in [0, 1], the share of each image token's cell that the target covers.
-            points: settings that replace the configured ones.
+            points: replace the configured ones.
             prompt: replaces the configured one.
             layout: where the questions lie that `packing.pack` packed; `attention_mask` is then not looked at.
             return_logits: text logits at all positions; they are else computed only where there is a label.
@@ -205,9 +204,10 @@ class ReadModel(PreTrainedModel):
         if layout is not None:
             allow_packing(self.lmm.model.language_model)
         hidden = self._hidden_states(input_ids, attention_mask, position_ids, image_features[row_images], layout=layout)
-        h_img = hidden[self._image_places(input_ids)].unflatten(0, (len(input_ids), -1))
-        seg_rows, seg_columns = self._seg_places(input_ids)
-        h_seg = hidden[seg_rows, seg_columns - 1]
+        h_img = hidden[self._is_image(input_ids)].unflatten(0, (len(input_ids), -1))
+        # In reading order, the states that predict each [SEG]. Nothing predicts a first token: it is not counted.
+        seg_rows, seg_columns = (input_ids[:, 1:] == self.config.seg_token_id).nonzero(as_tuple=True)
+        h_seg = hidden[seg_rows, seg_columns]
         seg_images = row_images[seg_rows]
         scores = self.similarity(h_seg, h_img[seg_rows])
         output = ReadOutput(h_seg=h_seg, h_img=h_img, scores=scores, seg_rows=seg_rows, seg_images=seg_images)
@@ -250,23 +250,11 @@ class ReadModel(PreTrainedModel):
         points: PointConfig | None = None,
         prompt: Prompt | None = None,
     ) -> tuple[list[Points], Float[Tensor, "S 4*h 4*w"]]:
-        """From the states of S [SEG] tokens to their masks, as the configured or the given prompt says.
+        """From the states of S [SEG] tokens to their points and masks, with the configured or the given settings.
 
-        Args:
-            h_seg: (S, D).
-            scores: (S, N) similarity with the image tokens.
-            seg_images: (S,) the image of each [SEG], an index into `mask_embeddings` and `frames`.
-            mask_embeddings: (I, C, h, w).
-            frames: the I images' frames.
-            points: settings that replace the configured ones.
-            prompt: "both", "seg" (no points are made) or "points"; replaces the configured one.
-
-        Returns:
-            The points of each [SEG], and logits (S, 4h, 4w) float32 in the frame of the mask model's square; a [SEG]
-            without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
-
-        Raises:
-            ValueError: an unknown prompt, or settings of points that do not fit the model (`ReadConfig.check_points`).
+        `seg_images` are indices into `mask_embeddings` and `frames`. The logits are float32 in the frame of the mask
+        model's square; a [SEG] without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
+        An unknown prompt, or points that do not fit the model, are a ValueError.
         """
         prompt, points = prompt or self.config.prompt, points or self.config.points
         check_choice("prompt", prompt)
@@ -275,11 +263,11 @@ class ReadModel(PreTrainedModel):
         # The parts of a model that is spread over devices meet where the mask model is.
         h_seg, scores = h_seg.to(mask_embeddings.device), scores.to(mask_embeddings.device)
         if prompt == "seg":
-            found = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
+            chosen = [Points(scores.new_zeros(0, 2), seg_images.new_zeros(0)) for _ in images]
         else:
-            found = select_points(scores, images, frames, points)
+            chosen = select_points(scores, images, frames, points)
         tokens = None if prompt == "points" else self.seg_projection(h_seg)
-        return found, masks_from_prompts(self.sam, found, tokens, images, mask_embeddings, frames)
+        return chosen, masks_from_prompts(self.sam, chosen, tokens, images, mask_embeddings, frames)
 
     # -- generation: the prefix once, the questions as one batch --------------------------------------------------
 
@@ -287,19 +275,11 @@ class ReadModel(PreTrainedModel):
     def prefill(
         self, prefix_ids: Sequence[int], image_features: Float[Tensor, "1 N D"]
     ) -> tuple[DynamicCache, Float[Tensor, "N D"]]:
-        """Runs the part of the prompt that no question changes: the text up to the image, and the image.
-
-        Args:
-            prefix_ids: ids with N image tokens.
-            image_features: (1, N, D) from `encode_image`.
-
-        Returns:
-            The keys and values of the prefix, and h_img (N, D).
-        """
+        """Runs what no question changes, text and image features: keys and values of the prefix, and h_img (N, D)."""
         ids = torch.tensor([list(prefix_ids)], device=self.device)
         cache = DynamicCache()
         hidden = self._hidden_states(ids, None, None, image_features, cache=cache)
-        return cache, hidden[self._image_places(ids)]
+        return cache, hidden[self._is_image(ids)]
 
     def generate_answers(
         self,
@@ -308,7 +288,7 @@ class ReadModel(PreTrainedModel):
         queries: Sequence[Sequence[int]],
         max_new_tokens: int = 64,
     ) -> list[Generation]:
-        """Greedy answers to Q questions behind one prefix, decoded as one batch: `answering.generate`."""
+        """Greedy answers to Q questions behind one prefix, decoded as one batch: `generation.generate`."""
         return generation.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
 
     def force_answers(
@@ -318,7 +298,7 @@ class ReadModel(PreTrainedModel):
         queries: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
     ) -> list[Generation]:
-        """The states of given answers, and what the model itself would have said: `answering.force`."""
+        """The states of given answers, and what the model itself would have said: `generation.force`."""
         return generation.force(self.lmm, prefix_ids, cache, queries, answers)
 
     # -- pieces of forward -----------------------------------------------------------------------------------------
@@ -333,9 +313,9 @@ class ReadModel(PreTrainedModel):
         layout: Layout | None = None,
     ) -> Float[Tensor, "R L D"]:
         """Last hidden states, after the final norm, with the image features at the image's places."""
-        places = self._image_places(input_ids)
-        embeddings = self.lmm.get_input_embeddings()(input_ids.masked_fill(places, 0))
-        embeddings = embeddings.masked_scatter(places[..., None], image_features.to(embeddings.dtype))
+        is_image = self._is_image(input_ids)
+        embeddings = self.lmm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        embeddings = embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
         if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
@@ -352,26 +332,19 @@ class ReadModel(PreTrainedModel):
             **({} if layout is None else {"layout": layout}),
         ).last_hidden_state
 
-    def _image_places(self, input_ids: Int[Tensor, "R L"]) -> Bool[Tensor, "R L"]:
+    def _is_image(self, input_ids: Int[Tensor, "R L"]) -> Bool[Tensor, "R L"]:
         """True at the N image tokens that every row must have."""
-        places = input_ids == self.config.image_token_id
-        counts = places.sum(-1).tolist()
+        is_image = input_ids == self.config.image_token_id
         expected = self.config.num_image_tokens
-        for row, count in enumerate(counts):
+        for row, count in enumerate(is_image.sum(-1).tolist()):
             if count != expected:
                 raise ReadsegError(f"row {row} of input_ids has {count} image tokens, expected {expected}.")
-        return places
-
-    def _seg_places(self, input_ids: Int[Tensor, "R L"]) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"]]:
-        """Rows and columns of all [SEG], in reading order. Nothing predicts a first token: it is not counted."""
-        places = input_ids == self.config.seg_token_id
-        rows, columns = places[:, 1:].nonzero(as_tuple=True)
-        return rows, columns + 1
+        return is_image
 
     def _text_loss(self, hidden: Float[Tensor, "R L D"], labels: Int[Tensor, "R L"]) -> Float[Tensor, ""]:
         """Mean cross entropy over the labelled tokens; the output layer sees only the states that predict one."""
         targets = labels[:, 1:]
-        learned = targets != IGNORED_LABEL
+        learned = targets != IGNORE_INDEX
         logits = self.lmm.lm_head(hidden[:, :-1][learned]).float()
         total = F.cross_entropy(logits, targets[learned], reduction="sum")
         return total / learned.sum().clamp(min=1)
@@ -387,20 +360,19 @@ class ReadModel(PreTrainedModel):
         low_res = output.low_res_logits
         if low_res is None or frames is None:
             raise ReadsegError("mask losses need mask_pixel_values or mask_embeddings, and frames.")
-        rejections = -1 if self.config.rej_token_id is None else self.config.rej_token_id
-        rows, columns = ((input_ids == self.config.seg_token_id) | (input_ids == rejections))[:, 1:].nonzero(
-            as_tuple=True
-        )
-        targets = input_ids[rows, columns + 1].tolist()
-        if len(masks) != len(targets):
-            raise ReadsegError(f"{len(masks)} masks for {len(targets)} [SEG] (or [REJ]) tokens; give one for each.")
+        rej_id = -1 if self.config.rej_token_id is None else self.config.rej_token_id
+        later_ids = input_ids[:, 1:]
+        rows, columns = ((later_ids == self.config.seg_token_id) | (later_ids == rej_id)).nonzero(as_tuple=True)
+        tokens = later_ids[rows, columns].tolist()
+        if len(masks) != len(tokens):
+            raise ReadsegError(f"{len(masks)} masks for {len(tokens)} [SEG] (or [REJ]) tokens; give one for each.")
         with full_precision(self.device):
-            found = iter(low_res)
+            of_segs = iter(low_res)
             logits = [
                 low_res.new_zeros(frames[image].hw)
-                if token == rejections
-                else frames[image].masks_to_image(next(found)[None])[0]
-                for token, image in zip(targets, row_images[rows].tolist(), strict=True)
+                if token == rej_id
+                else frames[image].masks_to_image(next(of_segs)[None])[0]
+                for token, image in zip(tokens, row_images[rows].tolist(), strict=True)
             ]
             bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks])
             zero = self._mask_branch_zero()
@@ -419,15 +391,10 @@ class ReadModel(PreTrainedModel):
         return zero
 
     def _weighted(self, output: ReadOutput) -> Tensor | None:
-        weights = self.config
-        terms = (
-            (weights.text_loss_weight, output.text_loss),
-            (weights.bce_loss_weight, output.bce_loss),
-            (weights.dice_loss_weight, output.dice_loss),
-            (weights.map_loss_weight, output.map_loss),
-        )
-        given = [weight * loss for weight, loss in terms if loss is not None]
-        return sum(given[1:], start=given[0]) if given else None
+        names = ("text_loss", "bce_loss", "dice_loss", "map_loss")
+        values = {name: getattr(output, name) for name in names}
+        terms = [getattr(self.config, f"{name}_weight") * loss for name, loss in values.items() if loss is not None]
+        return sum(terms[1:], start=terms[0]) if terms else None
 
     # -- files and precision -----------------------------------------------------------------------------------------
 
@@ -442,24 +409,16 @@ class ReadModel(PreTrainedModel):
         """
         # transformers' own error of this kind names no key: let it pass, and name them here.
         kwargs["ignore_mismatched_sizes"] = True
-        where = pretrained_model_name_or_path or "state_dict"
+        source = pretrained_model_name_or_path or "state_dict"
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        problems = [
-            f"{what}: {', '.join(sorted(map(str, info[key])))}"
-            for key, what in (
-                ("missing_keys", "missing"),
-                ("unexpected_keys", "unexpected"),
-                ("mismatched_keys", "of a wrong shape"),
-            )
-            if info[key]
-        ]
-        if problems:
+        kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of a wrong shape"}
+        wrong = [f"{kind}: {', '.join(sorted(map(str, info[key])))}" for key, kind in kinds.items() if info[key]]
+        if wrong:
             raise ReadsegError(
-                f"{where}: these weights are not those of the model that its config describes; {'; '.join(problems)}."
+                f"{source}: these weights are not those of the model that its config describes; {'; '.join(wrong)}."
             )
-        broken = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-        if broken:
-            raise ReadsegError(f"{where}: weights that are no numbers: {', '.join(broken)}.")
+        if broken := [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]:
+            raise ReadsegError(f"{source}: weights that are no numbers: {', '.join(broken)}.")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:

@@ -21,7 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv
 
-IGNORED = -100
+from readseg.core.types import IGNORE_INDEX
+
 STEP = 4
 """Widths of slots are multiples of this: few different ones, each a product of its own."""
 
@@ -34,11 +35,7 @@ class Layout(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """R rows of L tokens.
-
-    input_ids, labels, position_ids: (R, L); labels are -100 where nothing is learned.
-    layout: where the slots lie.
-    """
+    """R rows of L tokens, each tensor (R, L); labels are -100 where nothing is learned."""
 
     input_ids: Tensor
     labels: Tensor
@@ -49,19 +46,16 @@ class Packed(NamedTuple):
 def pack(
     prefix_ids: Sequence[int], rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int
 ) -> Packed:
-    """Pack questions behind a common prefix. Least is padded where the rows have their questions in order of length.
+    """Pack each image's conversations (ids, labels) behind a common prefix.
 
-    Args:
-        prefix_ids: the ids before any question, with the image's tokens.
-        rows: for each image, its questions as (ids, labels) of question and answer.
-        pad_token_id: fills the slots on the right; no other token attends to it.
+    Least is padded where the rows have their conversations in order of length. No other token attends to the padding.
     """
     start = len(prefix_ids)
     columns = zip_longest(*rows, fillvalue=((), ()))
     widths = tuple(-(-max(len(ids) for ids, _ in column) // STEP) * STEP for column in columns)
     length = start + sum(widths)
     input_ids = torch.full((len(rows), length), pad_token_id)
-    labels = torch.full((len(rows), length), IGNORED)
+    labels = torch.full((len(rows), length), IGNORE_INDEX)
     input_ids[:, :start] = torch.tensor(list(prefix_ids))
     positions = torch.cat([torch.arange(start), *(torch.arange(start, start + width) for width in widths)])
     for r, row in enumerate(rows):

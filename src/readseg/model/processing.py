@@ -1,7 +1,7 @@
 """Images and conversations to tensors, and ids back to text: everything around the model that is not the model.
 
-Speaks PIL images (RGB, upright), text and token ids. The view of an image is `frames.ImageFrame`'s, the layout of a
-conversation `conversation.py`'s; normalisation and ids are here.
+Speaks PIL images (RGB, upright), text and token ids. The view of an image is that of `core.frames`, the layout of a
+conversation that of `prompt_format.py`; normalisation and ids are here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
 from readseg.core.frames import ImageFrame
-from readseg.core.types import Turn
+from readseg.core.types import IGNORE_INDEX, Turn
 from readseg.errors import ReadsegError
 from readseg.model import prompt_format
 from readseg.model.config import ReadConfig
@@ -37,12 +37,8 @@ _CLOSING = frozenset(".,;:!?)'")  # no space stands before these
 class ReadProcessor:
     """What a `ReadModel` needs around it: its tokenizer, and the sizes and words of its config.
 
-    Args:
-        tokenizer: with "[SEG]" as one token.
-        config: the model's.
-
-    Raises:
-        ReadsegError: the tokenizer and the config disagree about [SEG].
+    A conversation is a list of `core.types.Turn`. One that is empty, has an empty question, or an earlier turn without
+    an answer is a ReadsegError; so are a tokenizer and a config that disagree about [SEG].
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | LegacyTokenizer, config: ReadConfig) -> None:
@@ -83,37 +79,25 @@ class ReadProcessor:
         return [token for token, _ in self._tokens(pieces)]
 
     def query_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """The ids that follow the prefix, up to where the answer to the last question begins.
-
-        Raises:
-            ReadsegError: an empty question, or an earlier turn without an answer (`conversation.dialogue`).
-        """
+        """The ids that follow the prefix, up to where the answer to the last question begins."""
         return self.prompt_ids(turns)[len(self.prefix_ids()) :]
 
     def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Prefix and query: what the answer to the last question is generated from. Raises what `query_ids` does."""
+        """Prefix and query: what the answer to the last question is generated from."""
         *history, last = turns
         return [token for token, _ in self._tokens(self._pieces([*history, Turn(last.question)]))]
 
     def answer_ids(self, turns: Sequence[Turn]) -> list[int]:
-        """The ids of the last turn's answer, as they follow `prompt_ids`, without the end token.
-
-        Raises:
-            ReadsegError: what `conversation.dialogue` raises.
-        """
+        """The ids of the last turn's answer, as they follow `prompt_ids`, without the end token."""
         return self.encode(turns)[0][len(self.prompt_ids(turns)) : -1]
 
     def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-        """A whole conversation for training or teacher forcing.
+        """A whole conversation for training or teacher forcing, as `input_ids` and `labels`.
 
-        Returns:
-            input_ids, and labels: the same ids in answers (with their end token), -100 elsewhere.
-
-        Raises:
-            ReadsegError: what `conversation.dialogue` raises.
+        Labels are the same ids in answers (with their end token), -100 elsewhere.
         """
         tokens = self._tokens(self._pieces(turns))
-        return [token for token, _ in tokens], [token if learned else -100 for token, learned in tokens]
+        return [token for token, _ in tokens], [token if learned else IGNORE_INDEX for token, learned in tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer's ids: " [SEG]" for each [SEG] (and its like in other families), no other special token."""
@@ -134,28 +118,28 @@ class ReadProcessor:
         The words stand between <p> and </p> where the family writes so, else, where it names several objects ("Sure,a
         fox:[SEG], a heron:[REJ]."), between two tokens; other families do not say: "".
         """
-        found = []
+        targets = []
         start = 0
-        for place, token in enumerate(ids):
+        for index, token in enumerate(ids):
             if (name := self._answer_ids.get(token)) in (SEG, REJ):
-                found.append((str(name), self._phrase(ids[start:place])))
-                start = place + 1
-        return found
+                targets.append((str(name), self._phrase(ids[start:index])))
+                start = index + 1
+        return targets
 
     def _phrase(self, ids: Sequence[int]) -> str:
-        words = self.config.conversation
-        if PHRASE in words.answer_tokens:
-            marks = [(place, name) for place, token in enumerate(ids) if (name := self._answer_ids.get(token))]
-            ends = [place for place, name in marks if name == PHRASE_END]
-            starts = [place for place, name in marks if name == PHRASE and ends and place < ends[-1]]
+        conversation = self.config.conversation
+        if PHRASE in conversation.answer_tokens:
+            names = [self._answer_ids.get(token) for token in ids]
+            ends = [index for index, name in enumerate(names) if name == PHRASE_END]
+            starts = [index for index, name in enumerate(names) if name == PHRASE and ends and index < ends[-1]]
             return self.decode(ids[starts[-1] + 1 : ends[-1]]) if starts else ""
-        if not words.names_question:
+        if not conversation.names_question:
             return ""
         return re.sub(r"^(Sure)?[\s,]*|[\s:]*$", "", self.decode(ids))
 
     def _pieces(self, turns: Sequence[Turn]) -> list[Piece]:
-        words = self.config.conversation
-        return prompt_format.prefix(words) + prompt_format.dialogue(turns, words.answer_tokens)
+        conversation = self.config.conversation
+        return prompt_format.prefix(conversation) + prompt_format.dialogue(turns, conversation.answer_tokens)
 
     def _tokens(self, pieces: Sequence[Piece]) -> list[tuple[int, bool]]:
         """Each id of a conversation, and whether the model learns to say it."""
@@ -165,21 +149,18 @@ class ReadProcessor:
             if first.ids is not None:
                 tokens += [(token, first.learned) for token in first.ids]
                 continue
+            if first.text == IMAGE and first.special:
+                tokens += [(self.config.image_token_id, first.learned)] * self.config.num_image_tokens
+                continue
             if first.special:
-                image = first.text == IMAGE
-                ids = (
-                    [self.config.image_token_id] * self.config.num_image_tokens
-                    if image
-                    else [self._special(first.text)]
-                )
-                tokens += [(token, first.learned) for token in ids]
+                tokens.append((self._special(first.text), first.learned))
                 continue
             text = "".join(piece.text for piece in run)
-            ids = self._encoded(text)
+            ids = self._encode_text(text)
             # A run is prompt, then answer; a space divides them, so the prompt alone gives the same first ids.
             prompt = "".join(piece.text for piece in run if not piece.learned)
-            asked = len(ids) if prompt == text else len(self._encoded(prompt))
-            tokens += [(token, place >= asked) for place, token in enumerate(ids)]
+            prompt_length = len(ids) if prompt == text else len(self._encode_text(prompt))
+            tokens += [(token, index >= prompt_length) for index, token in enumerate(ids)]
         return tokens
 
     def _runs(self, pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -197,16 +178,16 @@ class ReadProcessor:
             else:
                 runs.append([piece])
         added = self.tokenizer.added
-        for place, run in enumerate(runs):
+        for index, run in enumerate(runs):
             if run[0].special:
                 continue
-            if place and runs[place - 1][0].text in added:
+            if index and runs[index - 1][0].text in added:
                 run[0] = run[0]._replace(text=run[0].text.lstrip())
-            if place + 1 < len(runs) and runs[place + 1][0].text in added:
+            if index + 1 < len(runs) and runs[index + 1][0].text in added:
                 run[-1] = run[-1]._replace(text=run[-1].text.rstrip())
         return runs
 
-    def _encoded(self, text: str) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         # Without the option, a user who writes "</s>" or "[SEG]" would write the token.
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
 
@@ -228,8 +209,7 @@ class ReadProcessor:
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ReadProcessor:
         """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only.
 
-        Raises:
-            ReadsegError: the tokenizer needs code from its own folder, which is never run.
+        A tokenizer that needs code from its own folder, which is never run, is a ReadsegError.
         """
         config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path)
@@ -239,11 +219,7 @@ class ReadProcessor:
 
 
 def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
-    """The fast tokenizer of a folder or a hub id; no code that comes with it is run.
-
-    Raises:
-        ReadsegError: the tokenizer needs code of its own.
-    """
+    """The fast tokenizer of a folder or a hub id; no code that comes with it is run."""
     try:
         # None, the default, asks on the terminal, and a pipe can answer "yes".
         return AutoTokenizer.from_pretrained(name, **{**kwargs, "trust_remote_code": False})

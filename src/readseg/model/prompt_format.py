@@ -21,10 +21,7 @@ USER, ASSISTANT = "USER: ", " ASSISTANT:"
 
 
 class Piece(NamedTuple):
-    """A stretch of plain text, or one special token; `learned` in the parts that the model has to say itself.
-
-    ids: where it is known already, what stands for it.
-    """
+    """Plain text, or one special token, or the known `ids` of an answer; `learned` where the model has to say it."""
 
     text: str
     special: bool = False
@@ -48,30 +45,25 @@ def prefix(conversation: ConversationConfig) -> list[Piece]:
 
 
 def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Piece]:
-    """What follows the prefix: questions and answers. A last turn without an answer ends where the answer begins.
+    """What follows the prefix: questions, and answers with their `tokens` (`ConversationConfig.answer_tokens`).
 
-    Args:
-        turns: the conversation.
-        tokens: what is a token in an answer (`ConversationConfig.answer_tokens`).
-
-    Raises:
-        ReadsegError: an empty question, no turn at all, or a turn without an answer before the last one.
+    A last turn without an answer ends where the answer begins.
     """
     if not turns:
         raise ReadsegError("a conversation needs at least one question.")
     pieces: list[Piece] = []
-    for place, turn in enumerate(turns):
+    for index, turn in enumerate(turns):
         question = plain(turn.question)
         if not question:
             raise ReadsegError("the question is empty; say what to look for.")
-        pieces += [Piece(USER)] * (place > 0) + [Piece(question), Piece(ASSISTANT)]
+        pieces += [Piece(USER)] * (index > 0) + [Piece(question), Piece(ASSISTANT)]
         if turn.ids is not None:
-            said = Piece(turn.answer or "", special=True, learned=True, ids=turn.ids)
-            pieces += [said, Piece(EOS, special=True, learned=True)]
+            generated = Piece(turn.answer or "", special=True, learned=True, ids=turn.ids)
+            pieces += [generated, Piece(EOS, special=True, learned=True)]
         elif turn.answer is not None:
             pieces += answer(turn.answer, tokens)
-        elif place < len(turns) - 1:
-            raise ReadsegError(f"turn {place + 1} of {len(turns)} has no answer; only the last may lack one.")
+        elif index < len(turns) - 1:
+            raise ReadsegError(f"turn {index + 1} of {len(turns)} has no answer; only the last may lack one.")
     return pieces
 
 
@@ -84,10 +76,10 @@ def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
     [' it is the cow', '[SEG]', '.', '</s>']
     """
     parts = re.split(f"({'|'.join(map(re.escape, tokens))})", f" {plain(text)}")
-    # What the pattern found stands at the odd places.
+    # What the pattern matched stands at odd indices.
     pieces = [
-        Piece(part, special=True, learned=True) if place % 2 else Piece(part.rstrip(" "), learned=True)
-        for place, part in enumerate(parts[:-1])
+        Piece(part, special=True, learned=True) if index % 2 else Piece(part.rstrip(" "), learned=True)
+        for index, part in enumerate(parts[:-1])
     ]
     pieces += [Piece(parts[-1], learned=True), Piece(EOS, special=True, learned=True)]
     return [piece for piece in pieces if piece.text]
@@ -96,20 +88,17 @@ def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
 def names_question(conversation: ConversationConfig, names: Sequence[str]) -> str:
     """What a model is asked when a user wants several objects segmented with one question.
 
-    Raises:
-        ReadsegError: the weights were not trained to be asked so; there is no name, an empty one, or one that holds a
-            token of answers.
-
     >>> names_question(ConversationConfig(names_question="Where are {names}?"), ["a cup", "a hat"])
     'Where are a cup, a hat?'
     """
     if not conversation.names_question:
         raise ReadsegError("this model was not trained to find several objects with one question: ask for each.")
-    cleaned = _bare(names)
+    cleaned = _without_stops(names)
     if not cleaned or not all(cleaned):
         raise ReadsegError("a name is empty; say what to look for.")
-    if held := [token for token in conversation.answer_tokens if any(token in name for name in cleaned)]:
-        raise ReadsegError(f"a name holds {held[0]}, which stands for an object in answers: say it in other words.")
+    for token in conversation.answer_tokens:
+        if any(token in name for name in cleaned):
+            raise ReadsegError(f"a name holds {token}, which stands for an object in answers: say it in other words.")
     return conversation.names_question.replace("{names}", ", ".join(cleaned))
 
 
@@ -119,20 +108,18 @@ def names_answer(names: Sequence[str]) -> str:
     >>> names_answer(["a cup", "a hat"])
     'Sure,a cup:[SEG], a hat:[SEG].'
     """
-    return f"Sure,{', '.join(f'{name}:{SEG}' for name in _bare(names))}."
+    return f"Sure,{', '.join(f'{name}:{SEG}' for name in _without_stops(names))}."
 
 
-def _bare(names: Sequence[str]) -> list[str]:
+def _without_stops(names: Sequence[str]) -> list[str]:
     return [plain(name).rstrip(".") for name in names]
 
 
 def inference_question(conversation: ConversationConfig, query: str, *, sentence: bool | None = None) -> str:
     """What a model is asked when a user wants `query` segmented, in the words that its family was trained with.
 
-    Args:
-        conversation: the model's own.
-        query: the name of a thing ("the red cup") or a whole sentence ("Where could I sit?").
-        sentence: which of the two it is; by default a sentence is what ends like one.
+    `sentence` says whether it is a sentence ("Where could I sit?") or the name of a thing ("the red cup"); by default a
+    sentence is what ends like one.
 
     >>> inference_question(ConversationConfig(name_question="Where is {name}?"), "the cup")
     'Where is the cup?'

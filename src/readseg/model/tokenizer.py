@@ -23,12 +23,7 @@ MODEL_FILE, ADDED_FILE = "tokenizer.model", "added_tokens.json"
 class LegacyTokenizer:
     """LLaMA's tokenizer with added tokens, under the names of transformers' tokenizers that `ReadProcessor` calls.
 
-    Args:
-        model: the content of `tokenizer.model`.
-        added: id of each added token; ids follow those of the model.
-
-    Raises:
-        ReadsegError: `model` is no SentencePiece model, or an added id is taken or given twice.
+    model: the content of `tokenizer.model`;  added: id of each added token, behind the model's own.
     """
 
     unk_token_id = 0
@@ -44,8 +39,7 @@ class LegacyTokenizer:
         added = {token: index for token, index in added.items() if index != self._own_id(token)}
         ids = list(added.values())
         base = self._pieces.vocab_size()
-        good = all(type(i) is int and base <= i < _MOST_IDS for i in ids) and len(set(ids)) == len(ids)
-        if not good:
+        if not all(type(i) is int and base <= i < _MOST_IDS for i in ids) or len(set(ids)) != len(ids):
             raise ReadsegError(f"{ADDED_FILE}: each added token needs an id of its own, {base} or more; got {added}.")
         self.added = dict(sorted(added.items(), key=lambda item: item[1]))
 
@@ -86,11 +80,7 @@ class LegacyTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> LegacyTokenizer:
-        """From `tokenizer.model` and, where there are added tokens, `added_tokens.json`.
-
-        Raises:
-            ReadsegError: a file is missing or damaged.
-        """
+        """From `tokenizer.model` and, where there are added tokens, `added_tokens.json`."""
         model, added = folder / MODEL_FILE, folder / ADDED_FILE
         if not model.is_file():
             raise ReadsegError(f"{folder} holds no tokenizer: expected {MODEL_FILE} in it.")
