@@ -122,10 +122,8 @@ def _read_llava(
     if key_mapping.mask_model_of(state) is not None:
         raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
     tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
-    weights, unknown = key_mapping.to_ours(state, mask_model="visual_model")
-    if unknown:
-        raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
-    return key_mapping.lmm_config(settings, tower.config, tokenizer), weights | tower.weights, tower.name
+    weights = key_mapping.to_ours(state, mask_model="visual_model") | tower.weights
+    return key_mapping.lmm_config(settings, tower.config, tokenizer), weights, tower.name
 
 
 def _read_llava_hf(
@@ -143,10 +141,7 @@ def _read_llava_hf(
         raise ReadsegError(f"{folder}: expected a LLaVA of a CLIP tower and a LLaMA, as LLaVA-1.5 is.")
     lmm.text_config.pad_token_id = tokenizer.unk_token_id
     lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
-    weights, unknown = key_mapping.replace_prefixes(state, _LLAVA_HF)
-    if unknown:
-        raise ReadsegError(f"{folder}: unexpected weights for a LLaVA: {', '.join(sorted(unknown))}.")
-    return lmm, weights, _OPENAI_TOWER
+    return lmm, key_mapping.replace_prefixes(state, _LLAVA_HF), _OPENAI_TOWER
 
 
 def _add_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:

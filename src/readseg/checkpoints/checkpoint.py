@@ -312,7 +312,7 @@ def _read_released(
     of_tower = {TOWER_RELEASED + key.removeprefix(TOWER): value for key, value in tower.weights.items()}
     what = "the weights" if key_mapping.holds_tower(state) else f"the weights with the vision tower {tower.name}"
     check_weights(state | of_tower, expected, folder, what)
-    weights, _ = key_mapping.to_ours(state, family.mask_model)
+    weights = key_mapping.to_ours(state, family.mask_model)
     weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
     return Checkpoint(config, tokenizer, weights, folder, tuple(notes), unused)
 

@@ -81,37 +81,28 @@ def without_computed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(_COMPUTED)}
 
 
-def replace_prefixes(
-    state: Mapping[str, Tensor], prefixes: Iterable[tuple[str, str]]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict with the first prefix (old, new) that fits replaced in each name, and the names that none fits."""
+def replace_prefixes(state: Mapping[str, Tensor], prefixes: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """A state dict with the first prefix (old, new) that fits replaced in each name; a name that none fits stays."""
     renamed: dict[str, Tensor] = {}
-    unknown = []
     for name, value in state.items():
-        for old, new in prefixes:
-            if name.startswith(old):
-                renamed[new + name.removeprefix(old)] = value
-                break
-        else:
-            unknown.append(name)
-    return renamed, unknown
+        old, new = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        renamed[new + name.removeprefix(old)] = value
+    return renamed
 
 
-def to_ours(state: Mapping[str, Tensor], mask_model: str) -> tuple[dict[str, Tensor], list[str]]:
-    """From released names to those of `ReadModel`, and the names that have no place there; SAM lies in `mask_model`."""
+def to_ours(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tensor]:
+    """From released names to those of `ReadModel`; unknown ones stay. SAM lies in `mask_model`."""
     prefix = f"model.{mask_model}."
     sam = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    ours, unknown = replace_prefixes(rest, _PREFIXES)
-    return ours | {f"sam.{name}": value for name, value in sam_to_stock(sam).items()}, unknown
+    return replace_prefixes(rest, _PREFIXES) | {f"sam.{name}": value for name, value in sam_to_stock(sam).items()}
 
 
 def to_released(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tensor]:
     """From the names of `ReadModel` to released ones; the inverse of `to_ours`. What is ours alone is left out."""
     sam = {name.removeprefix("sam."): value for name, value in state.items() if name.startswith("sam.")}
     rest = {name: value for name, value in state.items() if not name.startswith("sam.") and name not in OWN}
-    released, unknown = replace_prefixes(rest, [(own, old) for old, own in _PREFIXES])
-    assert not unknown, unknown
+    released = replace_prefixes(rest, [(ours, released) for released, ours in _PREFIXES])
     return released | {f"model.{mask_model}.{name}": value for name, value in sam_to_original(sam).items()}
 
 
