@@ -40,10 +40,7 @@ def test_every_preset_is_valid(name: str) -> None:
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', lora_rank: 0, trained: []" + "]", "nothing would be trained"),
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', family: nobody" + "]", "family: Input should be"),
         ("stages: [" + STAGE % "" + ", " + STAGE % "" + "]", "two stages are called 'v'"),
-        (
-            "stages: [" + MIXTURE.replace("start: x", "start: m") % ", ratio: '1:0:0:0:0:0'" + "]",
-            "does not come before it",
-        ),
+        ("stages: [" + MIXTURE.replace("x%s", "m, ratio: '1:0:0:0:0:0'") + "]", "does not come before it"),
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', lora_targets: []" + "]", "lora_targets"),
         ("stages: [" + MIXTURE % ", ratio: '1:0:0:0:0:0', points: {t_pos: a}" + "]", "points: .*wrong type"),
         ("stages: [" + STAGE.replace("0.001", ".inf") % "" + "]", "learning_rate"),

@@ -49,21 +49,14 @@ def test_the_finished_model_loads_and_holds_what_was_trained(run: Path) -> None:
         assert torch.equal(tensor, precise.to(tensor.dtype)), name
     frozen = model.lmm.model.vision_tower.state_dict()
     assert all(torch.equal(frozen[name], tensor.to(torch.bfloat16)) for name, tensor in tower.items())
-
-
-def test_the_mask_decoder_of_stage_zero_lies_beside_it(run: Path) -> None:
-    sam = SamModel(ReadModel.from_pretrained(run / "model").config.mask_config)
+    # The mask decoder of stage 0 lies beside it.
+    sam = SamModel(model.config.mask_config)
     plain = load_file(run / "model" / ORIGINAL_SAM_DECODER)
     decoder = {name.removeprefix("mask_decoder."): tensor for name, tensor in plain.items()}
     sam.mask_decoder.load_state_dict(decoder)
     stage = load_file(run / "zero" / "weights.safetensors")
     assert all(torch.equal(tensor, stage[name].to(torch.bfloat16)) for name, tensor in plain.items())
-
-
-def test_it_answers(run: Path) -> None:
-    segmenter = Segmenter(
-        ReadModel.from_pretrained(run / "model").float(), ReadProcessor.from_pretrained(run / "model")
-    )
+    segmenter = Segmenter(model.float(), ReadProcessor.from_pretrained(run / "model"))
     answer = segmenter.segment(torch.full((40, 60, 3), 200, dtype=torch.uint8).numpy(), "cow", max_new_tokens=3)
     assert answer.image_size == (40, 60)
 
