@@ -14,13 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from readseg import Segmenter
+from readseg import Segmentation, Segmenter
 from readseg.core.masks import iou, load_png
-from readseg.viz.overlays import explanation
+from readseg.viz.overlays import contact_sheet, overlay, stack, text_block
 
 HERE = Path(__file__).resolve().parent
 BAR = 0.7
@@ -44,19 +46,8 @@ def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "dem
             good = overlap >= BAR
             expected, note = f"IoU >= {BAR}", f"IoU {overlap:.2f}"
         missed += not good
-        assert result.image is not None
         picture = out / f"{number}_{Path(example['image']).stem}.png"
-        explanation(
-            result.image,
-            result.masks,
-            result.similarity,
-            result.points_xy,
-            result.point_labels,
-            query=result.query,
-            answer=result.answer,
-            truth=truth,
-            note=note,
-        ).save(picture)
+        explanation(result, truth, note).save(picture)
         mark = Text(note, style="green" if good else "bold red")
         table.add_row(Text(result.query), Text(result.answer), expected, mark, Text(picture.name))
     console = Console()
@@ -66,6 +57,23 @@ def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "dem
         f"{verdict}; {time.perf_counter() - start:.1f} s. Look at the pictures in {out.name}/.", highlight=False
     )
     return 1 if missed else 0
+
+
+def explanation(result: Segmentation, truth: np.ndarray | None, note: str) -> Image.Image:
+    """How an answer came about: question and answer above image | map and points of each [SEG] | masks | truth."""
+    assert result.image is not None
+    panels = {"image" if len(result.masks) else "image, without any mask": result.image}
+    for k in range(len(result.masks)):
+        panels[f"similarity and points of [SEG] {k + 1}"] = result.heatmap(k)
+    if len(result.masks):
+        panels["masks"] = overlay(result.image, result.masks)
+    if truth is not None:
+        panels["truth"] = overlay(result.image, truth[None])
+    sheet = contact_sheet(list(panels.values()), list(panels), tile=400)
+    blocks = [text_block(f"question: {result.query}", sheet.width, 20, lines=4)]
+    blocks += [text_block(f"answer: {result.answer}", sheet.width, 20, lines=4), sheet]
+    blocks += [text_block(note, sheet.width, 20, lines=2)]
+    return stack([block for block in blocks if block is not None])
 
 
 if __name__ == "__main__":

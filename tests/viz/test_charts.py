@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 
 import cv2
 import matplotlib
@@ -210,12 +209,3 @@ def test_colours_differ_for_the_colour_blind(matrix: np.ndarray) -> None:
     lab = cv2.cvtColor(seen[None], cv2.COLOR_RGB2LAB)[0]
     for one, other in itertools.combinations(lab, 2):
         assert np.linalg.norm(one - other) > 10  # 2.3 is just noticeable
-
-
-def test_numbers_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("curve 'a': 2 places x, but 1 values y")):
-        Curve("a", [0, 1], [0])
-    with pytest.raises(ValueError, match="1 values low"):
-        Curve("a", [0, 1], [0, 1], [0], [1])
-    with pytest.raises(ValueError, match="come together"):
-        Curve("a", [0, 1], [0, 1], low=[0, 0])

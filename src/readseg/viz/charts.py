@@ -22,6 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from readseg.viz.overlays import one_line
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Blue, vermilion, bluish green, reddish purple, black, orange, sky blue: curve k has colour k modulo 7."""
 
@@ -35,29 +37,24 @@ _WIDTH, _HEIGHT, _DPI = 12.0, 7.0, 100
 _SIZE, _SMALL = 15, 12  # of letters, in points
 # Lighter than the curves, so that whiskers show on them.
 _BARS = ("#6AACD2", "#E89A60", "#66C6AB", "#E0AFCA", "#F0C566", "#B3B3B3")
-_INK, _GREY = "#1E1E1E", "#555555"
+_INK, _GREY, _GRID = "#1E1E1E", "#555555", "#DDDDDD"
 _MOST_MARKS = 15
 _LONGEST_NAME = 60
-# The defaults that concern drawing: a backend is none of a picture's business.
-_LIBRARY: dict[Any, Any] = {
-    name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")
+# The library's own settings, with ours, whatever a user's matplotlibrc says; a backend is none of a picture's business.
+_SETTINGS: dict[Any, Any] = {
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")},
+    "font.family": "DejaVu Sans",
+    "font.size": _SIZE,
+    "text.parse_math": False,  # names hold "$" and "\\" as they are
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK),
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve, or several single points.
+    """One curve with its intervals [low, high], or, with `mark`, single points that no line joins.
 
-    Attributes:
-        name: in the legend; "" leaves it out there.
-        x: K places.
-        y: K values; what is not finite leaves a gap.
-        low: K lower ends of the values' intervals.
-        high: K upper ends.
-        mark: single points, which no line joins.
-
-    Raises:
-        ValueError: not one value for each place, or one end of the intervals without the other.
+    A value that is not finite leaves a gap. An empty name leaves the curve out of the legend.
     """
 
     name: str
@@ -67,24 +64,12 @@ class Curve:
     high: Sequence[float] | None = None
     mark: bool = False
 
-    def __post_init__(self) -> None:
-        if (self.low is None) != (self.high is None):
-            raise ValueError(f"curve {self.name!r}: low and high come together")
-        for name, values in (("y", self.y), ("low", self.low), ("high", self.high)):
-            if values is not None and len(values) != len(self.x):
-                raise ValueError(f"curve {self.name!r}: {len(self.x)} places x, but {len(values)} values {name}")
-
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar with its interval.
+    """One bar with its interval (NaN: none); a value of NaN is written as "no value".
 
-    Attributes:
-        name: beside it.
-        value: its length; NaN is written as "no value".
-        low: lower end of its interval; NaN for none.
-        high: upper end.
-        group: neighbours of one group stand together under its name; "" for none.
+    Neighbours of one `group` stand together under its name; "" for none.
     """
 
     name: str
@@ -105,53 +90,43 @@ def line_chart(
     note: str = "",
     diagonal: bool = False,
 ) -> Image.Image:
-    """Curves with their intervals as bands, single points with theirs as whiskers, and a legend beneath.
+    """Curves with their intervals as bands, single points with theirs as whiskers, a legend and a note beneath.
 
-    Args:
-        curves: any number; a curve without a finite value is named in the legend as such.
-        title: above.
-        x_label: along the x axis.
-        y_label: along the y axis.
-        x_limits: least and greatest x; by default where there are values.
-        y_limits: likewise.
-        note: small, beneath.
-        diagonal: the line y = x, thin and grey: what guessing gives in an ROC. Both axes then have one scale, and the
-            legend stands beside them.
+    With `diagonal` there is the line y = x, thin and grey: what guessing gives in an ROC. Both axes have one scale
+    then, and the legend stands beside them.
 
     >>> line_chart([Curve("IoU", [0, 1], [0.2, 0.4])], title="IoU", x_label="layer", y_label="IoU").mode
     'RGB'
     """
-    columns = 1 if diagonal else _columns([curve.name for curve in curves])
+    columns = 1 if diagonal else _legend_columns([curve.name for curve in curves])
     rows = 1 if diagonal else math.ceil(sum(bool(curve.name) for curve in curves) / columns)
-    with _own_settings():
+    with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note)
         if diagonal:
             axes.set_aspect("equal", anchor="W")
             axes.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         handles, names = [], []
         for index, curve in enumerate(curves):
-            handle, empty = _draw_curve(axes, curve, index)
+            handle = _draw_curve(axes, curve, index)
             if curve.name:
                 handles.append(handle)
-                names.append(_shown(curve.name, _LONGEST_NAME) + (" (no values)" if empty else ""))
-        if not any(np.isfinite(_finite(curve.y)).any() for curve in curves):
-            _say(axes, 0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
-        axes.grid(color="#DDDDDD", linewidth=0.8)
-        _labels(axes, title, x_label, y_label)
+                names.append(one_line(curve.name, _LONGEST_NAME) + ("" if _has_values(curve) else " (no values)"))
+        if not any(map(_has_values, curves)):
+            axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.grid(color=_GRID, linewidth=0.8)
+        _set_labels(axes, title, x_label, y_label)
         for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
             if limits is not None:
                 margin = 0.02 * (limits[1] - limits[0])  # marks on the edge are seen whole
                 set_limits(limits[0] - margin, limits[1] + margin)
         if handles:
-            # Under names of ours: a label that begins with "_" or holds "$" means something to the library.
             place: Any = axes.get_figure()
             legend = place.legend(
-                handles, [f"curve {i}" for i in range(len(names))], ncols=columns, frameon=False, handlelength=3.5,
+                handles, [f"curve {k}" for k in range(len(names))], ncols=columns, frameon=False, handlelength=3.5,
                 loc="outside right center" if diagonal else "outside lower center",
             )  # fmt: skip
             for text, name in zip(legend.get_texts(), names, strict=True):
-                text.set_parse_math(False)
-                text.set_text(name)
+                text.set_text(name)  # now, as the library would leave out a label that begins with "_"
         return _picture(figure)
 
 
@@ -160,44 +135,38 @@ def bar_chart(
 ) -> Image.Image:
     """Horizontal bars from top to bottom, whiskers for their intervals, and the numbers at the right.
 
-    Args:
-        bars: any number.
-        title: above.
-        x_label: what is measured.
-        limits: of the x axis; bars begin at the lower one, or at 0 within them.
-        note: small, beneath.
+    Bars begin at the lower one of the `limits` of the x axis, or at 0 within them.
 
     >>> bar_chart([Bar("points", 0.5, 0.4, 0.6)], title="prompts", x_label="gIoU").width
     1200
     """
-    groups = [(name, list(part)) for name, part in groupby(bars, key=lambda bar: bar.group)]
     # One row each, a group's name first.
-    rows: list[tuple[str, Bar | None, int]] = []
-    for place, (group, members) in enumerate(groups):
-        rows += [(group, None, place)] if group else []
-        rows += [(bar.name, bar, place) for bar in members]
-    with _own_settings():
+    rows: list[tuple[str, Bar | None, str]] = []
+    for index, (group, members) in enumerate(groupby(bars, key=lambda bar: bar.group)):
+        colour = _BARS[index % len(_BARS)]
+        rows += [(group, None, colour)] if group else []
+        rows += [(bar.name, bar, colour) for bar in members]
+    with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(2.2 + 0.5 * max(len(rows), 1), note)
-        for row, (_, bar, place) in enumerate(rows):
+        for row, (_, bar, colour) in enumerate(rows):
             if bar is not None:
-                _draw_bar(axes, bar, row, min(max(0.0, limits[0]), limits[1]), _BARS[place % len(_BARS)])
+                _draw_bar(axes, bar, row, min(max(0.0, limits[0]), limits[1]), colour)
         if not rows:
-            _say(axes, 0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
+            axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
         axes.set_xlim(*limits)
         axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
-        names = ["\n".join(textwrap.wrap(_shown(name, _LONGEST_NAME), 32)) for name, _, _ in rows]
-        axes.set_yticks(range(len(rows)), names, parse_math=False)
+        axes.set_yticks(range(len(rows)), [textwrap.fill(one_line(name, _LONGEST_NAME), 32) for name, _, _ in rows])
         for label, (_, bar, _) in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if bar is None else "normal")
         axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+        axes.grid(axis="x", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-        _labels(axes, title, x_label, "")
+        _set_labels(axes, title, x_label, "")
         return _picture(figure)
 
 
-def _draw_curve(axes: Axes, curve: Curve, index: int) -> tuple[Any, bool]:
-    """Draws it; what stands for it in the legend, and whether there was nothing to draw."""
+def _draw_curve(axes: Axes, curve: Curve, index: int) -> Any:
+    """Draws it; what stands for it in the legend."""
     x, y = _finite(curve.x), _finite(curve.y)
     colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
     line = "none" if curve.mark else LINES[index % len(LINES)]
@@ -213,25 +182,25 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> tuple[Any, bool]:
             axes.vlines(x, low, high, color=colour, linewidth=2, zorder=3.5)
         else:
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
-    return handle, not (np.isfinite(x) & np.isfinite(y)).any()
+    return handle
 
 
 def _draw_bar(axes: Axes, bar: Bar, row: int, start: float, colour: str) -> None:
     """A bar, its whisker, and its number beside the axes, where nothing hides it."""
-    known = math.isfinite(bar.value)
-    ends = math.isfinite(bar.low) and math.isfinite(bar.high)
-    if known:
+    text = "no value"
+    if math.isfinite(bar.value):
         axes.barh(row, bar.value - start, left=start, height=0.62, color=colour)
-    if known and ends:
-        axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
-        axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
-    told = f"{bar.value:.3f}" + (f" [{bar.low:.3f}, {bar.high:.3f}]" if ends else "") if known else "no value"
-    _say(axes, 1.01, row, told, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
+        text = f"{bar.value:.3f}"
+        if math.isfinite(bar.low) and math.isfinite(bar.high):
+            axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
+            axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
+            text += f" [{bar.low:.3f}, {bar.high:.3f}]"
+    axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
 
 
 def _figure(height: float, note: str) -> tuple[Figure, Axes]:
     """An empty figure with room for its note."""
-    lines = textwrap.wrap(_shown(note, 1000), 135)
+    lines = textwrap.wrap(one_line(note, 1000), 135)
     room = 0.24 * len(lines) + 0.1 if lines else 0.0
     figure = Figure(figsize=(_WIDTH, height + room), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -241,53 +210,33 @@ def _figure(height: float, note: str) -> tuple[Figure, Axes]:
     if lines:
         parts: Any = figure.subfigures(2, 1, height_ratios=[height, room])
         place, foot = parts
-        foot.text(0.01, 0.9, "\n".join(lines), fontsize=_SMALL, color=_GREY, va="top", parse_math=False)
+        foot.text(0.01, 0.9, "\n".join(lines), fontsize=_SMALL, color=_GREY, va="top")
     axes = place.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    lines = textwrap.wrap(_shown(title, 200), 80)
-    axes.set_title("\n".join(lines), loc="left", fontsize=_SIZE + 2, fontweight="bold", pad=14, parse_math=False)
-    axes.set_xlabel(_shown(x_label, 100), parse_math=False)
-    axes.set_ylabel(_shown(y_label, 60), parse_math=False)
+def _set_labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    wrapped = textwrap.fill(one_line(title, 200), 80)
+    axes.set_title(wrapped, loc="left", fontsize=_SIZE + 2, fontweight="bold", pad=14)
+    axes.set_xlabel(one_line(x_label, 100))
+    axes.set_ylabel(one_line(y_label, 60))
 
 
-def _say(axes: Axes, x: float, y: float, text: str, **how: Any) -> None:
-    axes.text(x, y, _shown(text, _LONGEST_NAME), parse_math=False, **how)
-
-
-def _columns(names: Sequence[str]) -> int:
+def _legend_columns(names: Sequence[str]) -> int:
     """How many names of a legend stand side by side."""
-    longest = max((len(_shown(name, _LONGEST_NAME)) for name in names), default=0)
+    longest = max((len(one_line(name, _LONGEST_NAME)) for name in names), default=0)
     return max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
 
 
-def _shown(text: str, longest: int) -> str:
-    """Text of one line: control characters and lone surrogates as blanks, and no longer than can be read."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+def _has_values(curve: Curve) -> bool:
+    return bool((np.isfinite(_finite(curve.x)) & np.isfinite(_finite(curve.y))).any())
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
     """(K,) float64 with NaN for all that is not finite: infinite values would stretch the axes."""
     numbers = np.asarray(values, dtype=np.float64).reshape(-1)
     return np.where(np.isfinite(numbers), numbers, np.nan)
-
-
-def _own_settings() -> Any:
-    """The library's own settings, with ours, whatever a user's matplotlibrc says."""
-    ours: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": _SIZE,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.edgecolor": _INK,
-    }
-    return matplotlib.rc_context({**_LIBRARY, **ours})
 
 
 def _picture(figure: Figure) -> Image.Image:

@@ -1,9 +1,9 @@
 """Owns every picture that the package makes: overlays, heat maps, figures and contact sheets.
 
-Input is in image pixels: masks `(S, H, W)`, maps `(H, W)`, points (x, y) where (0, 0) is the first pixel's
-centre. Output is a PIL image meant for eyes: small images are enlarged and large ones reduced, so that outlines
-and words can be read. Colours are those of Okabe and Ito, which the colour-blind tell apart; no meaning rests on
-colour alone (points differ in shape, masks carry numbers).
+Input is in image pixels: masks `(S, H, W)` bool, maps `(H, W)`, points (x, y) where (0, 0) is the first pixel's
+centre, labels 1, 0 and -1. Output is a PIL image meant for eyes: small images are enlarged and large ones reduced, so
+that outlines and words can be read. Colours are those of Okabe and Ito, which the colour-blind tell apart; no meaning
+rests on colour alone (points differ in shape, masks carry numbers).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MASK_COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
@@ -48,33 +49,21 @@ def overlay(
     point_labels: Sequence[np.ndarray] = (),
     caption: str = "",
 ) -> Image.Image:
-    """The image with each mask tinted and outlined, its points, and a caption beneath.
-
-    Args:
-        image: RGB, size (W, H).
-        masks: (S, H, W) bool; S may be 0.
-        points_xy: for each of any number of [SEG], (P, 2) floats (x, y).
-        point_labels: for each, (P,) in {1, 0, -1}.
-        caption: text such as the answer; wrapped.
-
-    Raises:
-        ValueError: masks are not of the image's size.
-    """
+    """The image with each mask tinted and outlined, the points of each [SEG], and a caption beneath."""
     if masks.shape[1:] != (image.height, image.width):
         raise ValueError(f"masks {masks.shape} must be (S, {image.height}, {image.width}), the image's size.")
     scale = _display_scale(image.size)
     picture = np.array(_resized(image, scale))
     small = [_resized_mask(mask, picture.shape[:2]) for mask in masks]
     for index, mask in enumerate(small):
-        colour = np.array(MASK_COLOURS[index % len(MASK_COLOURS)], np.float32)
-        picture[mask] = (0.5 * picture[mask] + 0.5 * colour).astype(np.uint8)
+        _tint(picture, mask, MASK_COLOURS[index % len(MASK_COLOURS)])
     for index, mask in enumerate(small):
         _outline(picture, mask, MASK_COLOURS[index % len(MASK_COLOURS)])
     drawn = Image.fromarray(picture)
-    counts = _points(drawn, points_xy, point_labels, scale)
+    counts = _draw_points(drawn, points_xy, point_labels, scale)
     if len(small) > 1:
         for index, mask in enumerate(small):
-            _number(drawn, mask, index + 1)
+            _draw_number(drawn, mask, index + 1)
     return _with_text(drawn, caption, counts)
 
 
@@ -88,130 +77,14 @@ def heat_map(
 ) -> Image.Image:
     """The similarity map of one [SEG] over the greyed image, from dark (lowest) to yellow (highest).
 
-    Args:
-        image: RGB, size (W, H).
-        similarity: (H, W) floats; shown between its own minimum and maximum. Values that are not finite, and
-            a constant map, show as lowest.
-        points_xy: (P, 2) floats (x, y), or None.
-        point_labels: (P,) in {1, 0, -1}, or None.
-        caption: text beneath.
-
-    Raises:
-        ValueError: the map is not of the image's size.
+    It is shown between its own minimum and maximum. Values that are not finite, and a constant map, show as lowest.
     """
-    drawn, counts = _heat(image, similarity, points_xy, point_labels)
-    return _with_text(drawn, caption, counts, bar=True)
-
-
-def _heat(
-    image: Image.Image, similarity: np.ndarray, points_xy: np.ndarray | None, point_labels: np.ndarray | None
-) -> tuple[Image.Image, dict[int, int]]:
-    """The map with its points and no text, and how many points there are of each label."""
-    if similarity.shape != (image.height, image.width):
-        raise ValueError(f"similarity {similarity.shape} must be ({image.height}, {image.width}).")
     scale = _display_scale(image.size)
-    grey = _resized(image, scale).convert("L").convert("RGB")
-    levels = np.rint(_unit_range(similarity) * 255).astype(np.uint8)
-    levels = cv2.resize(levels, grey.size, interpolation=cv2.INTER_LINEAR).reshape(grey.height, grey.width)
-    drawn = Image.blend(grey, Image.fromarray(_colour_scale(levels)), 0.65)
+    drawn = _with_map(_resized(image, scale), similarity, image.size)
     counts: dict[int, int] = {}
     if points_xy is not None and point_labels is not None:
-        counts = _points(drawn, [points_xy], [point_labels], scale)
-    return drawn, counts
-
-
-def contact_sheet(
-    pictures: Sequence[Image.Image],
-    captions: Sequence[str] = (),
-    *,
-    columns: int = 4,
-    tile: int = 320,
-) -> Image.Image:
-    """Pictures in a grid, row by row, each fitted into `tile` pixels a side, with its caption beneath.
-
-    Raises:
-        ValueError: no pictures, or captions that do not match them in number.
-
-    >>> contact_sheet([Image.new("RGB", (20, 10))] * 3, columns=2, tile=100).size
-    (200, 108)
-    """
-    if not pictures:
-        raise ValueError("a contact sheet needs at least one picture.")
-    if captions and len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures: give one each, or none.")
-    size = max(13, tile // 25)
-    columns = min(columns, len(pictures))
-    cells = []
-    for index, picture in enumerate(pictures):
-        fitted = _resized(picture, (tile - 2 * _MARGIN) / max(picture.size))
-        cell = Image.new("RGB", (tile, fitted.height + 2 * _MARGIN), _WHITE)
-        cell.paste(fitted, ((tile - fitted.width) // 2, _MARGIN))
-        text = text_block(captions[index], tile, size, lines=4) if captions else None
-        cells.append(cell if text is None else stack([cell, text]))
-    rows = []
-    for start in range(0, len(cells), columns):
-        row = cells[start : start + columns]
-        strip = Image.new("RGB", (tile * columns, max(cell.height for cell in row)), _WHITE)
-        for place, cell in enumerate(row):
-            strip.paste(cell, (place * tile, 0))
-        rows.append(strip)
-    return stack(rows)
-
-
-def explanation(
-    image: Image.Image,
-    masks: np.ndarray,
-    similarity: np.ndarray,
-    points_xy: Sequence[np.ndarray],
-    point_labels: Sequence[np.ndarray],
-    *,
-    query: str,
-    answer: str,
-    truth: np.ndarray | None = None,
-    note: str = "",
-) -> Image.Image:
-    """One figure of how an answer came about: image | map and points of each [SEG] | masks | truth, if given.
-
-    Question and answer stand above, the meaning of colours and points beneath.
-
-    Args:
-        image: RGB, size (W, H).
-        masks: (S, H, W) bool.
-        similarity: (S, H, W) floats.
-        points_xy: S arrays (P, 2), (x, y).
-        point_labels: S arrays (P,) in {1, 0, -1}.
-        query: what was asked.
-        answer: what the model said.
-        truth: (H, W) bool, the mask that was expected.
-        note: a last line, such as the IoU.
-
-    Raises:
-        ValueError: masks, maps or the truth are not of the image's size.
-    """
-    panels = [_bare(image)]
-    titles = ["image"]
-    many = len(masks) > 1
-    counts: dict[int, int] = {}
-    for index, one_map in enumerate(similarity):
-        panel, found = _heat(image, one_map, points_xy[index], point_labels[index])
-        counts = {label: counts.get(label, 0) + found.get(label, 0) for label in {**counts, **found}}
-        panels.append(panel)
-        titles.append(f"similarity and points of [SEG] {index + 1}" if many else "similarity and points")
-    if len(masks):
-        panels.append(overlay(image, masks))
-        titles.append(f"{len(masks)} masks" if many else "mask")
-    else:
-        titles[0] = "image, without any mask"
-    if truth is not None:
-        panels.append(overlay(image, truth[None]))
-        titles.append("truth")
-    sheet = contact_sheet(panels, titles, columns=min(len(panels), 4), tile=400)
-    head = [text_block(text, sheet.width, 20, lines=4) for text in (f"question: {query}", f"answer: {answer}")]
-    blocks = [*head, sheet]
-    if len(similarity):
-        blocks += [scale_legend(400, 14), points_legend(counts, 400, 14)]
-    blocks.append(text_block(note, sheet.width, 20, lines=2))
-    return stack([block for block in blocks if block is not None])
+        counts = _draw_points(drawn, [points_xy], [point_labels], scale)
+    return _with_text(drawn, caption, counts, bar=True)
 
 
 def panel(
@@ -227,141 +100,46 @@ def panel(
 ) -> Image.Image:
     """One small picture of a figure with many: the image, a map over it, a mask and points, its longest side given.
 
-    Outlines and points keep their size whatever the image's, so that they can be seen.
-
-    Args:
-        image: RGB, size (W, H).
-        side: of the panel's longest side, in pixels.
-        value_map: (H, W) floats, shown as `heat_map` does.
-        mask: (H, W) bool, tinted and outlined.
-        ignored: (H, W) bool, pixels that do not count: hidden under grey.
-        points_xy: (P, 2) floats (x, y).
-        point_labels: (P,) in {1, 0, -1}.
-        colour: of the mask.
-
-    Raises:
-        ValueError: a map or a mask is not of the image's size.
+    Outlines and points keep their size whatever the image's, so that they can be seen. Pixels that do not count
+    (`ignored`) are hidden under grey.
 
     >>> panel(Image.new("RGB", (20, 10)), side=100).size
     (100, 50)
     """
-    hw = (image.height, image.width)
-    for name, array in (("map", value_map), ("mask", mask), ("ignored", ignored)):
-        if array is not None and array.shape != hw:
-            raise ValueError(f"{name} {array.shape} must be ({hw[0]}, {hw[1]}), the image's size.")
     scale = 2 * side / max(image.size)  # drawn twice as large: made smaller, slanted lines are smooth
     drawn = _resized(image, scale)
     if value_map is not None:
-        levels = np.rint(_unit_range(value_map) * 255).astype(np.uint8)
-        levels = cv2.resize(levels, drawn.size, interpolation=cv2.INTER_LINEAR).reshape(drawn.height, drawn.width)
-        drawn = Image.blend(drawn.convert("L").convert("RGB"), Image.fromarray(_colour_scale(levels)), 0.65)
+        drawn = _with_map(drawn, value_map, image.size)
     picture = np.array(drawn)
     if ignored is not None:
         picture[_resized_mask(ignored, picture.shape[:2])] = _IGNORED
     if mask is not None:
         small = _resized_mask(mask, picture.shape[:2])
-        picture[small] = (0.5 * picture[small] + 0.5 * np.array(colour, np.float32)).astype(np.uint8)
+        _tint(picture, small, colour)
         _outline(picture, small, colour)
     drawn = Image.fromarray(picture)
     if points_xy is not None and point_labels is not None:
-        _points(drawn, [points_xy], [point_labels], scale, radius=max(6, side // 26))
+        _draw_points(drawn, [points_xy], [point_labels], scale, radius=max(6, side // 26))
     return drawn.resize((max(1, drawn.width // 2), max(1, drawn.height // 2)), Image.Resampling.BOX)
 
 
-def _display_scale(size: tuple[int, int]) -> float:
-    longest = max(size)
-    return min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_SIDE) / longest
+def contact_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 4, tile: int = 320
+) -> Image.Image:
+    """Pictures in a grid, row by row, each fitted into `tile` pixels a side, with its caption beneath; at least one.
 
-
-def _resized(image: Image.Image, scale: float) -> Image.Image:
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR if scale < 4 else Image.Resampling.NEAREST)
-
-
-def _bare(image: Image.Image) -> Image.Image:
-    return _resized(image, _display_scale(image.size))
-
-
-def _resized_mask(mask: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
-    levels = mask.astype(np.uint8) * 255
-    # INTER_LINEAR where it grows keeps the outline smooth; INTER_AREA where it shrinks keeps thin parts.
-    method = cv2.INTER_AREA if hw[0] < mask.shape[0] else cv2.INTER_LINEAR
-    resized = cv2.resize(levels, (hw[1], hw[0]), interpolation=method)
-    return resized.reshape(hw) > 127
-
-
-def _outline(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(max(picture.shape[:2]) / 400))
-    cv2.drawContours(picture, contours, -1, _WHITE, 4 * width)  # a white rim shows on any background
-    cv2.drawContours(picture, contours, -1, colour, 2 * width)
-
-
-def _number(drawn: Image.Image, mask: np.ndarray, number: int) -> None:
-    """The mask's number on that pixel of it which lies deepest inside."""
-    if not mask.any():
-        return
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    size = max(14, max(drawn.size) // 40)
-    ImageDraw.Draw(drawn).text(
-        (int(x), int(y)),
-        str(number),
-        fill=_INK,
-        font=_font(size),
-        anchor="mm",
-        stroke_width=max(2, size // 8),
-        stroke_fill=_WHITE,
-    )
-
-
-def _points(
-    drawn: Image.Image,
-    points_xy: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    scale: float,
-    radius: int | None = None,
-) -> dict[int, int]:
-    """Draw all points, positive ones last and so on top; returns how many there are of each label."""
-    pen = ImageDraw.Draw(drawn)
-    radius = radius or max(4, max(drawn.size) // 120)
-    counts: dict[int, int] = {}
-    for label in (-1, 0, 1):
-        for group, group_labels in zip(points_xy, labels, strict=True):
-            for x, y in np.asarray(group, np.float64)[np.asarray(group_labels) == label]:
-                _marker(pen, label, (x + 0.5) * scale, (y + 0.5) * scale, radius)
-                counts[label] = counts.get(label, 0) + 1
-    return counts
-
-
-def _marker(pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radius: float) -> None:
-    colour = POINT_COLOURS[label]
-    box = (x - radius, y - radius, x + radius, y + radius)
-    rim = max(1, round(radius / 4))
-    if label == 1:
-        pen.ellipse(box, fill=colour, outline=_WHITE, width=rim)
-    elif label == -1:
-        pen.rectangle(box, fill=colour, outline=_WHITE, width=rim)
-    else:
-        strokes = ((box[0], box[1], box[2], box[3]), (box[0], box[3], box[2], box[1]))
-        for line_colour, width in ((_WHITE, 4 * rim), (colour, 2 * rim)):
-            for stroke in strokes:
-                pen.line(stroke, fill=line_colour, width=width)
-
-
-def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar: bool = False) -> Image.Image:
-    """The picture with its legend, the colour scale and the caption stacked beneath."""
-    width = max(drawn.width, _NARROWEST)
-    size = max(14, width // 45)
-    blocks = [drawn]
-    if bar:
-        blocks.append(scale_legend(width, size))
-    if counts:
-        blocks.append(points_legend(counts, width, size))
-    text = text_block(caption, width, size, lines=6)
-    if text is not None:
-        blocks.append(text)
-    return blocks[0] if len(blocks) == 1 else stack(blocks)
+    >>> contact_sheet([Image.new("RGB", (20, 10))] * 3, columns=2, tile=100).size
+    (200, 108)
+    """
+    columns = min(columns, len(pictures))
+    cells = []
+    for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True):
+        fitted = _resized(picture, (tile - 2 * _MARGIN) / max(picture.size))
+        cell = Image.new("RGB", (tile, fitted.height + 2 * _MARGIN), _WHITE)
+        cell.paste(fitted, ((tile - fitted.width) // 2, _MARGIN))
+        text = text_block(caption, tile, max(13, tile // 25), lines=4)
+        cells.append(cell if text is None else stack([cell, text]))
+    return stack([beside(cells[start : start + columns], columns) for start in range(0, len(cells), columns)])
 
 
 def stack(blocks: Sequence[Image.Image]) -> Image.Image:
@@ -375,13 +153,19 @@ def stack(blocks: Sequence[Image.Image]) -> Image.Image:
     return stacked
 
 
-def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Image.Image:
-    """What the marks of points mean, in a block of a width in pixels.
+def beside(cells: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one width side by side, their heads in one line, with room for so many columns."""
+    width = cells[0].width
+    row = Image.new("RGB", (width * columns, max(cell.height for cell in cells)), _WHITE)
+    for column, cell in enumerate(cells):
+        row.paste(cell, (column * width, 0))
+    return row
 
-    Args:
-        counts: how many points there are of each label 1, 0, -1; None where that is told elsewhere.
-        width: in pixels.
-        size: of the letters, in pixels.
+
+def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Image.Image:
+    """What the marks of points mean, in a block of a width in pixels, with letters of a size in pixels.
+
+    `counts` says how many points there are of each label 1, 0, -1; None leaves the number out.
     """
     font, radius = _font(size), size / 3
     known = {label: "" if count is None else f"{count} " for label, count in counts.items()}
@@ -396,7 +180,7 @@ def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Im
     block = Image.new("RGB", (width, round((row + 1.4) * 1.5 * size)), _WHITE)
     pen = ImageDraw.Draw(block)
     for label, name, left, middle in places:
-        _marker(pen, label, left + radius, middle, radius)
+        _draw_marker(pen, label, left + radius, middle, radius)
         pen.text((left + 1.2 * size, middle), name, fill=_INK, font=font, anchor="lm")
     return block
 
@@ -428,12 +212,123 @@ def text_block(text: str, width: int, size: int, *, lines: int) -> Image.Image |
     return block
 
 
-def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int) -> list[str]:
-    shown = "".join(c if c.isprintable() else " " for c in text[: _LONGEST_TEXT + 1])
-    if len(text) > _LONGEST_TEXT:
-        shown = shown[:_LONGEST_TEXT] + "…"
+def one_line(text: str, longest: int) -> str:
+    """Text that can be drawn: control characters and lone surrogates as blanks, no longer than can be read."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _display_scale(size: tuple[int, int]) -> float:
+    longest = max(size)
+    return min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_SIDE) / longest
+
+
+def _resized(image: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR if scale < 4 else Image.Resampling.NEAREST)
+
+
+def _resized_mask(mask: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
+    levels = mask.astype(np.uint8) * 255
+    # INTER_LINEAR where it grows keeps the outline smooth; INTER_AREA where it shrinks keeps thin parts.
+    method = cv2.INTER_AREA if hw[0] < mask.shape[0] else cv2.INTER_LINEAR
+    resized = cv2.resize(levels, (hw[1], hw[0]), interpolation=method)
+    return resized.reshape(hw) > 127
+
+
+def _tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+    picture[mask] = (0.5 * picture[mask] + 0.5 * np.array(colour, np.float32)).astype(np.uint8)
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(picture.shape[:2]) / 400))
+    cv2.drawContours(picture, contours, -1, _WHITE, 4 * width)  # a white rim shows on any background
+    cv2.drawContours(picture, contours, -1, colour, 2 * width)
+
+
+def _with_map(picture: Image.Image, values: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A map of an image of size (W, H) in colours over its resized picture, which becomes grey."""
+    if values.shape != size[::-1]:
+        raise ValueError(f"map {values.shape} must be {size[::-1]}, the image's size.")
+    finite = np.isfinite(values)
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    unit = np.zeros(values.shape, np.float32)
+    if high > low:
+        unit = np.where(finite, (values.astype(np.float32) - low) / (high - low), 0).clip(0, 1)
+    levels = np.rint(unit * 255).astype(np.uint8)
+    levels = cv2.resize(levels, picture.size, interpolation=cv2.INTER_LINEAR).reshape(picture.height, picture.width)
+    return Image.blend(picture.convert("L").convert("RGB"), Image.fromarray(_colour_scale(levels)), 0.65)
+
+
+def _colour_scale(levels: np.ndarray) -> np.ndarray:
+    """(h, w) uint8 to (h, w, 3) uint8 RGB of the viridis scale, which also reads in grey."""
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+def _draw_number(drawn: Image.Image, mask: np.ndarray, number: int) -> None:
+    """The mask's number on that pixel of it which lies deepest inside."""
+    if not mask.any():
+        return
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = (int(index) for index in np.unravel_index(int(depth.argmax()), depth.shape))
+    size = max(14, max(drawn.size) // 40)
+    rim = max(2, size // 8)
+    pen = ImageDraw.Draw(drawn)
+    pen.text((x, y), str(number), fill=_INK, font=_font(size), anchor="mm", stroke_width=rim, stroke_fill=_WHITE)
+
+
+def _draw_points(
+    drawn: Image.Image,
+    points_xy: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    scale: float,
+    radius: int | None = None,
+) -> dict[int, int]:
+    """Draw all points, positive ones last and so on top; returns how many there are of each label."""
+    pen = ImageDraw.Draw(drawn)
+    radius = radius or max(4, max(drawn.size) // 120)
+    counts: dict[int, int] = {}
+    for label in (-1, 0, 1):
+        for group, group_labels in zip(points_xy, labels, strict=True):
+            for x, y in np.asarray(group, np.float64)[np.asarray(group_labels) == label]:
+                _draw_marker(pen, label, (x + 0.5) * scale, (y + 0.5) * scale, radius)
+                counts[label] = counts.get(label, 0) + 1
+    return counts
+
+
+def _draw_marker(pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radius: float) -> None:
+    colour = POINT_COLOURS[label]
+    box = (x - radius, y - radius, x + radius, y + radius)
+    rim = max(1, round(radius / 4))
+    if label == 1:
+        pen.ellipse(box, fill=colour, outline=_WHITE, width=rim)
+    elif label == -1:
+        pen.rectangle(box, fill=colour, outline=_WHITE, width=rim)
+    else:
+        strokes = (box, (box[0], box[3], box[2], box[1]))
+        for line_colour, width in ((_WHITE, 4 * rim), (colour, 2 * rim)):
+            for stroke in strokes:
+                pen.line(stroke, fill=line_colour, width=width)
+
+
+def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar: bool = False) -> Image.Image:
+    """The picture with its legend, the colour scale and the caption stacked beneath."""
+    width = max(drawn.width, _NARROWEST)
+    size = max(14, width // 45)
+    blocks = [
+        drawn,
+        scale_legend(width, size) if bar else None,
+        points_legend(counts, width, size) if counts else None,
+        text_block(caption, width, size, lines=6),
+    ]
+    shown = [block for block in blocks if block is not None]
+    return drawn if len(shown) == 1 else stack(shown)
+
+
+def _wrap(text: str, width: float, font: Font, lines: int) -> list[str]:
     wrapped = [""]
-    for word in shown.split():
+    for word in one_line(text, _LONGEST_TEXT).split():
         candidate = f"{wrapped[-1]} {word}".strip()
         if font.getlength(candidate) <= width:
             wrapped[-1] = candidate
@@ -449,23 +344,8 @@ def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return [line for line in wrapped if line]
 
 
-def _unit_range(values: np.ndarray) -> np.ndarray:
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.float32)
-    low, high = float(values[finite].min()), float(values[finite].max())
-    if high <= low:
-        return np.zeros(values.shape, np.float32)
-    return np.where(finite, (values.astype(np.float32) - low) / (high - low), 0).clip(0, 1)
-
-
-def _colour_scale(levels: np.ndarray) -> np.ndarray:
-    """(h, w) uint8 to (h, w, 3) uint8 RGB of the viridis scale, which also reads in grey."""
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-
-
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> Font:
     """DejaVu Sans, which matplotlib ships and which knows many scripts; else Pillow's own."""
     spec = find_spec("matplotlib")  # finds the files without the cost of an import
     for folder in (spec.submodule_search_locations or []) if spec else []:

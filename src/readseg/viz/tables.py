@@ -20,12 +20,9 @@ Cell = Estimate | float | str | None
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """A row of a table: its cells by the name of their column; what is absent, None or NaN shows as "-".
 
-    Attributes:
-        name: what it is about.
-        cells: by the name of their column; what is absent, None or NaN shows as "-".
-        group: rows of one group stand together under its name; "" for none.
+    Rows of one group stand together under its name; "" for none.
     """
 
     name: str
@@ -35,19 +32,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its notes.
-
-    Attributes:
-        title: what it shows.
-        first: heading of the rows' names.
-        columns: heading of each column by its name, in order.
-        rows: in order.
-        notes: what a reader must know, each a sentence without its stop.
-    """
+    """A table with its notes, each a sentence without its stop."""
 
     title: str
     first: str
+    """Heading of the rows' names."""
     columns: Mapping[str, str]
+    """Heading of each column by its name, in order."""
     rows: Sequence[Row]
     notes: Sequence[str] = ()
 

@@ -23,7 +23,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Outcome, Prediction, Result, Rle
 from readseg.evaluation.report import PROTOCOLS
 from readseg.evaluation.webpage import find_picture, worst_and_best
-from readseg.viz.sheets import Line, Shown, answer_sheet
+from readseg.viz.sheets import MaskPanel, SheetRow, answer_sheet
 from readseg.viz.tables import Cell, Row, Table
 
 Pick = Literal["mixed", "worst", "best", "random"]
@@ -142,7 +142,7 @@ def run(context: StudyContext, options: SheetOptions) -> StudyOutput:
     return StudyOutput([table], {"": sheet})
 
 
-def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
+def _line(systems: Sequence[Answered], key: str, data: Path | None) -> SheetRow:
     """One question with the truth and all answers, its image found again."""
     places = [next(k for k, p in enumerate(s.result.predictions) if p.key == key) for s in systems]
     asked = systems[0].result.predictions[places[0]]
@@ -158,13 +158,13 @@ def _line(systems: Sequence[Answered], key: str, data: Path | None) -> Line:
         cut = " (cut off)" if not prediction.finished else ""
         words = f"{prediction.answer}{cut}".strip()
         judged = judge(prediction, outcome).words
-        shown.append(Shown(stacked(prediction.masks), f"{judged}: {words}" if words else judged))
+        shown.append(MaskPanel(stacked(prediction.masks), f"{judged}: {words}" if words else judged))
     ignored = None if asked.ignored is None else decode_rle(dict(asked.ignored))
-    return Line(
+    return SheetRow(
         question=asked.question,
         picture=next((picture for picture in pictures if picture is not None), None),
         size=asked.size,
-        truth=Shown(stacked(asked.targets), "" if asked.present else "it is not there"),
+        truth=MaskPanel(stacked(asked.targets), "" if asked.present else "it is not there"),
         answers=shown,
         ignored=ignored,
     )
