@@ -49,21 +49,22 @@ def write_scenes(
     if out.exists() and not out.is_dir():
         raise ReadsegError(f"{out} is a file; expected a folder to write scenes to")
     (out / "masks").mkdir(parents=True, exist_ok=True)
-    asked = targets = 0
     source: Source = "held_out" if wording == "held_out" else "train"
+    total = targets = 0
     panels: list[tuple[Image.Image, str]] = []
     with atomic_write(out / "questions.jsonl") as path, path.open("w", encoding="utf-8") as stream:
         for number in range(seed, seed + count):
             picture, about = draw_scene(number, size=size, questions=questions, wording=source)
             records = _write_scene(out, f"scene-{number:06d}", picture, about)
             stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            asked += len(about)
+            total += len(about)
             targets += sum(bool(question.targets) for question in about)
             if len(panels) < 2 * SHEET_SCENES:
                 panels += _panels(picture, about)
+    pictures, captions = zip(*panels, strict=True)
     with atomic_write(out / "contact_sheet.png") as path:
-        contact_sheet(*map(list, zip(*panels, strict=True)), columns=4).save(path, format="PNG")
-    return asked, targets
+        contact_sheet(pictures, captions, columns=4).save(path, format="PNG")
+    return total, targets
 
 
 def draw_scene(
