@@ -121,21 +121,12 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def reshape(adapter: Path) -> None:
+HEAD = "base_model.model.lmm.lm_head.weight"
+
+
+def change_weights(adapter: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     state = load_file(adapter / "adapter_model.safetensors")
-    state["base_model.model.lmm.lm_head.weight"] = torch.zeros(3, 3)
-    save_file(state, adapter / "adapter_model.safetensors")
-
-
-def shorten(adapter: Path) -> None:
-    state = load_file(adapter / "adapter_model.safetensors")
-    del state["base_model.model.lmm.lm_head.weight"]
-    save_file(state, adapter / "adapter_model.safetensors")
-
-
-def poison(adapter: Path) -> None:
-    state = load_file(adapter / "adapter_model.safetensors")
-    state["base_model.model.lmm.lm_head.weight"][0, 0] = torch.nan
+    change(state)
     save_file(state, adapter / "adapter_model.safetensors")
 
 
@@ -150,9 +141,12 @@ def poison(adapter: Path) -> None:
         (lambda a: rewrite(a / "base.json", lambda c: c.update(fingerprint="0")), "trained on other weights"),
         (lambda a: rewrite(a / "adapter_config.json", lambda c: c.update(lora_alpha="x")), "lora_alpha must be"),
         (lambda a: (a / "config.json").write_text("[]"), "config.json"),
-        (shorten, r"holds \d+ tensors, base.json says \d+: it is not whole"),
-        (reshape, r"lmm.lm_head.weight is \(3, 3\)"),
-        (poison, "lmm.lm_head.weight holds values that are no numbers"),
+        (lambda a: change_weights(a, lambda s: s.pop(HEAD)), r"holds \d+ tensors, base.json says \d+: it is not whole"),
+        (lambda a: change_weights(a, lambda s: s.update({HEAD: torch.zeros(3, 3)})), r"lmm.lm_head.weight is \(3, 3\)"),
+        (
+            lambda a: change_weights(a, lambda s: s[HEAD][0].fill_(torch.nan)),
+            "lmm.lm_head.weight holds values that are no numbers",
+        ),
     ],
 )
 def test_damage_is_named(adapter: Path, damage: Callable[[Path], object], message: str) -> None:
