@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from readseg.core.sasp import PointConfig
     from readseg.errors import ReadsegError
-    from readseg.inference.segmenter import Segmentation, Segmenter
+    from readseg.inference.result import Segmentation
+    from readseg.inference.segmenter import Segmenter
     from readseg.model.config import ReadConfig
     from readseg.model.modeling import ReadModel, ReadOutput
     from readseg.model.processing import ReadProcessor

@@ -18,7 +18,9 @@ from readseg.core.images import ImageError
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
-from readseg.inference.segmenter import QueryError, Segmentation, Segmenter, asks_for_mask, requests_mask
+from readseg.inference.queries import QueryError, asks_for_mask, requests_mask
+from readseg.inference.result import Segmentation
+from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig, Prompt
 from small import picture
 from tiny_segmenter import ANSWERS, LONGEST_CONTEXT, build, load
@@ -218,6 +220,21 @@ def test_prompts_and_points_can_be_chosen(shared: Segmenter) -> None:
     assert len(few.points_xy[0]) == 3
     with pytest.raises(ReadsegError, match="both, seg, points"):
         shared.segment(picture(), "the cat", prompt="all")  # type: ignore[call-overload]
+
+
+def test_an_option_that_a_method_does_not_have_is_named(shared: Segmenter) -> None:
+    encoded = shared.encode(picture())
+    for call in (
+        lambda: shared.segment(picture(), "the cat", forced=True),  # type: ignore[call-overload]
+        lambda: shared.segment_batch([picture()], ["the cat"], forced=True),  # type: ignore[call-arg]
+        lambda: shared.chat(picture()).ask("the cat", forced=True),  # type: ignore[call-arg]
+        lambda: shared.reply(encoded, ["the cat"], forced=True),  # type: ignore[call-arg]
+        lambda: shared.decode(encoded, [], forced=True),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(TypeError, match=r"has no option forced; it has .*"):
+            call()
+    with pytest.raises(TypeError, match=r"decode\(\) has no option force; it has prompt, points"):
+        shared.decode(encoded, [], force=True)
 
 
 @pytest.mark.parametrize("wrong", ["alignment", "downsample"])

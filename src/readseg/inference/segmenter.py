@@ -22,15 +22,7 @@ from readseg.core.images import load_image
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
-from readseg.inference.queries import (
-    EncodedImage,
-    ModelAnswer,
-    QueryError,
-    asks_for_mask,
-    check_query,
-    question_for,
-    requests_mask,
-)
+from readseg.inference.queries import EncodedImage, ModelAnswer, QueryError, check_query, question_for, requests_mask
 from readseg.inference.result import Segmentation
 from readseg.model.config import Prompt
 from readseg.model.families import REJ, SEG
@@ -38,19 +30,6 @@ from readseg.model.generation import Generation
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
 from readseg.model.prompt_format import names_answer, names_question, writable
-
-__all__ = [
-    "AnswerOptions",
-    "Chat",
-    "EncodedImage",
-    "LoadOptions",
-    "ModelAnswer",
-    "QueryError",
-    "Segmentation",
-    "Segmenter",
-    "asks_for_mask",
-    "requests_mask",
-]
 
 DECODE_BATCH = 16  # questions decoded as one batch: bounds the memory of keys and values
 HIDDEN_AREA_WARNING = 0.2  # share of the image's area that is hidden from the language model
