@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from timing import seconds
 
-from readseg.analysis.thresholds import search_thresholds
+from readseg.analysis.map_metrics import search_thresholds
 from readseg.core.masks import IGNORED, intersection_and_union
 
 THRESHOLDS = [k / 100 for k in range(101)]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from readseg.analysis.map_metrics import search_thresholds
 from readseg.analysis.page_data import PageCase, PageMap, PageView
-from readseg.analysis.studies.measures import Drawn
-from readseg.analysis.thresholds import search_thresholds
+from readseg.analysis.studies.map_records import PointPrompt
 from readseg.core.masks import intersection_and_union
 from readseg.core.stats import mask_ious
 
@@ -79,7 +79,9 @@ def study(count: int, model: str = "A", seed: int = 0, pictures: int = 30) -> li
 def view(rng: np.random.Generator, target: np.ndarray) -> PageView:
     """A picture of noise."""
     picture = Image.fromarray(rng.integers(0, 256, (*target.shape, 3), dtype=np.uint8))
-    return PageView(picture, target, rng.random(target.shape) < 0.2, [Drawn(3.0, 4.0, 1), Drawn(9.0, 2.0, 0)])
+    return PageView(
+        picture, target, rng.random(target.shape) < 0.2, [PointPrompt(3.0, 4.0, 1), PointPrompt(9.0, 2.0, 0)]
+    )
 
 
 def scores(units: list[Known], name: str, t: float) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from readseg.analysis.studies.measures import Counts, Drawn, Grid, MapScores, Measured
+from readseg.analysis.studies.map_records import Counts, Grid, MapRecord, MapScores, PointPrompt
 from readseg.core.masks import encode_rle
 
 HW = (4, 6)
@@ -30,7 +30,7 @@ def grid(seed: int = 0) -> Grid:
     return Grid((2, 3), (0.0, -1.0, 6.0, 5.0), -2.5, 4.0, base64.b64encode(levels.tobytes()).decode())
 
 
-def measured(**changes: Any) -> Measured:
+def measured(**changes: Any) -> MapRecord:
     """A mask of 6 of 24 pixels, found but for one, whose maps know all of it; `changes` are fields."""
     target = np.zeros(HW, bool)
     target[:2, :3] = True
@@ -69,7 +69,7 @@ def measured(**changes: Any) -> Measured:
         "target": encode_rle(target),
         "ignored": None,
         "mask": encode_rle(mask),
-        "points": (Drawn(1.0, 0.5, 1), Drawn(5.0, 3.0, 0)),
+        "points": (PointPrompt(1.0, 0.5, 1), PointPrompt(5.0, 3.0, 0)),
         "grids": {"lmm": (grid(),), "sam": (grid(1),)},
     }
-    return Measured(**(values | changes))
+    return MapRecord(**(values | changes))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import studies
-from readseg.analysis.cases import Unit, cases_of, counts_of
+from readseg.analysis.cases import TargetMask, cases_of, counts_of
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.run import evaluate
@@ -25,7 +25,7 @@ def counted(segmenter: Segmenter, benchmark: Benchmark) -> dict[str, tuple[Any, 
     for number in range(len(benchmark)):
         for case in cases_of(segmenter, benchmark, benchmark[number]):
             masks = segmenter.decode(case.encoded, [case.reply])[0].masks
-            found[case.query.key] = tuple(counts_of(masks, unit) for unit in case.units)
+            found[case.query.key] = tuple(counts_of(masks, unit) for unit in case.targets)
     return found
 
 
@@ -63,18 +63,18 @@ def test_order_and_union() -> None:
     targets = [block(5, 5, 20, 20), block(20, 30, 40, 60)]
     asked = [[(TWO, True, targets), (CAT, True, targets), (UNICORN, True, targets), (CAT, False, [])]]
     two, cat, unicorn, false = cases_of(studies.segmenter(), studies.benchmark(asked), studies.benchmark(asked)[0])
-    assert [unit.places for unit in two.units] == [(0,), (1,)]
-    assert [unit.places for unit in cat.units] == [(0,), ()], "the second target has no [SEG]"
-    assert [unit.places for unit in unicorn.units] == [(), ()]
-    assert false.units == ()
-    for unit, target in zip(two.units, targets, strict=True):
+    assert [unit.seg_indices for unit in two.targets] == [(0,), (1,)]
+    assert [unit.seg_indices for unit in cat.targets] == [(0,), ()], "the second target has no [SEG]"
+    assert [unit.seg_indices for unit in unicorn.targets] == [(), ()]
+    assert false.targets == ()
+    for unit, target in zip(two.targets, targets, strict=True):
         np.testing.assert_array_equal(unit.target, target)
 
     benchmark = studies.benchmark(asked, match="union")
     two, cat, unicorn, false = cases_of(studies.segmenter(), benchmark, benchmark[0])
-    assert [case.units[0].places for case in (two, cat, unicorn)] == [(0, 1), (0,), ()]
-    assert false.units == ()
-    np.testing.assert_array_equal(two.units[0].target, targets[0] | targets[1])
+    assert [case.targets[0].seg_indices for case in (two, cat, unicorn)] == [(0, 1), (0,), ()]
+    assert false.targets == ()
+    np.testing.assert_array_equal(two.targets[0].target, targets[0] | targets[1])
 
 
 @pytest.mark.parametrize("match", ["order", "union"])
@@ -82,10 +82,10 @@ def test_what_one_target_ignores_counts_for_none(match: str) -> None:
     targets = [block(5, 5, 20, 20, ignored=8), block(20, 30, 40, 60)]
     benchmark = studies.benchmark([[(TWO, True, targets)]], match=match)
     (case,) = cases_of(studies.segmenter(), benchmark, benchmark[0])
-    for unit in case.units:
+    for unit in case.targets:
         assert (unit.target[:8] == 255).all() and (unit.target[8:] != 255).all()
     masks = np.ones((2, *HW), bool)
-    assert counts_of(masks, case.units[-1])[1] == (HW[0] - 8) * HW[1]
+    assert counts_of(masks, case.targets[-1])[1] == (HW[0] - 8) * HW[1]
 
 
 @pytest.mark.filterwarnings("ignore:the model sees only the centre")
@@ -97,7 +97,7 @@ def test_given_answers(tmp_path: Path) -> None:
     (given,) = cases_of(segmenter, studies.benchmark(asked, protocol="forced"), studies.benchmark(asked)[0])
     (own,) = cases_of(segmenter, studies.benchmark(asked), studies.benchmark(asked)[0])
     assert given.reply.is_forced and not own.reply.is_forced
-    assert given.units[0].places == (0,)
+    assert given.targets[0].seg_indices == (0,)
     assert segmenter.decode(given.encoded, [given.reply])[0].answer == "Sure, the segmentation result is [SEG]."
 
 
@@ -113,7 +113,7 @@ def test_an_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mask_of_the_wrong_size_is_an_error() -> None:
-    unit = Unit(np.zeros((3, 3), np.uint8), (0,))
+    unit = TargetMask(np.zeros((3, 3), np.uint8), (0,))
     with pytest.raises(ValueError, match="size"):
         counts_of(np.zeros((1, *HW), bool), unit)
     benchmark = studies.benchmark([[(CAT, True, [np.ones((3, 3), np.uint8)])]])

@@ -1,17 +1,206 @@
-"""Agreement of maps, and of a map with the truth, against loops over pixels and pairs, and by hand."""
+"""Numbers of maps against loops over pixels, pairs and thresholds, and by hand; and targets as people draw them."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from readseg.analysis.map_metrics import auc, consistency, localisation, mass_inside, pointing, spearman
+from readseg.analysis.map_metrics import (
+    THRESHOLDS,
+    ThresholdCurve,
+    consistency,
+    joined_target,
+    localisation,
+    mask_at,
+    read_ground_truth,
+    search_thresholds,
+    spearman,
+)
 from readseg.errors import ReadsegError
+
+DTYPES = (np.float16, np.float32, np.float64)
+HUNDREDTHS = [k / 100 for k in range(101)]
+
+
+def by_pixels(value_map: np.ndarray, target: np.ndarray) -> tuple[list[int], list[int]]:
+    """I and U for t = 0, 0.01, ..., 1, pixel by pixel."""
+    kind = value_map.dtype.type
+    pixels = [(kind(v), int(t)) for v, t in zip(value_map.flat, target.flat, strict=True) if t != 255]
+    inter, union = [], []
+    for k in range(101):
+        threshold = kind(k / 100)
+        inter.append(sum(1 for v, t in pixels if v >= threshold and t == 1))
+        union.append(sum(1 for v, t in pixels if v >= threshold or t == 1))
+    return inter, union
+
+
+def by_masks(value_map: np.ndarray, target: np.ndarray) -> tuple[list[int], list[int]]:
+    """The same for large maps: a mask for each threshold."""
+    counted, wanted = target != 255, target == 1
+    found = [value_map >= t for t in HUNDREDTHS]  # Python floats, so in the map's dtype
+    return [int((m & wanted).sum()) for m in found], [int(((m | wanted) & counted).sum()) for m in found]
+
+
+def counts_of(curve: ThresholdCurve) -> tuple[list[int], list[int]]:
+    return curve.intersections.tolist(), curve.unions.tolist()
+
+
+def test_thresholds_are_the_floats_next_to_the_hundredths() -> None:
+    assert THRESHOLDS.tolist() == HUNDREDTHS
+    assert not THRESHOLDS.flags.writeable
+
+
+@st.composite
+def maps_and_targets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    size = shape[0] * shape[1]
+    value = st.one_of(st.sampled_from(HUNDREDTHS), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
+    values = np.array(draw(st.lists(value, min_size=size, max_size=size)), dtype=dtype).reshape(shape)
+    steps = np.array(draw(st.lists(st.sampled_from([-1, 0, 0, 1]), min_size=size, max_size=size))).reshape(shape)
+    # The float below or above, so that values lie on thresholds and right beside them.
+    moved = np.where(
+        steps < 0, np.nextafter(values, dtype(0)), np.where(steps > 0, np.nextafter(values, dtype(1)), values)
+    )
+    target = draw(st.lists(st.sampled_from([0, 1, 255]), min_size=size, max_size=size))
+    return moved, np.array(target, dtype=np.uint8).reshape(shape)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(maps_and_targets())
+def test_equals_a_loop_over_pixels(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    value_map, target = pair
+    curve = search_thresholds(value_map, target)
+    inter, union = by_pixels(value_map, target)
+    assert counts_of(curve) == (inter, union)
+    ious = [i / u if u else 1.0 for i, u in zip(inter, union, strict=True)]
+    assert curve.ious.tolist() == ious
+    assert curve.best == ious.index(max(ious))
+    assert curve.threshold == HUNDREDTHS[curve.best]
+    assert curve.best_iou == max(ious)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_threshold_and_its_neighbours(dtype: Any) -> None:
+    on = np.array(HUNDREDTHS, dtype=dtype)
+    values = np.stack([np.nextafter(on, dtype(0)), on, np.nextafter(on, dtype(1))])
+    for k in range(101):
+        target = np.zeros(values.shape, np.uint8)
+        target[1, k] = 1
+        curve = search_thresholds(values, target)
+        assert counts_of(curve) == by_masks(values, target)
+        assert curve.intersections.tolist() == [1] * (k + 1) + [0] * (100 - k)  # it reaches its own threshold
+        # The mask is that of the counts, whichever kind of number names the threshold.
+        assert np.array_equal(mask_at(values, THRESHOLDS[k]), values >= dtype(k / 100))
+        assert mask_at(values, k / 100)[1, k]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["noise", "smooth", "hundredths", "bytes"])
+def test_equals_a_mask_for_each_threshold_on_an_image(kind: str, dtype: Any) -> None:
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:480, :640]
+    value_map = {
+        "noise": rng.random((480, 640)),
+        "smooth": np.exp(-((x - 300) ** 2 + (y - 200) ** 2) / 2e4),
+        "hundredths": rng.integers(0, 101, (480, 640)) / 100,
+        "bytes": rng.integers(0, 256, (480, 640)) / 255,
+    }[kind].astype(dtype)
+    target = ((x - 320) ** 2 + (y - 210) ** 2 < 9000).astype(np.uint8)
+    target[rng.random((480, 640)) < 0.1] = 255
+    assert counts_of(search_thresholds(value_map, target)) == by_masks(value_map, target)
+
+
+def test_thresholds_of_pixels_of_255_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    value_map, target = rng.random((30, 40)), (rng.random((30, 40)) < 0.3).astype(np.uint8)
+    alone = counts_of(search_thresholds(value_map[:, :25], target[:, :25]))
+    target[:, 25:] = 255
+    assert counts_of(search_thresholds(value_map, target)) == alone
+    value_map[:, 25:] = 1 - value_map[:, 25:]
+    assert counts_of(search_thresholds(value_map, target)) == alone
+
+
+def test_the_lowest_of_equal_thresholds() -> None:
+    curve = search_thresholds(np.array([[0.305, 0.7]], np.float32), np.array([[0, 1]]))
+    assert curve.best_iou == 1.0
+    assert curve.threshold == 0.31  # up to 0.7 all are as good
+
+
+@pytest.mark.parametrize(("value", "reached"), [(0.0, 1), (0.29, 30), (0.5, 51), (0.995, 100), (1.0, 101)])
+def test_constant_maps(value: float, reached: int) -> None:
+    curve = search_thresholds(np.full((3, 4), value), np.array([[1, 0, 0, 255]] * 3, np.uint8))
+    assert curve.intersections.tolist() == [3] * reached + [0] * (101 - reached)
+    assert curve.unions.tolist() == [9] * reached + [3] * (101 - reached)
+    assert (curve.threshold, curve.best_iou) == (0.0, 1 / 3)
+
+
+def test_an_empty_target_is_met_by_an_empty_mask() -> None:
+    curve = search_thresholds(np.array([[0.2, 0.6]]), np.zeros((1, 2), np.uint8))
+    assert (curve.threshold, curve.best_iou) == (0.61, 1.0)
+    never = search_thresholds(np.array([[0.2, 1.0]]), np.zeros((1, 2), np.uint8))
+    assert (never.threshold, never.best_iou) == (0.0, 0.0)  # a map that reaches 1 has no empty mask
+
+
+def test_nothing_counts_of() -> None:
+    curve = search_thresholds(np.array([[0.2, 0.6]]), np.full((1, 2), 255, np.uint8))
+    assert not curve.unions.any()
+    assert (curve.threshold, curve.best_iou) == (0.0, 1.0)
+
+
+def test_thresholds_of_any_memory_layout_and_target_dtype() -> None:
+    rng = np.random.default_rng(2)
+    value_map, target = rng.random((20, 30), dtype=np.float32), rng.choice([0, 1, 255], (20, 30)).astype(np.uint8)
+    value_map.setflags(write=False)
+    target.setflags(write=False)
+    expected = counts_of(search_thresholds(value_map, target))
+    for change in (np.asfortranarray, lambda a: a.T, lambda a: a[::-1, ::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]):
+        assert counts_of(search_thresholds(change(value_map), change(target))) == expected
+    assert counts_of(search_thresholds(value_map, target.astype(np.int64))) == expected
+    assert counts_of(search_thresholds(value_map.astype(">f4"), target)) == expected
+    truth = target == 1
+    assert counts_of(search_thresholds(value_map, truth)) == counts_of(
+        search_thresholds(value_map, truth.astype(np.uint8))
+    )
+
+
+def test_a_little_above_one_is_rounding() -> None:
+    value_map = np.array([[np.nextafter(np.float32(1), np.float32(2)), 0.5]], np.float32)
+    assert counts_of(search_thresholds(value_map, np.array([[1, 0]]))) == by_masks(value_map, np.array([[1, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("value_map", "target", "said"),
+    [
+        (np.array([[0.1, np.nan]]), np.array([[0, 1]]), "finite values, got 1 others"),
+        (np.array([[0.1, np.nan]]), np.array([[0, 255]]), "finite"),
+        (np.array([[0.1, np.inf]]), np.array([[0, 1]]), "finite"),
+        (np.array([[0.1, 1.01]]), np.array([[0, 1]]), "from 0 to 1, got 0.1 to 1.01"),
+        (np.array([[-0.1, 1.0]]), np.array([[0, 1]]), "got -0.1 to 1"),
+        (np.array([[0, 1]]), np.array([[0, 1]]), "float16, float32 or float64, got int64"),
+        (np.array([0.1, 0.2]), np.array([0, 1]), r"two axes \(H, W\)"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), "a pixel"),
+        (np.array([[0.1, 0.2]]), np.array([[0], [1]]), r"shape \(1, 2\), got \(2, 1\)"),
+        (np.array([[0.1, 0.2]]), np.array([[0, 254]]), "0, 1 and 255 only, got 254"),
+        (np.array([[0.1, 0.2]]), np.array([[0, 0.5]]), "got 0.5"),
+    ],
+)
+def test_wrong_input_is_an_error_that_says_what_was_expected(
+    value_map: np.ndarray, target: np.ndarray, said: str
+) -> None:
+    with pytest.raises(ReadsegError, match=said):
+        search_thresholds(value_map, target)
+
+
+# -- a map and the truth, two maps -------------------------------------------------------------------------------------
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -57,9 +246,9 @@ def test_localisation_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarr
     assert same(found.auc, math.nan if nothing or not off else won / (len(on) * len(off)))
     assert same(found.area, math.nan if nothing else Fraction(len(on), len(every)))
     if on and off:
-        assert auc(value_map, target) == float(won / (len(on) * len(off)))  # to the last bit
+        assert found.auc == float(won / (len(on) * len(off)))  # to the last bit
         swapped = np.where(target == 255, 255, 1 - target)
-        assert same(auc(value_map, swapped), 1 - found.auc)
+        assert same(localisation(value_map, swapped).auc, 1 - found.auc)
 
 
 def ranks(values: list[Fraction]) -> list[Fraction]:
@@ -167,15 +356,15 @@ def test_pixels_of_255_change_nothing() -> None:
 
 
 def test_equal_pixels_far_apart_share_the_pointing() -> None:
-    assert pointing(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), np.array([[1, 1, 0], [0, 0, 0]])) == 1 / 3
+    found = localisation(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), np.array([[1, 1, 0], [0, 0, 0]]))
+    assert found.pointing == 1 / 3
 
 
 def test_numbers_of_any_size() -> None:
     target = np.array([[1, 0, 0]])
-    assert mass_inside(np.array([[1e308, 1e308, 1e308]]), target) == pytest.approx(1 / 3, abs=1e-15)
-    assert mass_inside(np.array([[5e-324, 0.0, 5e-324]]), target) == 0.5
-    assert mass_inside(np.array([[60000, 60000, 0]], np.float16), target) == 0.5
-    assert pointing(np.array([[-3.0, -7.0, -9.0]]), target) == auc(np.array([[-3.0, -7.0, -9.0]]), target) == 1.0
+    assert localisation(np.array([[1e308, 1e308, 1e308]]), target).mass_inside == pytest.approx(1 / 3, abs=1e-15)
+    assert localisation(np.array([[5e-324, 0.0, 5e-324]]), target).mass_inside == 0.5
+    assert localisation(np.array([[60000, 60000, 0]], np.float16), target).mass_inside == 0.5
 
 
 def test_any_memory_layout() -> None:
@@ -195,18 +384,16 @@ def test_large_maps_of_many_pairs() -> None:
     target[:, 450:500] = 1
     target[:, 500:550] = 0
     # 50 columns on the target lie below 50 columns off it; all other pairs are won.
-    assert auc(value_map, target) == 1 - 50 * 50 / (500 * 500)
+    assert localisation(value_map, target).auc == 1 - 50 * 50 / (500 * 500)
 
 
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: pointing(np.array([[np.nan, 1.0]]), np.array([[0, 1]])), "finite"),
-        (lambda: mass_inside(np.array([[-0.1, 1.0]]), np.array([[0, 1]])), "from 0 to inf, got -0.1"),
-        (lambda: auc(np.array([[0.1, 1.0]]), np.array([[0, 2]])), "0, 1 and 255 only, got 2"),
-        (lambda: spearman(np.zeros((2, 2)), np.zeros((2, 3))), r"one shape, got \(2, 2\) and \(2, 3\)"),
-        (lambda: spearman(np.zeros((2, 2)), np.zeros((2, 2)), np.ones((2, 2))), "booleans of shape .* got float64"),
-        (lambda: spearman(np.zeros((2, 2)), np.zeros((2, 2)), np.ones((2, 3), bool)), r"bool of shape \(2, 3\)"),
+        (lambda: localisation(np.array([[np.nan, 1.0]]), np.array([[0, 1]])), "finite"),
+        (lambda: localisation(np.array([[-0.1, 1.0]]), np.array([[0, 1]])), "from 0 to inf, got -0.1"),
+        (lambda: localisation(np.array([[0.1, 1.0]]), np.array([[0, 2]])), "0, 1 and 255 only, got 2"),
+        (lambda: spearman(np.zeros((2, 2)), np.zeros((2, 3))), r"expected the map's shape \(2, 3\), got \(2, 2\)"),
         (lambda: consistency(np.zeros((2, 2)), np.zeros((2, 3)), np.ones((2, 2))), "target: expected the map's shape"),
         (lambda: consistency(np.zeros((2, 2)), np.full((2, 2), 7.0), np.ones((2, 2))), "from 0 to 1"),
     ],
@@ -214,3 +401,112 @@ def test_large_maps_of_many_pairs() -> None:
 def test_wrong_input_is_an_error(call: object, said: str) -> None:
     with pytest.raises(ReadsegError, match=said):
         call()  # type: ignore[operator]
+
+
+# -- targets that a user draws -----------------------------------------------------------------------------------------
+
+HW = (4, 6)
+
+
+def write(path: Path, values: np.ndarray, mode: str | None = None) -> Path:
+    image = Image.fromarray(values)
+    (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+def grey(*values: int) -> np.ndarray:
+    """An image with these values in its first row, 0 elsewhere."""
+    image = np.zeros(HW, np.uint8)
+    image[0, : len(values)] = values
+    return image
+
+
+def test_255_is_the_object_where_there_is_no_1(tmp_path: Path) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey(255, 0, 255)), HW)
+    np.testing.assert_array_equal(truth.target, grey(1, 0, 1))
+    assert (truth.object_value, truth.wanted, truth.counted) == (255, 2, 24)
+    assert truth.source == str(tmp_path / "t.png")
+
+
+def test_255_is_not_counted_beside_a_1(tmp_path: Path) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey(255, 1, 1, 255)), HW)
+    np.testing.assert_array_equal(truth.target, grey(255, 1, 1, 255))
+    assert (truth.object_value, truth.wanted, truth.counted) == (1, 2, 22)
+
+
+def test_only_0_expects_nothing(tmp_path: Path) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey()), HW)
+    assert (truth.wanted, truth.counted) == (0, 24)
+
+
+@pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
+def test_kinds_of_files_that_hold_the_same(tmp_path: Path, mode: str) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey(255, 0, 255), mode), HW)
+    np.testing.assert_array_equal(truth.target, grey(1, 0, 1))
+
+
+def test_values_of_a_palette_are_its_indices(tmp_path: Path) -> None:
+    image = Image.fromarray(grey(1, 255), "P")
+    image.putpalette([k % 256 for k in range(100, 868)])
+    image.save(tmp_path / "t.png")
+    np.testing.assert_array_equal(read_ground_truth(tmp_path / "t.png", HW).target, grey(1, 255))
+
+
+def test_sixteen_bits(tmp_path: Path) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey(1, 255).astype(np.uint16)), HW)
+    np.testing.assert_array_equal(truth.target, grey(1, 255))
+    with pytest.raises(ReadsegError, match="holds the values 257, 65535:"):
+        read_ground_truth(write(tmp_path / "t.png", grey(1, 255).astype(np.uint16) * 257), HW)
+
+
+def test_turned_upright_like_the_image(tmp_path: Path) -> None:
+    image = Image.fromarray(grey(255, 255).T.copy())
+    exif = Image.Exif()
+    exif[0x0112] = 5  # transposed
+    image.save(tmp_path / "t.png", exif=exif)
+    np.testing.assert_array_equal(read_ground_truth(tmp_path / "t.png", HW).target, grey(1, 1))
+
+
+def test_wrong_size_is_told_with_both_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match=r"t\.png: the truth has 6 x 4 pixels \(width x height\), the image 4 x 6"):
+        read_ground_truth(write(tmp_path / "t.png", grey()), (6, 4))
+
+
+def test_wrong_values_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match="holds the values 2, 128: expected 0 and 255"):
+        read_ground_truth(write(tmp_path / "t.png", grey(128, 255, 2)), HW)
+    with pytest.raises(ReadsegError, match="holds the values 2, 3, 4, 5, 6 and 18 more"):
+        read_ground_truth(write(tmp_path / "t.png", np.arange(2, 26, dtype=np.uint8).reshape(HW)[:, :6] % 25), HW)
+    with pytest.raises(ReadsegError, match=r"holds the values 0\.5"):
+        read_ground_truth(write(tmp_path / "t.tiff", grey(1).astype(np.float32) / 2), HW)
+
+
+def test_wrong_colours_and_transparency_are_told(tmp_path: Path) -> None:
+    red = np.zeros((*HW, 3), np.uint8)
+    red[0, 0, 0] = 255
+    with pytest.raises(ReadsegError, match="has colours"):
+        read_ground_truth(write(tmp_path / "t.png", red), HW)
+    clear = np.zeros((*HW, 4), np.uint8)
+    with pytest.raises(ReadsegError, match="is transparent"):
+        read_ground_truth(write(tmp_path / "t.png", clear), HW)
+
+
+def test_wrong_files_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ReadsegError, match="no such image file"):
+        read_ground_truth(tmp_path / "none.png", HW)
+    (tmp_path / "t.png").write_text("no image")
+    with pytest.raises(ReadsegError, match="is not an image"):
+        read_ground_truth(tmp_path / "t.png", HW)
+    noise = np.random.default_rng(0).integers(0, 2, (200, 200)).astype(np.uint8) * 255
+    content = write(tmp_path / "u.png", noise).read_bytes()
+    (tmp_path / "u.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ReadsegError, match=r"u\.png is damaged or truncated"):
+        read_ground_truth(tmp_path / "u.png", HW)
+
+
+def test_joined_is_the_union_and_what_any_leaves_out(tmp_path: Path) -> None:
+    truths = [
+        read_ground_truth(write(tmp_path / f"{k}.png", grey(*values)), HW)
+        for k, values in enumerate(((1, 0, 255), (0, 0, 1, 1)))
+    ]
+    np.testing.assert_array_equal(joined_target(truths), grey(1, 0, 255, 1))

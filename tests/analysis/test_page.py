@@ -19,10 +19,10 @@ import torch
 from PIL import Image, ImageFilter
 
 from page_study import HW, MAPS, study, view
+from readseg.analysis.map_metrics import ThresholdCurve, search_thresholds
 from readseg.analysis.page import PageData, page_case, picked, to_html, write_page
 from readseg.analysis.page_data import PageCase, PageMap, PageView
-from readseg.analysis.studies.measures import Counts, Drawn, Grid, MapScores, Measured
-from readseg.analysis.thresholds import ThresholdCurve, search_thresholds
+from readseg.analysis.studies.map_records import Counts, Grid, MapRecord, MapScores, PointPrompt
 from readseg.core.masks import encode_rle
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
@@ -260,7 +260,7 @@ def test_a_case_is_small() -> None:
         "lmm": PageMap(curve, [(rng.integers(0, 256, (24, 24), dtype=np.uint8), (80.0, 0.0, 560.0, 480.0))]),
         "sam": PageMap(curve, [(rng.integers(0, 256, (64, 64), dtype=np.uint8), (0.0, 0.0, 640.0, 640.0))]),
     }
-    points = [Drawn(float(k), float(k), 1) for k in range(30)]
+    points = [PointPrompt(float(k), float(k), 1) for k in range(30)]
     numbers = {f"n{k}": float(rng.random()) for k in range(30)}
     none = len(to_html(PageData("", {}, [], [])))
     for picture in (noise, noise.filter(ImageFilter.BoxBlur(4))):
@@ -353,7 +353,7 @@ def test_texts_have_contrast_in_light_and_dark() -> None:
 # -- what is made of records -------------------------------------------------------------------------------------------
 
 
-def record(**parts: Any) -> Measured:
+def record(**parts: Any) -> MapRecord:
     target = np.zeros((4, 6), bool)
     target[1:3, 2:5] = True
     value_map = np.linspace(0, 1, 24).reshape(4, 6)
@@ -371,9 +371,9 @@ def record(**parts: Any) -> Measured:
         "prompts": {"own": Counts(3, 6), "seg": Counts(6, 6), "points": None},
         "consistency": math.nan, "spearman": math.nan,
         "target": encode_rle(target), "ignored": encode_rle(np.eye(4, 6, dtype=bool) & (np.arange(6) == 0)),
-        "mask": encode_rle(~target), "points": (Drawn(1.0, 2.0, 1),), "grids": {"lmm": (grid, grid), "sam": ()},
+        "mask": encode_rle(~target), "points": (PointPrompt(1.0, 2.0, 1),), "grids": {"lmm": (grid, grid), "sam": ()},
     }  # fmt: skip
-    return Measured(**(values | parts))
+    return MapRecord(**(values | parts))
 
 
 def test_a_record_becomes_a_row() -> None:

@@ -17,7 +17,7 @@ from browser import Browser, Tab, browser
 from page_study import HW, MAPS, Known, scores, study
 from readseg.analysis.page import PageData, write_page
 from readseg.analysis.page_data import PageMap, PageView
-from readseg.analysis.studies.measures import Drawn
+from readseg.analysis.studies.map_records import PointPrompt
 from readseg.core.stats import Estimate, mask_ious
 from readseg.viz.tables import Row, Table
 
@@ -323,7 +323,7 @@ def ramp(folder: Path) -> Path:
     target, own = np.zeros((100, 200), np.uint8), np.zeros((100, 200), bool)
     target[60:90, 20:60] = 1
     own[10:40, 20:60] = True
-    seen = PageView(Image.new("RGB", (200, 100), (90, 90, 90)), target, own, [Drawn(150.0, 20.0, 1)])
+    seen = PageView(Image.new("RGB", (200, 100), (90, 90, 90)), target, own, [PointPrompt(150.0, 20.0, 1)])
     case = UNITS[0].case
     maps = {
         "lmm": PageMap(case.maps["lmm"].curve, [(grid, (0.0, 0.0, 200.0, 100.0))]),

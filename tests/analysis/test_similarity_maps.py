@@ -13,36 +13,39 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import SamModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, SamModel
 
+from answers import read_answer
+from readseg.analysis.answer_states import AnswerStates, ExamineOptions, phrase_tokens
 from readseg.analysis.similarity_maps import (
-    Reading,
+    MAPS,
     SimilarityMap,
-    before_maps,
+    clip_map,
+    clip_scores,
     layer_maps,
     lmm_frame_map,
-    lmm_maps,
+    load_clip,
     mask_frame_map,
-    read_answer,
-    sam_maps,
+    phrase_map,
     sam_token_index,
-    word_map,
-    word_places,
 )
 from readseg.core.frames import ImageFrame
-from readseg.core.sasp import PointConfig
+from readseg.core.sasp import PointConfig, full_map
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import Points, embed_prompts
 from readseg.model.prompt_format import inference_question
-from small import picture, small_model, small_processor
+from released import write_tower
+from small import picture, small_model, small_processor, small_tokenizer
 from tiny_segmenter import ANSWERS, build, load
 
 SIZE = (40, 60)
 TWO = "it is the red cup [SEG] and there is a saw [SEG]."
 CLOSE = {"rtol": 0, "atol": 1e-4}
+CPU = torch.device("cpu")
+before_maps, sam_maps = MAPS["before"].compute, MAPS["sam"].compute
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,8 @@ def small(view: str = "stretch") -> Segmenter:
 
 
 @cache
-def reading_of(answer: str = TWO, prompt: str | None = None) -> Reading:
-    return read_answer(small(), picture(*SIZE), "the red cup", answer=answer, prompt=prompt)
+def reading_of(answer: str = TWO, prompt: str | None = None) -> AnswerStates:
+    return read_answer(small(), picture(*SIZE), "the red cup", answer=answer, options=ExamineOptions(prompt))
 
 
 def same_maps(ours: list[SimilarityMap], scores: np.ndarray, maps: np.ndarray) -> None:
@@ -80,11 +83,11 @@ def test_last_layer_equals_what_the_segmenter_says(learned: Segmenter, query: st
     reading = read_answer(learned, picture(*SIZE), query)
     result = learned.segment(picture(*SIZE), query)
     assert reading.result.answer == result.answer == ANSWERS[query]
-    maps = lmm_maps(reading)
+    maps = layer_maps(reading)
     assert len(maps) == ANSWERS[query].count("[SEG]")
     same_maps(maps, result.scores, result.similarity)
     for found in maps:
-        assert (found.name, found.layer, found.of, found.grid_hw) == ("lmm", 2, "[SEG]", (4, 4))
+        assert (found.layer, found.of, found.grid_hw) == (2, "[SEG]", (4, 4))
         assert found.map is not None and found.map.dtype == np.float32
         assert found.map.shape == SIZE
 
@@ -96,10 +99,10 @@ def test_last_layer_equals_what_the_segmenter_says(learned: Segmenter, query: st
 @pytest.mark.filterwarnings("ignore:the model sees only the centre")
 def test_maps_lie_where_the_model_sees(view: str, alignment: Any, size: tuple[int, int]) -> None:
     points = PointConfig(num_points=5, downsample=1, alignment=alignment)
-    options: dict[str, Any] = {"points": points, "asks": False}
-    reading = read_answer(small(view), picture(*size), "where is it?", answer=TWO, **options)
-    result = small(view).segment(picture(*size), "where is it?", force=TWO, **options)
-    same_maps(lmm_maps(reading), result.scores, result.similarity)
+    asked, options = "where is it?", ExamineOptions(points=points)
+    reading = read_answer(small(view), picture(*size), asked, answer=TWO, options=options, asks=False)
+    result = small(view).segment(picture(*size), asked, force=TWO, points=points, asks=False)
+    same_maps(layer_maps(reading), result.scores, result.similarity)
     outside = np.zeros(size, bool)
     if view == "crop":
         short = min(size)
@@ -108,7 +111,7 @@ def test_maps_lie_where_the_model_sees(view: str, alignment: Any, size: tuple[in
         outside[:] = True
         outside[max(top - 1, 0) : top + short + 1, max(left - 1, 0) : left + short + 1] = False
         assert outside.any()
-    for found in [*lmm_maps(reading), *layer_maps(reading, 1), *before_maps(reading), word_map(reading, "cup")]:
+    for found in [*layer_maps(reading), *layer_maps(reading, 1), *before_maps(reading), phrase_map(reading, "cup")]:
         assert found.map is not None and found.map.shape == size
         assert found.map.min() >= 0 and found.map.max() <= 1
         assert not found.map[outside].any()
@@ -125,7 +128,7 @@ def test_questions_are_worded_as_the_segmenter_words_them(
 ) -> None:
     # Random weights: another question gives other scores.
     reading = read_answer(small(), picture(*SIZE), query, answer=answer, **wish)
-    same_maps(lmm_maps(reading), reading.result.scores, reading.result.similarity)
+    same_maps(layer_maps(reading), reading.result.scores, reading.result.similarity)
 
 
 def test_layers_are_those_of_the_model() -> None:
@@ -159,7 +162,7 @@ def test_layers_are_those_of_the_model() -> None:
             normed = language.norm(states)
             assert (normed[seg_places - 1] @ normed[image_places].T - expected).abs().max() > 0.1
     same_maps(layer_maps(reading, 2), output.scores.numpy(), reading.result.similarity)
-    assert torch.equal(reading.h_img[0], reading.patches)
+    assert torch.equal(reading.h_img[0], reading.encoded.patches)
 
 
 @pytest.mark.parametrize("layer", [-1, 3])
@@ -167,7 +170,7 @@ def test_a_layer_that_is_not_there_is_an_error(layer: int) -> None:
     with pytest.raises(ReadsegError, match=re.escape(f"layer must be 0 (embeddings) to 2 (last); got {layer}")):
         layer_maps(reading_of(), layer)
     with pytest.raises(ReadsegError, match="layer must be"):
-        word_map(reading_of(), "cup", layer)
+        phrase_map(reading_of(), "cup", layer)
 
 
 def test_before_the_language_model() -> None:
@@ -176,20 +179,20 @@ def test_before_the_language_model() -> None:
         patches = model.encode_image(small().processor.lmm_pixels(picture(*SIZE))[None])[0]
     found = before_maps(reading)
     np.testing.assert_allclose(np.stack([one.scores for one in found]), reading.h_seg @ patches.T, **CLOSE)
-    assert {(one.name, one.layer) for one in found} == {("before", None)}
-    assert np.abs(found[0].scores - lmm_maps(reading)[0].scores).max() > 0.1
+    assert {one.layer for one in found} == {None}
+    assert np.abs(found[0].scores - layer_maps(reading)[0].scores).max() > 0.1
 
 
 def test_an_answer_without_seg_has_no_maps() -> None:
     reading = reading_of("there is no saw.")
-    assert lmm_maps(reading) == layer_maps(reading, 0) == before_maps(reading) == sam_maps(small(), reading) == []
-    assert word_map(reading, "saw").map is not None
+    assert layer_maps(reading) == layer_maps(reading, 0) == before_maps(reading) == sam_maps(reading) == []
+    assert phrase_map(reading, "saw").map is not None
 
 
 def test_a_constant_map_is_none() -> None:
     reading = reading_of()
     flat = dataclasses.replace(reading, h_img=torch.zeros_like(reading.h_img))
-    assert [one.map for one in lmm_maps(flat)] == [None, None]
+    assert [one.map for one in layer_maps(flat)] == [None, None]
     for bad in (torch.full((16,), 3.0), torch.full((16,), torch.nan), torch.tensor([torch.inf, *[0.0] * 15])):
         assert lmm_frame_map(bad, SIZE) is None
         assert mask_frame_map(bad, (4, 4), ImageFrame(*SIZE, 32, 32)) is None
@@ -201,18 +204,21 @@ def test_a_constant_map_is_none() -> None:
 def test_words_are_predicted_one_place_before() -> None:
     reading, processor = reading_of(), small().processor
     for phrase in ("red cup", "cup", "saw", "it", "there is a"):
-        places = word_places(reading, phrase)
+        places = phrase_tokens(reading, phrase)
         assert processor.decode([reading.result.answer_ids[place] for place in places]) == phrase
-        expected = reading.h_answer[-1, places].mean(0) @ reading.h_img[-1].T
-        found = word_map(reading, phrase)
+        expected = reading.h_answer[-1, list(places)].mean(0) @ reading.h_img[-1].T
+        found = phrase_map(reading, phrase)
         np.testing.assert_allclose(found.scores, expected, **CLOSE)
-        assert (found.name, found.layer, found.of) == ("words", 2, phrase)
-    assert word_places(reading, "RED cup") == word_places(reading, "red cup")
+        assert (found.layer, found.of) == (2, phrase)
+    assert phrase_tokens(reading, "RED cup") == phrase_tokens(reading, "red cup")
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, None])
 def test_the_phrase_seg_gives_the_map_of_seg(layer: int | None) -> None:
-    found, expected = word_map(reading_of(), "[SEG]", layer), layer_maps(reading_of(), 2 if layer is None else layer)[0]
+    found, expected = (
+        phrase_map(reading_of(), "[SEG]", layer),
+        layer_maps(reading_of(), 2 if layer is None else layer)[0],
+    )
     np.testing.assert_allclose(found.scores, expected.scores, **CLOSE)
     np.testing.assert_allclose(found.map, expected.map, **CLOSE)
 
@@ -222,14 +228,14 @@ def test_characters_beyond_ascii_count_once() -> None:
     processor = small().processor
     assert reading.result.answer == "é 杯 it is the café [SEG] 杯 cup."
     for phrase in ("é", "杯", "café", "cup", "it"):
-        places = word_places(reading, phrase)
+        places = phrase_tokens(reading, phrase)
         assert processor.decode([reading.result.answer_ids[place] for place in places]) == phrase
 
 
 @pytest.mark.parametrize("phrase", ["dog", "cu", "", "  ", "red saw"])
 def test_a_phrase_that_is_not_there_is_an_error(phrase: str) -> None:
     with pytest.raises(ReadsegError, match=r"is not in the answer 'it is the red cup \[SEG\]"):
-        word_map(reading_of(), phrase)
+        phrase_map(reading_of(), phrase)
 
 
 # -- the mask decoder --------------------------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ def decoder_tokens(sam: SamModel, embeddings: Tensor, sparse: Tensor) -> tuple[T
     return final.layer_norm_final_attn(tokens), image
 
 
-def sparse_tokens(reading: Reading, place: int) -> Tensor:
+def sparse_tokens(reading: AnswerStates, place: int) -> Tensor:
     """The prompt of one [SEG]: its points, SAM's padding point, and the projected [SEG], last."""
     model = small().model
     projected = model.seg_projection(reading.h_seg[place])[None, None]
@@ -286,7 +292,7 @@ def sparse_tokens(reading: Reading, place: int) -> Tensor:
 def test_sam_map_is_that_of_the_seg_token_and_of_no_other(prompt: str, count: int) -> None:
     reading, model = reading_of(prompt=prompt), small().model
     embeddings = model.embed_masks_image(small().processor.mask_pixels(picture(*SIZE))[None])
-    found = sam_maps(small(), reading)
+    found = sam_maps(reading)
     assert len(found) == 2
     for place, ours in enumerate(found):
         assert len(reading.result.point_labels[place]) == count
@@ -302,7 +308,7 @@ def test_sam_map_is_that_of_the_seg_token_and_of_no_other(prompt: str, count: in
             assert np.abs(ours.map - wrong).max() > 0.05, other
         right = mask_frame_map(scores[-1], (4, 4), reading.frame)
         np.testing.assert_allclose(ours.map, right, **CLOSE)
-        assert (ours.name, ours.layer, ours.of, ours.grid_hw) == ("sam", None, "[SEG]", (4, 4))
+        assert (ours.layer, ours.of, ours.grid_hw) == (None, "[SEG]", (4, 4))
 
 
 @torch.inference_mode()
@@ -312,7 +318,7 @@ def test_what_enters_the_decoder_at_that_place_is_the_projected_seg() -> None:
     handle = model.sam.mask_decoder.transformer.register_forward_pre_hook(
         lambda _module, _args, named: entered.append(named["point_embeddings"]), with_kwargs=True
     )
-    sam_maps(small(), reading)
+    sam_maps(reading)
     handle.remove()
     expected = model.seg_projection(reading.h_seg)
     assert len(entered) == 2
@@ -324,7 +330,7 @@ def test_what_enters_the_decoder_at_that_place_is_the_projected_seg() -> None:
 def test_the_decoder_is_left_as_it_was() -> None:
     transformer = small().model.sam.mask_decoder.transformer
     before = len(transformer._forward_hooks)
-    sam_maps(small(), reading_of())
+    sam_maps(reading_of())
     assert len(transformer._forward_hooks) == before
 
 
@@ -351,13 +357,13 @@ def test_the_part_of_the_mask_frame_that_is_padded_is_cut_off() -> None:
 def test_a_map_without_points_leaves_the_seg_alone_in_the_decoder() -> None:
     reading = reading_of()
     flat = dataclasses.replace(reading, h_img=torch.zeros_like(reading.h_img))
-    for ours, expected in zip(sam_maps(small(), flat), sam_maps(small(), reading_of(prompt="seg")), strict=True):
+    for ours, expected in zip(sam_maps(flat), sam_maps(reading_of(prompt="seg")), strict=True):
         np.testing.assert_allclose(ours.scores, expected.scores, **CLOSE)
 
 
-def test_points_alone_have_no_seg_in_the_decoder() -> None:
-    with pytest.raises(ReadsegError, match='expected "both" or "seg"'):
-        sam_maps(small(), reading_of(prompt="points"))
+def test_a_decoder_that_gets_points_alone_gets_a_seg_for_its_map() -> None:
+    for ours, expected in zip(sam_maps(reading_of(prompt="points")), sam_maps(reading_of()), strict=True):
+        np.testing.assert_allclose(ours.scores, expected.scores, **CLOSE)
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
@@ -367,10 +373,10 @@ def test_one_seg_among_others_has_the_map_that_it_has_alone() -> None:
     """The first [SEG] does not see the second: causal states, and one decoder call for each."""
     both, alone = reading_of(), reading_of(TWO[: TWO.index("[SEG]") + 5])
     for first, only in (
-        (lmm_maps(both)[0], lmm_maps(alone)[0]),
+        (layer_maps(both)[0], layer_maps(alone)[0]),
         (layer_maps(both, 1)[0], layer_maps(alone, 1)[0]),
         (before_maps(both)[0], before_maps(alone)[0]),
-        (sam_maps(small(), both)[0], sam_maps(small(), alone)[0]),
+        (sam_maps(both)[0], sam_maps(alone)[0]),
     ):
         np.testing.assert_allclose(first.scores, only.scores, **CLOSE)
         np.testing.assert_allclose(first.map, only.map, **CLOSE)
@@ -379,10 +385,118 @@ def test_one_seg_among_others_has_the_map_that_it_has_alone() -> None:
 def test_a_file_gives_what_its_image_gives(tmp_path: Path) -> None:
     picture(*SIZE).save(tmp_path / "image.png")
     reading = read_answer(small(), tmp_path / "image.png", "the red cup", answer=TWO)
-    np.testing.assert_array_equal(sam_maps(small(), reading)[0].scores, sam_maps(small(), reading_of())[0].scores)
+    np.testing.assert_array_equal(sam_maps(reading)[0].scores, sam_maps(reading_of())[0].scores)
 
 
 def test_a_hidden_part_is_told_once_for_all_maps_of_an_answer() -> None:
     with pytest.warns(UserWarning, match="hidden"):
         reading = read_answer(small("crop"), picture(30, 90), "the red cup", answer=TWO)
-    assert len(sam_maps(small("crop"), reading)) == 2  # a warning here would be an error
+    assert len(sam_maps(reading)) == 2  # a warning here would be an error
+
+
+# -- CLIP --------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def small_clip(image_size: int = 24) -> CLIPModel:
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = CLIPTextConfig(
+        **layers, vocab_size=len(small_tokenizer()), eos_token_id=small_tokenizer().eos_token_id, projection_dim=8
+    )
+    vision = CLIPVisionConfig(**layers, image_size=image_size, patch_size=8, projection_dim=8)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape) * 0.3)
+    return model
+
+
+def clip_words(text: str, **_: Any) -> dict[str, Tensor]:
+    """A tokenizer, called as CLIP's."""
+    ids = torch.tensor([[*small_tokenizer().encode(text, add_special_tokens=False), small_tokenizer().eos_token_id]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def seen_by(model: CLIPModel, tokenizer: Any, view: str = "stretch") -> AnswerStates:
+    """An answer with a CLIP among its options."""
+    options = ExamineOptions(clip=(model, tokenizer))
+    return read_answer(small(view), picture(*SIZE), "the red cup", answer=TWO, options=options)
+
+
+def write_clip(folder: Path) -> Path:
+    small_clip().save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    model, tokenizer = load_clip(write_clip(tmp_path / "clip"), CPU)
+    assert not model.training and model.dtype == torch.float32
+    for name, weight in small_clip().state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    found = clip_map(seen_by(model, tokenizer), "red cup")
+    expected = clip_map(seen_by(small_clip(), small_tokenizer()), "red cup")
+    assert found.map is not None and found.map.shape == (40, 60)
+    np.testing.assert_allclose(found.map, expected.map, atol=1e-5)
+
+
+def test_what_is_no_clip_is_an_error(tmp_path: Path) -> None:
+    write_tower(tmp_path / "tower")
+    with pytest.raises(ReadsegError, match=r"of type 'clip_vision_model'.*the vision tower alone knows no text"):
+        load_clip(tmp_path / "tower", CPU)
+    with pytest.raises(ReadsegError, match="no such folder"):
+        load_clip(tmp_path / "nowhere", CPU)
+
+
+def test_missing_and_damaged_parts_are_errors(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip")
+    state = {name: weight for name, weight in small_clip().state_dict().items() if name != "text_projection.weight"}
+    small_clip().save_pretrained(folder, state_dict=state)
+    with pytest.raises(ReadsegError, match=r"missing or of a wrong shape: text_projection\.weight"):
+        load_clip(folder, CPU)
+    write_clip(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ReadsegError, match="this CLIP cannot be read"):
+        load_clip(folder, CPU)
+    write_clip(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ReadsegError, match="this CLIP cannot be read"):
+        load_clip(folder, CPU)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ReadsegError, match="the tokenizer of this CLIP is missing"):
+        load_clip(folder, CPU)
+
+
+@torch.inference_mode()
+def test_clip_scores_are_cosines_of_text_and_patches() -> None:
+    model, said, pixels = small_clip(), clip_words("red cup"), torch.randn(1, 3, 24, 24)
+    ours = clip_scores(model, said["input_ids"], said["attention_mask"], pixels)
+    states = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+    patches = model.visual_projection(model.vision_model.post_layernorm(states))[0]
+    text = model.text_projection(model.text_model(**said).pooler_output)
+    torch.testing.assert_close(ours, F.cosine_similarity(text, patches[1:]), **CLOSE)
+    assert ours.shape == (9,)
+    # The class token in the patches' place is CLIP's own score of image and text.
+    whole = model(**said, pixel_values=pixels).logits_per_image[0, 0] / model.logit_scale.exp()
+    torch.testing.assert_close(F.cosine_similarity(text, patches[:1])[0], whole, **CLOSE)
+    other = clip_scores(model, **clip_words("saw"), pixel_values=pixels)
+    assert (ours - other).abs().max() > 0.01
+    torch.testing.assert_close(clip_scores(model, said["input_ids"], None, pixels), ours)
+
+
+@pytest.mark.parametrize("view", ["crop", "letterbox", "stretch"])
+@pytest.mark.filterwarnings("ignore:the model sees only the centre")
+def test_clip_map_sees_what_the_model_sees(view: str) -> None:
+    found = clip_map(seen_by(small_clip(), clip_words, view), "red cup")
+    assert (found.layer, found.of, found.grid_hw) == (None, "red cup", (3, 3))
+    frame = ImageFrame(*SIZE, 24, 32, view)
+    expected = full_map(torch.tensor(found.scores)[None], SIZE, box=frame.lmm_box)[0]
+    np.testing.assert_allclose(found.map, expected, **CLOSE)
+    # With a tower of the model's own size, the pixels are the processor's.
+    same = clip_map(seen_by(small_clip(32), clip_words, view), "red cup")
+    pixels = small(view).processor.lmm_pixels(picture(*SIZE))[None]
+    np.testing.assert_allclose(
+        same.scores, clip_scores(small_clip(32), **clip_words("red cup"), pixel_values=pixels), **CLOSE
+    )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from commandline import run
-from readseg.analysis.studies.single_image import ImageFound
+from readseg.analysis.studies.single_image import ImageResult
 from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli import analyse as command
 from readseg.core.masks import decode_rle, load_png, save_png
@@ -63,7 +63,7 @@ def analyse(
     image, truths, folder = command.check_inputs(target, [query], files, out, answer)
     shared = {"truths": truths, "answer": answer, "layers": layers, "extremes": 5}
     found = command.analyse_image(image, query, models, points, **shared, **options)
-    command.write_analysis(folder, ImageFound(target, image, writable(query), truths, tuple(found)), layers)
+    command.write_analysis(folder, ImageResult(target, image, writable(query), truths, tuple(found)), layers)
 
 
 def width(path: str) -> int:

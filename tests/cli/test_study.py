@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 import commandline
 import studies
 from readseg.analysis.studies import maps as maps_study
-from readseg.analysis.studies.measures import Measured
+from readseg.analysis.studies.map_records import MapRecord
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import benchmark
 from readseg.errors import ReadsegError
@@ -21,6 +22,7 @@ from released import write_released, write_sam
 from small import picture
 
 Capture = pytest.CaptureFixture[str]
+MAP_RECORDS = TypeAdapter(list[MapRecord])
 TABLES = ["maps-1.csv", "maps-2.csv", "maps-3.csv", "maps.json", "maps.md"]
 
 
@@ -46,7 +48,7 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / RECORDS).read_bytes().startswith(first), "a larger sample goes on from a smaller one"
     study = read_study(tmp_path / RECORDS)
     assert study.name == "maps" and list(study.images) == ["scene-500000", "scene-500001"]
-    records = [Measured.from_json(record) for record in study.records]
+    records = MAP_RECORDS.validate_python(study.records)
     assert {record.image for record in records} == set(study.images)
     for prompt in ("plain_points", "plain_truth"):
         assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
@@ -67,7 +69,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     studies.run("maps", studies.context(whole))
     examine, calls = maps_study.examine, []
 
-    def interrupted(*given: object) -> list[Measured]:
+    def interrupted(*given: object) -> list[MapRecord]:
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -126,7 +128,7 @@ def test_a_released_family_on_a_data_set(
     options = ("--sam", tmp_path / "sam.pth", "--extremes", 2, "--num-points", 4)
     assert run(monkeypatch, "maps", "reasonseg/val", *model, "--out", out, *options) == 0
     study = read_study(out / RECORDS)
-    records = [Measured.from_json(record) for record in study.records]
+    records = MAP_RECORDS.validate_python(study.records)
     assert len(records) == 2 and all(record.given and record.places == (0,) for record in records)
     assert study.settings["protocol"] == "forced" and study.settings["points"]["num_points"] == 4
     assert all(len(record.points) <= 4 for record in records)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from answers import read_answer
 from parity.released_cases import LOGITS, Case, close, part_or_skip, teacher_forced, turns_of, values
-from readseg.analysis.similarity_maps import Reading, layer_maps, lmm_frame_map, lmm_maps, mask_frame_map, read_answer
+from readseg.analysis.answer_states import AnswerStates
+from readseg.analysis.similarity_maps import layer_maps, lmm_frame_map, mask_frame_map
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import full_map
 from readseg.core.token_grid import REFERENCE_SIDE
@@ -22,7 +24,7 @@ MAP_TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def readings(reference: Path) -> list[tuple[Case, list[Reading]]]:
+def readings(reference: Path) -> list[tuple[Case, list[AnswerStates]]]:
     """Each case of one image: its conversations, every one read by itself."""
     folder = part_or_skip(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
     found = []
@@ -42,10 +44,10 @@ def readings(reference: Path) -> list[tuple[Case, list[Reading]]]:
 
 
 @pytest.mark.filterwarnings("ignore:the model sees only the centre")
-def test_scores_of_each_seg(readings: list[tuple[Case, list[Reading]]]) -> None:
+def test_scores_of_each_seg(readings: list[tuple[Case, list[AnswerStates]]]) -> None:
     compared = 0
     for case, rows in readings:
-        maps = [one for row in rows for one in lmm_maps(row)]
+        maps = [one for row in rows for one in layer_maps(row)]
         last = [one for row in rows for one in layer_maps(row, row.num_layers)]
         for place, (ours, same) in enumerate(zip(maps, last, strict=True)):
             for theirs, _, what in values(case, f"similarity.{place}"):
@@ -59,11 +61,11 @@ def test_scores_of_each_seg(readings: list[tuple[Case, list[Reading]]]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the model sees only the centre")
-def test_states_and_patches(readings: list[tuple[Case, list[Reading]]]) -> None:
+def test_states_and_patches(readings: list[tuple[Case, list[AnswerStates]]]) -> None:
     compared = 0
     for case, rows in readings:
         for theirs, kept, what in values(case, "clip_projected"):
-            close(rows[0].patches[None][kept], theirs, what)
+            close(rows[0].encoded.patches[None][kept], theirs, what)
         for theirs, _, what in values(case, "hidden_last"):
             places = case.rows["input_ids"] == case.read.model.config.image_token_id
             for row, (reading, at) in enumerate(zip(rows, places, strict=True)):

@@ -27,9 +27,11 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from readseg.analysis.map_metrics import STEPS, ThresholdCurve
 from readseg.analysis.page_data import PageCase, PageMap, PageView, content_of, shown, small_picture
-from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured, iou_of
-from readseg.analysis.thresholds import STEPS, ThresholdCurve
+from readseg.analysis.prompts import PROMPTS
+from readseg.analysis.similarity_maps import MAPS
+from readseg.analysis.studies.map_records import MapRecord, iou_of
 from readseg.core.io import atomic_write
 from readseg.core.masks import decode_rle
 from readseg.core.stats import Estimate
@@ -62,10 +64,10 @@ class PageData:
 
 
 HEADINGS: Mapping[str, str] = {
-    **{name: f"map: {what}" for name, what in MAPS.items()},
+    **{name: f"map: {spec.title}" for name, spec in MAPS.items()},
     "own": "IoU, own mask",
     **{f"{name}_iou": f"IoU, {name} map at its best t" for name in MAPS},
-    **{f"prompt_{name}": f"IoU, {what}" for name, what in PROMPTS.items()},
+    **{f"prompt_{name}": f"IoU, {spec.title}" for name, spec in PROMPTS.items()},
     **{f"{name}_t": f"best t, {name} map" for name in MAPS},
     **{f"{name}_pointing": f"pointing, {name} map" for name in MAPS},
     **{f"{name}_auc": f"AUC, {name} map" for name in MAPS},
@@ -76,7 +78,7 @@ HEADINGS: Mapping[str, str] = {
 """Headings of what `page_case` makes."""
 
 
-def page_case(measured: Measured, model: str, picture: Image.Image | None = None) -> PageCase:
+def page_case(measured: MapRecord, model: str, picture: Image.Image | None = None) -> PageCase:
     """The row of a record: IoU of its masks, its maps with their curves; with a picture also what it looks like.
 
     Args:
@@ -185,7 +187,7 @@ def to_html(data: PageData) -> str:
     )
 
 
-def _view(measured: Measured, picture: Image.Image) -> PageView:
+def _view(measured: MapRecord, picture: Image.Image) -> PageView:
     try:
         masks = [decode_rle(dict(rle)) for rle in (measured.target, measured.mask)]
         ignored = np.zeros(measured.size, bool) if measured.ignored is None else decode_rle(dict(measured.ignored))

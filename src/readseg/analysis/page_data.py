@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from readseg.analysis.studies.measures import Drawn
-from readseg.analysis.thresholds import STEPS, ThresholdCurve
+from readseg.analysis.map_metrics import STEPS, ThresholdCurve
+from readseg.analysis.studies.map_records import PointPrompt
 from readseg.core.token_grid import Box
 from readseg.errors import ReadsegError
 
@@ -59,7 +59,7 @@ class PageView:
     picture: Image.Image
     target: Shaped[np.ndarray, "H W"]
     own: Bool[np.ndarray, "H W"]
-    points: Sequence[Drawn] = ()
+    points: Sequence[PointPrompt] = ()
 
 
 @dataclass(frozen=True, eq=False)

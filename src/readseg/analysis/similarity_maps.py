@@ -1,12 +1,12 @@
-"""Similarity maps as numbers with names: where [SEG] or a word looks, at every place of a model.
+"""Similarity maps: where [SEG], or a word of the answer, looks at every place of a model; and CLIP's own map of a text.
 
-Owns which states are compared: those of any layer of the language model, the image before it, the mask decoder's
-tokens (`clip.py`: CLIP's text and patches). `sasp.py` makes the map and `geometry.py` puts it on the image. Maps are in
-the image frame (H, W); a grid of scores is row-major. N counts image tokens, D is the language model's width, K its
-number of layers, T counts the answer's tokens, S its [SEG].
+Owns the registry `MAPS`: a map is one entry of it. `core.sasp` makes a map of scores and
+`core.frames` puts it on the image. Maps are in the image frame (H, W); a grid of scores is row-major. N counts image
+tokens, D is the language model's width, K its number of layers, T counts the answer's tokens, S its [SEG].
 
-    reading = read_answer(segmenter, "desk.png", "something that tells the time")
-    lmm_maps(reading)[0].map, layer_maps(reading, 12)[0].map, sam_maps(segmenter, reading)[0].map
+    encoded = segmenter.encode("desk.png")
+    states = collect_states(segmenter, encoded, segmenter.reply(encoded, ["something that tells the time"])[0])
+    MAPS["lmm"].compute(states)[0].map, layer_maps(states, 12)[0].map
 
 Source: paper section 3.2, appendices A.1 and B.
 """
@@ -14,42 +14,37 @@ Source: paper section 3.2, appendices A.1 and B.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import SamModel
+from transformers import CLIPModel, SamModel
 
+from readseg.analysis.answer_states import NO_WORDS, AnswerStates, Phrase, Spec, dot_products, phrase_tokens
+from readseg.checkpoints.files import fetch, read_config_json
+from readseg.checkpoints.load import quiet_libraries
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
-from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import Alignment, Box
-from readseg.core.types import Turn
 from readseg.errors import ReadsegError
-from readseg.inference.queries import EncodedImage, ModelAnswer
-from readseg.inference.result import Segmentation
-from readseg.inference.segmenter import Segmenter
-from readseg.model.config import Prompt
 from readseg.model.families import SEG
 from readseg.model.mask_prompts import full_precision
+from readseg.model.processing import CLIP_MEAN, CLIP_STD, load_tokenizer
 
-MapName = Literal["lmm", "layer", "before", "sam", "clip", "words"]
-
-_NO_TEXT = "\ufffd"
+_CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarityMap:
-    """One similarity map: plain dot products ("clip": cosines), and the map that they make on the image.
+    """Dot products ("clip": cosines) with image tokens, and the map that they make on the image.
 
     Attributes:
-        name: what was compared: "lmm", "layer", "before", "sam", "clip" or "words".
         layer: of the language model, 0 (embeddings) ... K (last, after the final norm); None where it has none.
         of: whose map it is: "[SEG]", a phrase of the answer, or the text given to CLIP.
         scores: (h * w,) float32, row-major.
@@ -57,7 +52,6 @@ class SimilarityMap:
         map: (H, W) float32 in [0, 1], image frame; None where the scores are constant or no numbers.
     """
 
-    name: MapName
     layer: int | None
     of: str
     scores: np.ndarray = field(repr=False)
@@ -65,141 +59,17 @@ class SimilarityMap:
     map: np.ndarray | None = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """An answer and the states behind it: what all maps of the language model are made of.
-
-    Attributes:
-        result: the answer, its masks and points, as `Segmenter.segment` gives them.
-        frame: of the image.
-        patches: (N, D), projected CLIP patches: what enters the language model.
-        mask_embeddings: (1, C, h, w), of the mask model.
-        h_img: (K + 1, N, D), states of the image tokens at all layers. Layer 0 are the embeddings, layer k < K what
-            block k leaves, not normed; layer K is after the final norm, as everywhere in this package.
-        h_answer: (K + 1, T, D), in the same layers the states that predict each token of the answer.
-        spans: for each token of the answer its first and last character (exclusive) in `result.answer`.
-        seg_places: of the answer's tokens, which are [SEG].
-        points: settings that the result was made with.
-        prompt: of the mask decoder, that the result was made with.
-    """
-
-    result: Segmentation
-    frame: ImageFrame
-    patches: Float[Tensor, "N D"] = field(repr=False)
-    mask_embeddings: Float[Tensor, "1 C h w"] = field(repr=False)
-    h_img: Float[Tensor, "layers N D"] = field(repr=False)
-    h_answer: Float[Tensor, "layers T D"] = field(repr=False)
-    spans: tuple[tuple[int, int], ...] = field(repr=False)
-    seg_places: tuple[int, ...]
-    points: PointConfig
-    prompt: Prompt
-
-    @property
-    def num_layers(self) -> int:
-        """K, the number of layers of the language model."""
-        return len(self.h_img) - 1
-
-    @property
-    def h_seg(self) -> Float[Tensor, "S D"]:
-        """(S, D), the states of the last layer that predict each [SEG]."""
-        return self.h_answer[-1][list(self.seg_places)]
+# -- maps of a model ---------------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def read_answer(
-    segmenter: Segmenter,
-    image: Any,
-    query: str,
-    *,
-    answer: bool | str = False,
-    asks: bool | None = None,
-    sentence: bool | None = None,
-    prompt: Prompt | None = None,
-    points: PointConfig | None = None,
-    max_new_tokens: int = 64,
-) -> Reading:
-    """Asks one question about one image, and keeps the states of all layers.
+def layer_maps(states: AnswerStates, layer: int | None = None) -> list[SimilarityMap]:
+    """The map of each [SEG] at one layer k, by default the last: s = h_seg^k . h_img^k^T, both states of that layer.
+
+    The last layer, after the final norm, is what the model makes points of. At layer 0 h_img are the projected patches
+    and h_seg is the embedding of the token before [SEG]; layers 0 ... K - 1 are not normed.
 
     Args:
-        segmenter: the model.
-        image: whatever `load_image` takes.
-        query: as in `Segmenter.segment`.
-        answer: `force` of `Segmenter.segment`: a text is the answer to read, True the family's own; by default the
-            model answers by itself.
-        asks: as in `Segmenter.segment`.
-        sentence: as in `Segmenter.segment`.
-        prompt: as in `Segmenter.segment`.
-        points: as in `Segmenter.segment`.
-        max_new_tokens: where an answer is cut off.
-
-    Raises:
-        ReadsegError: what `Segmenter.segment` raises.
-    """
-    encoded = segmenter.encode(image)
-    replies = segmenter.reply(
-        encoded, [query], asks=asks, max_new_tokens=max_new_tokens, force=answer, sentence=sentence
-    )
-    return read_reply(segmenter, encoded, replies[0], prompt=prompt, points=points)
-
-
-@torch.inference_mode()
-def read_reply(
-    segmenter: Segmenter,
-    encoded: EncodedImage,
-    reply: ModelAnswer,
-    *,
-    prompt: Prompt | None = None,
-    points: PointConfig | None = None,
-) -> Reading:
-    """`read_answer` for who has encoded the image and has the reply already.
-
-    Args:
-        segmenter: the model.
-        encoded: of `Segmenter.encode`.
-        reply: of `Segmenter.reply`, about that image.
-        prompt: as in `Segmenter.segment`.
-        points: as in `Segmenter.segment`.
-
-    Raises:
-        ReadsegError: what `Segmenter.decode` raises.
-    """
-    model, processor = segmenter.model, segmenter.processor
-    result = segmenter.decode(encoded, [reply], prompt=prompt, points=points)[0]
-    asked = processor.prompt_ids([Turn(reply.question)])
-    ids = torch.tensor([[*asked, *result.answer_ids]], device=model.device)
-    hidden = _hidden_states(segmenter, ids, encoded.patches[None])
-    return Reading(
-        result=result,
-        frame=encoded.frame,
-        patches=encoded.patches,
-        mask_embeddings=encoded.mask_embeddings,
-        h_img=hidden[:, ids[0] == model.config.image_token_id],
-        # The state one place before a token predicts it.
-        h_answer=hidden[:, len(asked) - 1 : -1],
-        spans=_spans(segmenter, result.answer_ids),
-        seg_places=tuple(i for i, token in enumerate(result.answer_ids) if token == model.config.seg_token_id),
-        points=points or model.config.points,
-        prompt=prompt or model.config.prompt,
-    )
-
-
-def lmm_maps(reading: Reading) -> list[SimilarityMap]:
-    """The map of each [SEG] at the last layer: s = h_seg . h_img^T after the final norm, as the model makes points of.
-
-    Returns:
-        S maps with N scores each: `Segmentation.scores` and `Segmentation.similarity` under their name.
-    """
-    return _seg_maps(reading, "lmm", reading.num_layers)
-
-
-def layer_maps(reading: Reading, layer: int) -> list[SimilarityMap]:
-    """The map of each [SEG] at one layer k: s = h_seg^k . h_img^k^T, both states of that layer.
-
-    At layer 0 h_img are the projected patches and h_seg is the embedding of the token before [SEG]. Layers 0 ... K - 1
-    are not normed: they are what the blocks add to. Layer K is after the final norm, and its map is that of `lmm_maps`.
-
-    Args:
-        reading: of an answer.
+        states: of an answer.
         layer: 0 ... K.
 
     Returns:
@@ -208,30 +78,17 @@ def layer_maps(reading: Reading, layer: int) -> list[SimilarityMap]:
     Raises:
         ReadsegError: there is no such layer.
     """
-    return _seg_maps(reading, "layer", _checked_layer(reading, layer))
+    layer = _known_layer(states, layer)
+    rows = dot_products(states.h_answer[layer][list(states.seg_positions)], states.h_img[layer])
+    return [_image_token_map(states, layer, SEG, row) for row in rows]
 
 
-def before_maps(reading: Reading) -> list[SimilarityMap]:
-    """The map of each [SEG] before the language model: s = h_seg . v^T, v the projected CLIP patches (N, D).
-
-    h_seg is of the last layer, after the final norm: what [SEG] became is held against what the image was.
-
-    Returns:
-        S maps with N scores each.
-    """
-    scores = similarity_of(reading.h_seg, reading.patches)
-    return [token_map(reading, "before", None, SEG, row) for row in scores]
-
-
-def word_map(reading: Reading, phrase: str, layer: int | None = None) -> SimilarityMap:
-    """The map of the answer's own words instead of [SEG]: s = h . h_img^T.
-
-    h is the mean of the states that predict the tokens of the phrase. The phrase "[SEG]" gives the map of the first
-    [SEG].
+def phrase_map(states: AnswerStates, phrase: str, layer: int | None = None) -> SimilarityMap:
+    """The map of whole words of the answer instead of [SEG]: s = h . h_img^T, h the mean of the states that predict it.
 
     Args:
-        reading: of an answer.
-        phrase: whole words of the answer, in any case; where they stand more than once the first place counts.
+        states: of an answer.
+        phrase: in any case; where it stands more than once the first place counts. "[SEG]" is the first [SEG].
         layer: 0 ... K, by default the last; see `layer_maps`.
 
     Returns:
@@ -240,106 +97,77 @@ def word_map(reading: Reading, phrase: str, layer: int | None = None) -> Similar
     Raises:
         ReadsegError: the phrase is not in the answer, or there is no such layer.
     """
-    layer = reading.num_layers if layer is None else _checked_layer(reading, layer)
-    places = word_places(reading, phrase)
-    states = reading.h_answer[layer, places].float().mean(dim=0, keepdim=True)
-    return token_map(reading, "words", layer, phrase, similarity_of(states, reading.h_img[layer])[0])
+    return token_map(states, phrase_tokens(states, phrase), phrase, layer)
 
 
-def word_places(reading: Reading, phrase: str) -> list[int]:
-    """Which tokens of the answer make up a phrase of it: indices into the T of `Reading.h_answer`.
+def token_map(states: AnswerStates, tokens: Sequence[int], of: str, layer: int | None = None) -> SimilarityMap:
+    """The map of the mean of the states that predict some of the answer's tokens."""
+    layer = _known_layer(states, layer)
+    mean = states.h_answer[layer, list(tokens)].float().mean(dim=0, keepdim=True)
+    return _image_token_map(states, layer, of, dot_products(mean, states.h_img[layer])[0])
 
-    Args:
-        reading: of an answer.
-        phrase: whole words of the answer, in any case; where they stand more than once the first place counts.
 
-    Raises:
-        ReadsegError: the phrase is not in the answer.
+def _before_maps(states: AnswerStates) -> list[SimilarityMap]:
+    """The map of each [SEG] before the language model: s = h_seg . v^T, v the projected CLIP patches (N, D)."""
+    return [_image_token_map(states, None, SEG, row) for row in dot_products(states.h_seg, states.encoded.patches)]
+
+
+def _phrase_maps(states: AnswerStates) -> list[SimilarityMap | None]:
+    """Of each [SEG] the map of the answer's own words for it, of the states as they were generated."""
+
+    def of_phrase(phrase: Phrase) -> SimilarityMap:
+        return _image_token_map(states, states.num_layers, phrase.text, states.phrase_scores(phrase)[1][0])
+
+    return [None if phrase is None else of_phrase(phrase) for phrase in states.phrases]
+
+
+@torch.inference_mode()
+def _sam_maps(states: AnswerStates) -> list[SimilarityMap]:
+    """The map of each [SEG] inside the mask decoder: s = t_seg . k^T, prompted as the model prompts it.
+
+    t_seg (C,) is the decoder's final token of [SEG], k (h * w, C) are its final image tokens: both as the decoder's
+    transformer leaves them, before masks are made. Prompted with points alone a decoder has no [SEG] token to look at:
+    it gets one for this.
     """
-    answer, words = reading.result.answer, phrase.strip()
-    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", answer, re.IGNORECASE) if words else None
-    places = []
-    if found is not None:
-        places = [i for i, (first, end) in enumerate(reading.spans) if first < found.end() and found.start() < end]
-    if not places:
-        raise ReadsegError(f"the phrase {phrase!r} is not in the answer {answer!r}: give whole words of it.")
-    return places
+    model, embeddings = states.segmenter.model, states.encoded.mask_embeddings
+    grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
+    maps = []
+    for h_seg in states.h_seg:
+        scores = dot_products(h_seg[None], states.h_img[-1])
+        with _outputs_of(model.sam.mask_decoder.transformer) as outputs:
+            points, _ = model.decode_masks(
+                h_seg[None],
+                scores,
+                torch.zeros(1, dtype=torch.long, device=scores.device),
+                embeddings,
+                [states.frame],
+                points=states.points,
+                prompt="both" if states.prompt == "points" else states.prompt,
+            )
+        tokens, image_tokens = (part[0, 0] for part in outputs[0])
+        seg_token = tokens[sam_token_index(model.sam, len(points[0].labels))]
+        similar = dot_products(seg_token[None], image_tokens)[0]
+        maps.append(
+            SimilarityMap(None, SEG, _numbers(similar), grid_hw, mask_frame_map(similar, grid_hw, states.frame))
+        )
+    return maps
 
 
 def sam_token_index(sam: SamModel, num_points: int) -> int:
-    """The place of the projected [SEG] among the tokens that the mask decoder puts out.
+    """The place of the projected [SEG] among the tokens that the mask decoder puts out, with points of any label.
 
-        iou token ++ mask tokens ++ points ++ SAM's padding point (only with points) ++ [SEG]
-
-    Args:
-        sam: the mask model.
-        num_points: how many points, of any label, stand in the prompt.
+    iou token ++ mask tokens ++ points ++ SAM's padding point (only with points) ++ [SEG]
     """
     num_masks: int = sam.mask_decoder.num_mask_tokens
     return 1 + num_masks + (num_points + 1 if num_points else 0)
 
 
-@torch.inference_mode()
-def sam_maps(segmenter: Segmenter, reading: Reading) -> list[SimilarityMap]:
-    """The map of each [SEG] inside the mask decoder: s = t_seg . k^T, prompted as `reading.result` was.
-
-    t_seg (C,) is the decoder's final token of [SEG], k (h * w, C) are its final image tokens: both as the decoder's
-    transformer leaves them, before masks are made. The grid is normalised, then resized to the mask model's square,
-    cut to the image's part of it and resized to the image; tokens of the padding take part in the min-max.
-
-    Args:
-        segmenter: the one that the reading is from.
-        reading: of an answer.
-
-    Returns:
-        S maps with h * w scores each.
-
-    Raises:
-        ReadsegError: the prompt is "points", so that no [SEG] enters the decoder.
-    """
-    if reading.prompt == "points":
-        raise ReadsegError('with prompt "points" no [SEG] enters the mask decoder: expected "both" or "seg".')
-    model = segmenter.model
-    embeddings = reading.mask_embeddings
-    grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
-    maps = []
-    for h_seg in reading.h_seg:
-        scores = similarity_of(h_seg[None], reading.h_img[-1])
-        with _outputs_of(model.sam.mask_decoder.transformer) as outputs:
-            found, _ = model.decode_masks(
-                h_seg[None],
-                scores,
-                torch.zeros(1, dtype=torch.long, device=scores.device),
-                embeddings,
-                [reading.frame],
-                points=reading.points,
-                prompt=reading.prompt,
-            )
-        tokens, image_tokens = (part[0, 0] for part in outputs[0])
-        place = sam_token_index(model.sam, len(found[0].labels))
-        similar = similarity_of(tokens[place][None], image_tokens)[0]
-        maps.append(
-            SimilarityMap("sam", None, SEG, _numbers(similar), grid_hw, mask_frame_map(similar, grid_hw, reading.frame))
-        )
-    return maps
-
-
 def lmm_frame_map(
     scores: Float[Tensor, " N"], image_hw: tuple[int, int], alignment: Alignment = "exact", box: Box | None = None
 ) -> np.ndarray | None:
-    """Scores of the language model's tokens as a map of the image: `sasp.full_map` of one row.
+    """Scores of the language model's tokens (row-major n x n) as a map of the image: `sasp.full_map` of one row.
 
-    Args:
-        scores: (N,), row-major n x n.
-        image_hw: (H, W) in pixels.
-        alignment: see `sasp.full_map`.
-        box: see `sasp.full_map`.
-
-    Returns:
-        (H, W) float32 in [0, 1], 0 where the model does not see; None where the scores are constant or no numbers.
-
-    Raises:
-        ValueError: what `sasp.full_map` raises.
+    (H, W) float32 in [0, 1], 0 where the model does not see; None where the scores are constant or no numbers.
     """
     with full_precision(scores.device):
         if not sasp.normalise(scores[None].float())[1].item():
@@ -348,78 +176,29 @@ def lmm_frame_map(
 
 
 def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame: ImageFrame) -> np.ndarray | None:
-    """Scores of the mask model's image tokens as a map of the image.
+    """Scores of the mask model's image tokens (row-major) as a map of the image, (H, W) float32 in [0, 1].
 
-    Min-max over the whole grid, bilinear to the mask model's square, cropped to the image's part of it, bilinear to
-    the image (`ImageFrame.masks_to_image`).
-
-    Args:
-        scores: (h * w,), row-major.
-        grid_hw: (h, w).
-        frame: of the image.
-
-    Returns:
-        (H, W) float32 in [0, 1]; None where the scores are constant or no numbers.
+    Min-max over the whole grid, tokens of the padding too; bilinear to the mask model's square, cropped to the image's
+    part of it, bilinear to the image (`ImageFrame.masks_to_image`). None where the scores are constant or no numbers.
     """
     with full_precision(scores.device):
         grid, usable = sasp.normalise(scores.float().view(1, *grid_hw))
         return _numbers(frame.masks_to_image(grid)[0]) if usable.item() else None
 
 
-def _hidden_states(
-    segmenter: Segmenter, ids: Int[Tensor, "1 L"], patches: Float[Tensor, "1 N D"]
-) -> Float[Tensor, "layers L D"]:
-    """States of one row at all layers, from the embeddings to the last layer after the final norm."""
-    lmm = segmenter.model.lmm
-    places = ids == segmenter.model.config.image_token_id
-    embeddings = lmm.get_input_embeddings()(ids.masked_fill(places, 0))
-    embeddings = embeddings.masked_scatter(places[..., None], patches.to(embeddings.dtype))
-    output = lmm.model.language_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
-    return torch.stack([states[0].to(ids.device) for states in output.hidden_states])
+def _image_token_map(states: AnswerStates, layer: int | None, of: str, scores: Float[Tensor, " N"]) -> SimilarityMap:
+    """Scores of the image tokens (N,) with their map, aligned as the model's points are."""
+    side, alignment = math.isqrt(len(scores)), states.points.alignment
+    box = states.frame.lmm_box if alignment == "exact" else None
+    value_map = lmm_frame_map(scores, states.frame.hw, alignment, box)
+    return SimilarityMap(layer, of, _numbers(scores), (side, side), value_map)
 
 
-def _spans(segmenter: Segmenter, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Where each token's text stands in the decoded answer; tokens that share a character share its place."""
-    texts = [segmenter.processor.decode(ids[:count]) for count in range(len(ids) + 1)]
-    # A character of several bytes may be cut between tokens: it decodes to one sign that stands for no text.
-    whole = [len(text.rstrip(_NO_TEXT)) for text in texts]
-    ends = [length + text.endswith(_NO_TEXT) for text, length in zip(texts, whole, strict=True)]
-    return tuple(zip(whole[:-1], ends[1:], strict=True))
-
-
-def _checked_layer(reading: Reading, layer: int) -> int:
-    if not 0 <= layer <= reading.num_layers:
-        raise ReadsegError(f"layer must be 0 (embeddings) to {reading.num_layers} (last); got {layer}.")
+def _known_layer(states: AnswerStates, layer: int | None) -> int:
+    layer = states.num_layers if layer is None else layer
+    if not 0 <= layer <= states.num_layers:
+        raise ReadsegError(f"layer must be 0 (embeddings) to {states.num_layers} (last); got {layer}.")
     return layer
-
-
-def _seg_maps(reading: Reading, name: MapName, layer: int) -> list[SimilarityMap]:
-    scores = similarity_of(reading.h_answer[layer][list(reading.seg_places)], reading.h_img[layer])
-    return [token_map(reading, name, layer, SEG, row) for row in scores]
-
-
-def token_map(
-    reading: Reading, name: MapName, layer: int | None, of: str, scores: Float[Tensor, " N"]
-) -> SimilarityMap:
-    """Scores of the image tokens with their map, aligned as the reading's own.
-
-    Args:
-        reading: of an answer.
-        name: of the map.
-        layer: of the states, None where it is none of the language model's.
-        of: what is held against the image.
-        scores: (N,).
-    """
-    side = math.isqrt(len(scores))
-    box = reading.frame.lmm_box if reading.points.alignment == "exact" else None
-    found = lmm_frame_map(scores, reading.frame.hw, reading.points.alignment, box)
-    return SimilarityMap(name, layer, of, _numbers(scores), (side, side), found)
-
-
-def similarity_of(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> Float[Tensor, "S N"]:
-    """Dot products (S, N) in float32, also under autocast and for states of a lower type: s = h . h_img^T."""
-    with torch.inference_mode(), full_precision(states.device):
-        return sasp.similarity(states.float(), image.to(states.device).float())
 
 
 def _numbers(values: Tensor) -> np.ndarray:
@@ -429,9 +208,149 @@ def _numbers(values: Tensor) -> np.ndarray:
 @contextmanager
 def _outputs_of(module: nn.Module) -> Iterator[list[Any]]:
     """Collects what a module returns at each call within the context."""
-    found: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: found.append(output))
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
     try:
-        yield found
+        yield outputs
     finally:
         handle.remove()
+
+
+# -- CLIP --------------------------------------------------------------------------------------------------------------
+
+
+def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]:
+    """A CLIPModel in float32 and its tokenizer, of a folder or a hub id such as "openai/clip-vit-large-patch14-336"."""
+    folder = fetch(source)
+    kind = read_config_json(folder).get("model_type")
+    if kind != "clip":
+        raise ReadsegError(
+            f"{folder} is a model of type {kind!r}: expected a CLIP with a text encoder, such as "
+            "openai/clip-vit-large-patch14-336; the vision tower alone knows no text."
+        )
+    if not any(all((folder / file).is_file() for file in files) for files in _CLIP_TOKENIZERS):
+        # Without its files transformers makes one up.
+        raise ReadsegError(f"{folder}: the tokenizer of this CLIP is missing: expected tokenizer.json in it.")
+    try:
+        with quiet_libraries():
+            model, info = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            tokenizer = load_tokenizer(folder)
+    except ReadsegError:
+        raise
+    except Exception as error:  # the libraries' own share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ReadsegError(f"{folder}: this CLIP cannot be read: {reason}") from error
+    lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lost:
+        raise ReadsegError(f"{folder}: weights of this CLIP are missing or of a wrong shape: {', '.join(lost)}.")
+    return model.eval().to(device), tokenizer
+
+
+def clip_scores(
+    clip_model: CLIPModel,
+    input_ids: Int[Tensor, "1 L"],
+    attention_mask: Shaped[Tensor, "1 L"] | None,
+    pixel_values: Float[Tensor, "1 3 s s"],
+) -> Float[Tensor, " N"]:
+    """The cosine of a text's embedding and each patch's, (N,) float32 in [-1, 1]; no language model.
+
+    s_i = cos(W_t t, W_v norm(v_i)),   norm and W_v what CLIP applies to its class token
+    """
+    device, vision = clip_model.device, clip_model.vision_model
+    with torch.inference_mode(), full_precision(device):
+        mask = None if attention_mask is None else attention_mask.to(device)
+        text = clip_model.text_model(input_ids=input_ids.to(device), attention_mask=mask).pooler_output
+        seen = vision(pixel_values=pixel_values.to(device, clip_model.dtype)).last_hidden_state[0, 1:]
+        text = nn.functional.normalize(clip_model.text_projection(text).float(), dim=-1)
+        patches = nn.functional.normalize(clip_model.visual_projection(vision.post_layernorm(seen)).float(), dim=-1)
+        return sasp.similarity(text, patches)[0]
+
+
+def clip_map(states: AnswerStates, text: str) -> SimilarityMap:
+    """`clip_scores` of a text on the image as the model's own language model sees it, at CLIP's resolution.
+
+    Args:
+        states: of an answer, with a CLIP in its options.
+        text: a word or a phrase, such as "a photo of a cat".
+
+    Returns:
+        One map with N scores, N of the CLIP.
+    """
+    assert states.options.clip is not None
+    clip_model, tokenizer = states.options.clip
+    frame = replace(states.frame, lmm_size=clip_model.config.vision_config.image_size)
+    values = torch.from_numpy(np.array(frame.lmm_view(states.encoded.image))).permute(2, 0, 1).float() / 255
+    pixels = (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    words = tokenizer(text=text, return_tensors="pt", truncation=True)
+    scores = clip_scores(clip_model, words["input_ids"], words["attention_mask"], pixels[None])
+    alignment, side = states.points.alignment, math.isqrt(len(scores))
+    box = frame.lmm_box if alignment == "exact" else None
+    return SimilarityMap(
+        None, text, scores.cpu().numpy(), (side, side), lmm_frame_map(scores, frame.hw, alignment, box)
+    )
+
+
+def _clip_maps(states: AnswerStates) -> list[SimilarityMap]:
+    """Of each target the map of the name that was asked for; where it was asked in other words, of the answer's own."""
+    maps = []
+    for target in states.targets:
+        phrases = (states.phrases[seg] for seg in target.seg_indices)
+        own = next((phrase.text for phrase in phrases if phrase is not None), states.reply.query)
+        maps.append(clip_map(states, states.name or own))
+    return maps
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSpec(Spec):
+    """A kind of map: tables, figures and the page go through the entries of `MAPS`.
+
+    compute: the map of each [SEG], or of each target; None where one has none.
+    keeps_curve: its counts at all thresholds and its grid are recorded, for the page.
+    in_mask_frame: its grid covers the mask model's square, not what the language model sees.
+    """
+
+    compute: Callable[[AnswerStates], Sequence[SimilarityMap | None]]
+    keeps_curve: bool = False
+    in_mask_frame: bool = False
+
+
+MAPS: Mapping[str, MapSpec] = {
+    "lmm": MapSpec(
+        title="language model, last layer",
+        note="h_seg . h_img^T of the last layer after the final norm: the map that the points are made of",
+        compute=layer_maps,
+        keeps_curve=True,
+    ),
+    "sam": MapSpec(
+        title="mask decoder, at the [SEG] token",
+        note="the mask decoder's final token of [SEG] against its final image tokens",
+        compute=_sam_maps,
+        keeps_curve=True,
+        in_mask_frame=True,
+    ),
+    "before": MapSpec(
+        title="before the language model",
+        note="h_seg of the last layer against the projected CLIP patches that enter the language model",
+        compute=_before_maps,
+    ),
+    "words": MapSpec(
+        title="the answer's own words",
+        note="as the first row, with the mean of the states that predict the answer's own words for the object, "
+        "instead of the state that predicts [SEG]",
+        compute=_phrase_maps,
+        absent=NO_WORDS,
+    ),
+    "clip": MapSpec(
+        title="CLIP's text and patches",
+        note="cosines of CLIP's text embedding and its patches; no language model",
+        compute=_clip_maps,
+        per_target=True,
+        requires="clip",
+    ),
+}
+"""Every map, in the order of the tables."""

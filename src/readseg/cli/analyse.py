@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from readseg.analysis.looks import EXTREMES
-from readseg.analysis.original_sam import plain_sam
-from readseg.analysis.studies.figures import image_figure, layers_figure
-from readseg.analysis.studies.single_image import ImageFound, ModelFound, examine_image
-from readseg.analysis.studies.single_tables import tables_of
+from readseg.analysis.answer_states import EXTREMES, ExamineOptions
+from readseg.analysis.map_metrics import GroundTruth, read_ground_truth
+from readseg.analysis.original_sam import load_original_sam
+from readseg.analysis.studies.image_figures import image_figure, layers_figure
+from readseg.analysis.studies.single_image import ImageResult, ModelResult, examine_image, tables_of, to_json
 from readseg.analysis.study import PointChoice, StudyModel
-from readseg.analysis.truth import Truth, read_truth
 from readseg.cli.benchmark import study_models
 from readseg.cli.errors import printable
 from readseg.cli.options import ModelsOptions, PointOptions, grouped
@@ -83,13 +82,13 @@ def analyse(
             layers=layers,
             extremes=extremes,
         )
-        result = ImageFound(image, picture, writable(query), truths, tuple(found))
+        result = ImageResult(image, picture, writable(query), truths, tuple(found))
         write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
 
 
 def check_inputs(
     image: str, queries: Sequence[str], truth: Sequence[Path], out: Path | None, answer: str | None
-) -> tuple[Image.Image, tuple[Truth, ...], Path]:
+) -> tuple[Image.Image, tuple[GroundTruth, ...], Path]:
     """Image, truths and folder, read before any model is loaded: what is wrong is told at once."""
     if image.split("/")[0] in (*DRAWN, ALL, *DATA_SETS) and not Path(image).exists():
         raise ReadsegError(f"{image} is a benchmark: readseg study maps {image} measures it; expected a picture.")
@@ -98,7 +97,7 @@ def check_inputs(
     if answer is not None and not answer.strip():
         raise ReadsegError("--answer is empty: expected a text, with [SEG] where a mask should be")
     picture = load_image(image)
-    truths = tuple(read_truth(file, (picture.height, picture.width)) for file in truth)
+    truths = tuple(read_ground_truth(file, (picture.height, picture.width)) for file in truth)
     folder = out if out is not None else Path("outputs") / (Path(image).stem or "image")
     check_writable(folder)
     return picture, truths, folder
@@ -111,8 +110,9 @@ def analyse_image(
     points: PointChoice,
     *,
     sam: str | None = None,
+    extremes: int = EXTREMES,
     **options: Any,
-) -> list[ModelFound]:
+) -> list[ModelResult]:
     """What each model makes of a question; `options` are those of `examine_image`."""
     found = []
     console = Console(stderr=True)
@@ -123,9 +123,7 @@ def analyse_image(
                 model.segmenter,
                 picture,
                 query,
-                plain=plain_sam(model.segmenter, sam),
-                prompt=prompt,
-                points=config,
+                options=ExamineOptions(prompt, config, load_original_sam(model.segmenter, sam), extremes=extremes),
                 name=model.name,
                 source=model.source,
                 settings=model.settings,
@@ -135,7 +133,7 @@ def analyse_image(
     return found
 
 
-def write_analysis(folder: Path, result: ImageFound, layers: bool) -> None:
+def write_analysis(folder: Path, result: ImageResult, layers: bool) -> None:
     """Print answers and tables; write all files at once: complete before the first takes its place, numbers last."""
     pictures: dict[str, Image.Image] = {FIGURE: image_figure(result)}
     if layers:
@@ -145,7 +143,7 @@ def write_analysis(folder: Path, result: ImageFound, layers: bool) -> None:
     with ExitStack() as stack:
         numbers = stack.enter_context(atomic_write(folder / NUMBERS))
         numbers.write_text(
-            json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="replace"
+            json.dumps(to_json(result), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="replace"
         )
         for name, figure in pictures.items():
             figure.save(stack.enter_context(atomic_write(folder / name)), format="PNG")
@@ -158,7 +156,7 @@ def write_analysis(folder: Path, result: ImageFound, layers: bool) -> None:
     typer.echo(f"written: {', '.join(printable(str(folder / name)) for name in (*pictures, NUMBERS))}")
 
 
-def _answer(model: ModelFound) -> Text:
+def _answer(model: ModelResult) -> Text:
     """A model's answer in words."""
     text = Text(f"{printable(model.name)}: ", style="bold")
     text.append(printable(model.answer) or "(no words)", style="green" if model.segs else "yellow")

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from readseg.analysis.cases import Case, Unit
-from readseg.analysis.similarity_maps import layer_maps, lmm_maps, read_reply
+from readseg.analysis.answer_states import collect_states
+from readseg.analysis.cases import Case, TargetMask
+from readseg.analysis.similarity_maps import layer_maps
 from readseg.analysis.studies.layers import Layered, Sweep, layer_table, samples, spread, sweep, unit_maps
+from readseg.analysis.studies.map_records import Counts
 from readseg.analysis.studies.maps import WHOLE
-from readseg.analysis.studies.measures import Counts
 from readseg.core.stats import Estimate
-from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.tables import to_markdown
@@ -23,6 +24,7 @@ from records import scores
 from small import picture, small_model, small_processor
 
 SIZE = (40, 60)
+RECORDS = TypeAdapter(Layered)
 TWO = "it is the red cup [SEG] and there is a saw [SEG]."
 
 
@@ -44,8 +46,8 @@ def case(answer: str = TWO) -> Case:
     (reply,) = small().reply(encoded, ["the red cup"], force=answer)
     query = Question("page/0", "the red cup", False, True, list)
     page = ImageQuestions("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (query,))
-    ignoring = Unit(target_of(ignored=True), (1,))
-    units = (Unit(target_of(), (0,)), ignoring, Unit(target_of(), (0, 1)), Unit(target_of(), ()))
+    ignoring = TargetMask(target_of(ignored=True), (1,))
+    units = (TargetMask(target_of(), (0,)), ignoring, TargetMask(target_of(), (0, 1)), TargetMask(target_of(), ()))
     return Case(query, page, encoded, reply, units)
 
 
@@ -60,12 +62,12 @@ def counts(mask: np.ndarray, target: np.ndarray) -> tuple[int, int]:
 
 
 def test_each_layer_is_measured() -> None:
-    reading = read_reply(small(), case().encoded, case().reply)
+    reading = collect_states(small(), case().encoded, case().reply)
     seen = set()
     for layer in range(3):
         first, second = (one.map for one in layer_maps(reading, layer))
         maps = (first, second, np.maximum(first, second))
-        for record, unit, value_map in zip(found(), case().units, maps, strict=False):
+        for record, unit, value_map in zip(found(), case().targets, maps, strict=False):
             all_counts = [counts(value_map >= k / 100, unit.target) for k in range(101)]
             k = int(np.argmax([i / u for i, u in all_counts]))
             there = record.layers[layer]
@@ -76,7 +78,7 @@ def test_each_layer_is_measured() -> None:
             assert there.intersections == ()
             seen.add((there.counts, there.auc))
     assert len(seen) == 9, "another layer or [SEG] is another number"
-    np.testing.assert_array_equal(unit_maps(reading, case().units, 2)[0], lmm_maps(reading)[0].map)
+    np.testing.assert_array_equal(unit_maps(reading, case().targets, 2)[0], layer_maps(reading)[0].map)
 
 
 def test_what_a_record_says() -> None:
@@ -90,7 +92,10 @@ def test_what_a_record_says() -> None:
 
 def test_round_trip() -> None:
     for record in found():
-        assert Layered.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+        assert (
+            RECORDS.validate_json(json.dumps(RECORDS.dump_python(record, mode="json"), allow_nan=False), strict=True)
+            == record
+        )
 
 
 @pytest.mark.parametrize(
@@ -102,10 +107,10 @@ def test_round_trip() -> None:
     ],
 )
 def test_a_damaged_record_is_an_error(change: dict[str, Any]) -> None:
-    with pytest.raises(ReadsegError, match="expected what a study of layers measures"):
-        Layered.from_json(found()[0].to_json() | change)
-    with pytest.raises(ReadsegError, match="damaged"):
-        Layered.from_json([1])
+    record = RECORDS.dump_python(found()[0], mode="json") | change
+    with pytest.raises(ValidationError) as raised:
+        RECORDS.validate_json(json.dumps(record), strict=True)
+    assert raised.value.errors()[0]["loc"][0] == next(iter(change))
 
 
 def record(key: str, *layers: Any, segs: int = 1) -> Layered:

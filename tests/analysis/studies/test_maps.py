@@ -8,26 +8,30 @@ from typing import Any
 
 import pytest
 
+from readseg.analysis.prompts import PROMPTS as PROMPT_SPECS
+from readseg.analysis.similarity_maps import MAPS as MAP_SPECS
+from readseg.analysis.studies.map_records import Counts, MapRecord, MapScores
 from readseg.analysis.studies.maps import (
     WHOLE,
-    Examined,
+    MapStudy,
     agreement_table,
     map_table,
     misaligned_table,
     prompt_table,
     tables,
 )
-from readseg.analysis.studies.measures import MAPS, PROMPTS, Counts, MapScores, Measured
 from readseg.core.stats import Estimate
 from readseg.viz.tables import Row, Table, to_markdown
 from records import measured, scores
 
 NAN = math.nan
+MAPS = {name: spec.title for name, spec in MAP_SPECS.items()}
+PROMPTS = {name: spec.title for name, spec in PROMPT_SPECS.items()}
 
 
-def study(*records: Measured, name: str = "tiny", **changes: Any) -> Examined:
+def study(*records: MapRecord, name: str = "tiny", **changes: Any) -> MapStudy:
     settings: dict[str, Any] = {"protocol": "generated", "about": {"images": 3, "of": 9}, "own": "both"}
-    return Examined(name, records, **(settings | changes))
+    return MapStudy(name, records, **(settings | changes))
 
 
 def row(table: Table, name: str, group: str = "") -> Row:
@@ -41,7 +45,7 @@ def value(cell: Any) -> float:
     return cell.value
 
 
-def with_map(lmm: MapScores | None, **changes: Any) -> Measured:
+def with_map(lmm: MapScores | None, **changes: Any) -> MapRecord:
     return measured(maps=measured().maps | {"lmm": lmm}, **changes)
 
 

@@ -12,13 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from readseg.analysis.similarity_maps import before_maps, layer_maps, lmm_maps, read_answer, sam_maps, word_map
-from readseg.analysis.studies.single_image import FORMAT, ImageFound, MapFound, ModelFound, examine_image
-from readseg.analysis.truth import Truth
+from answers import read_answer
+from readseg.analysis.answer_states import ExamineOptions
+from readseg.analysis.map_metrics import GroundTruth
+from readseg.analysis.similarity_maps import MAPS, layer_maps, phrase_map
+from readseg.analysis.studies.map_records import MapResult, iou_of
+from readseg.analysis.studies.single_image import FORMAT, ImageResult, ModelResult, examine_image, tables_of, to_json
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.inference.segmenter import Segmenter
+from readseg.viz.tables import to_markdown
 from small import picture, small_model, small_processor
 from tiny_segmenter import ANSWERS, build, load
 
@@ -44,11 +48,11 @@ def image() -> Image.Image:
     return picture(*SIZE)
 
 
-def truth_of(top: int, left: int, ignored: bool = True) -> Truth:
+def truth_of(top: int, left: int, ignored: bool = True) -> GroundTruth:
     target = np.zeros(SIZE, np.uint8)
     target[top : top + 15, left : left + 20] = 1
     target[:, -4:] = 255 if ignored else 0
-    return Truth(f"{top}-{left}.png", target, 1)
+    return GroundTruth(f"{top}-{left}.png", target, 1)
 
 
 ONE = truth_of(10, 15)
@@ -56,15 +60,20 @@ ONE = truth_of(10, 15)
 
 @cache
 def looked(
-    *truths: Truth, answer: str = TWO, prompt: Any = None, plain: bool = True, layers: bool = False
-) -> ModelFound:
+    *truths: GroundTruth,
+    answer: str = TWO,
+    prompt: Any = None,
+    plain: bool = True,
+    layers: bool = False,
+    name: str = "small",
+) -> ModelResult:
     return examine_image(
-        small(), image(), "the red cup", truths=truths, answer=answer, prompt=prompt, layers=layers, name="small",
-        plain=small().model.sam if plain else None,
+        small(), image(), "the red cup", truths=truths, answer=answer, layers=layers, name=name,
+        options=ExamineOptions(prompt, original_sam=small().model.sam if plain else None),
     )  # fmt: skip
 
 
-def iou_with(mask: np.ndarray, truth: Truth) -> float:
+def iou_with(mask: np.ndarray, truth: GroundTruth) -> float:
     """I / U over the pixels that count, pixel by pixel."""
     counted = truth.target != 255
     both = ((mask == 1) & (truth.target == 1) & counted).sum()
@@ -72,7 +81,7 @@ def iou_with(mask: np.ndarray, truth: Truth) -> float:
     return both / either if either else 1.0
 
 
-def best_iou(value_map: np.ndarray, truth: Truth) -> float:
+def best_iou(value_map: np.ndarray, truth: GroundTruth) -> float:
     """By trying all thresholds."""
     return max(iou_with(value_map >= np.float32(k / 100), truth) for k in range(101))
 
@@ -110,7 +119,7 @@ def test_the_original_sam_gets_the_points_alone() -> None:
     with torch.no_grad():
         other.mask_decoder.iou_token.weight.mul_(-3)
         other.mask_decoder.mask_tokens.weight.mul_(-3)
-    found = examine_image(small(), image(), "the red cup", plain=other, answer=TWO)
+    found = examine_image(small(), image(), "the red cup", options=ExamineOptions(original_sam=other), answer=TWO)
     changed = [(seg.masks["plain_points"].mask != seg.masks["points"].mask).any() for seg in found.segs]
     assert any(changed)
     assert "plain_points" not in looked(ONE, plain=False).segs[0].masks
@@ -118,7 +127,10 @@ def test_the_original_sam_gets_the_points_alone() -> None:
 
 
 def test_extremes_are_the_highest_and_the_lowest_cells() -> None:
-    found = examine_image(small(), image(), "cup", answer=TWO, plain=small().model.sam, points=POINTS, extremes=3)
+    found = examine_image(
+        small(), image(), "cup", answer=TWO,
+        options=ExamineOptions(points=POINTS, original_sam=small().model.sam, extremes=3),
+    )  # fmt: skip
     scores = small().segment(image(), "cup", force=TWO, points=POINTS).scores
     assert found.extremes == 3
     for k, seg in enumerate(found.segs):
@@ -133,44 +145,37 @@ def test_extremes_are_the_highest_and_the_lowest_cells() -> None:
 
 @pytest.mark.parametrize("prompt", [None, "seg", "points"])
 def test_maps_are_those_of_their_names(prompt: Any) -> None:
-    reading = read_answer(small(), image(), "the red cup", answer=TWO, prompt=prompt)
-    inside = read_answer(small(), image(), "the red cup", answer=TWO, prompt="both" if prompt == "points" else prompt)
-    expected = {
-        "lmm": lmm_maps(reading),
-        "before": before_maps(reading),
-        "sam": sam_maps(small(), inside),
-        "words": [word_map(reading, "the red cup"), word_map(reading, "a saw")],
-    }
+    states = read_answer(small(), image(), "the red cup", answer=TWO, options=ExamineOptions(prompt))
+    expected = {name: MAPS[name].compute(states) for name in ("lmm", "before", "sam")}
+    expected["words"] = [phrase_map(states, "the red cup"), phrase_map(states, "a saw")]
     found = looked(ONE, prompt=prompt)
     for k, seg in enumerate(found.segs):
         assert set(seg.maps) == set(expected)
         for name, maps in expected.items():
-            one = seg.maps[name].similarity
-            assert (one.name, one.grid_hw) == (name, (4, 4))
+            (one,) = seg.maps[name].maps
+            assert one.grid_hw == (4, 4)
             np.testing.assert_allclose(one.scores, maps[k].scores, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(one.map, maps[k].map, rtol=0, atol=1e-5)
     assert [seg.words for seg in found.segs] == ["the red cup", "a saw"]
-    assert found.segs[1].maps["words"].similarity.of == "a saw"
+    assert found.segs[1].maps["words"].maps[0].of == "a saw"
 
 
 def test_layers_come_in_their_order_and_only_when_asked_for() -> None:
     found = looked(ONE, layers=True)
-    reading = read_answer(small(), image(), "the red cup", answer=TWO)
+    states = read_answer(small(), image(), "the red cup", answer=TWO)
     for k, seg in enumerate(found.segs):
-        assert [one.similarity.layer for one in seg.layers] == [0, 1, 2]
+        assert [one.maps[0].layer for one in seg.layers] == [0, 1, 2]
         for layer, one in enumerate(seg.layers):
-            np.testing.assert_allclose(
-                one.similarity.scores, layer_maps(reading, layer)[k].scores, rtol=1e-5, atol=1e-5
-            )
+            np.testing.assert_allclose(one.maps[0].scores, layer_maps(states, layer)[k].scores, rtol=1e-5, atol=1e-5)
             assert one.scores is not None
-            assert own_iou(one.scores.counts) == best_iou(one.similarity.map, ONE)
+            assert own_iou(one.scores.counts) == best_iou(one.map, ONE)
     assert all(seg.layers == () for seg in looked(ONE).segs)
 
 
 def test_what_a_map_knows_of_the_truth() -> None:
     counted, wanted = ONE.target != 255, ONE.target == 1
     for one in (one for seg in looked(ONE).segs for one in seg.maps.values()):
-        value_map, scores = one.similarity.map, one.scores
+        value_map, scores = one.map, one.scores
         assert value_map is not None and scores is not None
         assert own_iou(scores.counts) == best_iou(value_map, ONE)
         assert own_iou(scores.counts) == iou_with(value_map >= np.float32(scores.threshold), ONE)
@@ -190,9 +195,9 @@ def test_agreement_of_maps_and_of_masks() -> None:
     for seg in looked(ONE).segs:
         lmm, sam = seg.maps["lmm"], seg.maps["sam"]
         assert lmm.scores is not None and sam.scores is not None
-        a, b = (ranks(one.similarity.map[counted]) for one in (lmm, sam))
+        a, b = (ranks(one.map[counted]) for one in (lmm, sam))
         assert seg.spearman == pytest.approx(np.corrcoef(a, b)[0, 1])
-        first, second = (one.similarity.map >= np.float32(one.scores.threshold) for one in (lmm, sam))
+        first, second = (one.map >= np.float32(one.scores.threshold) for one in (lmm, sam))
         assert seg.consistency == pytest.approx((first & second)[counted].sum() / (first | second)[counted].sum())
         for (one, other), value in seg.agreement.items():
             x, y = seg.masks[one].mask, seg.masks[other].mask
@@ -209,7 +214,7 @@ def test_without_a_truth_nothing_is_held_against_it() -> None:
         assert all(one.scores is None for one in seg.maps.values())
         assert all(one.counts is None for one in seg.masks.values())
         assert math.isnan(seg.consistency)
-        a, b = (ranks(seg.maps[name].similarity.map.ravel()) for name in ("lmm", "sam"))
+        a, b = (ranks(seg.maps[name].map.ravel()) for name in ("lmm", "sam"))
         assert seg.spearman == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert found.together == {}
 
@@ -223,18 +228,18 @@ def test_one_truth_is_for_every_seg_and_several_are_for_one_each() -> None:
         assert own_iou(several.segs[k].masks["own"].counts) == iou_with(several.segs[k].masks["own"].mask, truth)
         lmm = several.segs[k].maps["lmm"]
         assert lmm.scores is not None
-        assert own_iou(lmm.scores.counts) == best_iou(lmm.similarity.map, truth)
+        assert own_iou(lmm.scores.counts) == best_iou(lmm.map, truth)
     assert len(few.segs) == 3
     third = looked(ONE, other, answer=TWO + " the cup [SEG].").segs[2]
     assert third.masks["own"].counts is None and third.maps["lmm"].scores is None
     whole = np.where(ONE.target == 255, 255, (ONE.target == 1) | (other.target == 1)).astype(np.uint8)
     for kind, counts in several.together.items():
         together = several.segs[0].masks[kind].mask | several.segs[1].masks[kind].mask
-        assert own_iou(counts) == iou_with(together, Truth("", whole, 1))
+        assert own_iou(counts) == iou_with(together, GroundTruth("", whole, 1))
 
 
 def test_a_truth_of_nothing() -> None:
-    found = looked(Truth("", np.zeros(SIZE, np.uint8), 255))
+    found = looked(GroundTruth("", np.zeros(SIZE, np.uint8), 255))
     for seg in found.segs:
         assert all(one.scores is None for one in seg.maps.values())
         assert math.isnan(seg.consistency) and not math.isnan(seg.spearman)
@@ -247,11 +252,11 @@ def test_an_answer_of_its_own(learned: Segmenter) -> None:
     result = learned.segment(image(), "all the birds and the tree")
     assert (found.answer, found.given, found.present, found.finished) == (result.answer, False, True, True)
     assert len(found.segs) == 2 and found.nearest is None
-    assert all(seg.said is None for seg in found.segs)
+    assert all(seg.model_agrees is None for seg in found.segs)
     np.testing.assert_array_equal(found.segs[1].masks["own"].mask, result.masks[1])
     given = examine_image(learned, image(), "the unicorn", answer="[SEG] it is the watch [SEG].")
     assert given.given
-    assert [seg.said for seg in given.segs] == [False, True]
+    assert [seg.model_agrees for seg in given.segs] == [False, True]
     assert [seg.words for seg in given.segs] == ["", "the watch"]
     assert ["words" in seg.maps for seg in given.segs] == [False, True]
 
@@ -278,8 +283,8 @@ def test_a_refusal_has_no_map_but_where_it_came_nearest(learned: Segmenter, quer
     assert nearest.probability == pytest.approx(float(chances[place, seg]), rel=1e-3)
     assert nearest.rank == 1 + int((chances[place] > chances[place, seg]).sum()) > 1
     assert nearest.token in found.answer
-    assert nearest.look.similarity.map is not None and nearest.look.scores is not None
-    assert own_iou(nearest.look.scores.counts) == best_iou(nearest.look.similarity.map, ONE)
+    assert nearest.map.map is not None and nearest.map.scores is not None
+    assert own_iou(nearest.map.scores.counts) == best_iou(nearest.map.map, ONE)
 
 
 def test_a_map_without_a_range_is_no_map() -> None:
@@ -287,23 +292,24 @@ def test_a_map_without_a_range_is_no_map() -> None:
     with torch.no_grad():
         model.lmm.model.language_model.norm.weight.zero_()
     found = examine_image(
-        Segmenter(model, small_processor()), image(), "cup", truths=(ONE,), answer=TWO, plain=model.sam, layers=True
-    )
+        Segmenter(model, small_processor()), image(), "cup", truths=(ONE,), answer=TWO, layers=True,
+        options=ExamineOptions(original_sam=model.sam),
+    )  # fmt: skip
     for seg in found.segs:
-        assert seg.maps["lmm"].similarity.map is None and seg.maps["lmm"].scores is None
+        assert seg.maps["lmm"].map is None and seg.maps["lmm"].scores is None
         assert len(seg.masks["own"].points_xy) == 0
         assert math.isnan(seg.spearman) and math.isnan(seg.consistency)
         assert not seg.masks["plain_points"].mask.any()  # SAM without a prompt
         assert seg.layers[1].scores is not None
-    json.dumps(ImageFound("cup.png", image(), "cup", (ONE,), (found,)).to_json(), allow_nan=False)
+    json.dumps(to_json(ImageResult("cup.png", image(), "cup", (ONE,), (found,))), allow_nan=False)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def plain_json(*models: ModelFound, truths: tuple[Truth, ...] = (ONE,)) -> dict[str, Any]:
-    found = ImageFound("cup.png", image(), "the red cup", truths, models)
-    return json.loads(json.dumps(found.to_json(), allow_nan=False))
+def plain_json(*models: ModelResult, truths: tuple[GroundTruth, ...] = (ONE,)) -> dict[str, Any]:
+    found = ImageResult("cup.png", image(), "the red cup", truths, models)
+    return json.loads(json.dumps(to_json(found), allow_nan=False))
 
 
 def test_json_holds_what_was_found() -> None:
@@ -334,9 +340,9 @@ def test_json_holds_what_was_found() -> None:
     assert one["together"]["own"]["intersection"] == found.together["own"].intersection
 
 
-def same_map(told: dict[str, Any], found: MapFound) -> None:
-    np.testing.assert_array_equal(np.array(told["scores"], np.float32), found.similarity.scores)
-    assert told["grid"] == [4, 4] and told["layer"] == found.similarity.layer and not told["constant"]
+def same_map(told: dict[str, Any], found: MapResult) -> None:
+    np.testing.assert_array_equal(np.array(told["scores"], np.float32), found.maps[0].scores)
+    assert told["grid"] == [4, 4] and told["layer"] == found.maps[0].layer and not told["constant"]
     assert found.scores is not None
     assert told["truth"]["iou"] == own_iou(found.scores.counts)
     assert told["truth"]["auc"] == found.scores.auc
@@ -346,3 +352,71 @@ def test_json_of_a_refusal(learned: Segmenter) -> None:
     told = plain_json(examine_image(learned, image(), "the unicorn"), truths=())["models"][0]
     assert told["present"] is False and told["segs"] == [] and told["together"] == {}
     assert 0 < told["nearest"]["probability"] < 0.5 and told["nearest"]["map"]["truth"] is None
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+SOLID = truth_of(10, 15, ignored=False)
+
+
+def tabled(name: str, answer: str, *truths: GroundTruth, prompt: Any = None, layers: bool = False) -> ModelResult:
+    return looked(*truths, answer=answer, prompt=prompt, layers=layers, name=name)
+
+
+def result_of(*models: ModelResult, truths: tuple[GroundTruth, ...] = (SOLID,)) -> ImageResult:
+    return ImageResult("cup.png", image(), "cup", truths, models)
+
+
+def test_with_a_truth() -> None:
+    model = tabled("A", "the cup [SEG].", SOLID, layers=True)
+    maps, masks, layers = tables_of(result_of(model))
+    seg = model.segs[0]
+    assert [row.name for row in maps.rows] == [
+        "language model, last layer", "mask decoder, at the [SEG] token", "before the language model",
+        "the answer's own words",
+    ]  # fmt: skip
+    for row, name in zip(maps.rows, ("lmm", "sam", "before", "words"), strict=True):
+        scores = seg.maps[name].scores
+        assert scores is not None
+        assert row.cells == {
+            "iou": iou_of(scores.counts), "threshold": scores.threshold, "pointing": scores.pointing,
+            "mass": scores.mass_inside, "auc": scores.auc,
+        }  # fmt: skip
+    assert list(masks.columns) == ["share", "iou", "own", "seg", "points", "plain_points", "plain_extremes"]
+    assert [row.name for row in masks.rows] == [
+        "own: points and [SEG]", "[SEG] alone", "points alone", "points alone, original SAM",
+        "highest and lowest cells, original SAM",
+    ]  # fmt: skip
+    own, alone = masks.rows[0].cells, masks.rows[1].cells
+    assert own["seg"] == alone["own"] == seg.agreement["own", "seg"]
+    assert "own" not in own and own["share"] == seg.masks["own"].mask.mean()
+    counts = seg.masks["seg"].counts
+    assert counts is not None and alone["iou"] == iou_of(counts)
+    assert [row.name for row in layers.rows] == ["layer 0", "layer 1", "layer 2"]
+    assert layers.rows[2].cells == maps.rows[0].cells
+    assert any("bound" in note for note in maps.notes) and any("bound" in note for note in layers.notes)
+    assert any(f"{seg.spearman:.3f}" in note for note in masks.notes)
+
+
+def test_without_a_truth_only_what_needs_none() -> None:
+    for truths in ((), (GroundTruth("t.png", np.zeros((40, 60), np.uint8), 255),)):
+        tables = tables_of(result_of(tabled("A", "the cup [SEG].", *truths, layers=True), truths=truths))
+        assert [table.first for table in tables] == ["prompt"]
+        assert ("iou" in tables[0].columns) == bool(truths)
+
+
+def test_groups_of_several_segs_and_models() -> None:
+    two = tabled("A", "the cup [SEG] and [SEG].", SOLID)
+    other = tabled("B", "the cup [SEG].", SOLID, prompt="seg")
+    maps, masks = tables_of(result_of(two, other))
+    assert list(dict.fromkeys(row.group for row in maps.rows)) == ["A, [SEG] 1", "A, [SEG] 2", "B"]
+    assert sum(row.group == "A, [SEG] 2" for row in maps.rows) == 3  # it has no words of its own
+    assert [row.name for row in masks.rows if row.group == "B"][:2] == ["own: [SEG] alone", "points and [SEG]"]
+    assert "held against all of it" in to_markdown(masks)
+    several = tables_of(result_of(tabled("A", "[SEG] [SEG]", SOLID, SOLID), truths=(SOLID, SOLID)))
+    assert "The k-th [SEG] is held against the k-th truth" in several[0].notes
+
+
+def test_no_seg_no_table() -> None:
+    assert tables_of(result_of(tabled("A", "no cup.", SOLID))) == []

@@ -3,7 +3,7 @@
     s^k = h_seg^k . h_img^k^T,    k = 0 ... K
 
 Layer 0 are the embeddings, layer k < K is what block k leaves, not normed, layer K is after the final norm and makes
-the points (`maps.layer_maps`). Frame: pixels of the image.
+the points (`similarity_maps.layer_maps`). Frame: pixels of the image.
 
 Source: section 3.2, appendix B.
 """
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import NonNegativeInt
 
-from readseg.analysis.cases import Case, Unit, cases_of
-from readseg.analysis.similarity_maps import Reading, layer_maps, read_reply
-from readseg.analysis.studies.examine import map_of, scores_of
+from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
+from readseg.analysis.cases import Case, TargetMask, cases_of
+from readseg.analysis.similarity_maps import layer_maps
+from readseg.analysis.studies.map_records import MapScores, iou_of, maximum_of, measure_maps
 from readseg.analysis.studies.maps import (
     MAP_COLUMNS,
     MAP_RULES,
@@ -32,17 +34,16 @@ from readseg.analysis.studies.maps import (
     map_cells,
     titled,
 )
-from readseg.analysis.studies.measures import MapScores, iou_of
 from readseg.analysis.study import NoOptions, Study, StudyContext, StudyModel, StudyOutput
 from readseg.core.masks import IGNORED
 from readseg.core.sasp import PointConfig
-from readseg.errors import ReadsegError
-from readseg.evaluation.run import RECORDS, run_study
+from readseg.evaluation.benchmarks import ImageQuestions
+from readseg.evaluation.run import run_study
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.viz.charts import Curve, line_chart
 from readseg.viz.overlays import contact_sheet, panel, scale_legend, stack
-from readseg.viz.tables import Row, Table, plain, printable
+from readseg.viz.tables import Row, Table, printable
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,12 @@ class Layered:
     """What the maps of all layers know of one expected mask."""
 
     key: str
-    unit: int
+    unit: NonNegativeInt
     image: str
-    segs: int
-    wanted: int
-    counted: int
+    segs: NonNegativeInt
+    wanted: NonNegativeInt
+    counted: NonNegativeInt
     layers: tuple[MapScores | None, ...] = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values, NaN as null."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
-
-    @classmethod
-    def from_json(cls, record: Any) -> Layered:
-        """Reads back what `to_json` wrote."""
-        try:
-            numbers = {name: record[name] for name in ("unit", "segs", "wanted", "counted")}
-            texts = {name: record[name] for name in ("key", "image")}
-            if not all(type(value) is int and value >= 0 for value in numbers.values()):
-                raise ValueError
-            if not all(isinstance(value, str) for value in texts.values()):
-                raise ValueError
-            layers = [None if value is None else MapScores.from_json(value) for value in record["layers"]]
-            return cls(**texts, **numbers, layers=tuple(layers))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ReadsegError(
-                f"expected what a study of layers measures, got {record!r:.60}: the record is damaged or of another "
-                "version"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -105,31 +83,32 @@ def sweep(
 
     A mask of several [SEG] ("union") has the pixelwise maximum of their maps.
     """
-    if not case.units:
+    if not case.targets:
         return []
-    reading = read_reply(segmenter, case.encoded, case.reply, prompt=prompt, points=points)
-    found: list[list[MapScores | None]] = [[] for _ in case.units]
-    for layer in range(reading.num_layers + 1):  # one after the other: maps of all layers would fill the memory
-        for scores, unit, one in zip(found, case.units, unit_maps(reading, case.units, layer), strict=True):
-            scores.append(scores_of(one, unit.target))
+    states = collect_states(segmenter, case.encoded, case.reply, ExamineOptions(prompt, points))
+    found: list[list[MapScores | None]] = [[] for _ in case.targets]
+    for layer in range(states.num_layers + 1):  # one after the other: maps of all layers would fill the memory
+        maps = layer_maps(states, layer)
+        for scores, unit in zip(found, case.targets, strict=True):
+            scores.append(measure_maps([maps[seg] for seg in unit.seg_indices], unit.target).scores)
     return [
         Layered(
             key=case.query.key,
             unit=number,
             image=case.page.name,
-            segs=len(unit.places),
+            segs=len(unit.seg_indices),
             wanted=int(np.count_nonzero(unit.target == 1)),
             counted=int(np.count_nonzero(unit.target != IGNORED)),
             layers=tuple(found[number]),
         )
-        for number, unit in enumerate(case.units)
+        for number, unit in enumerate(case.targets)
     ]
 
 
-def unit_maps(reading: Reading, units: Sequence[Unit], layer: int) -> list[np.ndarray | None]:
+def unit_maps(states: AnswerStates, targets: Sequence[TargetMask], layer: int) -> list[np.ndarray | None]:
     """The map (H, W) of one layer for each expected mask; None where there is none."""
-    maps = layer_maps(reading, layer)
-    return [map_of([maps[place] for place in unit.places]) for unit in units]
+    maps = layer_maps(states, layer)
+    return [maximum_of([maps[seg] for seg in target.seg_indices]) for target in targets]
 
 
 def spread(layers: Sequence[int], most: int) -> list[int]:
@@ -171,8 +150,8 @@ def layer_table(sweeps: Sequence[Sweep]) -> Table:
         without = sum(not record.segs for record in one.records)
         if without:
             notes.append(f"{prefix}{without} of {len(one.records)} masks: the answer holds no [SEG] for them")
-    notes += [WHOLE_NOTE, *coverage([(one.name, one.records, one.about, one.protocol) for one in sweeps])]
-    title = titled("The maps of all layers", [(one.benchmark, one.name) for one in sweeps])
+    notes += [WHOLE_NOTE, *coverage(sweeps)]
+    title = titled("The maps of all layers", sweeps)
     return Table(title, "layer", MAP_COLUMNS, rows, notes)
 
 
@@ -204,27 +183,22 @@ def _look(context: StudyContext, model: StudyModel) -> Sweep:
     segmenter, folder = model.segmenter, context.folder_of(model)
     prompt, chosen = context.points(segmenter)
 
-    def look(page: Any) -> list[dict[str, Any]]:
+    def measure(page: ImageQuestions) -> list[Layered]:
         cases = cases_of(segmenter, context.benchmark, page)
-        found = (sweep(segmenter, case, prompt=prompt, points=chosen) for case in cases)
-        return [record.to_json() for records in found for record in records]
+        return [record for case in cases for record in sweep(segmenter, case, prompt=prompt, points=chosen)]
 
     settings = {**model.settings, "points": asdict(chosen or segmenter.model.config.points)}
     study = run_study(
         context.benchmark,
-        look,
-        dict[str, Any],
+        measure,
+        Layered,
         name="layers",
         settings=settings,
         folder=folder,
         limit=context.limit,
         progress=True,
     )
-    try:
-        records = [Layered.from_json(record) for record in study.records]
-    except ReadsegError as error:
-        raise ReadsegError(f"{folder / RECORDS}: {error}") from error
-    return Sweep(model.name, records, str(study.settings["protocol"]), study.about, context.benchmark.name)
+    return Sweep(model.name, study.records, str(study.settings["protocol"]), study.about, context.benchmark.name)
 
 
 def _chart(context: StudyContext, sweeps: Sequence[Sweep], table: Table) -> Image.Image:
@@ -271,13 +245,13 @@ def _picture(context: StudyContext, model: StudyModel, found: Sweep) -> Image.Im
             warnings.simplefilter("ignore")
             cases = cases_of(segmenter, context.benchmark, page)
         case = next(case for case in cases if case.query.key == record.key)
-        reading = read_reply(segmenter, case.encoded, case.reply, prompt=prompt, points=chosen)
-        image, target = case.encoded.image, case.units[record.unit].target
+        states = collect_states(segmenter, case.encoded, case.reply, ExamineOptions(prompt, chosen))
+        image, target = case.encoded.image, case.targets[record.unit].target
         panels = [panel(image, side=_TILE, mask=target == 1, ignored=target == IGNORED)]
-        captions = [f"{case.query.text} - {reading.result.answer} (outlined: the truth)"]
+        captions = [f"{case.query.text} - {states.result.answer} (outlined: the truth)"]
         for layer in layers:
             scores = record.layers[layer]
-            one = unit_maps(reading, case.units, layer)[record.unit]
+            one = unit_maps(states, case.targets, layer)[record.unit]
             drawn = np.zeros(target.shape, np.float32) if one is None else one
             panels.append(panel(image, side=_TILE, value_map=drawn))
             last = " (last)" if layer == found.layers[-1] else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -18,47 +18,24 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from readseg.analysis.answer_states import EXTREMES, MISSING, ExamineOptions, Spec
 from readseg.analysis.cases import cases_of
-from readseg.analysis.clip import load_clip
-from readseg.analysis.looks import EXTREMES
-from readseg.analysis.original_sam import plain_sam
+from readseg.analysis.original_sam import load_original_sam
 from readseg.analysis.page import PageData, page_case, picked, write_page
-from readseg.analysis.studies.examine import MISSED, Means, examine
-from readseg.analysis.studies.measures import MAPS, PROMPTS, RECORD, Counts, MapScores, Measured, iou_of
+from readseg.analysis.prompts import PROMPTS
+from readseg.analysis.similarity_maps import MAPS, load_clip
+from readseg.analysis.studies.map_records import MISSED, RECORD, Counts, MapRecord, MapScores, examine, iou_of
 from readseg.analysis.study import Study, StudyContext, StudyModel, StudyOutput
 from readseg.checkpoints.load import digest
 from readseg.core.images import load_image
 from readseg.core.io import atomic_write
 from readseg.core.stats import Estimate, estimate, mask_ious
-from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.run import RECORDS, StudyResult, run_study
+from readseg.evaluation.run import StudyResult, run_study
 from readseg.viz.tables import Cell, Row, Table, printable, to_markdown
 
-MAP_NOTES: Mapping[str, str] = {
-    "lmm": "h_seg . h_img^T of the last layer after the final norm: the map that the points are made of",
-    "sam": "the mask decoder's final token of [SEG] against its final image tokens",
-    "before": "h_seg of the last layer against the projected CLIP patches that enter the language model",
-    "words": "as the first row, with the mean of the states that predict the answer's own words for the object, "
-    "instead of the state that predicts [SEG]",
-    "clip": "cosines of CLIP's text embedding and its patches; no language model",
-}
-"""What each map is, for the notes of its table."""
-
-PROMPT_NOTES: Mapping[str, str] = {
-    "plain_points": "the same points as the only prompt of the mask decoder as it was before it met a [SEG]",
-    "plain_extremes": "the highest cells of the map as positive points, and as many of the lowest as negative ones, in "
-    "that same decoder",
-    "plain_truth": "SasP with the model's settings on the share of each image token's cell that the true mask covers, "
-    "in that same decoder; also where the answer holds no [SEG]. It knows the truth: what perfect maps would give, "
-    "not a score to be ranked",
-    "words_points": "the projected [SEG], with the points of the words' map",
-    "words_projected": "the mean state of the words is projected in place of [SEG], with the points of their map",
-}
-"""What a prompt is where its name does not say it, for the notes of its table."""
-
-_TRUTH = "plain_truth"
-_WORDLESS = "no answer has words of its own for what a [SEG] stands for"
+_TRUTH = "plain_truth"  # its masks are missing for reasons of their own
 
 MAP_COLUMNS: Mapping[str, str] = {
     "giou": "gIoU at best t",
@@ -87,21 +64,20 @@ WHOLE_NOTE = (
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What a study of maps found for one model.
+class MapStudy:
+    """What a study of maps measured of one model.
 
-    Attributes:
-        name: the model's.
-        records: one for each expected mask, in the benchmark's order.
-        protocol: of `benchmarks.Protocol`.
-        about: of the study: how many images of how many.
-        own: the model's own prompt, "both", "seg" or "points".
-        missing: by the name of a map or prompt, why it was not measured.
-        benchmark: its name, for titles.
+    name: the model's.
+    records: one for each expected mask, in the benchmark's order.
+    protocol: of `benchmarks.Protocol`.
+    about: of the study: how many images of how many.
+    own: the model's own prompt, "both", "seg" or "points".
+    missing: by the name of a map or prompt, why it was not measured.
+    benchmark: its name, for titles.
     """
 
     name: str
-    records: Sequence[Measured] = field(repr=False)
+    records: Sequence[MapRecord] = field(repr=False)
     protocol: str
     about: Mapping[str, Any] = field(default_factory=dict)
     own: str = ""
@@ -109,17 +85,16 @@ class Examined:
     benchmark: str = ""
 
 
-def map_table(studies: Sequence[Examined]) -> Table:
+def map_table(studies: Sequence[MapStudy]) -> Table:
     """Table 1: what each map knows of its target, at the best threshold of each mask and without one."""
     rows = []
     for study in studies:
         group = _group(study, studies)
         for name in _measured(study, MAPS, "maps"):
-            found = [record.maps[name] for record in study.records]
-            rows.append(Row(MAPS[name], map_cells(study.records, found), group))
+            scores = [record.maps[name] for record in study.records]
+            rows.append(Row(MAPS[name].title, map_cells(study.records, scores), group))
         rows.append(Row(WHOLE, area_cells(study.records), group))
-    told = (f"{MAPS[name]}: {what}" for name, what in MAP_NOTES.items() if any(MAPS[name] == r.name for r in rows))
-    notes = [*MAP_RULES, *told, WHOLE_NOTE]
+    notes = [*MAP_RULES, *_spec_notes(MAPS, rows), WHOLE_NOTE]
     for study in studies:
         nowhere = sum(not _defined(record, "pointing") for record in study.records)
         if nowhere:
@@ -127,34 +102,29 @@ def map_table(studies: Sequence[Examined]) -> Table:
     return Table("What the maps know", "map", MAP_COLUMNS, rows, [*notes, *_notes(studies, MAPS, "maps")])
 
 
-def prompt_table(studies: Sequence[Examined]) -> Table:
+def prompt_table(studies: Sequence[MapStudy]) -> Table:
     """Table 2: the masks of each prompt. Truth enters one of them only, which says so: points from the true mask."""
     rows = []
     for study in studies:
         for name in _measured(study, PROMPTS, "prompts"):
             counts = [record.prompt_counts(name) for record in study.records]
-            rows.append(Row(PROMPTS[name], iou_cells(study.records, counts), _group(study, studies)))
-    told = (f"{PROMPTS[name]}: {what}" for name, what in PROMPT_NOTES.items())
-    notes = [one for one in told if any(one.startswith(f"{row.name}:") for row in rows)]
+            rows.append(Row(PROMPTS[name].title, iou_cells(study.records, counts), _group(study, studies)))
+    notes = _spec_notes(PROMPTS, rows)
     for study in studies:
         if study.own:
-            notes.append(f"{_prefix(study, studies)}{PROMPTS['own']}: {PROMPTS[study.own]}")
+            notes.append(f"{_prefix(study, studies)}{PROMPTS['own'].title}: {PROMPTS[study.own].title}")
         pointless = sum(record.prompts.get(_TRUTH, ()) is None for record in study.records)
         if pointless:
             notes.append(
-                f"{_prefix(study, studies)}{PROMPTS[_TRUTH]}: {pointless} true masks cover all cells alike, none or "
-                "every one: no points, and an empty mask counts"
+                f"{_prefix(study, studies)}{PROMPTS[_TRUTH].title}: {pointless} true masks cover all cells alike, none "
+                "or every one: no points, and an empty mask counts"
             )
-    return Table(
-        "What prompts the mask decoder",
-        "prompt",
-        {"giou": "gIoU", "ciou": "cIoU"},
-        rows,
-        [*notes, *_notes(studies, PROMPTS, "prompts")],
-    )
+    columns = {"giou": "gIoU", "ciou": "cIoU"}
+    notes += _notes(studies, PROMPTS, "prompts")
+    return Table("What prompts the mask decoder", "prompt", columns, rows, notes)
 
 
-def agreement_table(studies: Sequence[Examined]) -> Table:
+def agreement_table(studies: Sequence[MapStudy]) -> Table:
     """Table 3: do the maps of the language model and of the mask decoder agree, and do words and masks?"""
     columns = {
         "count": "masks",
@@ -166,15 +136,14 @@ def agreement_table(studies: Sequence[Examined]) -> Table:
     rows = []
     for study in studies:
         group = _group(study, studies)
-        for name, records in _parts(study.records):
-            rows.append(Row(name, _agreement_cells(records), group))
+        rows += [Row(name, _agreement_cells(records), group) for name, records in _parts(study.records)]
     notes = [
-        f"IoU of the maps: of the masks of the maps {MAPS['lmm']!r} and {MAPS['sam']!r}, each at its own best "
-        "threshold; Spearman: their rank correlation over all pixels; both over the masks that have both maps",
+        f"IoU of the maps: of the masks of the maps {MAPS['lmm'].title!r} and {MAPS['sam'].title!r}, each at its own "
+        "best threshold; Spearman: their rank correlation over all pixels; both over the masks that have both maps",
         "words right: the answer is the expected one word for word; where none is expected, it holds the name that was "
         "asked for, and a [SEG]; not told for answers that were given to the model, or to whole sentences",
         f"misaligned: of those with right words, the share whose mask misses the target (IoU below {MISSED:g})",
-        *_coverage(studies),
+        *coverage(studies),
     ]
     parts = [part for study in studies for _, part in _parts(study.records)]
     if any(len({record.image for record in part}) == 1 for part in parts):
@@ -186,59 +155,34 @@ def agreement_table(studies: Sequence[Examined]) -> Table:
     return Table("Do the maps agree, and do words and masks?", "questions", columns, rows, notes)
 
 
-def tables(studies: Sequence[Examined]) -> list[Table]:
+def tables(studies: Sequence[MapStudy]) -> list[Table]:
     """The three tables; with several models a group of rows for each."""
-    found = [map_table(studies), prompt_table(studies), agreement_table(studies)]
-    names = [(study.benchmark, study.name) for study in studies]
-    return [Table(titled(one.title, names), one.first, one.columns, one.rows, one.notes) for one in found]
+    made = (map_table(studies), prompt_table(studies), agreement_table(studies))
+    return [replace(table, title=titled(table.title, studies)) for table in made]
 
 
-def titled(title: str, studies: Sequence[tuple[str, str]]) -> str:
-    """A table's title with the benchmark's name, and the model's where there is one.
-
-    Args:
-        title: what is shown.
-        studies: the benchmark's and the model's name of each; all have one benchmark.
-
-    >>> titled("What the maps know", [("scenes", "embedded")])
-    'scenes: What the maps know: embedded'
-    """
-    benchmark, model = studies[0]
-    before = f"{printable(benchmark)}: " if benchmark else ""
-    after = f"{' ' if title.endswith('?') else ': '}{printable(model)}" if len(studies) == 1 else ""
-    return f"{before}{title}{after}"
-
-
-def misaligned_table(study: Examined, most: int = 100) -> Table:
-    """The misaligned cases (appendix C): the words are right, the mask is not; the worst first.
-
-    Args:
-        study: of one model.
-        most: so many are listed.
-    """
-    found = sorted((r for r in study.records if r.misaligned), key=lambda r: (r.own_iou, r.key, r.unit))
+def misaligned_table(study: MapStudy, most: int = 100) -> Table:
+    """The misaligned cases (appendix C) of one model: the words are right, the mask is not; the worst first."""
+    misaligned = sorted((r for r in study.records if r.misaligned), key=lambda r: (r.own_iou, r.key, r.unit))
     columns = {"question": "question", "answer": "answer", "own": "own mask", "lmm": "lmm map", "sam": "sam map"}
     rows = []
-    for record in found[:most]:
+    for record in misaligned[:most]:
         cells: dict[str, Cell] = {"question": record.question, "answer": record.answer, "own": record.own_iou}
         cells |= {name: iou_of(record.map_counts(name)) for name in ("lmm", "sam")}
         rows.append(Row(f"{record.key}, mask {record.unit + 1}" if record.unit else record.key, cells))
     right = sum(record.words_right is True for record in study.records)
-    told = sum(record.words_right is not None for record in study.records)
+    judged = sum(record.words_right is not None for record in study.records)
     notes = [
-        f"{len(found)} of {right} masks with right words have an IoU below {MISSED:g}"
-        + (f"; the first {most} are listed" if len(found) > most else ""),
+        f"{len(misaligned)} of {right} masks with right words have an IoU below {MISSED:g}"
+        + (f"; the first {most} are listed" if len(misaligned) > most else ""),
         "the maps' IoU are those at the best threshold, found with the truth",
     ]
-    if told < len(study.records):
-        notes.append(f"of {len(study.records) - told} masks it cannot be told whether the words are right")
-    return Table(
-        titled("Misaligned", [(study.benchmark, study.name)]),
-        "question's key",
-        columns,
-        rows,
-        [*notes, *_coverage([study])],
-    )
+    if judged < len(study.records):
+        notes.append(f"of {len(study.records) - judged} masks it cannot be told whether the words are right")
+    return Table(titled("Misaligned", [study]), "question's key", columns, rows, [*notes, *coverage([study])])
+
+
+# -- what the studies of maps and of layers share ----------------------------------------------------------------------
 
 
 class Target(Protocol):
@@ -261,27 +205,71 @@ class Target(Protocol):
         """Pixels that count."""
 
 
-def map_cells(targets: Sequence[Target], found: Sequence[MapScores | None]) -> dict[str, Cell]:
+class ModelStudy(Protocol):
+    """What a study measured of one model, as `MapStudy`."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def benchmark(self) -> str:
+        """Its name."""
+
+    @property
+    def records(self) -> Sequence[Target]:
+        """One for each expected mask."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """How many images of how many."""
+
+    @property
+    def protocol(self) -> str:
+        """Of `benchmarks.Protocol`."""
+
+
+def titled(title: str, studies: Sequence[ModelStudy]) -> str:
+    """A table's title with the benchmark's name, and the model's where there is one."""
+    benchmark, model = studies[0].benchmark, studies[0].name
+    before = f"{printable(benchmark)}: " if benchmark else ""
+    after = f"{' ' if title.endswith('?') else ': '}{printable(model)}" if len(studies) == 1 else ""
+    return f"{before}{title}{after}"
+
+
+def coverage(studies: Sequence[ModelStudy]) -> list[str]:
+    """Notes on what tables are over: masks, questions, images, whether that is a sample, and the protocol."""
+    notes = []
+    for study in studies:
+        images, keys = len({record.image for record in study.records}), len({record.key for record in study.records})
+        note = f"{len(study.records)} masks of {keys} questions about {images} images, true premises only"
+        looked, of = study.about.get("images"), study.about.get("of")
+        if isinstance(looked, int) and images < looked:
+            note += f"; nothing that is there is asked about the other {looked - images} that were looked at"
+        if isinstance(looked, int) and isinstance(of, int) and looked < of:
+            note += f"; a sample of {looked} of {of} images"
+        notes.append(f"{_prefix(study, studies)}{note}")
+    protocols = dict.fromkeys(study.protocol for study in studies)
+    return [*notes, "intervals of 95% draw whole images", *(PROTOCOLS[protocol] for protocol in protocols)]
+
+
+def map_cells(targets: Sequence[Target], scores: Sequence[MapScores | None]) -> dict[str, Cell]:
     """The scores of a map over many targets, by the columns of `MAP_COLUMNS`.
 
     Where there is no map, an empty mask counts: it points nowhere, and ranks no pixel above another.
-
-    Args:
-        targets: one for each mask.
-        found: of each of them.
     """
-    pairs = list(zip(targets, found, strict=True))
+    pairs = list(zip(targets, scores, strict=True))
     cells = iou_cells(targets, [Counts(0, t.wanted) if one is None else one.counts for t, one in pairs])
     numbers: Mapping[str, tuple[Callable[[MapScores], float], float]] = {
-        "pointing": (lambda scores: scores.pointing, 0.0),
-        "mass": (lambda scores: scores.mass_inside, 0.0),
-        "auc": (lambda scores: scores.auc, 0.5),
+        "pointing": (lambda one: one.pointing, 0.0),
+        "mass": (lambda one: one.mass_inside, 0.0),
+        "auc": (lambda one: one.auc, 0.5),
     }
     for column, (number, absent) in numbers.items():
-        there = [(target, one) for target, one in pairs if _defined(target, column)]
-        values = [math.nan if one is None else number(one) for _, one in there]
+        defined = [(target, one) for target, one in pairs if _defined(target, column)]
+        values = [math.nan if one is None else number(one) for _, one in defined]
         known = [absent if math.isnan(value) else value for value in values]
-        cells[column] = estimate(known, groups=[target.image for target, _ in there])
+        cells[column] = estimate(known, groups=[target.image for target, _ in defined])
     return cells
 
 
@@ -289,9 +277,9 @@ def area_cells(targets: Sequence[Target]) -> dict[str, Cell]:
     """The scores of a constant map, whose one mask is the whole image, by the columns of `MAP_COLUMNS`."""
     cells = iou_cells(targets, [Counts(target.wanted, target.counted) for target in targets])
     for column in ("pointing", "mass", "auc"):
-        there = [target for target in targets if _defined(target, column)]
-        values = [0.5 if column == "auc" else target.wanted / target.counted for target in there]
-        cells[column] = estimate(values, groups=[target.image for target in there])
+        defined = [target for target in targets if _defined(target, column)]
+        values = [0.5 if column == "auc" else target.wanted / target.counted for target in defined]
+        cells[column] = estimate(values, groups=[target.image for target in defined])
     return cells
 
 
@@ -310,9 +298,12 @@ def _defined(target: Target, column: str) -> bool:
     return target.wanted > 0 and (column != "auc" or target.wanted < target.counted)
 
 
-def _agreement_cells(records: Sequence[Measured]) -> dict[str, Cell]:
-    def mean(number: Callable[[Measured], float], there: Callable[[Measured], bool]) -> Estimate:
-        kept = [record for record in records if there(record)]
+# -- rows and notes ----------------------------------------------------------------------------------------------------
+
+
+def _agreement_cells(records: Sequence[MapRecord]) -> dict[str, Cell]:
+    def mean(number: Callable[[MapRecord], float], has: Callable[[MapRecord], bool]) -> Estimate:
+        kept = [record for record in records if has(record)]
         return estimate([number(record) for record in kept], groups=[record.image for record in kept])
 
     return {
@@ -324,80 +315,62 @@ def _agreement_cells(records: Sequence[Measured]) -> dict[str, Cell]:
     }
 
 
-def _parts(records: Sequence[Measured]) -> list[tuple[str, Sequence[Measured]]]:
+def _parts(records: Sequence[MapRecord]) -> list[tuple[str, Sequence[MapRecord]]]:
     """All of them; then by section and by kind, where there are several."""
-    parts: list[tuple[str, Sequence[Measured]]] = [("all", records)]
-    for what, value in (("section", lambda r: r.section), ("kind", lambda r: r.kind)):
-        names = sorted({value(record) for record in records} - {""})
+    parts: list[tuple[str, Sequence[MapRecord]]] = [("all", records)]
+    for what in ("section", "kind"):
+        names = sorted({getattr(record, what) for record in records} - {""})
         if len(names) > 1:
-            parts += [(f"{what}: {name}", [r for r in records if value(r) == name]) for name in names]
+            parts += [(f"{what}: {name}", [r for r in records if getattr(r, what) == name]) for name in names]
     return parts
 
 
-def _measured(study: Examined, names: Mapping[str, str], where: str) -> list[str]:
+def _measured(study: MapStudy, specs: Mapping[str, Spec], field: str) -> list[str]:
     """The maps, or prompts, that at least one mask has."""
-    found = [getattr(record, where) for record in study.records]
-    return [name for name in names if any(one.get(name) is not None for one in found)]
+    values = [getattr(record, field) for record in study.records]
+    return [name for name in specs if any(one.get(name) is not None for one in values)]
 
 
-def _group(study: Examined, studies: Sequence[Examined]) -> str:
+def _spec_notes(specs: Mapping[str, Spec], rows: Sequence[Row]) -> list[str]:
+    """What the maps or prompts of some rows are, where their titles do not say it."""
+    titles = {row.name for row in rows}
+    return [f"{spec.title}: {spec.note}" for spec in specs.values() if spec.note and spec.title in titles]
+
+
+def _group(study: ModelStudy, studies: Sequence[ModelStudy]) -> str:
     return study.name if len(studies) > 1 else ""
 
 
-def _prefix(study: Examined, studies: Sequence[Examined]) -> str:
+def _prefix(study: ModelStudy, studies: Sequence[ModelStudy]) -> str:
     return f"{printable(study.name)}: " if len(studies) > 1 else ""
 
 
-def _notes(studies: Sequence[Examined], names: Mapping[str, str], where: str) -> list[str]:
+def _notes(studies: Sequence[MapStudy], specs: Mapping[str, Spec], field: str) -> list[str]:
     """What rows leave out, what they count as empty, and what all of them are over."""
     notes = []
     for study in studies:
-        there = _measured(study, names, where)
-        total = len(study.records)
+        prefix, measured, total = _prefix(study, studies), _measured(study, specs, field), len(study.records)
         without = sum(not record.places for record in study.records)
         if without:
-            notes.append(f"{_prefix(study, studies)}{without} of {total} masks: the answer holds no [SEG] for them")
+            notes.append(f"{prefix}{without} of {total} masks: the answer holds no [SEG] for them")
         lacking = {
-            name: sum(getattr(record, where)[name] is None for record in study.records)
-            for name in there
-            if name != _TRUTH  # it has reasons of its own
+            name: sum(getattr(record, field)[name] is None for record in study.records)
+            for name in measured
+            if name != _TRUTH
         }
-        told = ", ".join(f"{names[name]} {count}" for name, count in lacking.items() if count not in (0, without))
-        if told:
-            notes.append(f"{_prefix(study, studies)}empty, also for want of words or of a range: {told}")
-        for name in names:
-            if name not in there and total:
-                why = study.missing.get(name, _WORDLESS if name.startswith("words") else "no mask has one")
-                notes.append(f"{_prefix(study, studies)}{names[name]}: not available: {why}")
+        listed = ", ".join(f"{specs[name].title} {n}" for name, n in lacking.items() if n not in (0, without))
+        if listed:
+            notes.append(f"{prefix}empty, also for want of words or of a range: {listed}")
+        for name, spec in specs.items():
+            if name not in measured and total:
+                notes.append(f"{prefix}{spec.title}: not available: {study.missing.get(name, spec.absent)}")
     sections = dict.fromkeys(record.section for study in studies for record in study.records)
     if len(sections) > 1:
         notes.append(f"all sections of the benchmark together: {', '.join(map(printable, sections))}")
-    return [*notes, *_coverage(studies)]
+    return [*notes, *coverage(studies)]
 
 
-def coverage(studies: Sequence[tuple[str, Sequence[Target], Mapping[str, Any], str]]) -> list[str]:
-    """Notes on what tables are over: masks, questions, images, whether that is a sample, and the protocol.
-
-    Args:
-        studies: of each model its name, its records, what is known of the study (`study.Study.about`), the protocol.
-    """
-    notes = []
-    for name, records, about, _ in studies:
-        images, keys = len({record.image for record in records}), len({record.key for record in records})
-        note = f"{len(records)} masks of {keys} questions about {images} images, true premises only"
-        looked, of = about.get("images"), about.get("of")
-        if isinstance(looked, int) and images < looked:
-            note += f"; nothing that is there is asked about the other {looked - images} that were looked at"
-        if isinstance(looked, int) and isinstance(of, int) and looked < of:
-            note += f"; a sample of {looked} of {of} images"
-        notes.append(f"{printable(name)}: {note}" if len(studies) > 1 else note)
-    protocols = dict.fromkeys(protocol for *_, protocol in studies)
-    return [*notes, "intervals of 95% draw whole images", *(PROTOCOLS[protocol] for protocol in protocols)]
-
-
-def _coverage(studies: Sequence[Examined]) -> list[str]:
-    return coverage([(study.name, study.records, study.about, study.protocol) for study in studies])
-
+# -- the study ---------------------------------------------------------------------------------------------------------
 
 MISALIGNED, PAGE = "misaligned.md", "report.html"
 
@@ -421,55 +394,44 @@ class MapOptions:
 
 def run(context: StudyContext, options: MapOptions) -> StudyOutput:
     """The tables of section 3.2; for each model its records, its misaligned cases and a page."""
-    examined: list[Examined] = []
+    examined: list[MapStudy] = []
     files: list[Path] = []
     for model in context.models:
-        study = _look(context, model, options)
-        examined.append(_examined(context, model, study))
+        measured = _measure(context, model, options)
+        examined.append(_study_of(context, model, measured))
         folder = context.folder_of(model)
         with atomic_write(folder / MISALIGNED) as place:
             place.write_text(to_markdown(misaligned_table(examined[-1])), encoding="utf-8", errors="replace")
-        _write_page(context, examined[-1], study, folder / PAGE)
+        _write_page(context, examined[-1], measured, folder / PAGE)
         files += [folder / MISALIGNED, folder / PAGE]
     return StudyOutput(tables(examined), files=files)
 
 
-def _examined(context: StudyContext, model: StudyModel, study: StudyResult[dict[str, Any]]) -> Examined:
-    """A study's records, read."""
-    try:
-        records = [Measured.from_json(record) for record in study.records]
-    except ReadsegError as error:
-        raise ReadsegError(f"{context.folder_of(model) / RECORDS}: {error}") from error
-    own = study.settings["prompt"] or model.segmenter.model.config.prompt
-    protocol, benchmark = str(study.settings["protocol"]), context.benchmark.name
-    return Examined(model.name, records, protocol, study.about, own, _missing(study), benchmark)
-
-
-def _look(context: StudyContext, model: StudyModel, options: MapOptions) -> StudyResult[dict[str, Any]]:
-    """What is recorded of every expected mask, from disk where it was measured before."""
+def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> StudyResult[MapRecord]:
+    """The records of every expected mask, from disk where they were measured before."""
     segmenter = model.segmenter
-    prompt, chosen = context.points(segmenter)
-    plain = plain_sam(segmenter, options.sam)
-    pair = None if options.clip is None else load_clip(options.clip, segmenter.model.device)
-    means = Means(prompt, chosen, plain, pair, options.extremes)
+    prompt, points = context.points(segmenter)
+    sam = load_original_sam(segmenter, options.sam)
+    clip = None if options.clip is None else load_clip(options.clip, segmenter.model.device)
     settings = {
         **model.settings,
         "prompt": prompt,
-        "points": asdict(chosen or segmenter.model.config.points),
-        "original_sam": None if plain is None else digest([plain.mask_decoder]),
-        "clip": None if pair is None else digest([pair[0]]),
-        "extremes": means.extremes,
+        "points": asdict(points or segmenter.model.config.points),
+        "original_sam": None if sam is None else digest([sam.mask_decoder]),
+        "clip": None if clip is None else digest([clip[0]]),
+        "extremes": options.extremes,
         "record": RECORD,
     }
+    examine_options = ExamineOptions(prompt, points, sam, clip, options.extremes)
 
-    def look(page: Any) -> list[dict[str, Any]]:
-        found = (examine(segmenter, case, means) for case in cases_of(segmenter, context.benchmark, page))
-        return [record.to_json() for records in found for record in records]
+    def measure(page: ImageQuestions) -> list[MapRecord]:
+        cases = cases_of(segmenter, context.benchmark, page)
+        return [record for case in cases for record in examine(segmenter, case, examine_options)]
 
     return run_study(
         context.benchmark,
-        look,
-        dict[str, Any],
+        measure,
+        MapRecord,
         name="maps",
         settings=settings,
         folder=context.folder_of(model),
@@ -478,20 +440,22 @@ def _look(context: StudyContext, model: StudyModel, options: MapOptions) -> Stud
     )
 
 
-def _missing(study: StudyResult[dict[str, Any]]) -> dict[str, str]:
-    """What was not measured, and why."""
-    missing = {}
-    if study.settings["clip"] is None:
-        missing["clip"] = (
-            "it needs a CLIP with a text encoder (--clip); the vision tower inside a model of this family has none"
-        )
-    if study.settings["original_sam"] is None:
-        why = "the original SAM is not beside the model (--sam)"
-        missing |= dict.fromkeys(("plain_points", "plain_extremes", "plain_truth"), why)
-    return missing
+def _study_of(context: StudyContext, model: StudyModel, measured: StudyResult[MapRecord]) -> MapStudy:
+    """What the tables need of a model's records."""
+    settings, specs = measured.settings, {**MAPS, **PROMPTS}
+    lacking = {name: spec.requires for name, spec in specs.items() if spec.requires and settings[spec.requires] is None}
+    return MapStudy(
+        model.name,
+        measured.records,
+        str(settings["protocol"]),
+        measured.about,
+        settings["prompt"] or model.segmenter.model.config.prompt,
+        {name: MISSING[required] for name, required in lacking.items()},
+        context.benchmark.name,
+    )
 
 
-def _write_page(context: StudyContext, examined: Examined, study: StudyResult[dict[str, Any]], path: Path) -> None:
+def _write_page(context: StudyContext, examined: MapStudy, study: StudyResult[MapRecord], path: Path) -> None:
     """The page with all units, and pictures of some."""
     records = examined.records
     shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))

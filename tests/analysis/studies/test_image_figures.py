@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from readseg.analysis.map_metrics import GroundTruth
 from readseg.analysis.similarity_maps import SimilarityMap
-from readseg.analysis.studies import figures
-from readseg.analysis.studies.measures import Counts, MapScores
-from readseg.analysis.studies.single_image import ImageFound, MapFound, MaskFound, ModelFound, Nearest, SegFound
-from readseg.analysis.truth import Truth
+from readseg.analysis.studies import image_figures as figures
+from readseg.analysis.studies.map_records import Counts, MapResult, MapScores, MaskResult
+from readseg.analysis.studies.single_image import ClosestToken, ImageResult, ModelResult, SegResult
 from readseg.core.sasp import PointConfig
 from readseg.viz import overlays
 
@@ -46,16 +46,16 @@ def spot(k: int) -> np.ndarray:
     return found
 
 
-def map_of(k: int, *, scores: bool = True, constant: bool = False, name: Any = "lmm", layer: int = 2) -> MapFound:
+def map_of(k: int, *, scores: bool = True, constant: bool = False, layer: int = 2) -> MapResult:
     on_image = None if constant else spot(k).astype(np.float32)
-    similarity = SimilarityMap(name, layer, "[SEG]", np.zeros(16, np.float32), (4, 4), on_image)
+    similarity = SimilarityMap(layer, "[SEG]", np.zeros(16, np.float32), (4, 4), on_image)
     told = MapScores(Counts(k, 100), k / 100, 1.0, 0.5, 1 - k / 100)
-    return MapFound(similarity, told if scores and not constant else None)
+    return MapResult((similarity,), on_image, told if scores and not constant else None)
 
 
-def mask_of(k: int, count: int | None = None, points: tuple[tuple[float, float, int], ...] = ()) -> MaskFound:
+def mask_of(k: int, count: int | None = None, points: tuple[tuple[float, float, int], ...] = ()) -> MaskResult:
     xy = np.array([[x, y] for x, y, _ in points], np.float32).reshape(-1, 2)
-    return MaskFound(
+    return MaskResult(
         spot(k), xy, np.array([label for *_, label in points], int), None if count is None else Counts(count, 100)
     )
 
@@ -63,12 +63,12 @@ def mask_of(k: int, count: int | None = None, points: tuple[tuple[float, float, 
 POINTS = ((105.0, 70.0, 1), (75.0, 70.0, 0))
 
 
-def seg(**changes: Any) -> SegFound:
+def seg(**changes: Any) -> SegResult:
     """Map k and mask k light up at place k: lmm 0, before 1, sam 2, words 3; own 4, seg 5, points 6, plain 7."""
     values: dict[str, Any] = {
         "words": "the red cup",
-        "said": None,
-        "maps": {"lmm": map_of(0), "before": map_of(1), "sam": map_of(2), "words": map_of(3, name="words")},
+        "model_agrees": None,
+        "maps": {"lmm": map_of(0), "before": map_of(1), "sam": map_of(2), "words": map_of(3)},
         "layers": tuple(map_of(k, layer=k) for k in range(9)),
         "masks": {
             "own": mask_of(4, 40, POINTS),
@@ -82,10 +82,10 @@ def seg(**changes: Any) -> SegFound:
         "spearman": 0.37,
         "consistency": 0.21,
     }
-    return SegFound(**(values | changes))
+    return SegResult(**(values | changes))
 
 
-def model(*segs: SegFound, **changes: Any) -> ModelFound:
+def model(*segs: SegResult, **changes: Any) -> ModelResult:
     values: dict[str, Any] = {
         "name": "the model",
         "source": None,
@@ -103,14 +103,16 @@ def model(*segs: SegFound, **changes: Any) -> ModelFound:
         "together": {"own": Counts(45, 100)},
         "nearest": None,
     }
-    return ModelFound(**(values | changes))
+    return ModelResult(**(values | changes))
 
 
-def image_found(*models: ModelFound, truths: tuple[Truth, ...] | None = None, hw: tuple[int, int] = HW) -> ImageFound:
+def image_found(
+    *models: ModelResult, truths: tuple[GroundTruth, ...] | None = None, hw: tuple[int, int] = HW
+) -> ImageResult:
     target = spot(9).astype(np.uint8)
     target[60:, :30] = 255
-    expected = (Truth("truth.png", target, 1),) if truths is None else truths
-    return ImageFound("cup.png", Image.new("RGB", hw[::-1], GREY), "the cup", expected, models)
+    expected = (GroundTruth("truth.png", target, 1),) if truths is None else truths
+    return ImageResult("cup.png", Image.new("RGB", hw[::-1], GREY), "the cup", expected, models)
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_words_and_numbers_stand_at_their_panels(words: list[str]) -> None:
 def test_a_number_that_is_none_is_not_shown(words: list[str]) -> None:
     scores = map_of(2).scores
     assert scores is not None
-    one = replace(map_of(2), scores=replace(scores, auc=float("nan"), pointing=float("nan")))
+    one = map_of(2)._replace(scores=replace(scores, auc=float("nan"), pointing=float("nan")))
     figures.image_figure(image_found(model(seg(maps={**seg().maps, "sam": one}, spearman=float("nan")))))
     assert "IoU 0.02 (t 0.02)" in words
     assert not any("nan" in word for word in words)
@@ -217,7 +219,7 @@ def test_a_number_that_is_none_is_not_shown(words: list[str]) -> None:
 
 def test_without_a_truth_no_word_of_it(words: list[str]) -> None:
     maps = {name: map_of(k, scores=False) for k, name in enumerate(("lmm", "before", "sam", "words"))}
-    masks = {name: replace(one, counts=None) for name, one in seg().masks.items()}
+    masks = {name: one._replace(counts=None) for name, one in seg().masks.items()}
     one = seg(maps=maps, masks=masks, layers=(), consistency=float("nan"))
     seen = Seen(figures.image_figure(image_found(model(one, together={}), truths=())))
     assert not [word for word in words if "IoU" in word or "truth" in word]
@@ -239,7 +241,7 @@ def test_without_a_truth_no_word_of_it(words: list[str]) -> None:
     ],
 )
 def test_an_answer_without_seg_is_no_answer(words: list[str], changes: dict[str, Any], told: str) -> None:
-    nearest = Nearest(2, "red", 0.031, 4, map_of(5))
+    nearest = ClosestToken(2, "red", 0.031, 4, map_of(5))
     values = {"answer": "there is no cup.", "together": {"own": Counts(0, 600)}, "nearest": nearest} | changes
     seen = Seen(figures.image_figure(image_found(model(**values))))
     assert any(told in word for word in words)
@@ -266,7 +268,7 @@ def test_several_segs_and_models_have_rows_of_their_own(words: list[str]) -> Non
 
 
 def test_each_seg_is_shown_beside_its_own_truth(words: list[str]) -> None:
-    truths = tuple(Truth(f"{k}.png", spot(k).astype(np.uint8), 255) for k in (9, 10, 11))
+    truths = tuple(GroundTruth(f"{k}.png", spot(k).astype(np.uint8), 255) for k in (9, 10, 11))
     seen = Seen(figures.image_figure(image_found(model(seg(), seg()), truths=truths)))
     for line, expected in ((1, 9), (3, 10)):
         for k, place in enumerate(CENTRES):
@@ -321,13 +323,13 @@ def test_layers_of_an_answer_without_seg(words: list[str]) -> None:
 def test_images_of_any_shape(hw: tuple[int, int]) -> None:
     mask = np.zeros(hw, bool)
     mask[0, 0] = True
-    points = MaskFound(mask, np.zeros((1, 2), np.float32), np.ones(1, int), Counts(1, 1))
-    on_image = SimilarityMap("lmm", 2, "[SEG]", np.zeros(16, np.float32), (4, 4), mask.astype(np.float32))
-    one = MapFound(on_image, None)
+    points = MaskResult(mask, np.zeros((1, 2), np.float32), np.ones(1, int), Counts(1, 1))
+    value_map = mask.astype(np.float32)
+    one = MapResult((SimilarityMap(2, "[SEG]", np.zeros(16, np.float32), (4, 4), value_map),), value_map, None)
     shown = seg(
         maps=dict.fromkeys(("lmm", "before", "sam"), one), masks=dict.fromkeys(seg().masks, points), layers=(one,)
     )
-    found = image_found(model(shown), truths=(Truth("t.png", mask.astype(np.uint8), 255),), hw=hw)
+    found = image_found(model(shown), truths=(GroundTruth("t.png", mask.astype(np.uint8), 255),), hw=hw)
     for picture in (figures.image_figure(found), figures.layers_figure(found)):
         assert picture.width == figures.WIDTH
         assert 200 < picture.height < 1500

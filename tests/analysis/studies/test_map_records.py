@@ -1,4 +1,4 @@
-"""What is measured of a case: each number against a forward pass and counts of its own, on random weights.
+"""Records of the study of maps: each number against a forward pass and counts of its own, on random weights.
 
 Random weights, and answers that are given: so every token, layer, [SEG] and prompt has another map or mask, and what is
 taken at the wrong place is another number.
@@ -7,6 +7,8 @@ taken at the wrong place is another number.
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,28 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, SamModel
+from transformers import SamModel
 
-from readseg.analysis import looks
-from readseg.analysis.cases import Case, Unit
-from readseg.analysis.clip import clip_map
-from readseg.analysis.looks import word_scores
+from readseg.analysis import similarity_maps
+from readseg.analysis.answer_states import AnswerStates, ExamineOptions, Phrase, collect_states
+from readseg.analysis.cases import Case, TargetMask
 from readseg.analysis.map_metrics import spearman
-from readseg.analysis.own_words import OwnWords
-from readseg.analysis.similarity_maps import (
-    SimilarityMap,
-    before_maps,
-    layer_maps,
-    lmm_maps,
-    read_reply,
-    sam_maps,
-    word_map,
+from readseg.analysis.prompts import PROMPTS
+from readseg.analysis.similarity_maps import MAPS, SimilarityMap, layer_maps, phrase_map
+from readseg.analysis.studies import map_records as module
+from readseg.analysis.studies.map_records import (
+    Counts,
+    MapRecord,
+    MapScores,
+    contains_name,
+    examine,
+    maximum_of,
+    measure_maps,
+    words_right,
 )
-from readseg.analysis.studies import examine as module
-from readseg.analysis.studies.examine import Means, examine, map_of, scores_of, words_right
-from readseg.analysis.studies.measures import MAPS, PROMPTS, Measured
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig, select_extremes
 from readseg.core.types import Turn
@@ -45,6 +47,7 @@ from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import embed_prompts
 from readseg.model.modeling import ReadOutput
+from records import grid, measured
 from small import picture, small_model, small_processor
 
 SIZE = (40, 60)
@@ -86,28 +89,31 @@ def target_of(seed: int = 0, *, ignored: bool = False) -> np.ndarray:
 
 
 def case_of(
-    units: Sequence[Unit], answer: str = TWO, *, view: str = "stretch", given: bool = True, **query: Any
+    targets: Sequence[TargetMask], answer: str = TWO, *, view: str = "stretch", given: bool = True, **query: Any
 ) -> Case:
     segmenter = small(view)
     asked = {"key": "page/0", "text": "the red cup", "sentence": False, "present": True, "targets": list} | query
     encoded = segmenter.encode(picture(*SIZE))
     (reply,) = segmenter.reply(encoded, [asked["text"]], force=answer)
     page = ImageQuestions("page", np.asarray(picture(*SIZE)), "page.jpg", "val", (Question(**asked),))
-    reply = reply if given else replace(reply, given=False)
-    return Case(page.questions[0], page, encoded, reply, tuple(units))
+    reply = reply if given else replace(reply, is_forced=False)
+    return Case(page.questions[0], page, encoded, reply, tuple(targets))
+
+
+FIRST = TargetMask(target_of(0), (0,))
 
 
 @cache
-def each() -> tuple[Measured, ...]:
+def each() -> tuple[MapRecord, ...]:
     """Two masks, a [SEG] for each."""
-    units = (Unit(target_of(0), (0,)), Unit(target_of(1, ignored=True), (1,)))
-    return tuple(examine(small(), case_of(units), Means(plain=other_sam())))
+    units = (FIRST, TargetMask(target_of(1, ignored=True), (1,)))
+    return tuple(examine(small(), case_of(units), ExamineOptions(original_sam=other_sam())))
 
 
 @cache
-def together() -> Measured:
+def together() -> MapRecord:
     """One mask, of which both [SEG] speak."""
-    (found,) = examine(small(), case_of([Unit(target_of(2), (0, 1))]), Means(plain=other_sam()))
+    (found,) = examine(small(), case_of([TargetMask(target_of(2), (0, 1))]), ExamineOptions(original_sam=other_sam()))
     return found
 
 
@@ -117,7 +123,7 @@ def forward(prompt: Any = None) -> ReadOutput:
     model, processor = small().model, small().processor
     image = picture(*SIZE)
     turn = Turn("What is the red cup?")
-    ids = [*processor.prompt_ids([turn]), *processor.answer_ids([turn._replace(answer=TWO)])]
+    ids = [*processor.prompt_ids([turn]), *processor.answer_ids([Turn(turn.question, TWO)])]
     with torch.inference_mode():
         return model(
             torch.tensor([ids]),
@@ -168,11 +174,15 @@ def decoded(sam: SamModel, xy: Tensor, labels: Tensor, token: Tensor | None) -> 
 # -- maps --------------------------------------------------------------------------------------------------------------
 
 
+@cache
+def states() -> AnswerStates:
+    return collect_states(small(), case_of([]).encoded, case_of([]).reply)
+
+
 def maps_of(name: str) -> list[SimilarityMap]:
-    reading = read_reply(small(), case_of([]).encoded, case_of([]).reply)
     if name == "words":
-        return [word_map(reading, "the red cup"), word_map(reading, "a saw")]
-    return {"lmm": lmm_maps, "before": before_maps, "sam": lambda one: sam_maps(small(), one)}[name](reading)
+        return [phrase_map(states(), "the red cup"), phrase_map(states(), "a saw")]
+    return MAPS[name].compute(states())
 
 
 @pytest.mark.parametrize("name", ["lmm", "sam", "before", "words"])
@@ -201,16 +211,15 @@ def test_each_map_is_measured_against_its_own_target(name: str) -> None:
 def test_maps_are_those_of_their_places_and_of_no_others() -> None:
     """Every map of the answer gives another number: a wrong layer, token or [SEG] would be seen."""
     target = target_of(0)
-    reading = read_reply(small(), case_of([]).encoded, case_of([]).reply)
     others = [*maps_of("lmm")[1:], *maps_of("sam")[1:], *maps_of("words")[1:], *maps_of("before")[1:]]
-    others += [one for layer in (0, 1) for one in layer_maps(reading, layer)]
-    others += [word_map(reading, phrase) for phrase in ("cup", "red", "it is the red cup", "there")]
+    others += [one for layer in (0, 1) for one in layer_maps(states(), layer)]
+    others += [phrase_map(states(), phrase) for phrase in ("cup", "red", "it is the red cup", "there")]
     record = each()[0]
     seen = {name: (record.maps[name].counts, record.maps[name].auc) for name in ("lmm", "sam", "before", "words")}
     assert len(set(seen.values())) == 4
     for other in others:
-        scores = scores_of(other.map, target)
-        assert (scores.counts, scores.auc) not in seen.values(), (other.name, other.layer, other.of)
+        scores = measure_maps([other], target).scores
+        assert (scores.counts, scores.auc) not in seen.values(), (other.layer, other.of)
 
 
 def test_lmm_map_is_that_of_a_forward_pass() -> None:
@@ -238,23 +247,25 @@ def test_consistency_of_the_two_maps() -> None:
 
 
 def test_a_map_that_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    flat = SimilarityMap("lmm", 2, "[SEG]", np.zeros(16, np.float32), (4, 4), None)
-    monkeypatch.setattr(looks, "lmm_maps", lambda _reading: [flat, maps_of("lmm")[1]])
-    first, second = examine(small(), case_of([Unit(target_of(), (0,)), Unit(target_of(), (0, 1))]))
+    flat, second_map = SimilarityMap(2, "[SEG]", np.zeros(16, np.float32), (4, 4), None), maps_of("lmm")[1]
+    lmm = replace(MAPS["lmm"], compute=lambda _states: [flat, second_map])
+    monkeypatch.setattr(module, "MAPS", {**MAPS, "lmm": lmm})
+    first, second = examine(small(), case_of([TargetMask(target_of(), (0,)), TargetMask(target_of(), (0, 1))]))
     assert first.maps["lmm"] is None and first.map_counts("lmm") == (0, first.wanted)
     assert np.isnan(first.consistency) and np.isnan(first.spearman) and first.grids["lmm"] == ()
-    assert (second.maps["lmm"].counts, second.maps["lmm"].threshold) == best(maps_of("lmm")[1].map, target_of())
-    assert len(second.grids["lmm"]) == 1 and map_of([flat]) is None
+    assert (second.maps["lmm"].counts, second.maps["lmm"].threshold) == best(second_map.map, target_of())
+    assert len(second.grids["lmm"]) == 1 and maximum_of([flat]) is None
 
 
 @pytest.mark.parametrize("view", ["crop", "letterbox", "stretch"])
 @pytest.mark.filterwarnings("ignore:the model sees only the centre")
 def test_grids_draw_their_maps(view: str) -> None:
     """By the formula of `Grid`, pixel by pixel."""
-    case = case_of([Unit(target_of(), (0,))], view=view)
+    case = case_of([TargetMask(target_of(), (0,))], view=view)
     (record,) = examine(small(view), case)
-    reading = read_reply(small(view), case.encoded, case.reply)
-    for name, value_map in (("lmm", lmm_maps(reading)[0].map), ("sam", sam_maps(small(view), reading)[0].map)):
+    own_states = collect_states(small(view), case.encoded, case.reply)
+    for name in ("lmm", "sam"):
+        value_map = MAPS[name].compute(own_states)[0].map
         (grid,) = record.grids[name]
         (h, w), (x0, y0, x1, y1), values = grid.hw, grid.box, grid.values
         x, y = np.arange(SIZE[1]) + 0.5, np.arange(SIZE[0]) + 0.5
@@ -266,7 +277,7 @@ def test_grids_draw_their_maps(view: str) -> None:
         # SAM's map is resized twice, through its square: half a pixel of that is more than one of the image.
         assert np.abs(drawn - value_map).max() < (0.003 if name == "lmm" else 0.1), name
         assert np.abs(drawn - value_map).mean() < 0.02
-    scores = lmm_maps(reading)[0].scores
+    scores = layer_maps(own_states)[0].scores
     if view == "stretch":
         assert record.grids["lmm"][0].low == scores.min() and record.grids["lmm"][0].high == scores.max()
 
@@ -285,10 +296,10 @@ def test_masks_of_each_prompt_are_those_of_a_forward_pass(prompt: str) -> None:
 
 def test_the_model_s_own_prompt() -> None:
     assert [record.prompts["own"] for record in each()] == [record.prompts["both"] for record in each()]
-    unit = Unit(target_of(0), (0,))
-    (alone,) = examine(small(), case_of([unit]), Means(prompt="seg"))
+    unit = FIRST
+    (alone,) = examine(small(), case_of([unit]), ExamineOptions(prompt="seg"))
     assert alone.prompts["own"] == alone.prompts["seg"] == each()[0].prompts["seg"] and alone.points == ()
-    (points,) = examine(small(), case_of([unit]), Means(prompt="points"))
+    (points,) = examine(small(), case_of([unit]), ExamineOptions(prompt="points"))
     assert points.prompts["own"] == points.prompts["points"] == each()[0].prompts["points"]
     # A decoder that gets no [SEG] has no token to look at: its map is that of both.
     assert points.maps["sam"] == each()[0].maps["sam"] and alone.maps["sam"] != each()[0].maps["sam"]
@@ -331,8 +342,8 @@ def test_extremes_in_the_original_sam(count: int) -> None:
     middle = [[int((cell % 4 + 0.5) * 15), int((cell // 4 + 0.5) * 10)] for cell in cells]
     assert [found.xy[0, 0].tolist(), found.xy[0, count].tolist()] == middle
     assert found.labels[0].tolist() == [1] * count + [0] * count
-    means = Means(plain=other_sam(), extremes=count)
-    (record,) = examine(small(), case_of([Unit(target_of(0), (0,))]), means)
+    options = ExamineOptions(original_sam=other_sam(), extremes=count)
+    (record,) = examine(small(), case_of([FIRST]), options)
     mask = decoded(other_sam(), found.xy[0], found.labels[0], None)
     assert record.prompts["plain_extremes"] == counts(mask, target_of(0))
     assert (record.prompts["plain_extremes"] == each()[0].prompts["plain_extremes"]) == (count == 5), "five by default"
@@ -352,15 +363,15 @@ def test_points_from_the_true_mask_in_the_original_sam() -> None:
         labels = torch.tensor([label for _, label in chosen])
         assert set(labels.tolist()) == {0, 1}
         assert record.prompts["plain_truth"] == counts(decoded(other_sam(), xy, labels, None), target)
-    unit = Unit(np.ones(SIZE, np.uint8), (0,))
-    assert examine(small(), case_of([unit]), Means(plain=other_sam()))[0].prompts["plain_truth"] is None
-    few = Means(points=PointConfig(num_points=1, downsample=1, alignment="exact"), plain=other_sam())
-    (record,) = examine(small(), case_of([Unit(target_of(0), (0,))]), few)
+    unit = TargetMask(np.ones(SIZE, np.uint8), (0,))
+    assert examine(small(), case_of([unit]), ExamineOptions(original_sam=other_sam()))[0].prompts["plain_truth"] is None
+    few = ExamineOptions(points=PointConfig(num_points=1, downsample=1, alignment="exact"), original_sam=other_sam())
+    (record,) = examine(small(), case_of([FIRST]), few)
     assert record.prompts["plain_truth"] != each()[0].prompts["plain_truth"], "settings that are given are used"
 
 
 def test_without_the_original_sam_and_clip_there_is_no_entry() -> None:
-    (record,) = examine(small(), case_of([Unit(target_of(0), (0,))]))
+    (record,) = examine(small(), case_of([FIRST]))
     assert PROMPTS.keys() - record.prompts.keys() == {"plain_points", "plain_extremes", "plain_truth"}
     assert MAPS.keys() - record.maps.keys() == {"clip"}
 
@@ -368,13 +379,12 @@ def test_without_the_original_sam_and_clip_there_is_no_entry() -> None:
 def test_words_as_prompts() -> None:
     """Points of the words' map with the projected [SEG], and the words' mean state projected in its place."""
     model, output = small().model, forward()
-    reading = read_reply(small(), case_of([]).encoded, case_of([]).reply)
     for place, phrase in enumerate(("the red cup", "a saw")):
         target = target_of(0) if place == 0 else target_of(1, ignored=True)
-        ids = reading.result.answer_ids
+        ids = states().result.answer_ids
         places = [k for k in range(len(ids)) if small().processor.decode(ids[k : k + 1]) in phrase.split()]
         places = places[: len(phrase.split())] if place == 0 else places[-len(phrase.split()) :]
-        mean = reading.h_answer[-1, places].mean(0, keepdim=True)
+        mean = states().h_answer[-1, places].mean(0, keepdim=True)
         with torch.inference_mode():
             (points,), _ = model.decode_masks(
                 mean, mean @ output.h_img[0].T, torch.zeros(1, dtype=torch.long),
@@ -389,11 +399,9 @@ def test_words_as_prompts() -> None:
 
 
 def test_words_have_the_map_of_their_phrase() -> None:
-    case = case_of([])
-    reading = read_reply(small(), case.encoded, case.reply)
-    scores = word_scores(case.encoded, case.reply, OwnWords("the red cup", tuple(range(2, 5))))[1]
+    scores = states().phrase_scores(Phrase("the red cup", tuple(range(2, 5))))[1]
     for phrase in ("the red cup", "is the red"):
-        same = np.allclose(scores, word_map(reading, phrase).scores, atol=1e-4)
+        same = np.allclose(scores, phrase_map(states(), phrase).scores, atol=1e-4)
         assert same == (phrase == "the red cup")
 
 
@@ -401,8 +409,8 @@ def test_words_have_the_map_of_their_phrase() -> None:
 
 
 def test_an_answer_without_seg_has_nothing() -> None:
-    case = case_of([Unit(target_of(0), ()), Unit(np.zeros(SIZE, np.uint8), ())], "there is no saw.")
-    first, empty = examine(small(), case, Means(plain=other_sam()))
+    case = case_of([TargetMask(target_of(0), ()), TargetMask(np.zeros(SIZE, np.uint8), ())], "there is no saw.")
+    first, empty = examine(small(), case, ExamineOptions(original_sam=other_sam()))
     for record in (first, empty):
         assert set(record.maps.values()) == {None}
         assert {found for name, found in record.prompts.items() if name != "plain_truth"} == {None}
@@ -415,16 +423,16 @@ def test_an_answer_without_seg_has_nothing() -> None:
 
 
 def test_a_second_target_without_seg_beside_a_first_one_with() -> None:
-    first, second = examine(small(), case_of([Unit(target_of(0), (0,)), Unit(target_of(1), ())], "the cup [SEG]."))
+    first, second = examine(small(), case_of([FIRST, TargetMask(target_of(1), ())], "the cup [SEG]."))
     assert first.maps["lmm"] is not None and first.words == "the cup"
     assert second.maps["lmm"] is None and second.prompts["own"] is None and second.words == ""
 
 
 def test_words_that_name_nothing() -> None:
-    (record,) = examine(small(), case_of([Unit(target_of(0), (0,))], "it is [SEG]."))
+    (record,) = examine(small(), case_of([FIRST], "it is [SEG]."))
     assert record.maps["words"] is None and record.prompts["words_points"] is record.prompts["words_projected"] is None
     assert record.maps["lmm"] is not None and record.prompts["own"] is not None
-    (both,) = examine(small(), case_of([Unit(target_of(0), (0, 1))], "it is [SEG] and a saw [SEG]."))
+    (both,) = examine(small(), case_of([TargetMask(target_of(0), (0, 1))], "it is [SEG] and a saw [SEG]."))
     assert both.words == "a saw" and both.maps["words"] is not None and both.prompts["words_points"] is not None
 
 
@@ -433,7 +441,7 @@ def test_a_false_premise_has_no_record() -> None:
 
 
 def test_what_the_record_says_of_the_question() -> None:
-    case = case_of([Unit(target_of(0), (0,))], kind="colour", tags=frozenset({"b", "a"}), expected="the saw [SEG].")
+    case = case_of([FIRST], kind="colour", tags=frozenset({"b", "a"}), expected="the saw [SEG].")
     (record,) = examine(small(), case)
     assert (record.key, record.unit, record.image, record.place) == ("page/0", 0, "page", "page.jpg")
     assert (record.section, record.kind, record.tags, record.size) == ("val", "colour", ("a", "b"), SIZE)
@@ -457,7 +465,7 @@ def test_what_the_record_says_of_the_question() -> None:
 )
 def test_right_words(query: dict[str, Any], given: bool, places: tuple[int, ...], expected: bool | None) -> None:
     case = case_of([], given=given, **query)
-    assert words_right(case, Unit(target_of(), places), TWO) is expected
+    assert words_right(case, TargetMask(target_of(), places), TWO) is expected
 
 
 def test_misaligned() -> None:
@@ -466,17 +474,17 @@ def test_misaligned() -> None:
     outside[np.argwhere(~mask)[0][0], np.argwhere(~mask)[0][1]] = 1
     hit, missed = mask.astype(np.uint8), outside
     for target, given, expected in ((hit, False, False), (missed, False, True), (missed, True, False)):
-        (record,) = examine(small(), case_of([Unit(target, (0,))], given=given))
+        (record,) = examine(small(), case_of([TargetMask(target, (0,))], given=given))
         assert record.words_right is (None if given else True)
         assert record.misaligned is expected
-    (wrong,) = examine(small(), case_of([Unit(missed, (0,))], given=False, text="the blue cup"))
+    (wrong,) = examine(small(), case_of([TargetMask(missed, (0,))], given=False, text="the blue cup"))
     assert wrong.words_right is False and not wrong.misaligned
     # The limit itself is no miss: targets of so many pixels inside of the mask have just that IoU with it.
     places = np.argwhere(mask)
     for count in (int(np.ceil(0.1 * len(places))), int(np.ceil(0.1 * len(places))) - 1):
         few = np.zeros(SIZE, np.uint8)
         few[tuple(places[:count].T)] = 1
-        (record,) = examine(small(), case_of([Unit(few, (0,))], given=False))
+        (record,) = examine(small(), case_of([TargetMask(few, (0,))], given=False))
         assert record.own_iou == count / len(places) and record.misaligned == (count / len(places) < 0.1)
     assert record.misaligned
 
@@ -487,26 +495,141 @@ def test_misaligned() -> None:
 def test_clip_gets_the_name_or_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def seen(segmenter: Segmenter, image: Any, text: str, clip: CLIPModel, tokenizer: Any, **how: Any) -> SimilarityMap:
-        asked.append((text, clip, tokenizer, how))
+    def seen(own_states: AnswerStates, text: str) -> SimilarityMap:
+        asked.append((text, own_states.options.clip))
         return maps_of("before")[0]
 
-    monkeypatch.setattr(module, "clip_map", seen)
-    means = Means(clip=("model", "tokenizer"), points=PointConfig(num_points=5, downsample=1, alignment="exact"))
-    unit, none = Unit(target_of(0), (0,)), Unit(target_of(0), ())
-    (name,) = examine(small(), case_of([unit]), means)
-    examine(small(), case_of([unit], sentence=None, text="what is red?"), means)
-    examine(small(), case_of([none], "there is no saw.", sentence=None, text="what is red?"), means)
-    assert [text for text, *_ in asked] == ["the red cup", "the red cup", "what is red?"]
-    assert asked[0][1:] == ("model", "tokenizer", {"alignment": "exact"})
+    monkeypatch.setattr(similarity_maps, "clip_map", seen)
+    options = ExamineOptions(clip=("model", "tokenizer"))
+    unit, none = FIRST, TargetMask(target_of(0), ())
+    (name,) = examine(small(), case_of([unit]), options)
+    examine(small(), case_of([unit], sentence=None, text="what is red?"), options)
+    examine(small(), case_of([none], "there is no saw.", sentence=None, text="what is red?"), options)
+    assert asked == [(text, ("model", "tokenizer")) for text in ("the red cup", "the red cup", "what is red?")]
     assert (name.maps["clip"].counts, name.maps["clip"].threshold) == best(maps_of("before")[0].map, target_of(0))
-    assert clip_map is not module.clip_map
 
 
 def test_nothing_is_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of([Unit(target_of(0), (0,))])
+    case = case_of([FIRST])
     calls: list[str] = []
     for name in ("encode_image", "embed_masks_image", "prefill", "generate_answers", "force_answers"):
         monkeypatch.setattr(type(small().model), name, lambda *_, name=name, **__: calls.append(name))
-    examine(small(), case, Means(plain=other_sam()))
+    examine(small(), case, ExamineOptions(original_sam=other_sam()))
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "name", "expected"),
+    [
+        ("the red cup [SEG].", "red cup", True),
+        ("Sure, the Red Cup is [SEG].", "a red cup", True),
+        ("the red cup [SEG].", "the cup", True),
+        ("the redcup [SEG].", "red cup", False),
+        ("the cup [SEG] is red.", "red cup", False),
+        ("the cups [SEG].", "cup", False),
+        ("it is [SEG].", "it", True),
+        ("the [SEG].", "the", True),
+        ("a [SEG].", "", False),
+        ("the man in the hat [SEG]", "man in the hat", True),
+    ],
+)
+def test_an_answer_holds_a_name(answer: str, name: str, expected: bool) -> None:
+    assert contains_name(answer, name) is expected
+
+
+# -- the record as JSON ------------------------------------------------------------------------------------------------
+
+RECORDS: TypeAdapter[MapRecord] = TypeAdapter(MapRecord)
+
+
+def to_json(record: MapRecord) -> dict[str, Any]:
+    return RECORDS.dump_python(record, mode="json")
+
+
+def through(record: MapRecord) -> MapRecord:
+    return RECORDS.validate_json(json.dumps(to_json(record), allow_nan=False), strict=True)
+
+
+def test_round_trip() -> None:
+    record = measured(ignored=measured().mask, tags=("long", "é 杯"), expected="the cup [SEG].", words_right=None)
+    assert through(record) == record
+    assert through(record).maps["lmm"].unions[-1] == 201
+    assert isinstance(through(record).prompts["own"], Counts)
+
+
+def test_round_trip_without_seg() -> None:
+    maps: dict[str, MapScores | None] = dict.fromkeys(("lmm", "sam", "before", "words"))
+    prompts = dict.fromkeys(("own", "both", "seg", "points", "words_points", "words_projected"))
+    record = measured(
+        maps=maps, prompts=prompts, consistency=math.nan, spearman=math.nan, segs=0, places=(), points=(), wanted=0,
+        grids={"lmm": (), "sam": ()},
+    )  # fmt: skip
+    back = through(record)
+    assert math.isnan(back.consistency) and math.isnan(back.spearman) and math.isnan(back.area)
+    assert back.maps == maps and back.prompts == prompts and back.grids == record.grids
+    # NaN is not equal to itself: all else is.
+    assert to_json(back) == to_json(record)
+
+
+def test_what_is_missing_counts_as_an_empty_mask() -> None:
+    record = measured(maps={"lmm": None}, prompts={"own": None, "seg": Counts(3, 9)})
+    assert record.map_counts("lmm") == (0, 6)
+    assert record.prompt_counts("own") == (0, 6) and record.own_iou == 0
+    assert record.prompt_counts("seg") == (3, 9)
+    assert measured().map_counts("lmm") == (5, 8) and measured().own_iou == 5 / 6 and measured().area == 6 / 24
+    assert measured(prompts={"own": None}, wanted=0).own_iou == 1, "nothing expected, nothing drawn"
+    with pytest.raises(KeyError):
+        record.map_counts("clip")
+
+
+def test_levels_of_a_grid() -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (2, 3), dtype=np.uint8)
+    np.testing.assert_allclose(grid().values, levels / 255, atol=1e-7)
+    assert grid().values.shape == (2, 3) and grid().values.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key", 3),
+        ("unit", -1),
+        ("unit", True),
+        ("unit", 1.5),
+        ("size", [4]),
+        ("places", "0"),
+        ("given", 1),
+        ("words_right", "yes"),
+        ("wanted", None),
+        ("maps", {"unknown": None}),
+        ("maps", [None]),
+        ("maps", {"lmm": {"counts": [1, 2]}}),
+        ("maps", {"lmm": 3}),
+        ("prompts", {"own": [3, 2]}),
+        ("prompts", {"own": [1, 2, 3]}),
+        ("prompts", {"own": [1.0, 2]}),
+        ("consistency", "nan"),
+        ("target", {"size": [4, 6]}),
+        ("target", None),
+        ("ignored", 3),
+        ("points", [[1, 2]]),
+        ("points", [[1, 2, 3]]),
+        ("points", [["1", 2, 1]]),
+        ("points", [[10**400, 2, 1]]),
+        ("grids", {"lmm": [{"hw": [2, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
+        ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
+        ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "?"}]}),
+    ],
+)
+def test_a_damaged_record_is_an_error_that_names_the_field(name: str, value: Any) -> None:
+    record = to_json(measured()) | {name: value}
+    with pytest.raises(ValidationError) as raised:
+        RECORDS.validate_json(json.dumps(record), strict=True)
+    assert raised.value.errors()[0]["loc"][0] == name
+
+
+def test_a_record_that_lacks_a_field_is_an_error() -> None:
+    for name in to_json(measured()):
+        record = {key: value for key, value in to_json(measured()).items() if key != name}
+        with pytest.raises(ValidationError, match="Field required") as raised:
+            RECORDS.validate_json(json.dumps(record), strict=True)
+        assert raised.value.errors()[0]["loc"] == (name,)

@@ -1,0 +1,491 @@
+"""What is measured of one expected mask: every map and every prompt of section 3.2, once, as a record.
+
+`examine` makes records of a case; tables, the list of misaligned cases and the HTML page are made of them alone,
+without model or data. One image is measured by the same `measure_target`. Frame: pixels of the image, H x W. Counts are
+pixels that the target counts; its pixels of 255 are in none of them. T = 101 thresholds (see `map_metrics`).
+
+Source: section 3.2, appendices A.1, B and C.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PlainSerializer
+
+from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
+from readseg.analysis.cases import Case, TargetMask
+from readseg.analysis.map_metrics import consistency, localisation, search_thresholds, spearman
+from readseg.analysis.prompts import PROMPTS, Mask, PromptMask, PromptSpec
+from readseg.analysis.similarity_maps import MAPS, MapSpec, SimilarityMap
+from readseg.core import sasp
+from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
+from readseg.core.token_grid import axes, cells_inside
+from readseg.evaluation.predictions import same_words, words_of
+from readseg.inference.segmenter import Segmenter
+
+RECORD = 2
+"""What a record holds. It counts up when that changes: no study is made of records of two kinds."""
+
+MISSED = 0.1
+"""A case is misaligned where the words are right and the IoU of the model's own mask is below this."""
+
+_ARTICLES = ("the", "a", "an")
+
+Map = Float[np.ndarray, "H W"]
+
+
+# -- the record --------------------------------------------------------------------------------------------------------
+
+
+def _sound_counts(counts: Counts) -> Counts:
+    if counts.intersection > counts.union:
+        raise ValueError("the intersection is larger than the union")
+    return counts
+
+
+def _sound_grid(grid: Grid) -> Grid:
+    try:
+        size = len(base64.b64decode(grid.levels, validate=True))
+    except binascii.Error as error:
+        raise ValueError("levels are no base64") from error
+    if size != grid.hw[0] * grid.hw[1]:
+        raise ValueError(f"expected {grid.hw[0]} x {grid.hw[1]} levels, got {size}")
+    return grid
+
+
+def _sound_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    size = rle.get("size")
+    if not isinstance(size, list) or list(map(type, size)) != [int, int] or not isinstance(rle.get("counts"), str):
+        raise ValueError("expected a mask: size (H, W) and counts")
+    return rle
+
+
+def _known(names: Iterable[str]) -> AfterValidator:
+    known = frozenset(names)
+
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError("there is none of this name")
+        return name
+
+    return AfterValidator(check)
+
+
+# JSON has no NaN: null stands for it.
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
+]
+MapName = Annotated[str, _known(MAPS)]
+PromptName = Annotated[str, _known(PROMPTS)]
+Rle = Annotated[dict[str, Any], AfterValidator(_sound_rle)]
+
+
+class Counts(NamedTuple):
+    """What a mask has in common with its target, in pixels that count: those in both, and those in either."""
+
+    intersection: NonNegativeInt
+    union: NonNegativeInt
+
+
+class PointPrompt(NamedTuple):
+    """A point prompt: x and y in image pixels, label 1, 0 or -1."""
+
+    x: FiniteFloat
+    y: FiniteFloat
+    label: Annotated[int, Field(ge=-1, le=1)]
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """What one map knows of its target.
+
+    counts: of the mask at the map's best threshold for this target (appendix A.1), which is `threshold`.
+    pointing, mass_inside, auc: see `map_metrics.localisation`; NaN without a pixel on the target.
+    intersections, unions: (T,) of the masks at all thresholds; empty where the curve is not kept.
+    """
+
+    counts: Annotated[Counts, AfterValidator(_sound_counts)]
+    threshold: Number
+    pointing: Number
+    mass_inside: Number
+    auc: Number
+    intersections: tuple[NonNegativeInt, ...] = field(default=(), repr=False)
+    unions: tuple[NonNegativeInt, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A map before it lies on the image: enough to draw it, not to measure it.
+
+    Pixel (x, y) of the image shows the grid, interpolated between the centres of its cells and constant beyond the
+    outermost, at column (x + 0.5 - x0) w / (x1 - x0) - 0.5 and row (y + 0.5 - y0) h / (y1 - y0) - 0.5; 0 outside of
+    the box. Where the model rounds (alignment "reference") that is the map to within a pixel.
+
+    hw: (h, w), its sides.
+    box: (x0, y0, x1, y1) in image pixels, the rectangle that it covers; it may reach beyond the image.
+    low, high: the least score, which is 0 on the map, and the greatest one, 1 on the map.
+    levels: base64 of h * w bytes in raster order, round(255 v) of the value v on the map.
+    """
+
+    hw: tuple[NonNegativeInt, NonNegativeInt]
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    low: Number
+    high: Number
+    levels: str = field(repr=False)
+
+    @property
+    def values(self) -> Float[np.ndarray, "h w"]:
+        """The values on the map (h, w), float32 in [0, 1], rounded to 1 / 255."""
+        return np.frombuffer(base64.b64decode(self.levels), np.uint8).reshape(self.hw).astype(np.float32) / 255
+
+
+@dataclass(frozen=True)
+class MapRecord:
+    """One expected mask of one question, and all that is measured of it.
+
+    key: of the question, unique within the benchmark.
+    unit: which of the question's expected masks, from 0.
+    image: name of the page: what scores are grouped by.
+    place: the image's file relative to the folder of all data, or the name of a scene.
+    section, kind: part of the benchmark, and kind of question.
+    tags: what else scores are grouped by, sorted.
+    size: (H, W).
+    question: in the data set's words.
+    answer: the model's words with its [SEG].
+    expected: the answer that is expected, where the data set has one.
+    given: whether the model was given its answer.
+    segs: how many [SEG] the answer holds.
+    places: which of them speak of this mask, from 0.
+    words: the answer's own words for it, "" where it has none.
+    words_right: whether the answer names what was asked for; None where that cannot be told.
+    misaligned: the words are right and the model's own mask misses the target.
+    wanted, counted: pixels on the target, and pixels that count, on it or not.
+    maps: by the names of `MAPS`; None where there is no such map of this mask (no [SEG], no words, a constant map), and
+        no entry where it was not asked for or is not available.
+    prompts: counts by the names of `PROMPTS`, None and no entry in the same cases.
+    consistency: IoU of the masks of the maps "lmm" and "sam", each at its own best threshold; NaN without both.
+    spearman: rank correlation of the two maps; NaN without both.
+    target, ignored, mask: what is expected; the pixels that do not count, None where all do; the model's own mask.
+    points: the points of the model's own prompt, of all `places`.
+    grids: of the maps that keep them, one for each of `places` that has a map; the map shows their maximum.
+    """
+
+    key: str
+    unit: NonNegativeInt
+    image: str
+    place: str
+    section: str
+    kind: str
+    tags: tuple[str, ...]
+    size: tuple[NonNegativeInt, NonNegativeInt]
+    question: str
+    answer: str
+    expected: str | None
+    given: bool
+    segs: NonNegativeInt
+    places: tuple[NonNegativeInt, ...]
+    words: str
+    words_right: bool | None
+    misaligned: bool
+    wanted: NonNegativeInt
+    counted: NonNegativeInt
+    maps: Mapping[MapName, MapScores | None] = field(repr=False)
+    prompts: Mapping[PromptName, Annotated[Counts, AfterValidator(_sound_counts)] | None] = field(repr=False)
+    consistency: Number
+    spearman: Number
+    target: Rle = field(repr=False)
+    ignored: Rle | None = field(repr=False)
+    mask: Rle = field(repr=False)
+    points: tuple[PointPrompt, ...] = field(repr=False)
+    grids: Mapping[MapName, tuple[Annotated[Grid, AfterValidator(_sound_grid)], ...]] = field(repr=False)
+
+    @property
+    def area(self) -> float:
+        """Share of the pixels that lie on the target, which a constant map's pointing is; NaN where none does."""
+        return self.wanted / self.counted if self.wanted else math.nan
+
+    @property
+    def own_iou(self) -> float:
+        """IoU of the model's own mask, 1 where nothing is expected and nothing drawn."""
+        return iou_of(self.prompt_counts("own"))
+
+    def map_counts(self, name: str) -> Counts:
+        """Counts of a map's mask at its best threshold; where there is no map those of an empty mask."""
+        scores = self.maps[name]
+        return Counts(0, self.wanted) if scores is None else scores.counts
+
+    def prompt_counts(self, name: str) -> Counts:
+        """Counts of a prompt's mask; where there is none those of an empty mask."""
+        return self.prompts[name] or Counts(0, self.wanted)
+
+
+def iou_of(counts: Counts) -> float:
+    """I / U, and 1 where the union is empty.
+
+    >>> iou_of(Counts(1, 4)), iou_of(Counts(0, 0))
+    (0.25, 1.0)
+    """
+    return counts.intersection / counts.union if counts.union else 1.0
+
+
+# -- one target of an answer -------------------------------------------------------------------------------------------
+
+
+class MapResult(NamedTuple):
+    """The maps of a target's [SEG], their pixelwise maximum (H, W), and what it knows of the target.
+
+    maps: none where there is no such map at all.
+    map: None where all of them are constant.
+    scores: None without a map, or without a target to hold it against.
+    """
+
+    maps: tuple[SimilarityMap, ...]
+    map: Map | None
+    scores: MapScores | None
+
+
+class MaskResult(NamedTuple):
+    """The union (H, W) of the masks of a target's [SEG], the points (P, 2) that prompted them, and its counts."""
+
+    mask: Mask
+    points_xy: Float[np.ndarray, "P 2"]
+    labels: Int[np.ndarray, " P"]
+    counts: Counts | None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """All that is measured of one target of an answer.
+
+    words: the answer's own words for it, "" where it has none.
+    maps: by the names of `MAPS`, what is available.
+    masks: by the names of `PROMPTS`; None where no [SEG] speaks of the target.
+    spearman: rank correlation of the maps "lmm" and "sam"; NaN where one is missing.
+    consistency: IoU of their masks at their best thresholds; NaN also where maps are held against no target.
+    """
+
+    words: str
+    maps: Mapping[str, MapResult]
+    masks: Mapping[str, MaskResult | None]
+    spearman: float
+    consistency: float
+
+
+Result = TypeVar("Result", SimilarityMap, PromptMask)
+
+
+def compute_all(
+    states: AnswerStates, specs: Mapping[str, MapSpec] | Mapping[str, PromptSpec]
+) -> dict[str, Sequence[Any]]:
+    """What is available of `MAPS` or `PROMPTS`, by name: first those of each [SEG], then those of each target."""
+    available = [
+        name for name, spec in specs.items() if not spec.requires or getattr(states.options, spec.requires) is not None
+    ]
+    return {name: specs[name].compute(states) for name in sorted(available, key=lambda name: specs[name].per_target)}
+
+
+def measure_target(
+    states: AnswerStates,
+    maps: Mapping[str, Sequence[SimilarityMap | None]],
+    masks: Mapping[str, Sequence[PromptMask | None]],
+    seg_indices: Sequence[int],
+    target: Shaped[np.ndarray, "H W"] | None,
+    *,
+    number: int = 0,
+    judge_maps: bool = True,
+) -> TargetResult:
+    """Measures the maps and the masks of `compute_all` of some [SEG], which speak of the answer's target `number`.
+
+    Several [SEG] have the union of their masks and the pixelwise maximum of their maps. Without a target, or where
+    `judge_maps` is False, maps are held against each other only.
+    """
+    judged = target if judge_maps else None
+
+    def own(results: Sequence[Result | None], per_target: bool) -> list[Result]:
+        of_target = [results[number]] if per_target else [results[seg] for seg in seg_indices]
+        return [one for one in of_target if one is not None]
+
+    map_results = {
+        name: measure_maps(own(results, MAPS[name].per_target), judged, curves=MAPS[name].keeps_curve)
+        for name, results in maps.items()
+    }
+    lmm, sam = map_results["lmm"].map, map_results["sam"].map
+    iou = correlation = math.nan
+    if lmm is not None and sam is not None:
+        if judged is None:
+            correlation = spearman(lmm, sam, None if target is None else target != IGNORED)
+        else:
+            both = consistency(lmm, sam, judged)
+            iou, correlation = both.iou, both.spearman
+    phrases = [phrase.text for seg in seg_indices if (phrase := states.phrases[seg]) is not None]
+    return TargetResult(
+        words=", ".join(dict.fromkeys(phrases)),
+        maps=map_results,
+        masks={name: _measured_mask(own(results, PROMPTS[name].per_target), target) for name, results in masks.items()},
+        spearman=correlation,
+        consistency=iou,
+    )
+
+
+def measure_maps(
+    maps: Sequence[SimilarityMap], target: Shaped[np.ndarray, "H W"] | None, *, curves: bool = False
+) -> MapResult:
+    """The pixelwise maximum of maps, and what it knows of a target; `curves` keeps its counts at all thresholds."""
+    value_map = maximum_of(maps)
+    if value_map is None or target is None:
+        return MapResult(tuple(maps), value_map, None)
+    curve, place = search_thresholds(value_map, target), localisation(value_map, target)
+    scores = MapScores(
+        counts=Counts(int(curve.intersections[curve.best]), int(curve.unions[curve.best])),
+        threshold=curve.threshold,
+        pointing=place.pointing,
+        mass_inside=place.mass_inside,
+        auc=place.auc,
+        intersections=tuple(curve.intersections.tolist()) if curves else (),
+        unions=tuple(curve.unions.tolist()) if curves else (),
+    )
+    return MapResult(tuple(maps), value_map, scores)
+
+
+def maximum_of(maps: Iterable[SimilarityMap]) -> Map | None:
+    """The pixelwise maximum (H, W) of those maps that have one; None where none has."""
+    values = [one.map for one in maps if one.map is not None]
+    return np.maximum.reduce(values) if values else None
+
+
+def _measured_mask(masks: Sequence[PromptMask], target: Shaped[np.ndarray, "H W"] | None) -> MaskResult | None:
+    if not masks:
+        return None
+    mask = union([one.mask for one in masks])
+    return MaskResult(
+        mask,
+        np.concatenate([one.points.xy.cpu().numpy() for one in masks]),
+        np.concatenate([one.points.labels.cpu().numpy() for one in masks]),
+        None if target is None else Counts(*intersection_and_union(mask, target)),
+    )
+
+
+# -- a case of a benchmark ---------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def examine(segmenter: Segmenter, case: Case, options: ExamineOptions | None = None) -> list[MapRecord]:
+    """Everything of section 3.2 about one question: a record of each mask that it expects; of a false premise none."""
+    if not case.targets:
+        return []
+    name = case.query.text if case.query.sentence is False else ""
+    states = collect_states(segmenter, case.encoded, case.reply, options, case.targets, name)
+    maps, masks = compute_all(states, MAPS), compute_all(states, PROMPTS)
+    return [
+        _record(case, number, states, measure_target(states, maps, masks, one.seg_indices, one.target, number=number))
+        for number, one in enumerate(case.targets)
+    ]
+
+
+def _record(case: Case, number: int, states: AnswerStates, result: TargetResult) -> MapRecord:
+    query, page, expected = case.query, case.page, case.targets[number]
+    target, hw = expected.target, states.frame.hw
+    right = words_right(case, expected, states.result.answer)
+    wanted, ignored = int(np.count_nonzero(target == 1)), target == IGNORED
+    own = result.masks["own"]
+    own_counts = own.counts if own is not None and own.counts is not None else Counts(0, wanted)
+    return MapRecord(
+        key=query.key,
+        unit=number,
+        image=page.name,
+        place=page.image_id,
+        section=page.section,
+        kind=query.kind,
+        tags=tuple(sorted(query.tags)),
+        size=hw,
+        question=query.text,
+        answer=states.result.answer,
+        expected=query.expected,
+        given=case.reply.is_forced,
+        segs=len(states.seg_positions),
+        places=expected.seg_indices,
+        words=result.words,
+        words_right=right,
+        misaligned=right is True and iou_of(own_counts) < MISSED,
+        wanted=wanted,
+        counted=int(np.count_nonzero(~ignored)),
+        maps={name: one.scores for name, one in result.maps.items()},
+        prompts={name: None if one is None else one.counts for name, one in result.masks.items()},
+        consistency=result.consistency,
+        spearman=result.spearman,
+        target=encode_rle(target == 1),
+        ignored=encode_rle(ignored) if ignored.any() else None,
+        mask=encode_rle(np.zeros(hw, bool) if own is None else own.mask),
+        points=()
+        if own is None
+        else tuple(
+            PointPrompt(round(float(x), 2), round(float(y), 2), int(label))
+            for (x, y), label in zip(own.points_xy, own.labels, strict=True)
+        ),
+        grids={
+            name: tuple(_grid(states, MAPS[name], one) for one in maps.maps if one.map is not None)
+            for name, maps in result.maps.items()
+            if MAPS[name].keeps_curve
+        },
+    )
+
+
+def words_right(case: Case, expected: TargetMask, answer: str) -> bool | None:
+    """Whether an answer names what was asked for.
+
+    Where an answer is expected, it must be that one, word for word (`same_words`). Else the answer must hold the name
+    that was asked for, and a [SEG] for this mask. None where that cannot be told: the answer was given to the model, or
+    a whole sentence was asked and no answer is expected.
+    """
+    if case.reply.is_forced:
+        return None
+    if case.query.expected is not None:
+        return same_words(answer, case.query.expected)
+    if case.query.sentence is not False:
+        return None
+    return bool(expected.seg_indices) and contains_name(answer, case.query.text)
+
+
+def contains_name(answer: str, name: str) -> bool:
+    """Whether an answer holds a name: its words, without an article, in their order; in any case.
+
+    >>> contains_name("Sure, the red cup is [SEG].", "a red cup"), contains_name("the red hat [SEG].", "red cup")
+    (True, False)
+    """
+    words, wanted = words_of(answer), words_of(name)
+    while len(wanted) > 1 and wanted[0] in _ARTICLES:
+        wanted = wanted[1:]
+    count = len(wanted)
+    return count > 0 and any(words[k : k + count] == wanted for k in range(len(words) - count + 1))
+
+
+def _grid(states: AnswerStates, spec: MapSpec, one: SimilarityMap) -> Grid:
+    """A map's grid; cells beyond the image take no part in the range of a map that lies exactly on it."""
+    frame, inside = states.frame, None
+    box = frame.lmm_box
+    if spec.in_mask_frame:
+        height, width = frame.mask_hw
+        box = (0.0, 0.0, frame.width * frame.mask_size / width, frame.height * frame.mask_size / height)
+    elif states.points.alignment == "exact":
+        inside = cells_inside(*axes(frame.hw, "exact", frame.lmm_box), one.grid_hw[0], torch.device("cpu"))
+    values = sasp.normalise(torch.from_numpy(one.scores).view(1, *one.grid_hw), inside)[0][0].numpy()
+    within = one.scores if inside is None else one.scores[inside.flatten().numpy()]
+    x0, y0, x1, y1 = box
+    return Grid(
+        hw=one.grid_hw,
+        box=(float(x0), float(y0), float(x1), float(y1)),
+        low=float(within.min()),
+        high=float(within.max()),
+        levels=base64.b64encode(np.rint(values * 255).astype(np.uint8).tobytes()).decode("ascii"),
+    )
