@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from readseg.analysis.map_metrics import search_thresholds
-from readseg.analysis.page_data import PageCase, PageMap, PageView
-from readseg.analysis.studies.map_records import PointPrompt
-from readseg.core.masks import intersection_and_union
+from readseg.analysis.studies.map_records import Counts, Grid, MapRecord, MapScores, PointPrompt
+from readseg.core.masks import encode_rle, intersection_and_union
 from readseg.core.stats import mask_ious
+from records import measured
 
 HW = (12, 20)
 MAPS = ("lmm", "sam")
@@ -21,11 +23,12 @@ KINDS, SECTIONS = ("name", "reasoning", "size"), ("val", "test")
 
 @dataclass(frozen=True)
 class Known:
-    """A case with the maps (H, W) and the target (H, W) behind it."""
+    """A record with the maps (H, W), the target (H, W) and the picture behind it."""
 
-    case: PageCase
+    record: MapRecord
     maps: dict[str, np.ndarray]
     target: np.ndarray
+    picture: Image.Image | None
 
     def counts(self, name: str, t: float) -> tuple[int, int]:
         """Intersection and union of the mask at a threshold, pixel by pixel."""
@@ -39,49 +42,65 @@ class Known:
         return [(i, int(on.sum()) + m) for i, m in zip(inter, more, strict=True)]
 
 
-def study(count: int, model: str = "A", seed: int = 0, pictures: int = 30) -> list[Known]:
+def curve_of(value_map: np.ndarray, target: np.ndarray) -> MapScores:
+    """A map's counts at all thresholds; other numbers by heart."""
+    curve = search_thresholds(value_map, target)
+    counts = Counts(int(curve.intersections[curve.best]), int(curve.unions[curve.best]))
+    return MapScores(
+        counts, curve.threshold, 1.0, 0.5, 0.75, tuple(curve.intersections.tolist()), tuple(curve.unions.tolist())
+    )
+
+
+def grid_of(levels: np.ndarray, box: tuple[float, float, float, float]) -> Grid:
+    """A grid of bytes (h, w)."""
+    content = base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
+    return Grid((levels.shape[0], levels.shape[1]), box, -1.0, 1.0, content)
+
+
+def study(count: int, seed: int = 0, pictures: int = 30) -> list[Known]:
     """Units of all kinds: numbers that are missing, ties, an empty target, flags; the first ones have a picture."""
     rng = np.random.default_rng(seed)
-    found = []
+    units = []
     for k in range(count):
         target = (rng.random(HW) < 0.3).astype(np.uint8)
         target[rng.random(HW) < 0.1] = 255
         if k == 3:
             target[:] = 0
-        grids = {name: rng.integers(0, 256, HW, dtype=np.uint8) for name in MAPS}
+        levels = {name: rng.integers(0, 256, HW, dtype=np.uint8) for name in MAPS}
         if k == 3:  # above some threshold neither map nor target has a pixel
-            grids = {name: grid // 2 for name, grid in grids.items()}
-        maps = {name: np.maximum(grid / 255, 0.4 * (target == 1)).astype(np.float64) for name, grid in grids.items()}
-        tied = round(float(rng.random()), 1)
-        case = PageCase(
-            key=f"image-{k // 3}/{k % 3}",
-            question=f"{'Where is' if k % 2 else 'where is'} thing {rng.integers(40)}?",
-            answer="" if k % 11 == 5 else f"It is the {('cat', 'dog', 'Owl')[k % 3]} [SEG].",
-            model=model,
-            kind=KINDS[k % 3],
-            section=SECTIONS[k % 7 == 0],
-            numbers={
-                "own": None if k % 9 == 4 else tied,
-                "exact": float(rng.random()) if k % 5 else math.nan,
-                "count": float(rng.integers(0, 50)),
-            },
-            maps={
-                name: PageMap(search_thresholds(maps[name], target), [(grids[name], (0.0, 0.0, HW[1], HW[0]))])
-                for name in MAPS
-            },
-            flags=[*(["misaligned"] if k % 4 == 1 else []), *(["no [SEG]"] if k % 10 == 1 else [])],
-            view=view(rng, target) if k < pictures else None,
-        )
-        found.append(Known(case, maps, target))
-    return found
+            levels = {name: grid // 2 for name, grid in levels.items()}
+        maps = {name: np.maximum(grid / 255, 0.4 * (target == 1)).astype(np.float64) for name, grid in levels.items()}
+        wanted = int((target == 1).sum())
+        tied = Counts(min(wanted, int(rng.integers(0, 10))), wanted + 10)
+        ignored = target == 255
+        changes: dict[str, Any] = {
+            "key": f"image-{k // 3}/{k % 3}",
+            "question": f"{'Where is' if k % 2 else 'where is'} thing {rng.integers(40)}?",
+            "answer": "" if k % 11 == 5 else f"It is the {('cat', 'dog', 'Owl')[k % 3]} [SEG].",
+            "kind": KINDS[k % 3],
+            "section": SECTIONS[k % 7 == 0],
+            "size": HW,
+            "wanted": wanted,
+            "counted": int((~ignored).sum()),
+            "maps": {name: curve_of(maps[name], target) for name in MAPS},
+            "prompts": {"own": None if k % 9 == 4 else tied},
+            "spearman": float(rng.random()) if k % 5 else math.nan,
+            "misaligned": k % 4 == 1,
+            "places": () if k % 10 == 1 else (0,),
+            "target": encode_rle(target == 1),
+            "ignored": encode_rle(ignored) if ignored.any() else None,
+            "mask": encode_rle(rng.random(HW) < 0.2),
+            "points": (PointPrompt(3.0, 4.0, 1), PointPrompt(9.0, 2.0, 0)),
+            "grids": {name: (grid_of(levels[name], (0.0, 0.0, HW[1], HW[0])),) for name in MAPS},
+        }
+        noise = Image.fromarray(rng.integers(0, 256, (*HW, 3), dtype=np.uint8))
+        units.append(Known(measured(**changes), maps, target, noise if k < pictures else None))
+    return units
 
 
-def view(rng: np.random.Generator, target: np.ndarray) -> PageView:
-    """A picture of noise."""
-    picture = Image.fromarray(rng.integers(0, 256, (*target.shape, 3), dtype=np.uint8))
-    return PageView(
-        picture, target, rng.random(target.shape) < 0.2, [PointPrompt(3.0, 4.0, 1), PointPrompt(9.0, 2.0, 0)]
-    )
+def pictures_of(units: list[Known]) -> dict[int, Image.Image]:
+    """By the unit's number."""
+    return {k: one.picture for k, one in enumerate(units) if one.picture is not None}
 
 
 def scores(units: list[Known], name: str, t: float) -> tuple[str, str]:

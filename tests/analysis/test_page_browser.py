@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import pytest
 from PIL import Image
 
 from browser import Browser, Tab, browser
-from page_study import HW, MAPS, Known, scores, study
-from readseg.analysis.page import PageData, write_page
-from readseg.analysis.page_data import PageMap, PageView
+from page_study import HW, MAPS, Known, grid_of, pictures_of, scores, study
+from readseg.analysis.page import flags_of, numbers_of, write_page
 from readseg.analysis.studies.map_records import PointPrompt
+from readseg.core.masks import encode_rle
 from readseg.core.stats import Estimate, mask_ious
-from readseg.viz.tables import Row, Table
+from readseg.viz.tables import Row, Table, printable
 
-UNITS, OTHERS = study(130), study(7, "B", seed=1)
+UNITS = study(130)
 TABLE = Table("Maps", "map", {"giou": "gIoU"}, [Row("lmm", {"giou": Estimate(0.5, 0.25, 0.75, 3)})], ["n = 3"])
 ROWS = 100  # of a page of the table
 
@@ -58,8 +59,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "maps.html"
-    cases = [one.case for one in [*UNITS, *OTHERS]]
-    write_page(path, PageData("Maps of A", {"model": "A"}, [TABLE], cases, ["a note"], {"own": "own IoU"}))
+    write_page(path, "Maps of A", {"model": "A"}, [TABLE], [one.record for one in UNITS], pictures_of(UNITS))
     return path
 
 
@@ -73,6 +73,11 @@ def tab(opened: Browser, page: Path) -> Iterator[Tab]:
     assert not there.requests
 
 
+def three_digits(number: float) -> str:
+    """As a browser writes them: halves go up."""
+    return str(Decimal(number).quantize(Decimal("0.001"), ROUND_HALF_UP))
+
+
 def all_keys(tab: Tab) -> list[str]:
     """Keys of all rows, turning the table's pages."""
     found: list[str] = tab.run(f"return {KEYS}")
@@ -82,7 +87,7 @@ def all_keys(tab: Tab) -> list[str]:
 
 
 def keys(units: list[Known]) -> list[str]:
-    return [one.case.key for one in units]
+    return [one.record.key for one in units]
 
 
 def choose(tab: Tab, name: str, value: str) -> None:
@@ -135,27 +140,26 @@ def test_a_complaint_and_a_request_would_be_heard(opened: Browser, page: Path, t
 
 def test_hostile_text_is_text(opened: Browser, tmp_path: Path) -> None:
     nasty = "</script><script>window.injected = 1</script><img src=x onerror='window.injected = 1'><!-- \u2028 \ud800"
-    shown = nasty.replace("\ud800", "\ufffd")
-    parts: dict[str, Any] = dict.fromkeys(("key", "question", "answer", "model", "kind", "section"), nasty)
-    case = replace(UNITS[0].case, **parts, flags=[nasty], numbers={nasty: 0.5})
-    case = replace(case, maps={nasty: case.maps["lmm"]})
-    table = Table(nasty, nasty, {nasty: nasty}, [Row(nasty, {nasty: nasty}, nasty)], [nasty])
-    data = PageData(nasty, {nasty: nasty}, [table], [case, replace(case, model="B", kind="any", section="")], [nasty])
-    write_page(tmp_path / "page.html", data)
+    shown = printable(nasty)
+    parts: dict[str, Any] = dict.fromkeys(("key", "question", "answer", "kind", "section"), nasty)
+    record = replace(UNITS[1].record, **parts)
+    table = Table(nasty, nasty, {"x": nasty}, [Row(nasty, {"x": nasty}, nasty)], [nasty])
+    records = [record, replace(record, kind="any", section="")]
+    write_page(tmp_path / "page.html", nasty, {nasty: nasty}, [table], records, dict.fromkeys((0, 1), UNITS[1].picture))
     there = opened.open(tmp_path / "page.html")
     found = there.run(
         UNTIL + SEEN + 'document.querySelector("#rows button").click(); await frames();'
         "const text = (where) => document.querySelector(where).textContent;"
         'return [window.injected, document.querySelectorAll("img").length, text("title"), text("h1"),'
-        'text("#rows small"), text("#look-title"), text(".question"), text(".answer"), text(".chip"),'
+        'text("#rows small"), text("#look-title"), text(".question"), text(".answer"),'
         'text("#kind option:nth-child(2)")]'
     )
-    assert found == [None, 0, *[shown] * 8]
+    assert found == [None, 0, *[shown] * 7]
     assert not there.messages and not there.requests
 
 
 def test_an_empty_study_opens_too(opened: Browser, tmp_path: Path) -> None:
-    write_page(tmp_path / "page.html", PageData("Nothing", {}, [], []))
+    write_page(tmp_path / "page.html", "Nothing", {}, [], [], {})
     there = opened.open(tmp_path / "page.html")
     assert there.run('return document.querySelector("#count").textContent') == "0 of 0 units"
     assert not there.messages
@@ -184,12 +188,12 @@ def lost_last(value: Callable[[Known], Any], reverse: bool) -> list[str]:
 
 def test_a_click_or_a_key_on_a_heading_sorts(tab: Tab) -> None:
     columns: dict[str, Callable[[Known], Any]] = {
-        "own": lambda one: one.case.numbers["own"],
-        "exact": lambda one: one.case.numbers["exact"],
-        "count": lambda one: one.case.numbers["count"],
-        "question": lambda one: one.case.question.lower(),
-        "answer": lambda one: one.case.answer.lower(),
-        "kind": lambda one: one.case.kind,
+        "own": lambda one: one.record.own_iou,
+        "spearman": lambda one: one.record.spearman,
+        "lmm_t": lambda one: one.record.maps["lmm"].threshold,
+        "question": lambda one: one.record.question.lower(),
+        "answer": lambda one: one.record.answer.lower(),
+        "kind": lambda one: one.record.kind,
     }
     assert all_keys(tab) == keys(UNITS)
     for column, value in columns.items():
@@ -201,26 +205,24 @@ def test_a_click_or_a_key_on_a_heading_sorts(tab: Tab) -> None:
             )
             assert marked == [[column, direction]]
             assert all_keys(tab) == lost_last(value, reverse=direction == "descending")
-    tab.run("document.querySelector('[data-column=count] button').focus()")
+    tab.run("document.querySelector('[data-column=lmm_t] button').focus()")
     tab.press("Enter")
-    assert all_keys(tab) == lost_last(columns["count"], reverse=False)
-    assert tab.run("return document.activeElement.closest('th').dataset.column") == "count", "the focus stays"
+    assert all_keys(tab) == lost_last(columns["lmm_t"], reverse=False)
+    assert tab.run("return document.activeElement.closest('th').dataset.column") == "lmm_t", "the focus stays"
 
 
 def test_the_table_shows_what_the_data_hold(tab: Tab) -> None:
     heads = tab.run("return [...document.querySelectorAll('#head button')].map((head) => head.firstChild.textContent)")
-    assert heads == ["question", "answer", "kind", "section", "flags", "own IoU", "exact", "count"]
+    assert heads[:6] == ["question", "answer", "kind", "section", "flags", "IoU, own mask"]
     rows = tab.run(
         "return [...document.querySelectorAll('#rows tr')].map((row) => [...row.cells].map((c) => c.innerText))"
     )
     for cells, one in zip(rows, UNITS[:ROWS], strict=True):
-        case, numbers = one.case, one.case.numbers
-        assert cells[0].split("\n") == [case.question, case.key]
-        assert cells[1:4] == [case.answer, case.kind, case.section]
-        assert cells[4] == "".join(case.flags) or cells[4].split("\n") == list(case.flags)
-        expected = [numbers["own"], numbers["exact"]]
-        assert cells[5:7] == ["-" if n is None or n != n else f"{n:.3f}" for n in expected]
-        assert cells[7] == f"{numbers['count']:.0f}", "whole numbers are written as such"
+        record, numbers, flags = one.record, numbers_of(one.record).values(), flags_of(one.record)
+        assert cells[0].split("\n") == [record.question, record.key]
+        assert cells[1:4] == [record.answer, record.kind, record.section]
+        assert cells[4] == "".join(flags) or cells[4].split("\n") == flags
+        assert cells[5:] == ["-" if n is None or n != n else three_digits(n) for n in numbers]
     assert tab.run('return document.querySelector("#place").textContent') == "1 to 100 of 130"
 
 
@@ -232,7 +234,7 @@ def test_the_filter_keeps_what_was_asked_for(tab: Tab) -> None:
         expected = [one for one in UNITS if wanted(one)]
         assert all_keys(tab) == keys(expected)
         assert tab.run('return document.querySelector("#count").textContent') == f"{len(expected)} of 130 units"
-        pictured = [one for one in expected if one.case.view]
+        pictured = [one for one in expected if one.picture]
         cards = tab.run('return document.querySelectorAll("#cards article").length')
         assert cards == min(24, len(pictured))
         for place, name in enumerate(MAPS):
@@ -243,24 +245,24 @@ def test_the_filter_keeps_what_was_asked_for(tab: Tab) -> None:
             assert shown == [str(len(which)), *(scores(which, name, 0.5) if which else ("-", "-"))]
 
     choose(tab, "text", " OWL ")
-    check(lambda one: "owl" in one.case.answer.lower())
+    check(lambda one: "owl" in one.record.answer.lower())
     choose(tab, "kind", "size")
-    check(lambda one: "owl" in one.case.answer.lower() and one.case.kind == "size")
+    check(lambda one: "owl" in one.record.answer.lower() and one.record.kind == "size")
     choose(tab, "text", "thing 7")
-    check(lambda one: "thing 7" in one.case.question and one.case.kind == "size")
+    check(lambda one: "thing 7" in one.record.question and one.record.kind == "size")
     choose(tab, "text", "")
     choose(tab, "section", "test")
-    check(lambda one: one.case.kind == "size" and one.case.section == "test")
+    check(lambda one: one.record.kind == "size" and one.record.section == "test")
     tab.run('document.querySelector("#filter [type=reset]").click(); await new Promise((then) => setTimeout(then, 20))')
     check(lambda one: True)
     tab.run('document.querySelector("#seen").click()')
-    check(lambda one: one.case.view is not None)
+    check(lambda one: one.picture is not None)
     tab.run('document.querySelector("#seen").click()')
     choose(tab, "flag", "no [SEG]")
-    check(lambda one: "no [SEG]" in one.case.flags)
+    check(lambda one: "no [SEG]" in flags_of(one.record))
     tab.run("document.querySelector('#flag').selectedIndex = 3")
     choose(tab, "text", "image-1")
-    check(lambda one: not one.case.flags and "image-1" in one.case.key)
+    check(lambda one: not flags_of(one.record) and "image-1" in one.record.key)
     choose(tab, "text", "nowhere")
     check(lambda one: False)
 
@@ -305,31 +307,25 @@ def test_the_bounds_are_those_of_the_best_thresholds(tab: Tab) -> None:
         )
 
 
-def test_one_model_is_shown_at_a_time(tab: Tab) -> None:
-    assert not tab.run('return document.querySelector("#models").hidden')
-    choose(tab, "text", "image-1")
-    choose(tab, "model", "1")
-    choose(tab, "text", "")
-    assert all_keys(tab) == keys(OTHERS)
-    assert told_scores(tab, 0, "all") == ["7", *scores(OTHERS, "lmm", 0.5)]
-
-
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
 def ramp(folder: Path) -> Path:
     """A page of one unit whose map grows from left to right over a grey picture of 200 x 100 pixels."""
-    grid = np.rint(np.arange(10) / 9 * 255).astype(np.uint8)[None].repeat(2, axis=0)
-    target, own = np.zeros((100, 200), np.uint8), np.zeros((100, 200), bool)
-    target[60:90, 20:60] = 1
+    levels = np.rint(np.arange(10) / 9 * 255)[None].repeat(2, axis=0)
+    target, own = np.zeros((100, 200), bool), np.zeros((100, 200), bool)
+    target[60:90, 20:60] = True
     own[10:40, 20:60] = True
-    seen = PageView(Image.new("RGB", (200, 100), (90, 90, 90)), target, own, [PointPrompt(150.0, 20.0, 1)])
-    case = UNITS[0].case
-    maps = {
-        "lmm": PageMap(case.maps["lmm"].curve, [(grid, (0.0, 0.0, 200.0, 100.0))]),
-        "sam": PageMap(case.maps["sam"].curve),
-    }
-    write_page(folder / "ramp.html", PageData("Ramp", {}, [], [replace(case, maps=maps, view=seen)]))
+    record = replace(
+        UNITS[0].record,
+        size=(100, 200),
+        target=encode_rle(target),
+        ignored=None,
+        mask=encode_rle(own),
+        points=(PointPrompt(150.0, 20.0, 1),),
+        grids={"lmm": (grid_of(levels, (0.0, 0.0, 200.0, 100.0)),), "sam": ()},
+    )
+    write_page(folder / "ramp.html", "Ramp", {}, [], [record], {0: Image.new("RGB", (200, 100), (90, 90, 90))})
     return folder / "ramp.html"
 
 
@@ -393,14 +389,14 @@ def test_every_outline_is_shown_when_it_is_asked_for(opened: Browser, tmp_path: 
 def test_a_unit_is_looked_at_closely_and_left_again(tab: Tab) -> None:
     shown = "return [document.querySelector('dialog').open, document.querySelector('#look-title').textContent]"
     tab.run("const card = document.querySelectorAll('button.look')[2]; card.focus(); card.click()")
-    assert tab.run(shown) == [True, UNITS[2].case.question]
+    assert tab.run(shown) == [True, UNITS[2].record.question]
     assert tab.run("return document.querySelectorAll('#look-pictures canvas').length") == 1 + len(MAPS)
     assert pixels(tab, "#look-pictures figure:nth-child(2) canvas").shape == (4 * HW[0], 4 * HW[1], 3)
     tab.press("ArrowRight")
-    assert tab.run(shown) == [True, UNITS[3].case.question]
+    assert tab.run(shown) == [True, UNITS[3].record.question]
     tab.press("ArrowLeft")
     tab.press("ArrowLeft")
-    assert tab.run(shown) == [True, UNITS[1].case.question]
+    assert tab.run(shown) == [True, UNITS[1].record.question]
     canvases = [f"#look-pictures figure:nth-child({place}) canvas" for place in (2, 3)]
     for place, name in enumerate(MAPS):
         before = [pixels(tab, canvas) for canvas in canvases]
@@ -422,7 +418,7 @@ def test_cards_tell_exact_scores_and_more_of_them_come_when_they_are_asked_for(t
     told = tab.run("return document.querySelector('#cards .scores').textContent")
     one = UNITS[0]
     (lmm, sam) = (mask_ious([i], [u])[0] for i, u in (one.counts("lmm", 0.61), one.counts("sam", 0.5)))
-    assert told == f"own IoU: {one.case.numbers['own']:.3f} · lmm ≥ 0.61: {lmm:.3f} · sam ≥ 0.50: {sam:.3f}"
+    assert told == f"IoU, own mask: {one.record.own_iou:.3f} · lmm ≥ 0.61: {lmm:.3f} · sam ≥ 0.50: {sam:.3f}"
     count = 'document.querySelectorAll("#cards article").length'
     assert tab.run(f"const first = {count}; document.querySelector('#more').click(); return [first, {count}]") == [
         24,

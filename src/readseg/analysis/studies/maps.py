@@ -21,7 +21,7 @@ from rich.progress import track
 from readseg.analysis.answer_states import EXTREMES, MISSING, ExamineOptions, Spec
 from readseg.analysis.cases import cases_of
 from readseg.analysis.original_sam import load_original_sam
-from readseg.analysis.page import PageData, page_case, picked, write_page
+from readseg.analysis.page import pick_units, small_picture, write_page
 from readseg.analysis.prompts import PROMPTS
 from readseg.analysis.similarity_maps import MAPS, load_clip
 from readseg.analysis.studies.map_records import MISSED, RECORD, Counts, MapRecord, MapScores, examine, iou_of
@@ -458,14 +458,13 @@ def _study_of(context: StudyContext, model: StudyModel, measured: StudyResult[Ma
 def _write_page(context: StudyContext, examined: MapStudy, study: StudyResult[MapRecord], path: Path) -> None:
     """The page with all units, and pictures of some."""
     records = examined.records
-    shown = set(picked([record.own_iou for record in records], [record.misaligned for record in records]))
+    pictured = pick_units([record.own_iou for record in records], [record.misaligned for record in records])
     numbers = {name: number for number, name in enumerate(context.benchmark.names)}
-    cases = []
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    for place, record in enumerate(track(records, "pictures", console=console, disable=hidden, transient=True)):
-        picture = load_image(context.benchmark[numbers[record.image]].image) if place in shown else None
-        cases.append(page_case(record, examined.name, picture))
+    units = track(pictured, "pictures", console=console, disable=not console.is_terminal, transient=True)
+    pictures = {
+        unit: small_picture(load_image(context.benchmark[numbers[records[unit].image]].image)) for unit in units
+    }
     facts = {
         "model": examined.name,
         "benchmark": context.benchmark.name,
@@ -473,8 +472,8 @@ def _write_page(context: StudyContext, examined: MapStudy, study: StudyResult[Ma
         "images": f"{study.about['images']} of {study.about['of']}",
         "masks": str(len(records)),
     }
-    found: list[Table] = tables([examined])
-    write_page(path, PageData(f"Maps of {examined.name} on {context.benchmark.name}", facts, found, cases))
+    title = f"Maps of {examined.name} on {context.benchmark.name}"
+    write_page(path, title, facts, tables([examined]), records, pictures)
 
 
 STUDY = Study("maps", MapOptions, run, takes_points=True)

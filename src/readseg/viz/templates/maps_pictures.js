@@ -12,75 +12,29 @@ const pictures = (() => {
   ];
   const POINTS = { 1: "#0072b2", 0: "#d55e00", [-1]: "#787878" };
 
-  const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-
-  function unpacked(text) {
-    const values = [];
-    let value = 0;
-    let unit = 1;
-    for (const byte of bytesOf(text)) {
-      value += (byte & 127) * unit;
-      if (byte & 128) {
-        unit *= 128;
-      } else {
-        values.push(value);
-        value = 0;
-        unit = 1;
-      }
-    }
-    return values;
+  async function loaded(address) {
+    const image = new Image();
+    image.src = address;
+    await image.decode();
+    return image;
   }
 
-  // Where the pixels of one side lie between cells: the lower cell, -1 outside of the box, and the way to the next.
-  function between(pixels, low, high, cells) {
-    const cell = new Int32Array(pixels).fill(-1);
-    const way = new Float32Array(pixels);
-    for (let i = 0; i < pixels; i++) {
-      const centre = (i + 0.5) / pixels;
-      if (centre < low || centre >= high) continue;
-      const u = Math.min(Math.max(((centre - low) * cells) / (high - low) - 0.5, 0), cells - 1);
-      cell[i] = Math.min(Math.floor(u), Math.max(0, cells - 2));
-      way[i] = u - cell[i];
-    }
-    return { cell, way };
+  // Grey levels, 0 to 255, of what is drawn on a black picture.
+  function levelsOf([width, height], draw) {
+    const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    pen.fillRect(0, 0, width, height);
+    draw(pen);
+    return pen.getImageData(0, 0, width, height).data.filter((_, place) => place % 4 === 0);
   }
 
   // The map at the picture's pixels, 0 to 1: bilinear, the maximum where there are several grids.
-  function valuesOf(one, map) {
-    if (one.values[map]) return one.values[map];
-    const [width, height] = one.view.size;
-    const values = new Float32Array(width * height);
-    for (const { hw: [h, w], box: [x0, y0, x1, y1], levels } of one.view.grids[map]) {
-      const grid = bytesOf(levels);
-      const across = between(width, x0, x1, w);
-      const down = between(height, y0, y1, h);
-      for (let y = 0; y < height; y++) {
-        if (down.cell[y] < 0) continue;
-        const upper = down.cell[y] * w;
-        const lower = upper + (h > 1 ? w : 0);
-        for (let x = 0; x < width; x++) {
-          const left = across.cell[x];
-          if (left < 0) continue;
-          const right = left + (w > 1 ? 1 : 0);
-          const a = grid[upper + left] + (grid[upper + right] - grid[upper + left]) * across.way[x];
-          const b = grid[lower + left] + (grid[lower + right] - grid[lower + left]) * across.way[x];
-          const value = (a + (b - a) * down.way[y]) / 255;
-          if (value > values[y * width + x]) values[y * width + x] = value;
-        }
-      }
-    }
-    one.values[map] = values;
-    return values;
-  }
-
-  function maskOf(text, [width, height]) {
-    const mask = new Uint8Array(width * height);
-    let place = 0;
-    unpacked(text).forEach((run, k) => {
-      if (k % 2) mask.fill(1, place, place + run);
-      place += run;
+  function mapOf(grids, [width, height]) {
+    const levels = levelsOf([width, height], (pen) => {
+      pen.globalCompositeOperation = "lighten";
+      for (const { image, box: [x0, y0, x1, y1] } of grids)
+        pen.drawImage(image, x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height);
     });
-    return mask;
+    return Float32Array.from(levels, (level) => level / 255);
   }
 
   // The mask's edge as closed lines through the middles of its pixels' sides.
@@ -129,36 +83,40 @@ const pictures = (() => {
     return [0, 1, 2].map((k) => Math.round(part(low, k) + (part(low + 1, k) - part(low, k)) * (place - low)));
   });
 
-  function heat(one, map) {
-    const [width, height] = one.view.size;
+  function heat(values, [width, height]) {
     const canvas = new OffscreenCanvas(width, height);
     const pen = canvas.getContext("2d");
     const pixels = pen.createImageData(width, height);
-    valuesOf(one, map).forEach((value, place) => {
-      pixels.data.set(shade[Math.round(255 * value)], 4 * place);
-      pixels.data[4 * place + 3] = 255;
-    });
+    values.forEach((value, place) => pixels.data.set([...shade[Math.round(255 * value)], 255], 4 * place));
     pen.putImageData(pixels, 0, 0);
     return canvas;
   }
 
-  // What a picture is made of, once; `then` is called when the image can be drawn.
-  function ready(one, then) {
-    if (one.image) return;
-    one.values = [];
-    one.heats = [];
-    one.image = new Image();
-    one.image.src = one.view.picture;
-    one.image.decode().then(then);
+  // What a picture is made of, once; `then` is called when it can be drawn.
+  async function ready(one, then) {
+    if (one.loading) return;
+    one.loading = true;
+    const { view } = one;
+    one.image = await loaded(view.picture);
     one.paths = {};
-    for (const [name, key] of [["truth", "target"], ["own", "own"], ["ignored", "ignored"]]) {
-      if (one.view[key] !== null) one.paths[name] = outline(maskOf(one.view[key], one.view.size), one.view.size);
+    for (const [name, address] of [["truth", view.target], ["own", view.own], ["ignored", view.ignored]]) {
+      if (address === null) continue;
+      const mask = await loaded(address);
+      one.paths[name] = outline(levelsOf(view.size, (pen) => pen.drawImage(mask, 0, 0)), view.size);
     }
+    one.values = [];
+    for (const grids of view.grids) {
+      const images = await Promise.all(grids.map(async (grid) => ({ ...grid, image: await loaded(grid.image) })));
+      one.values.push(mapOf(images, view.size));
+    }
+    one.heats = [];
+    one.drawable = true;
+    then();
   }
 
   // The image, greyed under a map (-1 for none), and outlines of what is on: masks, truth, points.
   function paint(canvas, one, map, t, on) {
-    if (!one.image.complete) return;
+    if (!one.drawable) return;
     const mapped = map >= 0 && one.view.grids[map].length > 0;
     const [width, height] = one.view.size;
     const scale = canvas.width / width;
@@ -167,7 +125,7 @@ const pictures = (() => {
     pen.imageSmoothingQuality = "high";
     pen.drawImage(one.image, 0, 0, canvas.width, canvas.height);
     if (mapped) {
-      one.heats[map] = one.heats[map] || heat(one, map);
+      one.heats[map] = one.heats[map] || heat(one.values[map], one.view.size);
       pen.globalCompositeOperation = "saturation";
       pen.fillStyle = "#808080";
       pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -185,7 +143,7 @@ const pictures = (() => {
     for (const { name, colour, dash } of LAYERS.slice(0, 3)) {
       if (!on[name] || (name === "mask" && !mapped)) continue;
       const inside = (value) => value >= t;
-      const path = name === "mask" ? outline(valuesOf(one, map).map(inside), one.view.size) : one.paths[name];
+      const path = name === "mask" ? outline(one.values[map].map(inside), one.view.size) : one.paths[name];
       if (name === "own" && !mapped) {
         pen.fillStyle = `${colour}55`;
         pen.fill(path, "evenodd");
@@ -228,5 +186,5 @@ const pictures = (() => {
     }
   }
 
-  return { LAYERS, unpacked, ready, paint };
+  return { LAYERS, ready, paint };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 // One state; what it decides is made anew when it changes. Texts of the data become text nodes, never markup.
 (() => {
-  const { LAYERS, unpacked, ready, paint } = pictures;
+  const { LAYERS, ready, paint } = pictures;
   const data = JSON.parse(document.getElementById("data").textContent);
   const STEPS = 100;
   const UNION_EPSILON = 1e-5;
@@ -28,24 +28,16 @@
     return made;
   }
 
-  const number = (value, digits = 3) => (value === null || Number.isNaN(value) ? "-" : value.toFixed(digits));
+  const number = (value) => (value === null || Number.isNaN(value) ? "-" : value.toFixed(3));
   const step = (k) => (k / STEPS).toFixed(2);
 
   // -- what the data hold ---------------------------------------------------------------------------------------------
-
-  // Intersections at 101 thresholds, then unions: each is stored as the one before less a step.
-  function curveOf(text) {
-    const counts = Float64Array.from(unpacked(text));
-    for (let k = 1; k < counts.length; k++) if (k !== STEPS + 1) counts[k] = counts[k - 1] - counts[k];
-    return { I: counts.subarray(0, STEPS + 1), U: counts.subarray(STEPS + 1) };
-  }
 
   const iou = (I, U) => (U ? I / (U + UNION_EPSILON) : 1);
 
   const cases = data.cases.map((one, index) => ({
     ...one,
     index,
-    curves: one.curves.map((text) => text && curveOf(text)),
     text: `${one.question}\n${one.answer}\n${one.key}`.toLowerCase(),
   }));
 
@@ -57,7 +49,6 @@
     let best = 0;
     let count = 0;
     for (const { curves } of units) {
-      if (!curves[map]) continue;
       const { I, U } = curves[map];
       let top = -1;
       let at = 0;
@@ -81,10 +72,9 @@
 
   // -- state ----------------------------------------------------------------------------------------------------------
 
-  const state = { model: 0, sorted: null, up: true, page: 0, cards: CARDS, map: -1, t: data.maps.map(() => STEPS / 2) };
-  let mine = []; // units of the model
-  let found = []; // of these what the filter lets through, in the order of the table
-  let mapped = []; // maps of the model
+  const state = { sorted: null, up: true, page: 0, cards: CARDS, map: data.maps.length ? 0 : -1, t: data.maps.map(() => STEPS / 2) };
+  let found = []; // what the filter lets through, in the order of the table
+  const mapped = [...data.maps.keys()];
 
   // -- scores at a threshold ------------------------------------------------------------------------------------------
 
@@ -133,11 +123,9 @@
   }
 
   function measured() {
-    blocks.clear();
-    $("maps").replaceChildren();
     for (const map of mapped) {
       const { name, heading } = data.maps[map];
-      const all = scoresOf(mine, map);
+      const all = scoresOf(cases, map);
       const single = all.giou.indexOf(Math.max(...all.giou));
       const drawn = chart(all, name);
       const row = (label, id) =>
@@ -197,8 +185,7 @@
     ...(cases.some((one) => one.flags.length) ? [flagged] : []),
     ...data.columns.map(({ name, heading }, place) => {
       const value = (one) => one.numbers[place];
-      const counts = cases.every((one) => Number.isInteger(value(one) ?? 0)) && cases.some((one) => value(one) > 1);
-      return { name, heading, value, numeric: true, fill: (one) => number(value(one), counts ? 0 : 3) };
+      return { name, heading, value, numeric: true, fill: (one) => number(value(one)) };
     }),
   ];
 
@@ -272,7 +259,7 @@
   function chosen() {
     const text = $("text").value.trim().toLowerCase();
     const [kind, section, flag] = ["kind", "section", "flag"].map(picked);
-    found = mine.filter(
+    found = cases.filter(
       (one) =>
         one.text.includes(text) &&
         (one.view || !$("seen").checked) &&
@@ -282,11 +269,11 @@
     );
     for (const map of mapped) {
       const block = blocks.get(map);
-      block.found = found.length === mine.length ? block.all : scoresOf(found, map);
+      block.found = found.length === cases.length ? block.all : scoresOf(found, map);
       slid(map);
     }
     if (state.sorted) found.sort(inOrder);
-    $("count").textContent = `${found.length} of ${mine.length} units`;
+    $("count").textContent = `${found.length} of ${cases.length} units`;
     rows();
     gallery();
   }
@@ -380,7 +367,6 @@
       });
       return make("label", {}, input, label);
     };
-    $("shown").replaceChildren($("shown").firstElementChild);
     $("shown").append(...mapped.map((map) => radio(map, data.maps[map].name)), radio(-1, "none"));
     slideOne();
   }
@@ -437,29 +423,12 @@
 
   // -- start ----------------------------------------------------------------------------------------------------------
 
-  function asModel() {
-    mine = cases.filter((one) => one.model === state.model);
-    mapped = data.maps.map((_, map) => map).filter((map) => mine.some((one) => one.curves[map]));
-    if (!mapped.includes(state.map)) state.map = mapped.length ? mapped[0] : -1;
-    state.page = 0;
-    state.cards = CARDS;
-    measured();
-    toolbar();
-    chosen();
-  }
-
   function refiltered() {
     state.page = 0;
     state.cards = CARDS;
     chosen();
   }
 
-  $("model").append(...data.models.map((text, value) => make("option", { value, text })));
-  $("models").hidden = data.models.length < 2;
-  $("model").addEventListener("change", () => {
-    state.model = $("model").selectedIndex;
-    asModel();
-  });
   choices("kind", cases.map((one) => one.kind));
   choices("section", cases.map((one) => one.section));
   choices("flag", cases.flatMap((one) => one.flags), cases.some((one) => one.flags.length) ? "without" : "");
@@ -483,6 +452,8 @@
   });
   heads();
   layers();
-  asModel();
+  measured();
+  toolbar();
+  chosen();
   $("app").hidden = false;
 })();
