@@ -221,7 +221,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         page["records"][0][field] = "?"
         del page["sum"]  # a sum that does not fit is refused before a record is read
         (out / RECORDS).write_text("".join([lines[0], json.dumps(page) + "\n", *lines[2:]]))
-        with pytest.raises(ReadsegError, match=r"records\.jsonl: .*damaged"):
+        with pytest.raises(ReadsegError, match=rf"records\.jsonl, the records of page-0: 0\.{field}.*damaged"):
             studies.run(study, studies.context(out, limit=1))
 
 
