@@ -159,6 +159,17 @@ class TestIntersectionAndUnion:
         assert np.array_equal(pred, before[0])
         assert np.array_equal(target, before[1])
 
+    def test_input_is_checked(self) -> None:
+        mask = np.eye(3, dtype=np.uint8)
+        for pred, target, message in (
+            (mask, mask[:2], "one shape"),
+            (3 * mask, mask, "mask must hold 0 and 1 only"),
+            (mask, 5 * mask, "target must hold 0, 1 and 255 only"),
+            (mask, np.full((3, 3), np.nan), "target"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                masks.intersection_and_union(pred, target)
+
 
 def test_an_endless_run_length_is_an_error_at_once() -> None:
     start = time.perf_counter()

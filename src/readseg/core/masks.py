@@ -139,10 +139,16 @@ def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.nd
     (1, 2)
     """
     pred, target = np.asarray(pred), np.asarray(target)
-    assert pred.shape == target.shape and pred.max(initial=0) <= 1
+    if pred.shape != target.shape:
+        raise ValueError(f"mask and target must have one shape, got {pred.shape} and {target.shape}")
     counted = target != IGNORED
-    on_pred, on_target = (pred == 1) & counted, (target == 1) & counted
-    return int(np.count_nonzero(on_pred & on_target)), int(np.count_nonzero(on_pred | on_target))
+    on_pred, on_target = pred == 1, target == 1
+    if not (on_pred | (pred == 0)).all():
+        raise ValueError("a mask must hold 0 and 1 only")
+    if not (on_target | (target == 0) | ~counted).all():
+        raise ValueError(f"a target must hold 0, 1 and {IGNORED} only")
+    intersection, either = on_pred & on_target & counted, (on_pred | on_target) & counted
+    return int(np.count_nonzero(intersection)), int(np.count_nonzero(either))
 
 
 def iou(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> float:
