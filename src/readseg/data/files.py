@@ -26,11 +26,13 @@ _BOM = b"\xef\xbb\xbf"
 _DTYPE = re.compile(r"[<>=|]?[biufSU]\d{1,4}")
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """The bytes of a file; a pipe or a device, where reading may never end, is an error."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ReadsegError(f"{path} is a pipe or a device: expected a file")
+        if limit is not None and (size := path.stat().st_size) > limit:
+            raise ReadsegError(f"{path} is too large to be annotations: {size} bytes, the limit is {limit}")
         return path.read_bytes()
     except OSError as error:
         raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -221,37 +223,25 @@ def read_pickle(path: Path) -> Any:
     Byte strings of Python 2 become text: UTF-8, or Latin-1 where one of the file's is no UTF-8. numpy's numbers become
     Python's, ordered dicts plain ones. Any other global is refused by its name, not imported and not called.
     """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
-    if size > MAX_PICKLE_BYTES:
-        raise ReadsegError(f"{path} is too large to be annotations: {size} bytes, the limit is {MAX_PICKLE_BYTES}")
-    encoded = read_bytes(path)
+    encoded = read_bytes(path, MAX_PICKLE_BYTES)
     try:
         try:
-            return _Unpickler(io.BytesIO(encoded), "utf-8").load()
+            return _Unpickler(path, encoded, "utf-8").load()
         except UnicodeDecodeError:
-            return _Unpickler(io.BytesIO(encoded), "latin-1").load()
-    except _NotPlainError as error:
-        raise ReadsegError(
-            f"{path} is refused, nothing of it was run: it asks for {error}, expected only lists, dicts, numbers and "
-            "text; get the file from its original source"
-        ) from error
+            return _Unpickler(path, encoded, "latin-1").load()
+    except ReadsegError:
+        raise
     except Exception as error:  # damaged data raises almost anything: EOFError, KeyError, TypeError, MemoryError, ...
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ReadsegError(f"{path} is damaged or no pickle of plain values: {reason}") from error
 
 
-class _NotPlainError(Exception):
-    """A global that is none of the plain ones."""
-
-
 class _Unpickler(pickle.Unpickler):
     """Looks every global up in a table, Python 2's names among them."""
 
-    def __init__(self, stream: io.BytesIO, encoding: str) -> None:
-        super().__init__(stream, encoding=encoding)
+    def __init__(self, path: Path, encoded: bytes, encoding: str) -> None:
+        super().__init__(io.BytesIO(encoded), encoding=encoding)
+        self._path = path
         makers: dict[tuple[str, str], Callable[..., object]] = {
             ("collections", "OrderedDict"): dict,
             ("_codecs", "encode"): _latin_bytes,
@@ -265,7 +255,10 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._makers:
-            raise _NotPlainError(f"{module}.{name}")
+            raise ReadsegError(
+                f"{self._path} is refused, nothing of it was run: it asks for {module}.{name}, expected only lists, "
+                "dicts, numbers and text; get the file from its original source"
+            )
         return self._makers[module, name]
 
     def persistent_load(self, pid: object) -> Any:

@@ -292,22 +292,20 @@ def _turns(kind: str, entry: Entry, questions: int, rng: np.random.Generator, br
     turns: list[Turn] = []
     for is_false in slots:
         queue = false if is_false and false else true
-        made = None
-        while queue and made is None:
-            expression = queue.pop()
+        while queue:
             try:
-                made = _turn(expression, entry.image, rng)
+                turns.append(_turn(queue.pop(), entry.image, rng))
+                break
             except ReadsegError as error:
                 broken.append(str(error))
-        turns += [made] if made is not None else []
     return turns
 
 
 def _turn(expression: Expression, image: Path, rng: np.random.Generator) -> Turn:
-    mask = None if expression.mask is None else expression.mask()
-    if mask is not None and not (mask == 1).any():
-        raise ReadsegError(f"{image}: the mask of {expression.text!r:.80} covers nothing")
+    mask = None if expression.mask is None else expression.mask()  # its errors name files
     try:
+        if mask is not None and not (mask == 1).any():
+            raise ReadsegError(f"the mask of {expression.text!r:.80} covers nothing")
         return make_turn(expression, mask, rng)
     except ReadsegError as error:
         raise ReadsegError(f"{image}: {error}") from error

@@ -119,17 +119,7 @@ class ReasonSeg:
             Expression(text, record.is_sentence, True, mask, kind=kind, tags=tags if place else tags | {"first"})
             for place, text in enumerate(texts)
         ]
-        false = [
-            Expression(
-                premise.question,
-                premise.is_sentence,
-                False,
-                instead=_instead(premise.answer),
-                kind="false premise",
-                tags=frozenset({_length(premise.is_sentence)}),
-            )
-            for premise in record.false_premises or ()
-        ]
+        false = [_false_expression(premise) for premise in record.false_premises or ()]
         if not true and not false:
             raise ReadsegError(f'{path}: "text" holds no words, and there is no false premise: nothing can be asked')
         return Entry(path.stem, image, (*true, *false))
@@ -177,10 +167,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _instead(answer: str) -> str:
-    """What an answer ends in saying that there is instead: "..., but there is a red cup." gives "a red cup"."""
-    match = _INSTEAD.search(answer.strip())
-    return match["what"].strip() if match else ""
+def _false_expression(premise: _FalsePremise) -> Expression:
+    """With what its answer ends in saying that there is instead: "..., but there is a red cup." gives "a red cup"."""
+    match = _INSTEAD.search(premise.answer.strip())
+    instead = match["what"].strip() if match else ""
+    tags = frozenset({_length(premise.is_sentence)})
+    return Expression(premise.question, premise.is_sentence, False, None, instead, "false premise", tags)
 
 
 def _length(is_sentence: bool) -> str:
@@ -188,13 +180,5 @@ def _length(is_sentence: bool) -> str:
 
 
 DATA_SETS = (
-    DataSet(
-        "reasonseg",
-        ReasonSeg.files,
-        ReasonSeg.splits,
-        ReasonSeg,
-        training_split="train",
-        kind="reason_seg",
-        protocol="forced",
-    ),
+    DataSet("reasonseg", ReasonSeg.files, ReasonSeg.splits, ReasonSeg, "train", "reason_seg", protocol="forced"),
 )

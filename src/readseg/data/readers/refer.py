@@ -77,17 +77,11 @@ class _ImageRecord(Record):
     file_name: FileName
 
 
-class _Sentence(NamedTuple):
-    text: str
-    present: bool
-    instead: str
-
-
 class _Ref(NamedTuple):
     """Sentences that mean the same objects, the union of annotations; of none if nothing is meant."""
 
     annotations: tuple[int, ...]
-    sentences: tuple[_Sentence, ...]
+    sentences: tuple[tuple[str, bool, str], ...]  # text, whether it is there, what is there instead
 
 
 @dataclass(slots=True)
@@ -358,15 +352,14 @@ def _groups(path: Path) -> dict[str, list[_Group]]:
 
 def _ref(record: _RefRecord) -> _Ref:
     annotations = tuple(dict.fromkeys(number for number in record.ann_id if number != NO_TARGET))
-    return _Ref(annotations, tuple(_sentence(sentence, bool(annotations)) for sentence in record.sentences))
-
-
-def _sentence(record: _SentenceRecord, has_annotation: bool) -> _Sentence:
-    # The first key that is there decides.
-    exists = not record.is_false_premise if "is_false_premise" in record.model_fields_set else bool(record.exist)
-    text, present = record.sent.strip(), has_annotation and exists
-    instead = "" if present else record.gt_sent.strip()
-    return _Sentence(text, present, "" if instead == text else instead)
+    sentences = []
+    for own in record.sentences:
+        # The first key that is there decides.
+        exists = not own.is_false_premise if "is_false_premise" in own.model_fields_set else own.exist
+        text, present = own.sent.strip(), bool(annotations) and exists
+        instead = "" if present else own.gt_sent.strip()
+        sentences.append((text, present, "" if instead == text else instead))
+    return _Ref(annotations, tuple(sentences))
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------
@@ -393,17 +386,8 @@ _REFERRING_KINDS = ("refer_seg", "correct_refer_seg", "neg_refer_seg")
 
 
 def _data_set(name: str, kind: str | None, protocol: Literal["forced", "generated"]) -> DataSet:
-    return DataSet(
-        name,
-        partial(_needed_files, name),
-        partial(splits, name),
-        RefCoco,
-        training_split="train",
-        kind=kind,
-        other_kinds=_REFERRING_KINDS,
-        protocol=protocol,
-        has_variants=True,
-    )
+    files, names = partial(_needed_files, name), partial(splits, name)
+    return DataSet(name, files, names, RefCoco, "train", kind, _REFERRING_KINDS, protocol, has_variants=True)
 
 
 def _needed_files(dataset: str, root: Path) -> list[tuple[Path, str]]:
