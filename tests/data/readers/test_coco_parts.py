@@ -317,19 +317,3 @@ def test_a_broken_file_is_told_at_once(tmp_path: Path, content: bytes, message: 
     with pytest.raises(ReadsegError, match=message) as told:
         PACO(tmp_path, "train")
     assert str(told.value).startswith(str(path))
-
-
-@pytest.mark.parametrize("reader", [PACO, PascalPart])
-def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader) -> None:
-    assert reader.splits(tmp_path) == ([], [])
-    for path, what in reader.files(tmp_path):
-        with pytest.raises(ReadsegError, match="is missing: put") as told:
-            reader(tmp_path, "train")
-        assert str(told.value).startswith(f"{path} is missing") and what in str(told.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            path.write_bytes(WHOLE)
-        else:
-            path.mkdir(parents=True)
-    assert reader.splits(tmp_path) == (["train"], [])
-    assert len(reader(tmp_path, "train")) == 1

@@ -137,23 +137,6 @@ def test_a_broken_file_is_told_at_once(tmp_path: Path, content: bytes, message: 
     assert "\n" not in str(told.value)
 
 
-def test_what_is_missing_is_named_with_its_place(tmp_path: Path) -> None:
-    assert LlavaInstruct.splits(tmp_path) == ([], [])
-    with pytest.raises(ReadsegError, match=rf"{SPLIT}\.json is missing: put LLaVA-Instruct's"):
-        LlavaInstruct(tmp_path, SPLIT)
-    path = write(tmp_path, [GOOD])
-    assert LlavaInstruct.splits(tmp_path) == ([SPLIT], [])
-    assert [place for place, _ in LlavaInstruct.files(tmp_path)] == [path, tmp_path / "coco" / "train2017"]
-    (tmp_path / "coco" / "train2017").rmdir()
-    with pytest.raises(ReadsegError, match="train2017 is missing: put the train2017 images of COCO"):
-        LlavaInstruct(tmp_path, SPLIT)
-    path.unlink()
-    path.mkdir()
-    (tmp_path / "coco" / "train2017").mkdir()
-    with pytest.raises(ReadsegError, match="cannot be read"):
-        LlavaInstruct(tmp_path, SPLIT)
-
-
 def test_a_file_that_changes_or_goes_is_noticed(tmp_path: Path) -> None:
     data = read(tmp_path, GOOD, GOOD)
     path = write(tmp_path, [record("Short?", "Yes."), GOOD])

@@ -230,20 +230,16 @@ def test_an_image_is_measured_upright(tmp_path: Path) -> None:
     assert targets(read(tmp_path, ADE20K)[0]) == {"wall": [[1] * 4] * 2}
 
 
-def test_a_missing_or_damaged_image_is_told_when_a_mask_is_made(tmp_path: Path) -> None:
-    write(tmp_path, ADE20K, "a", VALUES)
-    entry = read(tmp_path, ADE20K)[0]
+def test_files_that_are_damaged_or_gone_are_told_when_they_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, ADE20K, "a", VALUES)
+    data = read(tmp_path, ADE20K)
+    entry = data[0]
     entry.image.write_bytes(b"no image")
     with pytest.raises(ReadsegError, match=r"a\.jpg is not an image"):
         targets(entry)
     entry.image.unlink()
     with pytest.raises(ReadsegError, match=r"a\.jpg: no such image file"):
         targets(entry)
-
-
-def test_an_annotation_that_is_gone_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, ADE20K, "a", VALUES)
-    data = read(tmp_path, ADE20K)
     path.unlink()
     with pytest.raises(ReadsegError, match=r"a\.png cannot be read: No such file"):
         data[0]
@@ -258,28 +254,17 @@ def test_masks_are_made_anew(tmp_path: Path) -> None:
     assert mask().max() == 255 and set(np.unique(mask()).tolist()) == {0, 1, 255}
 
 
-@pytest.mark.parametrize("reader", [ADE20K, COCOStuff, Mapillary])
-def test_what_is_missing_is_named_with_its_place(tmp_path: Path, reader: Reader) -> None:
-    assert reader.splits(tmp_path) == ([], [])
-    for path, what in reader.files(tmp_path):
-        with pytest.raises(ReadsegError, match="is missing: put") as told:
-            read(tmp_path, reader)
-        assert str(told.value).startswith(f"{path} is missing") and what in str(told.value)
-        if path.suffix == ".json":
-            path.parent.mkdir(parents=True)
-            path.write_text(json.dumps({"labels": LABELS}))
-        else:
-            path.mkdir(parents=True)
-    assert reader.splits(tmp_path) == ([FOLDERS[reader][0]], [])
-    with pytest.raises(ReadsegError, match=r"holds no annotation \(\*\.png\)"):
-        read(tmp_path, reader)
-
-
 def test_what_is_no_annotation_is_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path, ADE20K, "a", VALUES)
     for name in ("._a.png", "index.txt", "a.jpg"):
         path.with_name(name).write_bytes(b"x")
     assert [entry.name for entry in read(tmp_path, ADE20K)] == ["a"]
+
+
+def test_a_folder_without_annotations(tmp_path: Path) -> None:
+    folders(tmp_path, ADE20K)
+    with pytest.raises(ReadsegError, match=r"holds no annotation \(\*\.png\)"):
+        read(tmp_path, ADE20K)
 
 
 def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
