@@ -24,7 +24,7 @@ from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.predictions import Result, result_of
-from readseg.evaluation.report import COLUMNS, breakdown, label
+from readseg.evaluation.report import SCORES, breakdown, label
 from readseg.evaluation.run import Answers, System, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 
@@ -82,11 +82,11 @@ def compare(systems: Sequence[Answered]) -> str:
     parts = []
     for column in _COMPARED:
         lines = [
-            f"| {COLUMNS[column]} of questions about | n | {' | '.join(names)} |",
+            f"| {SCORES[column].heading} of questions about | n | {' | '.join(names)} |",
             f"|---|{'---:|' * (1 + len(names))}",
         ]
         for rows in zip(*tables, strict=True):
-            scores = [row.scores()[column] for row in rows]
+            scores = [row.cells[column] for row in rows]
             if scores[0].count:
                 lines.append(f"| {rows[0].name} | {scores[0].count} | {' | '.join(map(str, scores))} |")
         parts.append("\n".join(lines) + "\n")

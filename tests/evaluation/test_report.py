@@ -14,6 +14,7 @@ from readseg.core.stats import estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
 from readseg.evaluation.predictions import Outcome, Result
+from readseg.viz.tables import to_markdown
 
 
 def outcome(
@@ -42,26 +43,25 @@ OUTCOMES = [
 
 
 def test_scores_of_all() -> None:
-    row = report.summarise("all", OUTCOMES)
-    assert row.questions == 7
-    assert row.giou.value == pytest.approx((0.8 + 0 + 0.6 + 1) / 4, abs=1e-6)
-    assert row.giou.count == 4
-    assert row.ciou.value == 240 / 350
-    assert row.ciou_all.value == 240 / 380
-    assert row.giou_all.value == pytest.approx((0.8 + 0 + 1 + 0 + 0.6 + 1) / 6, abs=1e-6)
-    assert [row.precision_50.value, row.precision_70.value, row.precision_90.value] == [0.75, 0.5, 0.25]
-    assert row.answered.value == pytest.approx(2 / 3)
-    assert row.refused.value == 0.5
-    assert row.see.value == pytest.approx(3 / 5)
-    assert row.see_balanced.value == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert row.words.value == 0.5
+    row = report.summarise(OUTCOMES)
+    assert row["giou"].value == pytest.approx((0.8 + 0 + 0.6 + 1) / 4, abs=1e-6)
+    assert row["giou"].count == 4
+    assert row["ciou"].value == 240 / 350
+    assert row["ciou_all"].value == 240 / 380
+    assert row["giou_all"].value == pytest.approx((0.8 + 0 + 1 + 0 + 0.6 + 1) / 6, abs=1e-6)
+    assert [row["precision_50"].value, row["precision_70"].value, row["precision_90"].value] == [0.75, 0.5, 0.25]
+    assert row["answered"].value == pytest.approx(2 / 3)
+    assert row["refused"].value == 0.5
+    assert row["see"].value == pytest.approx(3 / 5)
+    assert row["see_balanced"].value == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert row["words"].value == 0.5
 
 
 def test_groups_without_a_kind_of_question_have_no_score_for_it() -> None:
-    row = report.summarise("count", OUTCOMES[5:])
-    assert math.isnan(row.giou.value) and math.isnan(row.see_balanced.value)
-    assert row.words.value == 0.5
-    assert report.summarise("none", []).questions == 0
+    row = report.summarise(OUTCOMES[5:])
+    assert math.isnan(row["giou"].value) and math.isnan(row["see_balanced"].value)
+    assert row["words"].value == 0.5
+    assert all(math.isnan(score.value) and score.count == 0 for score in report.summarise([]).values())
 
 
 def test_breakdown_by_kind_and_section() -> None:
@@ -74,16 +74,16 @@ def test_breakdown_by_kind_and_section() -> None:
     rows = {row.name.strip(): row for row in report.breakdown([*OUTCOMES, *others])}
     kinds = ("category", "colour", "count", "two")
     assert list(rows) == ["new scenes", *kinds, "with a distractor", "new phrasings", "new descriptions", "new pairs"]
-    assert rows["new scenes"].questions == 7
-    assert rows["category"].questions == 3
-    assert rows["with a distractor"].questions == 2
+    assert rows["new scenes"].cells["questions"] == 7
+    assert rows["category"].cells["questions"] == 3
+    assert rows["with a distractor"].cells["questions"] == 2
     for name, expected in (("new phrasings", 0.25), ("new descriptions", 0.5), ("new pairs", 1.0)):
-        assert rows[name].giou.value == pytest.approx(expected, abs=1e-4)
+        assert rows[name].cells["giou"].value == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_kind_called_all_is_a_row_of_its_own() -> None:
     rows = report.breakdown([*OUTCOMES, outcome("c/0", "all", True, True, [(1, 2)])])
-    assert [row.questions for row in rows if row.name.strip() in ("new scenes", "all")] == [8, 1]
+    assert [row.cells["questions"] for row in rows if row.name.strip() in ("new scenes", "all")] == [8, 1]
 
 
 def result(benchmark: str, outcomes: list[Outcome], protocol: str = "generated", **settings: object) -> Result:
@@ -93,7 +93,7 @@ def result(benchmark: str, outcomes: list[Outcome], protocol: str = "generated",
 
 def test_json_is_json() -> None:
     results = [result("scenes", OUTCOMES, match="order")]
-    content = report.to_json(results, report.sheets(results))
+    content = report.to_json(results, report.score_tables(results))
     read = json.loads(json.dumps(content, allow_nan=False))
     assert read["results"][0]["settings"]["model"] == "tiny" and read["results"][0]["questions"] == 7
     (table,) = read["tables"]
@@ -105,20 +105,20 @@ def test_json_is_json() -> None:
 
 
 def test_tables_show_every_row_and_only_used_columns() -> None:
-    (sheet,) = report.sheets([result("scenes", OUTCOMES)])
+    (table,) = report.score_tables([result("scenes", OUTCOMES)])
     console = Console(width=80, record=True)
-    console.print(report.to_table(sheet))
+    console.print(report.to_rich(table))
     shown = console.export_text()
-    markdown = report.to_markdown(sheet)
+    markdown = to_markdown(table)
     assert "P@0.5" in markdown and "…" not in shown
     for text in (shown, markdown):
-        for row in sheet.rows:
+        for row in table.rows:
             assert row.name.strip() in text
         assert "gIoU" in text and "0.686" in text
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
     assert "0.686 [" in markdown
-    (words_only,) = report.sheets([result("scenes", OUTCOMES[5:])])
-    assert list(words_only.columns) == ["words"]
+    (words_only,) = report.score_tables([result("scenes", OUTCOMES[5:])])
+    assert list(words_only.columns) == ["questions", "words"]
 
 
 def test_one_score_of_all_systems_by_group() -> None:
@@ -139,9 +139,13 @@ def test_systems_side_by_side() -> None:
         result("scenes", OUTCOMES),
     ]
     del systems[1].settings["weights"]  # type: ignore[attr-defined]
-    alone, beside = report.sheets(systems)
-    assert alone.title == "Scenes: tiny" and alone.rows[0].questions == 7
-    assert [(row.name, row.questions) for row in beside.rows] == [("tiny", 7), ("tiny, [SEG] only", 2), ("blind", 1)]
+    alone, beside = report.score_tables(systems)
+    assert alone.title == "Scenes: tiny" and alone.rows[0].cells["questions"] == 7
+    assert [(row.name, row.cells["questions"]) for row in beside.rows] == [
+        ("tiny", 7),
+        ("tiny, [SEG] only", 2),
+        ("blind", 1),
+    ]
 
 
 def field_outcomes() -> list[Outcome]:
@@ -162,29 +166,33 @@ def test_each_field_has_its_own_columns_first() -> None:
         "grefcoco/val": ["gIoU", "cIoU", "N-acc", "T-acc"],
     }
     for name, headings in expected.items():
-        (sheet,) = report.sheets([result(name, field_outcomes())])
-        assert list(sheet.columns.values())[: len(headings)] == headings
-        assert sheet.rows[0].name == name
-    (general,) = report.sheets([result("grefcoco/val", field_outcomes())])
-    scores = general.rows[0].scores()
-    named = {heading: scores[column].value for column, heading in general.columns.items()}
+        (table,) = report.score_tables([result(name, field_outcomes())])
+        assert list(table.columns.values())[: 1 + len(headings)] == ["n", *headings]
+        assert table.rows[0].name == name
+    (general,) = report.score_tables([result("grefcoco/val", field_outcomes())])
+    scores = general.rows[0].cells
+    named = {heading: scores[name].value for name, heading in general.columns.items() if name != "questions"}
     assert named["gIoU"] == pytest.approx((0.6 + 0 + 1) / 3, abs=1e-6)  # no target: 1 if nothing is claimed, else 0
     assert named["cIoU"] == 60 / 140
     assert (named["N-acc"], named["T-acc"]) == (0.5, 1.0)
-    (false,) = report.sheets([result("fprefcoco/val", field_outcomes())])
-    assert false.rows[0].see.value == pytest.approx(2 / 3) and false.rows[0].ciou_all.value == 60 / 140
+    (false,) = report.score_tables([result("fprefcoco/val", field_outcomes())])
+    assert (
+        false.rows[0].cells["see"].value == pytest.approx(2 / 3) and false.rows[0].cells["ciou_all"].value == 60 / 140
+    )
 
 
 def test_reasonseg_test_is_split_by_length() -> None:
-    (sheet,) = report.sheets([result("reasonseg/test", field_outcomes()), result("reasonseg/val", field_outcomes())])
-    rows = [(row.name, row.questions) for row in sheet.rows]
+    (table,) = report.score_tables(
+        [result("reasonseg/test", field_outcomes()), result("reasonseg/val", field_outcomes())]
+    )
+    rows = [(row.name, row.cells["questions"]) for row in table.rows]
     assert rows == [("reasonseg/val", 3), ("reasonseg/test", 3), ("  short queries", 2), ("  long queries", 1)]
 
 
 def test_protocols_never_share_a_table_and_are_stated() -> None:
     forced = result("refcoco/val", field_outcomes()[:1], "forced")
     forced.about["left_out"] = 7  # type: ignore[index]
-    one, other = report.sheets([result("refcoco/val", field_outcomes()), forced])
+    one, other = report.score_tables([result("refcoco/val", field_outcomes()), forced])
     assert "teacher-forced" in one.notes[0] and "7 of them" in one.notes[1]
     assert "generated" in other.notes[0] and len(other.notes) == 1
     assert "answered" in other.columns.values() and "answered" not in one.columns.values()
@@ -193,20 +201,20 @@ def test_protocols_never_share_a_table_and_are_stated() -> None:
 def test_samples_and_unfinished_runs_are_told() -> None:
     part = result("refcoco/val", field_outcomes())
     part.about.update(images=5, of=1500)  # type: ignore[attr-defined]
-    (sheet,) = report.sheets([part])
-    assert "refcoco/val 5 of 1500" in sheet.notes[1] and "refcoco/val 2 of 5" in sheet.notes[2]
+    (table,) = report.score_tables([part])
+    assert "refcoco/val 5 of 1500" in table.notes[1] and "refcoco/val 2 of 5" in table.notes[2]
 
 
 def test_models_side_by_side_in_one_table() -> None:
-    (sheet,) = report.sheets([result("refcoco/val", OUTCOMES, model=name) for name in ("b", "a\x1b[31m|")])
-    assert [row.name for row in sheet.rows] == ["refcoco/val: a?[31m|", "refcoco/val: b"]
-    assert "a?[31m\\|" in report.to_markdown(sheet)
+    (table,) = report.score_tables([result("refcoco/val", OUTCOMES, model=name) for name in ("b", "a\x1b[31m|")])
+    assert [row.name for row in table.rows] == ["refcoco/val: a?[31m|", "refcoco/val: b"]
+    assert "a?[31m\\|" in to_markdown(table)
 
 
 def test_unknown_benchmarks_are_errors() -> None:
     for wrong in (result("coco/val", OUTCOMES), result("refcoco/val", OUTCOMES, "guessed")):
         with pytest.raises(ReadsegError, match="expected one of"):
-            report.sheets([wrong])
+            report.score_tables([wrong])
 
 
 def answer(key: str, image: str, *counts: tuple[int, int], present: bool | None = True) -> Outcome:

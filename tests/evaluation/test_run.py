@@ -51,16 +51,16 @@ def test_scores_are_those_counted_by_hand(data: Path) -> None:
             ious.append(inter / union if union else 1.0)
             (said_true if said.present else said_false).append(claimed.any())
             true_ious += [ious[-1]] if said.present else []
-    row = report.summarise("val", evaluate(RuleModel(), open_benchmark(data, "grefcoco/val")))
-    assert row.questions == len(ious) and said_false
-    assert row.giou_all.value == pytest.approx(np.mean(ious), abs=1e-6)
-    assert row.giou.value == pytest.approx(np.mean(true_ious), abs=1e-6)
-    assert row.ciou_all.value == inters / unions
-    assert row.answered.value == pytest.approx(np.mean(said_true))
-    assert row.refused.value == pytest.approx(1 - np.mean(said_false))
+    row = report.summarise(evaluate(RuleModel(), open_benchmark(data, "grefcoco/val")))
+    assert row["see"].count == len(ious) and said_false
+    assert row["giou_all"].value == pytest.approx(np.mean(ious), abs=1e-6)
+    assert row["giou"].value == pytest.approx(np.mean(true_ious), abs=1e-6)
+    assert row["ciou_all"].value == inters / unions
+    assert row["answered"].value == pytest.approx(np.mean(said_true))
+    assert row["refused"].value == pytest.approx(1 - np.mean(said_false))
     right = [s == 1 for s in said_true] + [s == 0 for s in said_false]
-    assert row.see.value == pytest.approx(np.mean(right))
-    assert row.precision_50.value == pytest.approx(np.mean([iou >= 0.5 for iou in true_ious]))
+    assert row["see"].value == pytest.approx(np.mean(right))
+    assert row["precision_50"].value == pytest.approx(np.mean([iou >= 0.5 for iou in true_ious]))
 
 
 def test_knowing_everything_is_worth_one(data: Path) -> None:
@@ -74,8 +74,8 @@ def test_knowing_everything_is_worth_one(data: Path) -> None:
             shape = (0, image.height, image.width)
             return FixedAnswer("", query.present, np.stack(masks) if masks else np.zeros(shape, bool))
 
-        row = report.summarise(name, evaluate(RuleModel(knows), benchmark))
-        assert row.giou_all.value == pytest.approx(1, abs=1e-3) and row.see.value == 1
+        row = report.summarise(evaluate(RuleModel(knows), benchmark))
+        assert row["giou_all"].value == pytest.approx(1, abs=1e-3) and row["see"].value == 1
 
 
 def test_what_a_model_is_asked(data: Path) -> None:

@@ -193,12 +193,12 @@ def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
 
 
 def test_knowing_everything_is_worth_one_and_saying_nothing_is_worth_nothing() -> None:
-    best = report.summarise("best", evaluate_scenes(FakeModel(omniscient), SMALL)["model"])
-    assert best.giou.value == pytest.approx(1, abs=1e-3) and best.ciou.value == 1
-    for sure in (best.answered, best.precision_90):
+    best = report.summarise(evaluate_scenes(FakeModel(omniscient), SMALL)["model"])
+    assert best["giou"].value == pytest.approx(1, abs=1e-3) and best["ciou"].value == 1
+    for sure in (best["answered"], best["precision_90"]):
         assert sure.value == 1
-    worst = report.summarise("worst", evaluate_scenes(FakeModel(silent), SMALL)["model"])
-    assert worst.giou.value == worst.ciou.value == worst.answered.value == 0
+    worst = report.summarise(evaluate_scenes(FakeModel(silent), SMALL)["model"])
+    assert worst["giou"].value == worst["ciou"].value == worst["answered"].value == 0
 
 
 def test_variants_and_baselines_stand_beside() -> None:

@@ -17,7 +17,7 @@ import rule_model
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ImageQuestions, open_benchmark, resolve
 from readseg.evaluation.predictions import Prediction, Result, read_result, result_of
-from readseg.evaluation.report import sheets, to_json, to_markdown
+from readseg.evaluation.report import score_tables, to_json
 from readseg.evaluation.run import FixedAnswer, evaluate
 from readseg.evaluation.unseen import (
     FIRST_UNSEEN_SEED,
@@ -31,6 +31,7 @@ from readseg.evaluation.webpage import find_picture, to_html, write_report
 from readseg.scenes.classes import CLASSES, TRAINED
 from readseg.scenes.phrases import REQUESTS
 from readseg.scenes.render import BACKGROUNDS, SIZES_HW, make_scene, render
+from readseg.viz.tables import to_markdown
 from rule_model import RuleModel
 
 FROZEN = "d55d7991b186f302"
@@ -131,14 +132,14 @@ def scored(rule: RuleModel, folder: Path, limit: int = 5) -> Result:
 
 def test_who_refuses_all_is_right_and_who_claims_all_is_wrong(tmp_path: Path) -> None:
     for rule, share in ((refuse, 1.0), (claim, 0.0)):
-        (sheet,) = sheets([scored(RuleModel(rule), tmp_path / rule.__name__)])
-        assert sheet.title == "Never seen: m" and dict(sheet.columns) == {"refused": "refused"}
-        rows = {row.name.strip(): row for row in sheet.rows}
+        (table,) = score_tables([scored(RuleModel(rule), tmp_path / rule.__name__)])
+        assert table.title == "Never seen: m" and dict(table.columns) == {"questions": "n", "refused": "refused"}
+        rows = {row.name.strip(): row for row in table.rows}
         kinds = ["category", "reasoning", "colour", "relation"]
         assert list(rows) == ["classes never trained", "empty backgrounds", *kinds]
-        assert all(row.refused.value == share for row in sheet.rows)
-        assert [rows[name].questions for name in ("empty backgrounds", "colour")] == [4, 1]
-        assert np.isnan(rows["classes never trained"].giou.value)
+        assert all(row.cells["refused"].value == share for row in table.rows)
+        assert [rows[name].cells["questions"] for name in ("empty backgrounds", "colour")] == [4, 1]
+        assert np.isnan(rows["classes never trained"].cells["giou"].value)
 
 
 def test_the_questions_are_asked_as_they_stand_and_a_run_goes_on(tmp_path: Path) -> None:
@@ -175,29 +176,33 @@ def made(*said: tuple[str, str, str]) -> Result:
 
 
 def test_refusals_of_another_thing_and_inventions_in_words_are_told() -> None:
-    (sheet,) = sheets([made(*SAID)])
-    assert [(row.questions, row.refused.value) for row in sheet.rows] == [(4, 0.75), (2, 0.5), (2, 0.5)]
-    told = "\n".join(sheet.notes)
+    (table,) = score_tables([made(*SAID)])
+    assert [(row.cells["questions"], row.cells["refused"].value) for row in table.rows] == [
+        (4, 0.75),
+        (2, 0.5),
+        (2, 0.5),
+    ]
+    told = "\n".join(table.notes)
     assert "refused by their name: 0.250 [" in told, "one of the four questions"
     assert "go on to name a thing that is not there: 0.500 [" in told, "two of the four refusals"
     assert "samples, not whole benchmarks (images): unseen 6 of 250" in told
-    markdown = to_markdown(sheet)
+    markdown = to_markdown(table)
     assert "| classes never trained | 4 | 0.750 [" in markdown and "IoU" not in markdown
-    assert all(row["giou"]["value"] is None for row in to_json([made(*SAID)], [sheet])["tables"][0]["rows"])
+    assert all(row["giou"]["value"] is None for row in to_json([made(*SAID)], [table])["tables"][0]["rows"])
 
 
 def test_nothing_is_told_of_what_is_not_there() -> None:
-    (claims,) = sheets([made(*(one for one in SAID if "[SEG]" in one[2]))])
+    (claims,) = score_tables([made(*(one for one in SAID if "[SEG]" in one[2]))])
     assert "refused by their name: 0.000" in "".join(claims.notes)
     assert not any("go on to name" in note for note in claims.notes), "there is no refusal"
-    (empty,) = sheets([made(*SAID[4:])])
+    (empty,) = score_tables([made(*SAID[4:])])
     assert [row.name for row in empty.rows] == ["empty backgrounds", "  category"]
     assert not any("by their name" in note for note in empty.notes)
 
 
 def test_models_stand_one_after_the_other() -> None:
     one, other = made(*SAID), made(*SAID[:4])
-    titles = [s.title for s in sheets([replace(one, settings={**SETTINGS, "prompt": "seg"}), other])]
+    titles = [s.title for s in score_tables([replace(one, settings={**SETTINGS, "prompt": "seg"}), other])]
     assert titles == ["Never seen: m", "Never seen: m, [SEG] only"]
 
 
@@ -239,13 +244,13 @@ def test_the_page_shows_pictures_and_no_truth_that_nobody_knows(tmp_path: Path) 
         assert np.array_equal(np.asarray(find_picture(result, said)), page.image)
         elsewhere = replace(said, image="unseen-5")
         assert find_picture(result, elsewhere) is None
-    tables = sheets([result])
+    tables = score_tables([result])
     cards = to_html([result], tables, find_picture).split("<article>")[1:]
     assert len(cards) == 12, "there is nothing but claims: they take all the room"
     assert sum("unseen-800004" in card for card in cards) >= 1, "the empty one is among them"
     for card in cards:
         empty = "unseen-800004" in card
-        assert "alt='answer'" in card and ("alt='truth'" in card) == empty
+        assert 'alt="answer"' in card and ('alt="truth"' in card) == empty
         assert ("claimed, but it is not there" in card) == empty
         assert ("claimed, but it was never learned" in card) != empty
     write_report(tmp_path / "report", [result], tables)

@@ -18,7 +18,7 @@ import rule_model
 from readseg.core.masks import encode_rle
 from readseg.evaluation.benchmarks import open_benchmark
 from readseg.evaluation.predictions import Prediction, Result, read_result, result_of
-from readseg.evaluation.report import sheets
+from readseg.evaluation.report import score_tables
 from readseg.evaluation.run import evaluate
 from readseg.evaluation.scenes import SceneSet, scene_case
 from readseg.evaluation.webpage import find_picture, to_html, worst_and_best, write_report
@@ -75,7 +75,7 @@ def test_other_images_come_before_a_second_question_about_one() -> None:
 
 
 def write(folder: Path, *results: Result) -> None:
-    write_report(folder, results, sheets(results))
+    write_report(folder, results, score_tables(results))
 
 
 class Tags(HTMLParser):
@@ -143,7 +143,7 @@ def test_the_picture_shows_the_mask() -> None:
     text = to_html([result(prediction("a", 0, True, 5))], [], lambda *_: grey)
     answer, truth = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
-        for content in re.findall(r"base64,([^']+)'", text)
+        for content in re.findall(r'base64,([^"]+)"', text)
     )
     half = len(answer) // 2
     assert np.abs(answer[: half - 40] - truth[: half - 40]).mean() < 12

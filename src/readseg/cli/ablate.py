@@ -183,7 +183,7 @@ def _curves(ablated: Ablated, title: str) -> Image.Image:
     grid = [variant for variant in ablated.variants if variant.key != "own"]
     for ratio in dict.fromkeys((v.points.t_pos, v.points.t_neg) for v in grid):
         row = sorted((v for v in grid if (v.points.t_pos, v.points.t_neg) == ratio), key=lambda v: v.points.num_points)
-        scores = [summarise("", ablated.results[v.key].outcomes).giou for v in row]
+        scores = [summarise(ablated.results[v.key].outcomes)["giou"] for v in row]
         curves.append(
             Curve(
                 f"t_pos/t_neg = {ratio[0]:g}/{ratio[1]:g}",
@@ -194,7 +194,7 @@ def _curves(ablated: Ablated, title: str) -> Image.Image:
             )
         )
     own = next(variant for variant in ablated.variants if variant.own)
-    score = summarise("", ablated.own.outcomes).giou
+    score = summarise(ablated.own.outcomes)["giou"]
     name, place = ("its own: [SEG] only", 0) if own.prompt == "seg" else ("its own setting", own.points.num_points)
     # On a curve it has that curve's interval.
     low, high = ([score.low], [score.high]) if own.key == "own" else (None, None)

@@ -23,7 +23,7 @@ from readseg.evaluation.benchmarks import (
     resolve,
 )
 from readseg.evaluation.predictions import Result
-from readseg.evaluation.report import sheets, to_table
+from readseg.evaluation.report import score_tables, to_rich
 from readseg.evaluation.run import VARIANTS, System, model_system, run_systems
 from readseg.evaluation.webpage import FILES, write_report
 
@@ -120,11 +120,11 @@ def _opened(
 
 def report_results(results: Sequence[Result], out: Path | None, data: Path | None) -> None:
     """Print the tables of results; write the report into a folder where there is one, and say where it is."""
-    tables = sheets(results)
+    tables = score_tables(results)
     console = stdout_console()
-    for sheet in tables:
-        console.print(to_table(sheet))
-        for note in sheet.notes:
+    for table in tables:
+        console.print(to_rich(table))
+        for note in table.notes:
             console.print(note, style="dim", highlight=False, markup=False)
     if out is not None:
         write_report(out, results, tables, data=data)

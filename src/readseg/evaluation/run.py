@@ -146,7 +146,7 @@ def evaluate(
         progress: show a bar, in the first process.
 
     Returns:
-        One outcome for each question, in the benchmark's order: for `report.scores`.
+        One outcome for each question, in the benchmark's order: for `report.summarise`.
 
     Raises:
         ReadsegError: an image or a mask cannot be read, predictions of other settings in `folder`, or an option has no

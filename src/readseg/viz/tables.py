@@ -15,7 +15,7 @@ from rich.text import Text
 
 from readseg.core.stats import Estimate
 
-Cell = Estimate | float | str | None
+Cell = Estimate | float | int | str | None
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Table:
     notes: Sequence[str] = ()
 
 
-def to_rich(table: Table) -> RichTable:
+def to_rich(table: Table, *, padding: int = 1) -> RichTable:
     """For the terminal, without intervals."""
-    shown = RichTable(title=Text(printable(table.title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    shown = RichTable(title=Text(printable(table.title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, padding))
     shown.add_column(table.first)
     for heading in table.columns.values():
         shown.add_column(heading, justify="right")
@@ -59,22 +59,21 @@ def to_rich(table: Table) -> RichTable:
     return shown
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: Table, *, bullet: str = "- ") -> str:
     """With intervals, and a list of the notes beneath."""
     lines = [
-        f"**{_escaped(table.title)}**",
-        "",
-        "| " + " | ".join([table.first, *map(_escaped, table.columns.values())]) + " |",
+        *((f"**{escape_cell(table.title)}**", "") if table.title else ()),
+        "| " + " | ".join([table.first, *map(escape_cell, table.columns.values())]) + " |",
         "|---|" + "---:|" * len(table.columns),
     ]
     group = ""
     for row in table.rows:
         if row.group != group:
             group = row.group
-            lines.append(f"| **{_escaped(group)}** |" + " |" * len(table.columns))
-        cells = [_escaped(_long(row.cells.get(column))) for column in table.columns]
-        lines.append("| " + " | ".join([_escaped(row.name), *cells]) + " |")
-    return "\n".join([*lines, "", *(f"- {_escaped(note)}." for note in table.notes)]).rstrip() + "\n"
+            lines.append(f"| **{escape_cell(group)}** |" + " |" * len(table.columns))
+        cells = [escape_cell(_long(row.cells.get(column))) for column in table.columns]
+        lines.append("| " + " | ".join([escape_cell(row.name), *cells]) + " |")
+    return "\n".join([*lines, "", *(f"{bullet}{escape_cell(note)}." for note in table.notes)]).rstrip() + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -136,7 +135,7 @@ def _short(value: Cell) -> str:
         value = value.value
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:z.3f}"
-    return "-" if value is None else printable(value)
+    return "-" if value is None else printable(str(value))
 
 
 def _long(value: Cell) -> str:
@@ -147,6 +146,6 @@ def _number(value: float) -> str | float:
     return "" if math.isnan(value) else value
 
 
-def _escaped(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Text that does not break out of a Markdown table's cell."""
     return " ".join(printable(text).replace("|", "\\|").split())

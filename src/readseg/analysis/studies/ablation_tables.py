@@ -70,8 +70,8 @@ def trained_table(models: Sequence[Ablated]) -> Table:
 
 def _scored(result: Result, beside: Result | None) -> dict[str, Cell]:
     """Both scores over true premises, and how far they lie above those of another result."""
-    summary = summarise("", result.outcomes)
-    found: dict[str, Cell] = {"giou": summary.giou, "ciou": summary.ciou}
+    scores = summarise(result.outcomes)
+    found: dict[str, Cell] = {"giou": scores["giou"], "ciou": scores["ciou"]}
     if beside is not None:
         found["giou_gap"], found["ciou_gap"] = difference(result.outcomes, beside.outcomes)
     return found

@@ -97,8 +97,8 @@ def _scores(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answere
     rows = []
     for part, asks in parts.items():
         for system in systems:
-            summary = summarise(part, [o for o in system.result.outcomes if asks(o)])
-            cells: dict[str, Cell] = {name: summary.scores()[name] for name in ("giou", "answered", "refused")}
+            summary = summarise([o for o in system.result.outcomes if asks(o)])
+            cells: dict[str, Cell] = {name: summary[name] for name in ("giou", "answered", "refused")}
             rows.append(Row(system.name, cells, group=part))
     columns = {"giou": "gIoU", "answered": "answered", "refused": "refused"}
     if not any(o.present is False and asks(o) for o in systems[0].result.outcomes for asks in parts.values()):

@@ -347,10 +347,10 @@ class FinetuningStage(nn.Module):
         try:
             for benchmark in self.benchmarks:
                 name, limit = benchmark.name, self.options.validate_images or None
-                summary = summarise(name, evaluate(segmenter, benchmark, rank=rank, world=world, limit=limit))
-                deciding.append(summary.scores()[self.options.best].value)
+                scores = summarise(evaluate(segmenter, benchmark, rank=rank, world=world, limit=limit))
+                deciding.append(scores[self.options.best].value)
                 for column in ("giou", "ciou", "answered", "refused"):
-                    value = summary.scores()[column].value
+                    value = scores[column].value
                     if not math.isnan(value):  # it is where nothing was counted
                         numbers[f"{name} {column}"] = value
         finally:
