@@ -57,9 +57,12 @@ def blocks() -> list[Block]:
 
 
 def spans() -> list[tuple[str, str]]:
-    """Words between backticks, outside of blocks."""
+    """Words between backticks, outside of blocks; those of the log are history."""
     return [
-        (page.name, span) for page in PAGES for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+        (page.name, span)
+        for page in PAGES
+        if page.name != "LOG.md"
+        for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
     ]
 
 
