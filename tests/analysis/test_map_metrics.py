@@ -119,35 +119,10 @@ def test_equals_a_mask_for_each_threshold_on_an_image(kind: str, dtype: Any) -> 
     assert counts_of(search_thresholds(value_map, target)) == by_masks(value_map, target)
 
 
-def test_thresholds_of_pixels_of_255_change_nothing() -> None:
-    rng = np.random.default_rng(1)
-    value_map, target = rng.random((30, 40)), (rng.random((30, 40)) < 0.3).astype(np.uint8)
-    alone = counts_of(search_thresholds(value_map[:, :25], target[:, :25]))
-    target[:, 25:] = 255
-    assert counts_of(search_thresholds(value_map, target)) == alone
-    value_map[:, 25:] = 1 - value_map[:, 25:]
-    assert counts_of(search_thresholds(value_map, target)) == alone
-
-
 def test_the_lowest_of_equal_thresholds() -> None:
     curve = search_thresholds(np.array([[0.305, 0.7]], np.float32), np.array([[0, 1]]))
     assert curve.best_iou == 1.0
     assert curve.threshold == 0.31  # up to 0.7 all are as good
-
-
-@pytest.mark.parametrize(("value", "reached"), [(0.0, 1), (0.29, 30), (0.5, 51), (0.995, 100), (1.0, 101)])
-def test_constant_maps(value: float, reached: int) -> None:
-    curve = search_thresholds(np.full((3, 4), value), np.array([[1, 0, 0, 255]] * 3, np.uint8))
-    assert curve.intersections.tolist() == [3] * reached + [0] * (101 - reached)
-    assert curve.unions.tolist() == [9] * reached + [3] * (101 - reached)
-    assert (curve.threshold, curve.best_iou) == (0.0, 1 / 3)
-
-
-def test_an_empty_target_is_met_by_an_empty_mask() -> None:
-    curve = search_thresholds(np.array([[0.2, 0.6]]), np.zeros((1, 2), np.uint8))
-    assert (curve.threshold, curve.best_iou) == (0.61, 1.0)
-    never = search_thresholds(np.array([[0.2, 1.0]]), np.zeros((1, 2), np.uint8))
-    assert (never.threshold, never.best_iou) == (0.0, 0.0)  # a map that reaches 1 has no empty mask
 
 
 def test_nothing_counts_of() -> None:
@@ -311,53 +286,6 @@ def test_spearman_sees_order_alone() -> None:
     assert abs(spearman(a, np.random.default_rng(1).normal(size=a.shape))) < 0.1
     assert math.isnan(spearman(a, np.full_like(a, 0.3)))
     assert math.isnan(spearman(a, a, np.zeros(a.shape, bool)))
-
-
-def test_a_map_that_is_right_wrong_or_empty() -> None:
-    target = np.zeros((6, 8), np.uint8)
-    target[2:4, 3:6] = 1
-    right = localisation(target.astype(np.float32), target)
-    assert (right.pointing, right.mass_inside, right.auc, right.area) == (1.0, 1.0, 1.0, 6 / 48)
-    wrong = localisation(1.0 - target, target)
-    assert (wrong.pointing, wrong.mass_inside, wrong.auc) == (0.0, 0.0, 0.0)
-    flat = localisation(np.full(target.shape, 0.4), target)
-    assert flat.pointing == flat.area
-    assert flat.mass_inside == pytest.approx(flat.area, abs=1e-15)
-    assert flat.auc == 0.5
-    dark = localisation(np.zeros(target.shape), target)
-    assert (dark.pointing, dark.auc) == (flat.area, 0.5)
-    assert math.isnan(dark.mass_inside)
-
-
-def test_without_a_truth_there_is_no_number() -> None:
-    value_map = np.array([[0.1, 0.7]])
-    for target in (np.array([[0, 0]]), np.array([[0, 255]]), np.array([[255, 255]])):
-        found = localisation(value_map, target)
-        assert all(math.isnan(v) for v in (found.pointing, found.mass_inside, found.auc, found.area))
-    everything = localisation(value_map, np.array([[1, 1]]))
-    assert (everything.pointing, everything.mass_inside, everything.area) == (1.0, 1.0, 1.0)
-    assert math.isnan(everything.auc)
-
-
-def test_pixels_of_255_change_nothing() -> None:
-    rng = np.random.default_rng(4)
-    first, second = rng.random((2, 10, 12))
-    target = (rng.random((10, 12)) < 0.3).astype(np.uint8)
-    alone = localisation(first[:, :9], target[:, :9]), consistency(first[:, :9], second[:, :9], target[:, :9])
-    target[:, 9:] = 255
-    first[:, 9:] = 1.0  # the highest of all: it must not win the pointing game
-    found = localisation(first, target)
-    assert found.pointing == alone[0].pointing
-    assert (found.auc, found.area) == (alone[0].auc, alone[0].area)
-    assert found.mass_inside == pytest.approx(alone[0].mass_inside, abs=1e-15)
-    both = consistency(first, second, target)
-    assert (both.iou, both.thresholds, both.best_ious) == (alone[1].iou, alone[1].thresholds, alone[1].best_ious)
-    assert both.spearman == pytest.approx(alone[1].spearman, abs=1e-15)
-
-
-def test_equal_pixels_far_apart_share_the_pointing() -> None:
-    found = localisation(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), np.array([[1, 1, 0], [0, 0, 0]]))
-    assert found.pointing == 1 / 3
 
 
 def test_numbers_of_any_size() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -39,14 +39,11 @@ _NO_TEXT = "\ufffd"
 
 @dataclass(frozen=True)
 class ExamineOptions:
-    """What answers are examined with, beside the model.
+    """What answers are examined with: the model's own prompt and points, by default its configured ones, and more.
 
-    Attributes:
-        prompt: the model's own prompt; its configured one where left out.
-        points: settings of points; the configured ones where left out.
-        original_sam: `original_sam.load_original_sam`; its prompts are left out without it.
-        clip: a CLIPModel and its tokenizer (`load_clip`); its map is left out without them.
-        extremes: k, so many highest cells and lowest ones make the prompt "plain_extremes".
+    original_sam: of `load_original_sam`; its prompts are left out without it.
+    clip: a CLIPModel and its tokenizer (`load_clip`); its map is left out without them.
+    extremes: k, so many highest cells and lowest ones make the prompt "plain_extremes".
     """
 
     prompt: Prompt | None = None
@@ -77,7 +74,8 @@ class AnswerStates:
         h_answer: (K + 1, T, D), in the same layers the states that predict each token of the answer.
         spans: for each token of the answer its first and last character (exclusive) in `result.answer`.
         seg_positions: which of the answer's tokens are [SEG].
-        options: with the model's own prompt and points where they were left out.
+        prompt, points: of the model's own masks.
+        options: as they were given.
         targets: the masks that are expected; none where that is not known.
         name: what was asked for, where the question is the name of a thing.
     """
@@ -90,6 +88,8 @@ class AnswerStates:
     h_answer: Float[Tensor, "layers T D"] = field(repr=False)
     spans: tuple[tuple[int, int], ...] = field(repr=False)
     seg_positions: tuple[int, ...]
+    prompt: Prompt
+    points: PointConfig
     options: ExamineOptions
     targets: Sequence[TargetMask] = field(default=(), repr=False)
     name: str = ""
@@ -103,18 +103,6 @@ class AnswerStates:
             decoded = self.segmenter.decode(self.encoded, [self.reply], prompt=prompt, points=self.points)
             self._decoded[prompt] = decoded[0]
         return self._decoded[prompt]
-
-    @property
-    def prompt(self) -> Prompt:
-        """Of the model's own masks."""
-        assert self.options.prompt is not None
-        return self.options.prompt
-
-    @property
-    def points(self) -> PointConfig:
-        """How points are chosen."""
-        assert self.options.points is not None
-        return self.options.points
 
     @property
     def frame(self) -> ImageFrame:
@@ -181,9 +169,9 @@ def collect_states(
         h_answer=hidden[:, len(asked) - 1 : -1],
         spans=_spans(segmenter, result.answer_ids),
         seg_positions=tuple(i for i, token in enumerate(result.answer_ids) if token == model.config.seg_token_id),
-        options=replace(
-            options, prompt=options.prompt or model.config.prompt, points=options.points or model.config.points
-        ),
+        prompt=options.prompt or model.config.prompt,
+        points=options.points or model.config.points,
+        options=options,
         targets=targets,
         name=name,
     )

@@ -52,7 +52,7 @@ class ThresholdCurve:
 
     @property
     def ious(self) -> Float[np.ndarray, " T"]:
-        """I / U at every threshold, 1 where the union is empty (as `masks.iou`)."""
+        """I / U at every threshold, 1 where the union is empty."""
         return np.where(self.unions == 0, 1.0, self.intersections / np.maximum(self.unions, 1))
 
     @property
@@ -118,14 +118,7 @@ def mask_at(value_map: Float[np.ndarray, "H W"], threshold: float) -> Bool[np.nd
 
 @dataclass(frozen=True)
 class Localisation:
-    """Whether a map lights up where the truth is. All are NaN without a pixel on the target.
-
-    Attributes:
-        pointing: share of the map's maxima that lie on the target: 0 or 1 if there is one maximum.
-        mass_inside: share of the map's sum that lies on the target; NaN where the sum is 0.
-        auc: probability that a pixel of the target is above another one; NaN where there is no other one.
-        area: share of the pixels that are on the target: what pointing and mass_inside are for a constant map.
-    """
+    """Whether a map lights up where the truth is: see `localisation`."""
 
     pointing: float
     mass_inside: float
@@ -137,8 +130,11 @@ def localisation(value_map: Float[np.ndarray, "H W"], target: Shaped[np.ndarray,
     """The pointing game, the mass inside and the AUC of a map m, with A the target, over the pixels that count.
 
         pointing    |{q in A : m_q = max m}| / |{q : m_q = max m}|
-        mass_inside sum_{q in A} m_q / sum_q m_q
-        auc         P(m_a > m_b) + P(m_a = m_b) / 2,  a on the target, b off it: exactly, over all pairs of pixels
+        mass_inside sum_{q in A} m_q / sum_q m_q,  NaN where the sum is 0
+        auc         P(m_a > m_b) + P(m_a = m_b) / 2,  over all pairs of a on the target and b off it; NaN without b
+        area        |A| / P,  which pointing and mass_inside are for a constant map
+
+    All are NaN without a pixel on the target.
 
     Args:
         value_map: finite values of at least 0, float16, float32 or float64.
@@ -175,14 +171,7 @@ def localisation(value_map: Float[np.ndarray, "H W"], target: Shaped[np.ndarray,
 
 @dataclass(frozen=True)
 class Consistency:
-    """How far two maps of one image and one target agree.
-
-    Attributes:
-        iou: of their masks, each at its own best threshold; 1 where both are empty.
-        spearman: rank correlation, -1 to 1; NaN where a map is constant.
-        thresholds: the best one of the first map and of the second.
-        best_ious: what these two masks have in common with the target.
-    """
+    """How far two maps of one image and one target agree, with each map's best threshold and IoU with the target."""
 
     iou: float
     spearman: float
@@ -193,7 +182,9 @@ class Consistency:
 def consistency(
     first: Float[np.ndarray, "H W"], second: Float[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]
 ) -> Consistency:
-    """Agreement of two maps: IoU of their masks at best thresholds (appendix A.1), and rank correlation.
+    """Agreement of two maps: IoU of their masks, each at its own best threshold, and rank correlation.
+
+    The IoU is 1 where both masks are empty, the correlation NaN where a map is constant.
 
     Args:
         first: float16, float32 or float64 in [0, 1].

@@ -11,7 +11,7 @@ Source: section 3.2, appendix B.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from readseg.analysis.studies.maps import (
     MAP_RULES,
     WHOLE,
     WHOLE_NOTE,
+    ModelStudy,
     area_cells,
     coverage,
     map_cells,
@@ -59,15 +60,8 @@ class Layered:
     layers: tuple[MapScores | None, ...] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a study of layers found for one model."""
-
-    name: str
-    records: Sequence[Layered] = field(repr=False)
-    protocol: str
-    about: Mapping[str, Any] = field(default_factory=dict)
-    benchmark: str = ""
+class Sweep(ModelStudy[Layered]):
+    """What a study of layers measured of one model."""
 
     @property
     def layers(self) -> list[int]:

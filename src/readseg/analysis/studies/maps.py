@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -63,26 +63,53 @@ WHOLE_NOTE = (
 )
 
 
+class Target(Protocol):
+    """What a record says of the mask that it is about."""
+
+    @property
+    def key(self) -> str:
+        """Of the question."""
+
+    @property
+    def image(self) -> str:
+        """Whose scores are not independent."""
+
+    @property
+    def wanted(self) -> int:
+        """Pixels on the target."""
+
+    @property
+    def counted(self) -> int:
+        """Pixels that count."""
+
+
+R = TypeVar("R", bound=Target, covariant=True)
+
+
 @dataclass(frozen=True)
-class MapStudy:
-    """What a study of maps measured of one model.
+class ModelStudy(Generic[R]):
+    """What a study measured of one model.
 
     name: the model's.
     records: one for each expected mask, in the benchmark's order.
     protocol: of `benchmarks.Protocol`.
     about: of the study: how many images of how many.
-    own: the model's own prompt, "both", "seg" or "points".
-    missing: by the name of a map or prompt, why it was not measured.
     benchmark: its name, for titles.
     """
 
     name: str
-    records: Sequence[MapRecord] = field(repr=False)
+    records: Sequence[R] = field(repr=False)
     protocol: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: str = ""
+
+
+@dataclass(frozen=True)
+class MapStudy(ModelStudy[MapRecord]):
+    """Of maps: with the model's own prompt, and by the name of a map or prompt why it was not measured."""
+
     own: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
-    benchmark: str = ""
 
 
 def map_table(studies: Sequence[MapStudy]) -> Table:
@@ -185,51 +212,7 @@ def misaligned_table(study: MapStudy, most: int = 100) -> Table:
 # -- what the studies of maps and of layers share ----------------------------------------------------------------------
 
 
-class Target(Protocol):
-    """What a record says of the mask that it is about."""
-
-    @property
-    def key(self) -> str:
-        """Of the question."""
-
-    @property
-    def image(self) -> str:
-        """Whose scores are not independent."""
-
-    @property
-    def wanted(self) -> int:
-        """Pixels on the target."""
-
-    @property
-    def counted(self) -> int:
-        """Pixels that count."""
-
-
-class ModelStudy(Protocol):
-    """What a study measured of one model, as `MapStudy`."""
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-
-    @property
-    def benchmark(self) -> str:
-        """Its name."""
-
-    @property
-    def records(self) -> Sequence[Target]:
-        """One for each expected mask."""
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """How many images of how many."""
-
-    @property
-    def protocol(self) -> str:
-        """Of `benchmarks.Protocol`."""
-
-
-def titled(title: str, studies: Sequence[ModelStudy]) -> str:
+def titled(title: str, studies: Sequence[ModelStudy[Target]]) -> str:
     """A table's title with the benchmark's name, and the model's where there is one."""
     benchmark, model = studies[0].benchmark, studies[0].name
     before = f"{printable(benchmark)}: " if benchmark else ""
@@ -237,7 +220,7 @@ def titled(title: str, studies: Sequence[ModelStudy]) -> str:
     return f"{before}{title}{after}"
 
 
-def coverage(studies: Sequence[ModelStudy]) -> list[str]:
+def coverage(studies: Sequence[ModelStudy[Target]]) -> list[str]:
     """Notes on what tables are over: masks, questions, images, whether that is a sample, and the protocol."""
     notes = []
     for study in studies:
@@ -337,11 +320,11 @@ def _spec_notes(specs: Mapping[str, Spec], rows: Sequence[Row]) -> list[str]:
     return [f"{spec.title}: {spec.note}" for spec in specs.values() if spec.note and spec.title in titles]
 
 
-def _group(study: ModelStudy, studies: Sequence[ModelStudy]) -> str:
+def _group(study: ModelStudy[Target], studies: Sequence[ModelStudy[Target]]) -> str:
     return study.name if len(studies) > 1 else ""
 
 
-def _prefix(study: ModelStudy, studies: Sequence[ModelStudy]) -> str:
+def _prefix(study: ModelStudy[Target], studies: Sequence[ModelStudy[Target]]) -> str:
     return f"{printable(study.name)}: " if len(studies) > 1 else ""
 
 
@@ -449,9 +432,9 @@ def _study_of(context: StudyContext, model: StudyModel, measured: StudyResult[Ma
         measured.records,
         str(settings["protocol"]),
         measured.about,
-        settings["prompt"] or model.segmenter.model.config.prompt,
-        {name: MISSING[required] for name, required in lacking.items()},
         context.benchmark.name,
+        own=settings["prompt"] or model.segmenter.model.config.prompt,
+        missing={name: MISSING[required] for name, required in lacking.items()},
     )
 
 
