@@ -37,6 +37,10 @@ STEPS = 100
 THRESHOLDS: Float[np.ndarray, " T"] = np.arange(STEPS + 1) / STEPS
 THRESHOLDS.setflags(write=False)
 
+# Bytes that say where a pixel is: the number of thresholds that it reaches, 0 to 101, off the target, the same from here
+# on for the target, or not counted.
+_ON_TARGET, _NOT_COUNTED = 128, 255
+_BLOCK = 1 << 15  # pixels: a block and what is made of it stay in a core's cache
 _ABOVE_ONE = 1e-3  # how far a map may reach above 1: interpolation rounds
 
 
@@ -97,9 +101,17 @@ def search_thresholds(value_map: Float[np.ndarray, "H W"], target: Shaped[np.nda
     """
     values, wanted, counted = _flat_pixels(value_map, target, (0, 1 + _ABOVE_ONE))
     # round(100 v) is the threshold next to v, however that product rounds: one comparison tells on which side v lies.
-    nearest = np.rint(values * STEPS)
-    reached = nearest.astype(np.int64) + (values >= nearest / STEPS)
-    on, off = (np.bincount(reached[part], minlength=STEPS + 2) for part in (wanted, counted & ~wanted))
+    codes = np.empty(len(values), np.uint8)
+    for start in range(0, len(values), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        nearest = np.rint(values[block] * STEPS)
+        codes[block] = nearest
+        codes[block] += values[block] >= np.divide(nearest, STEPS, out=nearest)
+    codes += wanted * np.uint8(_ON_TARGET)
+    codes |= ~counted * np.uint8(_NOT_COUNTED)
+    # Pillow counts bytes as they are; numpy's bincount widens them to eight bytes each first.
+    histogram = np.asarray(Image.fromarray(codes[None]).histogram(), dtype=np.int64)
+    on, off = (histogram[first : first + len(THRESHOLDS) + 1] for first in (_ON_TARGET, 0))
     return ThresholdCurve(_sums_above(on), on.sum() + _sums_above(off))
 
 
@@ -320,9 +332,9 @@ def _flat_pixels(
     if low < limits[0] or high > limits[1]:
         raise ReadsegError(f"map: expected values from {limits[0]:.3g} to {limits[1]:.3g}, got {low:g} to {high:g}")
     wanted, counted = truth == 1, truth != IGNORED
-    others = truth[counted & ~wanted & (truth != 0)]
-    if len(others):
-        raise ReadsegError(f"target: expected 0, 1 and {IGNORED} only, got {others[0]}")
+    if np.count_nonzero(wanted) + np.count_nonzero(truth == 0) != np.count_nonzero(counted):
+        other = truth[counted & ~wanted & (truth != 0)][0]
+        raise ReadsegError(f"target: expected 0, 1 and {IGNORED} only, got {other}")
     return values, wanted, counted
 
 
