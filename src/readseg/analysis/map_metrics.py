@@ -37,8 +37,8 @@ STEPS = 100
 THRESHOLDS: Float[np.ndarray, " T"] = np.arange(STEPS + 1) / STEPS
 THRESHOLDS.setflags(write=False)
 
-# Bytes that say where a pixel is: the number of thresholds that it reaches, 0 to 101, off the target, the same from here
-# on for the target, or not counted.
+# Bytes that say where a pixel is: the number of thresholds that it reaches, 0 to 101, off the target, the same from
+# here on for the target, or not counted.
 _ON_TARGET, _NOT_COUNTED = 128, 255
 _BLOCK = 1 << 15  # pixels: a block and what is made of it stay in a core's cache
 _ABOVE_ONE = 1e-3  # how far a map may reach above 1: interpolation rounds
