@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.core.images import MAX_PIXELS, ImageError, load_image
+from readseg.core import images
+from readseg.core.images import ImageError, load_image
 from readseg.errors import ReadsegError
 
 
@@ -32,9 +33,9 @@ def pixels(source: object) -> np.ndarray:
     return np.asarray(image)
 
 
-def error_line(source: object, **options: int) -> str:
+def error_line(source: object) -> str:
     with pytest.raises(ImageError) as caught:
-        load_image(source, **options)
+        load_image(source)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -239,11 +240,13 @@ def test_absurdly_large_images_are_refused_before_decoding(side: int) -> None:
     assert "80 megapixels" in error_line(claimed_png(side, side))
 
 
-def test_the_limit_is_a_parameter() -> None:
-    assert MAX_PIXELS == 80_000_000
-    assert "too large: 9 x 6" in error_line(picture(), max_pixels=53)
-    assert "too large: 9 x 6" in error_line(Image.fromarray(picture()), max_pixels=53)
-    assert load_image(picture(), max_pixels=54).size == (9, 6)
+@pytest.mark.parametrize("source", [picture(), Image.fromarray(picture())])
+def test_the_limit_holds_for_arrays_and_images(monkeypatch: pytest.MonkeyPatch, source: object) -> None:
+    assert images.MAX_PIXELS == 80_000_000
+    monkeypatch.setattr(images, "MAX_PIXELS", 54)
+    assert load_image(source).size == (9, 6)
+    monkeypatch.setattr(images, "MAX_PIXELS", 53)
+    assert "too large: 9 x 6" in error_line(source)
 
 
 def test_postscript_is_never_interpreted() -> None:

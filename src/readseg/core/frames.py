@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from readseg.core.token_grid import Box
+from readseg.core.token_grid import Box, check_choice
 
 View = Literal["crop", "letterbox", "stretch"]
 
@@ -46,6 +46,9 @@ class ImageFrame:
     mask_size: int
     view: View = "crop"
 
+    def __post_init__(self) -> None:
+        check_choice("view", self.view, View)
+
     @property
     def hw(self) -> tuple[int, int]:
         """(H, W) of the image."""
@@ -54,7 +57,10 @@ class ImageFrame:
     @property
     def mask_hw(self) -> tuple[int, int]:
         """Size of the image in the mask frame: longest side to mask_size, rounded as SAM does, int(v + 0.5)."""
-        scale = self.mask_size / max(self.hw)
+        return self._fitted_hw(self.mask_size)
+
+    def _fitted_hw(self, side: int) -> tuple[int, int]:
+        scale = side / max(self.hw)
         return max(1, int(self.height * scale + 0.5)), max(1, int(self.width * scale + 0.5))
 
     @property
@@ -68,12 +74,8 @@ class ImageFrame:
             return left, top, left + short, top + short
         left_px, top_px, new_width, new_height = self._letterbox
         to_x, to_y = self.width / new_width, self.height / new_height
-        return (
-            -left_px * to_x,
-            -top_px * to_y,
-            (self.lmm_size - left_px) * to_x,
-            (self.lmm_size - top_px) * to_y,
-        )
+        right_px, bottom_px = self.lmm_size - left_px, self.lmm_size - top_px
+        return -left_px * to_x, -top_px * to_y, right_px * to_x, bottom_px * to_y
 
     @property
     def hidden_fraction(self) -> float:
@@ -127,9 +129,7 @@ class ImageFrame:
     @property
     def _letterbox(self) -> tuple[int, int, int, int]:
         """Left, top, width and height of the image inside the LMM's square, in its pixels."""
-        scale = self.lmm_size / max(self.hw)
-        width = max(1, int(self.width * scale + 0.5))
-        height = max(1, int(self.height * scale + 0.5))
+        height, width = self._fitted_hw(self.lmm_size)
         return (self.lmm_size - width) // 2, (self.lmm_size - height) // 2, width, height
 
     def _centre_crop(self, image: Image.Image) -> Image.Image:

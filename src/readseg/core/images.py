@@ -27,7 +27,7 @@ class ImageError(ReadsegError):
     """An image cannot be used; the message says which one, why, and what was expected."""
 
 
-def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: Any) -> Image.Image:
     """Open any usual image as an upright RGB picture; the caller's object is never changed.
 
     - files (path, `Path`, bytes, binary file object): whatever Pillow reads, except EPS; the first frame of
@@ -37,7 +37,7 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
       other integers from 0 to 255, or floats in [0, 1]. Channels first is refused, not guessed.
 
     Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535). Pictures of more than
-    `max_pixels` are refused before they are decoded.
+    `MAX_PIXELS` are refused before they are decoded.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, too large, or an array of a wrong shape or range.
@@ -46,15 +46,15 @@ def load_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     (255, 255, 255)
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        source = _from_array(source)
     if isinstance(source, Image.Image):
-        with _as_image_errors("the image", max_pixels):
-            return _to_rgb(source, "the image", max_pixels)
+        with _as_image_errors("the image"):
+            return _to_rgb(source, "the image")
     stream, name = _open(source)
-    with stream, _as_image_errors(name, max_pixels), Image.open(stream) as image:
+    with stream, _as_image_errors(name), Image.open(stream) as image:
         if image.format == "EPS":  # Pillow would start Ghostscript, an interpreter, on a stranger's file
             raise ImageError(f"{name} is EPS, which is not read: convert it to PNG first")
-        return _to_rgb(image, name, max_pixels)
+        return _to_rgb(image, name)
 
 
 def _open(source: Any) -> tuple[IO[bytes], str]:
@@ -69,10 +69,8 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
         try:
             if path.is_file():
                 return path.open("rb"), name
-            if path.is_dir():
-                raise ImageError(f"{name} is a directory: name an image file in it")
             if path.exists():
-                raise ImageError(f"{name} is not a regular file: save the image to a file first")
+                raise ImageError(f"{name} is a directory or no regular file: name an image file")
         except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise ImageError(f"{name} cannot be opened: {reason}") from error
@@ -92,7 +90,7 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
 
 
 @contextmanager
-def _as_image_errors(name: str, max_pixels: int) -> Iterator[None]:
+def _as_image_errors(name: str) -> Iterator[None]:
     """Whatever Pillow raises on a file becomes one clear error; its warnings are dropped."""
     try:
         with warnings.catch_warnings():
@@ -102,49 +100,43 @@ def _as_image_errors(name: str, max_pixels: int) -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: more than {max_pixels / 1e6:g} megapixels") from error
+        raise ImageError(f"{name} is too large: more than {MAX_PIXELS / 1e6:g} megapixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image that can be read, or empty: expected PNG, JPEG, ...") from error
     except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error, ...
         raise ImageError(f"{name} is damaged or truncated: {_first_line(error)}") from error
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels: its size is {width} x {height}")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} is too large: {width} x {height} pixels, the limit is {max_pixels / 1e6:g} megapixels; "
-            "shrink it first"
-        )
+def _check_size(width: int, height: int, name: str) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        problem = "is too large" if width * height else "has no pixels"
+        limit = f"expected 1 pixel to {MAX_PIXELS / 1e6:g} megapixels"
+        raise ImageError(f"{name} {problem}: {width} x {height} pixels; {limit}")
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """Check the size that the header claims, decode all pixels, turn upright, and bring any mode to RGB."""
-    _check_size(image.size, name, max_pixels)
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Check the size that the header claims, decode all pixels, turn upright, and bring any mode to RGB over white."""
+    _check_size(*image.size, name)
     image.load()
     with suppress(Exception):  # unreadable EXIF: the pixels are fine, so show them as they are stored
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
         image = Image.fromarray(_to_bytes(np.asarray(image), name, highest=65535))
-    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+def _from_array(array: np.ndarray) -> Image.Image:
+    """The image of an array, 8 bits a channel."""
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)):
         channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         hint = "; this one has channels first: pass array.transpose(1, 2, 0)" if channels_first else ""
         raise ImageError(f"the image array has shape {array.shape}: expected (H, W) or (H, W, channels){hint}")
-    _check_size((array.shape[1], array.shape[0]), "the image array", max_pixels)
+    _check_size(array.shape[1], array.shape[0], "the image array")
     values = _to_bytes(array, "the image array", highest=65535 if array.dtype == np.uint16 else 255)
-    image = Image.fromarray(np.ascontiguousarray(values[:, :, 0] if values.shape[2:] == (1,) else values))
-    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(values[:, :, 0] if values.shape[2:] == (1,) else values))
 
 
 def _to_bytes(values: np.ndarray, name: str, highest: int) -> np.ndarray:

@@ -11,14 +11,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Shaped
 from PIL import Image
 from pycocotools import mask as coco
 
 from readseg.core.io import atomic_write
 
 IGNORED = 255
-_LONGEST_RUN = 60  # bits of a run length
+"""The value of a target's pixels that are not counted."""
 
 
 def encode_rle(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
@@ -32,10 +32,7 @@ def encode_rle(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
 
 
 def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
-    """The mask of COCO run lengths, compressed (str or bytes) or plain (a list of numbers).
-
-    ValueError where "size" or "counts" is missing or not of that kind, or where the run lengths do not fill the size.
-    """
+    """The mask of COCO run lengths, compressed (str or bytes) or plain (a list of numbers); ValueError otherwise."""
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
@@ -43,13 +40,11 @@ def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
             counts = counts.encode("ascii")
         runs = _run_lengths(counts) if isinstance(counts, bytes) else [int(count) for count in counts]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f'run lengths must be a dict with "size" [H, W] and "counts", text or numbers: {error}'
-        ) from error
+        expected = 'run lengths must be a dict with "size" [H, W] and "counts", text or numbers'
+        raise ValueError(f"{expected}: {error}") from error
     if min([height, width, *runs]) < 0 or sum(runs) != height * width:
         raise ValueError(f"run lengths do not fill their size {height} x {width}: they hold {sum(runs)} pixels")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape((height, width), order="F")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
 
 
 def _run_lengths(counts: bytes) -> list[int]:
@@ -63,7 +58,7 @@ def _run_lengths(counts: bytes) -> list[int]:
         code = character - 48
         value |= (code & 31) << shift
         shift += 5
-        if not 0 <= code < 64 or shift > _LONGEST_RUN:
+        if not 0 <= code < 64 or shift > 60:  # bits of a run length
             raise ValueError('"counts" holds what is no run length')
         if code & 32:
             continue
@@ -81,12 +76,9 @@ def union(masks: Iterable[Shaped[np.ndarray, "H W"]], hw: tuple[int, int] | None
     whole = None if hw is None else np.zeros(hw, dtype=bool)
     for mask in masks:
         part = np.asarray(mask).astype(bool)
-        if whole is None:
-            whole = part
-        elif part.shape != whole.shape:  # numpy would stretch some
+        if whole is not None and part.shape != whole.shape:  # numpy would stretch some
             raise ValueError(f"masks of one image must have one size, got {sorted({part.shape, whole.shape})}")
-        else:
-            whole |= part
+        whole = part if whole is None else whole | part
     assert whole is not None, "the union of no masks needs their size"
     return whole
 
@@ -99,25 +91,20 @@ def polygons_to_mask(polygons: Iterable[Any], hw: tuple[int, int]) -> Bool[np.nd
     (ValueError otherwise); one without points paints nothing.
     """
     canvas = np.zeros(hw, dtype=np.uint8)
-    for polygon in polygons:
-        points = _polygon_pixels(polygon)
-        if len(points):
-            cv2.polylines(canvas, [points], isClosed=True, color=1, thickness=1)
-            cv2.fillPoly(canvas, [points], color=1)
-    return canvas.astype(bool)
-
-
-def _polygon_pixels(polygon: Any) -> Int[np.ndarray, "K 1 2"]:
-    """A polygon's points, truncated to int32."""
-    try:
-        points = np.asarray(polygon, dtype=np.float64)
-        points = points.reshape(-1, 2) if points.ndim < 2 else points
-        if points.shape[1:] != (2,) or not np.isfinite(points).all():
-            raise ValueError(f"got an array of shape {points.shape}")
-    except (TypeError, ValueError) as error:
-        raise ValueError("a polygon must be a list of finite (x, y), or x0, y0, x1, y1, ...") from error
     limits = np.iinfo(np.int32)
-    return points.clip(limits.min, limits.max).astype(np.int32)[:, None]
+    for polygon in polygons:
+        try:
+            points = np.asarray(polygon, dtype=np.float64)
+            points = points.reshape(-1, 2) if points.ndim < 2 else points
+            if points.shape[1:] != (2,) or not np.isfinite(points).all():
+                raise ValueError(f"got an array of shape {points.shape}")
+        except (TypeError, ValueError) as error:
+            raise ValueError("a polygon must be a list of finite (x, y), or x0, y0, x1, y1, ...") from error
+        pixels = points.clip(limits.min, limits.max).astype(np.int32)[:, None]
+        if len(pixels):
+            cv2.polylines(canvas, [pixels], isClosed=True, color=1, thickness=1)
+            cv2.fillPoly(canvas, [pixels], color=1)
+    return canvas.astype(bool)
 
 
 def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:

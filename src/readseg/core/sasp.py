@@ -16,13 +16,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from readseg.core.token_grid import Alignment, Box, GridAxis, axes, cell_pixels, cells_inside, pixel_weights
+from readseg.core.token_grid import (
+    Alignment,
+    Box,
+    GridAxis,
+    axes,
+    cell_pixels,
+    cells_inside,
+    check_choice,
+    pixel_weights,
+)
 
 Threshold = Literal["range", "std"]
 # exp(-r^2) is below the resolution of float32 beyond r = 5: this many bandwidths make the window of DtoC.
@@ -31,21 +40,16 @@ WINDOW_BANDWIDTHS = 5
 
 @dataclass(frozen=True)
 class PointConfig:
-    """How a similarity map becomes point prompts (Similarity as Points).
+    """How a similarity map becomes point prompts (Similarity as Points); ValueError for values that make no sense.
 
     Attributes:
         num_points: the most points that one [SEG] gets, at least 1 (the prompt "seg" of `ReadConfig` takes none).
         t_pos, t_neg: thresholds on the min-max map: v >= t_pos is positive, 0 <= v <= t_neg negative.
         downsample: the token grid of side n is reduced to n // downsample before points are chosen.
-        alignment: "reference" is the rounding that released READ weights were trained with, "exact" knows the
-            rectangle of the image that the grid covers.
-        threshold: "range" uses t_pos and t_neg, "std" the mean +/- 0.5 standard deviations of the map (the paper's
-            text).
+        alignment: "reference", the rounding that released READ weights were trained with, or "exact", without any.
+        threshold: "range" uses t_pos and t_neg; "std" mean +/- 0.5 std of the map (the paper's text).
         dtoc: whether points are made continuous, so that gradients reach the similarity.
         bandwidth: scale of the kernel of that step, in pixels: exp(-|q - p|^2 / bandwidth^2).
-
-    Raises:
-        ValueError: a value makes no sense.
     """
 
     num_points: int = 30
@@ -58,9 +62,8 @@ class PointConfig:
     bandwidth: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("alignment", get_args(Alignment)), ("threshold", get_args(Threshold))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        check_choice("alignment", self.alignment, Alignment)
+        check_choice("threshold", self.threshold, Threshold)
         if self.num_points < 1:
             raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
         if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
@@ -86,27 +89,22 @@ class PointConfig:
 
 
 class Points(NamedTuple):
-    """The point prompts of one mask; P may be 0."""
+    """The point prompts of one mask: image pixels (x, y), labels 1 positive, 0 negative, -1 neutral; P may be 0."""
 
     xy: Float[Tensor, "P 2"]
-    """Image pixels, (x, y)."""
     labels: Int[Tensor, " P"]
-    """1 positive, 0 negative, -1 neutral."""
 
 
 class PointPrompts(NamedTuple):
-    """Point prompts of S [SEG] tokens on one image, packed to the left.
+    """Point prompts of S [SEG] tokens on one image, as in `Points`, packed to the left; `valid` columns hold a point.
 
-    Row s uses its first `valid[s].sum()` columns. The others are padding, (0, 0) with label -1, and must not
-    reach a mask decoder: there a point of any label changes the mask.
+    The others are padding, (0, 0) with label -1, and must not reach a mask decoder: there a point of any label changes
+    the mask.
     """
 
     xy: Float[Tensor, "S P 2"]
-    """Image pixels, (x, y)."""
     labels: Int[Tensor, "S P"]
-    """1 positive, 0 negative, -1 neutral."""
     valid: Bool[Tensor, "S P"]
-    """Which columns hold a point."""
 
     def rows(self) -> list[Points]:
         """The points of each [SEG] without the padding."""
@@ -119,9 +117,7 @@ def similarity(
 ) -> Float[Tensor, "S N"]:
     """Scores of every image token for every [SEG]: the plain dot product s = h_seg . h_img^T.
 
-    Args:
-        h_seg: hidden states that predict the [SEG] tokens.
-        h_img: hidden states of the image tokens, one set for all rows (N, D) or one for each row (S, N, D).
+    The image tokens are one set for all rows, or one for each row.
 
     >>> similarity(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])).tolist()
     [[3.0, 2.0]]
@@ -134,14 +130,11 @@ def similarity(
 def normalise(
     maps: Float[Tensor, "S ..."], inside: Bool[Tensor, ...] | None = None
 ) -> tuple[Float[Tensor, "S ..."], Bool[Tensor, " S"]]:
-    """Min-max of each map to [0, 1], in the map's own dtype, and which maps have one: flags `usable` (S,).
+    """Min-max of each map to [0, 1], in the map's own dtype, and which maps have one.
 
     v = (s - min s) / (max s - min s). A map that is constant, or holds NaN or infinity, has no range: it
-    comes back as zeros with a False flag, and its gradient is zero.
-
-    Args:
-        maps: any number of maps, of any shape (S, ...).
-        inside: (...) the cells that count for min and max (all by default); the others are cut to [0, 1].
+    comes back as zeros with a False flag, and its gradient is zero. With `inside` only those cells count for min and
+    max; the others are cut to [0, 1].
 
     >>> normalise(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]]))
     (tensor([[0.0000, 1.0000, 0.5000],
@@ -174,13 +167,9 @@ def full_map(
     interpolation. Outside the part of the image that the grid covers g is 0, and so is the whole map of scores
     without a range (see `normalise`).
 
-    Args:
-        scores: similarity of each [SEG] to the image tokens.
-        image_hw: (H, W) in pixels.
-        alignment: "exact": g is V sampled inside `box`. "reference": the rounding that released READ weights
-            were trained with, n x n -> 336 x 336 -> zero padding -> (H, W).
-        box: (x0, y0, x1, y1) in image pixels, the rectangle that the grid covers; it may reach outside the
-            image. By default the centred square of side min(H, W). Only for "exact".
+    "exact": g is V sampled inside `box` (x0, y0, x1, y1), image pixels, the rectangle that the grid covers; it may
+    reach outside the image; by default the centred square of side min(H, W). "reference": the rounding that released
+    READ weights were trained with, n x n -> 336 x 336 -> zero padding -> (H, W).
 
     Raises:
         ValueError: N is no square number, the image is empty, or the box does not fit the alignment.
@@ -199,19 +188,19 @@ def select_cells(
     """Ranks the cells of normalised grids and keeps the first P = min(num_points, rows * columns).
 
     Order: positive cells, v >= t_pos, from the highest; negative cells, 0 <= v <= t_neg, from the lowest;
-    neutral cells in raster order. Equal values keep raster order.
+    neutral cells in raster order. Equal values keep raster order. Threshold "std" takes mean + 0.5 std and
+    mean - 0.5 std of each grid's cells inside (population std) in place of t_pos and t_neg.
 
-    Args:
-        grid: values in [0, 1].
-        inside: cells that may be selected.
-        config: `num_points`, and the thresholds: "range" takes t_pos and t_neg; "std", the rule in the paper's text,
-            mean + 0.5 std and mean - 0.5 std of each grid (population std) in their place.
-
-    Returns:
-        Flat cell indices, labels (1, 0, -1) and which of them are real, packed to the left.
+    Returns flat cell indices, labels (1, 0, -1) and which of them are real (`inside`), packed to the left.
     """
-    high, low = (config.t_pos, config.t_neg) if config.threshold == "range" else _std_thresholds(grid, inside)
     values, selectable = grid.flatten(1), inside.flatten()
+    high: float | Tensor = config.t_pos
+    low: float | Tensor = config.t_neg
+    if config.threshold == "std":
+        weight = selectable.to(grid.dtype) / selectable.sum().clamp(min=1)
+        mean = (values * weight).sum(dim=1, keepdim=True)
+        half_std = 0.5 * ((values - mean).square() * weight).sum(dim=1, keepdim=True).sqrt()
+        high, low = mean + half_std, mean - half_std
     positive = values >= high
     negative = (values >= 0) & (values <= low)
 
@@ -231,17 +220,11 @@ def select_points(
     """Discrete points: the pixels under the selected cells of the downsampled map. No gradient.
 
     The n x n scores are resized (bilinear) to m x m, m = n // downsample, normalised to [0, 1] and ranked by
-    `select_cells`; cell (row, col) becomes the pixel that holds the cell's centre. A map without a range gives
-    no points. With fewer cells than `num_points`, fewer points come out.
-
-    Args:
-        scores: similarity of each [SEG] to the image tokens, any dtype.
-        image_hw: (H, W) in pixels.
-        config: how points are chosen.
-        box: see `full_map`. Cells whose centre lies outside the image are never selected.
+    `select_cells`; cell (row, col) becomes the pixel that holds the cell's centre. Cells whose centre lies outside the
+    image are never selected. A map without a range gives no points; with few cells, fewer than `num_points` come out.
 
     Raises:
-        ValueError: N is no square number, downsample exceeds n, or what `full_map` raises.
+        ValueError: N is no square number, downsample exceeds n, or what `full_map` raises, which explains `box`.
     """
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, config.downsample, config.alignment, box)
     cells, labels, valid = select_cells(grid, cells_inside(axis_y, axis_x, grid.shape[-1], grid.device), config)
@@ -253,17 +236,15 @@ def select_extremes(
     image_hw: tuple[int, int],
     *,
     count: int,
-    downsample: int = 1,
     alignment: Alignment = "exact",
     box: Box | None = None,
 ) -> PointPrompts:
     """The `count` highest cells as positive points, then the `count` lowest as negative ones. No gradient.
 
     This is the choice for points that are the only prompt of an original SAM (the paper's appendix). Where
-    the image holds fewer than 2 * count cells, half of the cells are positive and half negative. The other arguments
-    are those of `PointConfig` and `select_points`.
+    the image holds fewer than 2 * count cells, half of the cells are positive and half negative.
     """
-    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, downsample, alignment, box)
+    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, 1, alignment, box)
     side = grid.shape[-1]
     # Counted on the host, where the layout is known: the shape of the result does not wait for the device.
     available = math.prod(cell_pixels(axis, side)[1].tolist().count(True) for axis in (axis_y, axis_x))
@@ -295,15 +276,8 @@ def discrete_to_continuous(
     depend on the image. With bandwidth 1, the paper's formula, p' is within hundredths of a pixel of p on
     smooth maps: a path for gradients, not a move. A wider one follows the map further.
 
-    Args:
-        points: of `select_points`, which got the same other arguments.
-        scores: similarity of each [SEG] to the image tokens.
-        image_hw: (H, W) in pixels.
-        config: `alignment` and `bandwidth`.
-        box: see `full_map`.
-
-    Returns:
-        The moved points in image pixels, float32, or float64 for float64 scores; 0 where not valid.
+    The points are those of `select_points`, which got the same other arguments. Returns them moved, in image pixels,
+    float32, or float64 for float64 scores; 0 where not valid.
 
     Source: paper section 3.3, discrete to continuous.
     """
@@ -326,17 +300,11 @@ def discrete_to_continuous_on_map(
     bandwidth: float = 1.0,
     radius: int | None = None,
 ) -> Float[Tensor, "S P 2"]:
-    """DtoC (see `discrete_to_continuous`) on any map, taken as it is: differentiable with respect to `maps`.
+    """DtoC (see `discrete_to_continuous`) on any map, one for each row of points: differentiable with respect to it.
 
-    Args:
-        points_xy: pixels of the maps, (x, y).
-        maps: one map for each row of points, such as the attention of any model; not normalised here.
-        bandwidth: in pixels.
-        radius: half side of the window in pixels; by default 5 bandwidths, enough for maps of range 1. For a
-            range R take about bandwidth * sqrt(R + 17).
-
-    Returns:
-        The moved points; one whose window holds NaN or infinity stays where it is.
+    The maps, such as the attention of any model, are not normalised. The window reaches `radius` pixels from its
+    point, by default 5 bandwidths, enough for maps of range 1; for a range R take about bandwidth * sqrt(R + 17).
+    A point whose window holds NaN or infinity stays where it is.
     """
     height, width = maps.shape[-2:]
     xy = points_xy.to(torch.promote_types(maps.dtype, torch.float32))
@@ -374,11 +342,6 @@ def sample_features(
     """Features of a map that covers the whole image, interpolated at points (like a light RoI pooling).
 
     Bilinear between cell centres, constant beyond the outermost ones; differentiable in map and points.
-
-    Args:
-        feature_map: C channels on an h x w grid stretched over the image.
-        points_xy: image pixels.
-        image_hw: (H, W) in pixels.
 
     Source: the paper's appendix on models without a language model.
     """
@@ -430,16 +393,6 @@ def _selection_grid(
     inside = cells_inside(axis_y, axis_x, cells, grid.device) if axis_y.exact else None
     grid, usable = normalise(grid, inside)
     return grid, usable & has_range, axis_y, axis_x
-
-
-def _std_thresholds(grid: Float[Tensor, "S r c"], inside: Bool[Tensor, "r c"]) -> tuple[Tensor, Tensor]:
-    """Mean + 0.5 std and mean - 0.5 std of each grid's cells inside, (S, 1) each."""
-    weight = inside.flatten().to(grid.dtype)
-    weight = weight / weight.sum().clamp(min=1)
-    values = grid.flatten(1)
-    mean = (values * weight).sum(dim=1, keepdim=True)
-    half_std = 0.5 * ((values - mean).square() * weight).sum(dim=1, keepdim=True).sqrt()
-    return mean + half_std, mean - half_std
 
 
 def _points_of_cells(

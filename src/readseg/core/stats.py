@@ -70,15 +70,10 @@ def mask_ious(intersections: Numbers, unions: Numbers) -> Float[np.ndarray, " M"
 def estimate(
     numerators: Numbers, denominators: Numbers | None = None, *, groups: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """A ratio of sums with its percentile bootstrap interval.
+    """A ratio of sums, sum_m a_m / sum_m b_m, with its percentile bootstrap interval.
 
-    Args:
-        numerators: (M,) the a_m of this module's head.
-        denominators: (M,) the b_m, at least 0; ones where left out (a mean).
-        groups: M keys, e.g. the image of each question; every entry its own group where left out.
-
-    Returns:
-        The score; 0 where all denominators are 0, NaN where M = 0.
+    The b_m are at least 0, ones where left out (a mean); `groups` are M keys, e.g. the image of each question, every
+    entry its own group where left out. The score is 0 where all denominators are 0, NaN where M = 0.
     """
     a = np.asarray(numerators, dtype=np.float64)
     b = np.ones_like(a) if denominators is None else np.asarray(denominators, dtype=np.float64)
@@ -130,12 +125,13 @@ def ratio_difference(sums: Float[np.ndarray, "R 4"]) -> Float[np.ndarray, " R"]:
 
 
 class Roc(NamedTuple):
-    """What all thresholds "at least t" decide, from the strictest: K = 1 + number of different scores."""
+    """The shares of the false and of the true questions that each threshold "at least t" takes for true.
+
+    Thresholds from the strictest: from 0 to 1, K = 1 + number of different scores.
+    """
 
     false_positive: Float[np.ndarray, " K"]
-    """Share of the false questions that are taken for true, from 0 to 1."""
     true_positive: Float[np.ndarray, " K"]
-    """Share of the true ones that are."""
 
 
 class Cut(NamedTuple):
@@ -203,9 +199,15 @@ def best_cut(scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"]) -> C
     balanced = ((curve.true_positive + 1 - curve.false_positive) / 2)[::-1]  # from the lowest threshold
     levels = np.unique(scores)
     above, below = int(balanced.argmax()), int(balanced.argmin())
-    if balanced[above] >= 1 - balanced[below]:
-        return Cut(_threshold_before(levels, above), True)
-    return Cut(_threshold_before(levels, below), False)
+    is_above = bool(balanced[above] >= 1 - balanced[below])
+    first = (
+        above if is_above else below
+    )  # the threshold is one that the scores from this one on reach, and no lower one
+    if first in (0, len(levels)):
+        return Cut(math.inf if first else -math.inf, is_above)
+    lower, upper = float(levels[first - 1]), float(levels[first])
+    middle = lower + (upper - lower) / 2
+    return Cut(middle if lower < middle < math.inf else upper, is_above)
 
 
 def cross_fitted(
@@ -228,15 +230,6 @@ def cross_fitted(
                 return None
             taken[~half] += best_cut(scores[half], true[half]).decide(scores[~half])
     return taken / _HALVINGS
-
-
-def _threshold_before(levels: Float[np.ndarray, " K"], place: int) -> float:
-    """A threshold that the scores from this place on reach, and no lower one."""
-    if place in (0, len(levels)):
-        return -math.inf if place == 0 else math.inf
-    lower, upper = float(levels[place - 1]), float(levels[place])
-    middle = lower + (upper - lower) / 2
-    return middle if lower < middle < math.inf else upper
 
 
 def _group_index(groups: Sequence[Hashable]) -> tuple[Int[np.ndarray, " M"], int]:

@@ -10,7 +10,7 @@ Source: "reference" follows the public code that the released READ weights were 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -28,16 +28,22 @@ REFERENCE_SIDE = 336
 """The released weights were trained with a full map that passes through this size, whatever the vision tower."""
 
 
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError where a value is none of the words of a Literal."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}.")
+
+
 class GridAxis(NamedTuple):
-    """How the token grid lies along one side of the image."""
+    """How the token grid lies along one side of the image, in pixels: it covers [low, high) of its `length`.
+
+    short: the image's shorter side, which rounds the "reference" alignment; None for "exact".
+    """
 
     length: int
-    """Of the image's side, in pixels."""
     low: float
-    """The grid covers [low, high) of this side, in image pixels."""
     high: float
     short: int | None
-    """The image's shorter side, which rounds the "reference" alignment; None for "exact"."""
 
     @property
     def exact(self) -> bool:
@@ -47,6 +53,7 @@ class GridAxis(NamedTuple):
 
 def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tuple[GridAxis, GridAxis]:
     """The y and the x axis of a grid on an image; without a box it covers the centred square of side min(H, W)."""
+    check_choice("alignment", alignment, Alignment)
     height, width = image_hw
     if height < 1 or width < 1:
         raise ValueError(f"image_hw must be at least 1 x 1 pixel, got {height} x {width}")
@@ -71,11 +78,10 @@ def _reference_padding(length: int, short: int, cells: int) -> int:
 
 
 def cell_pixels(axis: GridAxis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:
-    """The pixel that holds the centre of each of m cells (m,), and which centres lie in the image (m,).
+    """The pixel that holds the centre of each of m cells, and which centres lie in the image; on the host.
 
     "exact": pixel = floor(low + (i + 0.5) (high - low) / m). "reference": with padding p = `_reference_padding`,
-    pixel = floor((i + p + 0.5) float32(length / (m + 2 p))); cropped cells (p < 0) are not inside. On the host:
-    scores play no part.
+    pixel = floor((i + p + 0.5) float32(length / (m + 2 p))); cropped cells (p < 0) are not inside.
     """
     if axis.short is None:
         centre = axis.low + (torch.arange(cells, dtype=torch.float64) + 0.5) * ((axis.high - axis.low) / cells)
@@ -135,16 +141,13 @@ def cell_coverage(
     c = (A_y M A_x^T) / (area of a cell); A_y (n, H) and A_x (n, W) hold how much of each pixel lies in each row and
     column of cells. The grid covers `box`, by default the whole image; what lies outside the image is not covered.
     """
-    cover: np.ndarray = np.empty((len(masks), side, side), dtype)
     height, width = masks.shape[1:]
-    if box is None:
-        for mask, cells in zip(masks, cover, strict=True):  # the same average, by OpenCV: stages draw many masks
-            cells[:] = cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-        return cover
+    if box is None:  # the same average, by OpenCV: stages draw many masks
+        cells = [cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) for mask in masks]
+        return np.array(cells, dtype).reshape(-1, side, side)
     x0, y0, x1, y1 = box
-    cover[:] = _shared(height, side, y0, y1) @ masks.astype(np.float64) @ _shared(width, side, x0, x1).T
-    cover /= (y1 - y0) * (x1 - x0) / side**2
-    return cover
+    cover = (_shared(height, side, y0, y1) @ masks.astype(np.float64) @ _shared(width, side, x0, x1).T).astype(dtype)
+    return np.asarray(cover / ((y1 - y0) * (x1 - x0) / side**2))
 
 
 def _shared(length: int, cells: int, low: float, high: float) -> Float[np.ndarray, "n L"]:
