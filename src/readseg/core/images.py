@@ -31,16 +31,12 @@ def load_image(source: Any) -> Image.Image:
     """Open any usual image as an upright RGB picture; the caller's object is never changed.
 
     - files (path, `Path`, bytes, binary file object): whatever Pillow reads, except EPS; the first frame of
-      an animation; EXIF orientation applied.
-    - PIL images: any mode, the current frame, EXIF orientation applied.
+      an animation; EXIF orientation applied, as to PIL images of any mode (their current frame).
     - numpy arrays: `(H, W)`, `(H, W, 1 | 2 | 3 | 4)` as grey, grey + alpha, RGB, RGBA; bool, uint8, uint16,
       other integers from 0 to 255, or floats in [0, 1]. Channels first is refused, not guessed.
 
-    Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535). Pictures of more than
-    `MAX_PIXELS` are refused before they are decoded.
-
-    Raises:
-        ImageError: missing, empty, truncated, not an image, too large, or an array of a wrong shape or range.
+    Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535). `ImageError` for what is
+    missing, empty, truncated, no image, of more than `MAX_PIXELS` (before it is decoded), or a wrong array.
 
     >>> load_image(np.full((2, 3), 65535, np.uint16)).getpixel((2, 1))
     (255, 255, 255)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import IO, Any, Generic, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -27,11 +27,7 @@ def atomic_write(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A hidden path beside `path` to write a file or a folder to; it takes the place of `path` at the end.
 
     A file is replaced in one step; an old folder is removed just before. If the block fails, `path` stays as it was and
-    what was written is removed. With `new` nothing is ever replaced: where something is at `path` by then, that is a
-    FileExistsError.
-
-    >>> with atomic_write(Path("answer.txt")) as part:  # doctest: +SKIP
-    ...     part.write_text("42")
+    what was written is removed. With `new` nothing is ever replaced: what is at `path` by then is a FileExistsError.
     """
     if path.name in ("", ".."):
         path = path.resolve()  # "new/.." must not become another folder once "new" is there
@@ -113,8 +109,7 @@ class LineFormat(Generic[R]):
         return _to_line(self.adapter.dump_python(record, mode="json", by_alias=True))
 
 
-@dataclass(frozen=True)
-class JsonLines(Generic[R]):
+class JsonLines(NamedTuple, Generic[R]):
     """What a file of JSON lines holds: its header, its records by their keys, and the bytes of all complete lines."""
 
     header: dict[str, Any]
@@ -133,16 +128,14 @@ def read_lines(path: Path, line_format: LineFormat[R], header: Mapping[str, Any]
         raise ReadsegError(f"{path}: cannot be read ({error.strerror}); expected a {line_format.name} file") from error
     complete, _, _ = content.rpartition(b"\n")  # after a kill only the last line can be incomplete
     first, *lines = complete.split(b"\n")
-    there = parse(_HEADER, first, f"{path}, line 1")
+    there = parse(TypeAdapter(dict[str, Any]), first, f"{path}, line 1")
     if there.get("format") != line_format.name:
-        raise ReadsegError(
-            f"{path}, line 1: expected a header with format {line_format.name!r}, got {there.get('format')!r:.60}: the "
-            "file is of another kind or of another version"
-        )
+        expected = f"expected a header with format {line_format.name!r}, got {there.get('format')!r:.60}"
+        raise ReadsegError(f"{path}, line 1: {expected}: the file is of another kind or of another version")
     for name in {"settings", "about"} | (header or {}).keys():
-        expected = str if name not in ("settings", "about") else dict
-        if not isinstance(there.get(name), expected):
-            raise ReadsegError(f"{path}, line 1: {name}: expected {expected.__name__}, got {there.get(name)!r:.40}")
+        kind = str if name not in ("settings", "about") else dict
+        if not isinstance(there.get(name), kind):
+            raise ReadsegError(f"{path}, line 1: {name}: expected {kind.__name__}, got {there.get(name)!r:.40}")
     if header is not None:
         check_settings(path, _deciding(there), _deciding(header))
     records: dict[str, R] = {}
@@ -221,9 +214,6 @@ def check_settings(path: Path, there: Mapping[str, Any], now: Mapping[str, Any])
     if changed:
         detail = ", ".join(f"{name}: {there.get(name)!r} there, {now.get(name)!r} now" for name in changed)
         raise ReadsegError(f"{path} was made with other settings ({detail}); give another folder or delete it")
-
-
-_HEADER: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 def _to_line(values: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -67,9 +68,7 @@ class PointConfig:
         if self.num_points < 1:
             raise ValueError(f'num_points must be 1 or more; got {self.num_points}. The prompt "seg" uses none.')
         if not 0.0 <= self.t_neg < self.t_pos <= 1.0:
-            raise ValueError(
-                f"thresholds must obey 0 <= t_neg < t_pos <= 1; got t_neg {self.t_neg}, t_pos {self.t_pos}."
-            )
+            raise ValueError(f"thresholds must obey 0 <= t_neg < t_pos <= 1; got {self.t_neg} and {self.t_pos}.")
         if self.downsample < 1:
             raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
         if not 0.0 < self.bandwidth < math.inf:
@@ -163,16 +162,14 @@ def full_map(
 ) -> Float[Tensor, "S H W"]:
     """The similarity map g at the size of the image: g = A_y V A_x^T.
 
-    V is the normalised n x n grid; the rows of A_y (H, n) and A_x (W, n) hold the weights of bilinear
-    interpolation. Outside the part of the image that the grid covers g is 0, and so is the whole map of scores
-    without a range (see `normalise`).
+    V is the normalised n x n grid; the rows of A_y (H, n) and A_x (W, n) hold the weights of bilinear interpolation.
+    Outside the part of the image that the grid covers g is 0, and so is the whole map of scores without a range.
 
-    "exact": g is V sampled inside `box` (x0, y0, x1, y1), image pixels, the rectangle that the grid covers; it may
-    reach outside the image; by default the centred square of side min(H, W). "reference": the rounding that released
-    READ weights were trained with, n x n -> 336 x 336 -> zero padding -> (H, W).
+    "exact": the grid covers `box` (x0, y0, x1, y1), image pixels, which may reach outside the image; by default the
+    centred square of side min(H, W). "reference": that square, by the rounding that released READ weights were trained
+    with, n x n -> 336 x 336 -> zero padding -> (H, W).
 
-    Raises:
-        ValueError: N is no square number, the image is empty, or the box does not fit the alignment.
+    ValueError where N is no square number, the image is empty, or the box does not fit the alignment.
     """
     axis_y, axis_x = axes(image_hw, alignment, box)
     grid, _ = _value_grid(scores, axis_y, axis_x)
@@ -223,8 +220,7 @@ def select_points(
     `select_cells`; cell (row, col) becomes the pixel that holds the cell's centre. Cells whose centre lies outside the
     image are never selected. A map without a range gives no points; with few cells, fewer than `num_points` come out.
 
-    Raises:
-        ValueError: N is no square number, downsample exceeds n, or what `full_map` raises, which explains `box`.
+    ValueError where downsample exceeds n, and as for `full_map`, which explains `box`.
     """
     grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, config.downsample, config.alignment, box)
     cells, labels, valid = select_cells(grid, cells_inside(axis_y, axis_x, grid.shape[-1], grid.device), config)
@@ -276,20 +272,20 @@ def discrete_to_continuous(
     depend on the image. With bandwidth 1, the paper's formula, p' is within hundredths of a pixel of p on
     smooth maps: a path for gradients, not a move. A wider one follows the map further.
 
-    The points are those of `select_points`, which got the same other arguments. Returns them moved, in image pixels,
-    float32, or float64 for float64 scores; 0 where not valid.
-
-    Source: paper section 3.3, discrete to continuous.
+    The points come from `select_points` with the same other arguments. Returns image pixels, at least float32; 0 where
+    not valid. Source: paper section 3.3.
     """
     axis_y, axis_x = axes(image_hw, config.alignment, box)
     grid, usable = _value_grid(scores, axis_y, axis_x)
-    xy = points.xy.to(grid.dtype)
-    columns, rows = _window(xy, image_hw, math.ceil(WINDOW_BANDWIDTHS * config.bandwidth))
     side = grid.shape[-1]
-    along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
-    along_x = pixel_weights(axis_x, columns, side)
-    values = (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)  # (S, P, K, K)
-    moved = _weighted_mean(values, xy, columns, rows, image_hw, config.bandwidth)
+
+    def values_at(columns: Tensor, rows: Tensor) -> Tensor:
+        along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
+        along_x = pixel_weights(axis_x, columns, side)
+        return (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)
+
+    radius = math.ceil(WINDOW_BANDWIDTHS * config.bandwidth)
+    moved = _moved(points.xy.to(grid.dtype), image_hw, radius, config.bandwidth, values_at)
     return torch.where((points.valid & usable[:, None])[..., None], moved, 0)
 
 
@@ -308,14 +304,14 @@ def discrete_to_continuous_on_map(
     """
     height, width = maps.shape[-2:]
     xy = points_xy.to(torch.promote_types(maps.dtype, torch.float32))
-    columns, rows = _window(xy, (height, width), math.ceil(WINDOW_BANDWIDTHS * bandwidth) if radius is None else radius)
-    near = rows.clamp(0, height - 1).long()[..., :, None] * width
-    near = near + columns.clamp(0, width - 1).long()[..., None, :]
-    values = maps.flatten(1).gather(1, near.flatten(1)).view(near.shape).to(xy.dtype)
-    finite = values.isfinite().flatten(2).all(dim=2)[..., None]
-    values = torch.where(finite[..., None], values, 0)
-    moved = _weighted_mean(values, xy, columns, rows, (height, width), bandwidth)
-    return torch.where(finite, moved, xy)
+
+    def values_at(columns: Tensor, rows: Tensor) -> Tensor:
+        near = rows.clamp(0, height - 1).long()[..., :, None] * width
+        near = near + columns.clamp(0, width - 1).long()[..., None, :]
+        return maps.flatten(1).gather(1, near.flatten(1)).view(near.shape).to(xy.dtype)
+
+    radius = math.ceil(WINDOW_BANDWIDTHS * bandwidth) if radius is None else radius
+    return _moved(xy, (height, width), radius, bandwidth, values_at)
 
 
 def points_from_scores(
@@ -412,33 +408,30 @@ def _points_of_cells(
     return PointPrompts(torch.where(valid[..., None], xy, 0), torch.where(valid, labels, -1), valid)
 
 
-def _window(
-    xy: Float[Tensor, "S P 2"], image_hw: tuple[int, int], radius: int
-) -> tuple[Float[Tensor, "S P K"], Float[Tensor, "S P K"]]:
-    """Columns and rows of the window around each point; some may lie outside the image, the middle never does."""
+def _moved(
+    xy: Float[Tensor, "S P 2"],
+    image_hw: tuple[int, int],
+    radius: int,
+    bandwidth: float,
+    values_at: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, "S P 2"]:
+    """sum_q w(q) q with w = softmax(g(q) - |q - p|^2 / bandwidth^2) over the pixels q of a window in the image.
+
+    `values_at` gives g (S, P, K, K) at columns (S, P, K) and rows (S, P, K); a point where it is not finite stays.
+    """
     height, width = image_hw
     radius = min(radius, max(image_hw))
     offsets = torch.arange(-radius, radius + 1, device=xy.device, dtype=xy.dtype)
     middle = xy.detach().round()
     columns = middle[..., 0].clamp(0, width - 1)[..., None] + offsets
     rows = middle[..., 1].clamp(0, height - 1)[..., None] + offsets
-    return columns, rows
-
-
-def _weighted_mean(
-    values: Float[Tensor, "S P K K"],
-    xy: Float[Tensor, "S P 2"],
-    columns: Float[Tensor, "S P K"],
-    rows: Float[Tensor, "S P K"],
-    image_hw: tuple[int, int],
-    bandwidth: float,
-) -> Float[Tensor, "S P 2"]:
-    """sum_q w(q) q with w = softmax(g(q) - |q - p|^2 / bandwidth^2) over the window's pixels in the image."""
-    height, width = image_hw
+    values = values_at(columns, rows)
+    finite = values.isfinite().flatten(2).all(dim=2)[..., None]
+    values = torch.where(finite[..., None], values, 0)
     away_x, away_y = columns - xy[..., 0:1], rows - xy[..., 1:2]
     near_x = (-(away_x / bandwidth).square()).masked_fill((columns < 0) | (columns >= width), -math.inf)
     near_y = (-(away_y / bandwidth).square()).masked_fill((rows < 0) | (rows >= height), -math.inf)
     weights = (values + near_y[..., :, None] + near_x[..., None, :]).flatten(2).softmax(dim=2).view_as(values)
     # Mean of the offsets, not of the positions: float32 keeps its resolution on large images.
     shift = torch.stack([(weights.sum(dim=2) * away_x).sum(dim=2), (weights.sum(dim=3) * away_y).sum(dim=2)], dim=2)
-    return xy + shift
+    return torch.where(finite, xy + shift, xy)

@@ -1,7 +1,7 @@
 """Scores with their intervals, ROC curves, and thresholds that are not chosen on what they are scored on.
 
-Nothing here knows an image or a model. A mask enters as two counts against its target: intersection I and
-union U in pixels of the image, ignored pixels (255) already left out (`readseg.core.masks.intersection_and_union`).
+A mask enters as two counts against its target: intersection I and union U in pixels of the image, ignored pixels (255)
+left out (`readseg.core.masks.intersection_and_union`).
 
 Most scores are a ratio of two sums over masks or questions, score = sum_m a_m / sum_m b_m:
 
@@ -13,9 +13,8 @@ Most scores are a ratio of two sums over masks or questions, score = sum_m a_m /
     true premises answered a = [said],                 b = 1, over true premises   (gRefCOCO: T-acc)
 
 so one function, `estimate`, gives any of them its confidence interval. Others are functions of such sums
-(`bootstrap_sums`) or of weighted questions (`bootstrap_weights`). Whole images are drawn with replacement: questions
-about one image are not independent, and an interval that treats them as if they were is too narrow. All functions draw
-alike, so all scores of one draw are over the same images, and differences are paired.
+(`bootstrap_sums`) or of weighted questions (`bootstrap_weights`). Whole images are drawn with replacement, as questions
+about one image are not independent. All functions draw alike: differences are paired.
 
 Axes: M = masks or questions, G = images (groups), R = draws, K = sums.
 """
@@ -94,8 +93,8 @@ def bootstrap_sums(
 ) -> Estimate:
     """A function of sums over questions, score(sum_m terms_m), with its interval.
 
-    `score` takes R draws at once; NaN where a draw has no score, as where it divides by nothing. `count` is what the
-    estimate says it is over, M where left out. NaN throughout where M = 0, or where the score has no value.
+    `score` takes R draws at once; NaN where a draw has no score, as where it divides by nothing. The estimate is over
+    `count`, M where left out. NaN throughout where M = 0, or where the score has no value.
 
     >>> mean = bootstrap_sums(np.array([[0.5, 1.0], [1.0, 1.0]]), lambda s: s[:, 0] / s[:, 1], groups=["a", "b"])
     >>> mean.value, mean.low, mean.high
