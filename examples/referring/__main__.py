@@ -62,11 +62,11 @@ def evaluate(
     """Score the model on the fixed set of drawn scenes; `readseg score` reads the predictions again."""
     from scoring import evaluate_referring
 
-    from readseg.cli.evaluate import tell
+    from readseg.cli.evaluate import report_results
 
     check_writable(out)
     results, comparison = evaluate_referring(model, out, count, head, beside or ())
-    tell(results, out, None)
+    report_results(results, out, None)
     typer.echo(f"\nunion of all masks against union of all targets:\n\n{comparison}")
 
 

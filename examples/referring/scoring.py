@@ -19,13 +19,13 @@ from pathlib import Path
 from answering import HEADS, Head, Reference, load, scene_system
 from PIL import Image
 
-from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
+from readseg.analysis.studies.knowledge import SystemResult, aligned, left_out, read_systems
 from readseg.core.io import atomic_write
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.predictions import Result, result_of
 from readseg.evaluation.report import SCORES, breakdown, label
-from readseg.evaluation.run import Answers, System, run_systems
+from readseg.evaluation.run import Answer, System, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 
 _COMPARED = ("giou", "ciou", "answered", "refused")
@@ -60,7 +60,7 @@ def evaluate_referring(
         results += run_systems([system], benchmark, folder=out / name, progress=True).values()
     keys = [outcome.key for outcome in results[0].outcomes]
     _tidy(out / "presence.jsonl", keys)
-    asked = [*(Answered(label(result), result, str(out)) for result in results), *others]
+    asked = [*(SystemResult(label(result), result, str(out)) for result in results), *others]
     systems = aligned(asked)
     text = "\n".join([compare(systems), *(f"- {note}.\n" for note in left_out(asked, systems))])
     with atomic_write(out / "comparison.md") as place:
@@ -68,7 +68,7 @@ def evaluate_referring(
     return results, text
 
 
-def compare(systems: Sequence[Answered]) -> str:
+def compare(systems: Sequence[SystemResult]) -> str:
     """Markdown tables of systems side by side, by kind of question: each answer's masks as one, all targets as one.
 
     Scores are followed by their 95% intervals, which draw whole images.
@@ -96,7 +96,7 @@ def compare(systems: Sequence[Answered]) -> str:
 def _noting(system: System, path: Path) -> System:
     """The system, which also writes down how sure it is that each thing is there."""
 
-    def answer(page: ImageQuestions, image: Image.Image) -> Sequence[Answers]:
+    def answer(page: ImageQuestions, image: Image.Image) -> Sequence[Answer]:
         answers = system.answer(page, image)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:

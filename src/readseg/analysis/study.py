@@ -25,20 +25,13 @@ PointChoice = Callable[[Segmenter], "tuple[Prompt | None, PointConfig | None]"]
 
 @dataclass(eq=False)
 class StudyModel:
-    """A model that a study asks. It is loaded when it is needed, and the one that was needed before is released.
+    """A model that a study asks. It is loaded when it is needed, and the one that was needed before is released."""
 
-    name: as the tables call it, different for each.
-    source: folder or hub id; None for the embedded one.
-    load: of a source.
-    settings_of: JSON values that the answers of a loaded model depend on, by its source.
-    loaded: shared by the models of a study: the one in memory, by its name.
-    """
-
-    name: str
-    source: str | None
+    name: str  # as tables call it, different for each
+    source: str | None  # folder or hub id; None for the embedded one
     load: Callable[[str | None], Segmenter] = field(repr=False)
     settings_of: Callable[[Segmenter, str | None], Mapping[str, Any]] = field(repr=False)
-    loaded: dict[str, Segmenter] = field(repr=False)
+    loaded: dict[str, Segmenter] = field(repr=False)  # shared by the models of a study: the one in memory, by its name
 
     @property
     def segmenter(self) -> Segmenter:
@@ -56,59 +49,40 @@ class StudyModel:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What a study asks, whom, and where results go.
-
-    out: the study's folder; exists.
-    limit: how many images; all for None.
-    data: the folder of all data sets.
-    points: what prompts each model.
-    """
+    """What a study asks, whom, and where results go."""
 
     benchmark: Benchmark
     models: Sequence[StudyModel]
-    out: Path
-    limit: int | None = None
-    data: Path | None = None
-    points: PointChoice = lambda segmenter: (None, None)
+    out: Path  # exists
+    limit: int | None = None  # how many images; all for None
+    data: Path | None = None  # the folder of all data sets
+    points: PointChoice = lambda segmenter: (None, None)  # what prompts each model
 
     def folder_of(self, model: StudyModel) -> Path:
         """Where the records of one model are kept: the study's folder, with several models one below it for each."""
         if len(self.models) == 1:
             return self.out
-        taken: list[str] = []
-        for other in self.models:
-            name = folder_name(other.name)
-            names = (name if k == 1 else f"{name}-{k}" for k in count(1))
-            taken.append(next(unused for unused in names if unused not in taken))
-            if other is model:
-                break
-        return self.out / taken[-1]
+        names = distinct([folder_name(other.name) for other in self.models], "{}-{}")
+        return self.out / names[self.models.index(model)]
 
 
 @dataclass(frozen=True)
 class StudyOutput:
-    """What a study has to show.
-
-    pictures: by the end of their file's name; "" for the one picture.
-    files: other files that the study wrote, worth a look.
-    """
+    """What a study has to show."""
 
     tables: Sequence[Table]
-    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
-    files: Sequence[Path] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)  # by the end of their file's name, "" for none
+    files: Sequence[Path] = ()  # others that the study wrote, worth a look
 
 
 @dataclass(frozen=True)
 class Study(Generic[Options]):
-    """A study: its name, its own options (a dataclass of typer's annotations) and what it does.
-
-    takes_points: whether the options of points change what it measures.
-    """
+    """A study: its name, its own options (a dataclass of typer's annotations) and what it does."""
 
     name: str
     options: type[Options]
     run: Callable[[StudyContext, Options], StudyOutput]
-    takes_points: bool = False
+    takes_points: bool = False  # whether the options of points change what it measures
 
 
 @dataclass(frozen=True)
@@ -123,3 +97,16 @@ def folder_name(name: str) -> str:
     'owner-READ-7B'
     """
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def distinct(names: Sequence[str], numbered: str) -> list[str]:
+    """Names that differ: one that was there before gets a number.
+
+    >>> distinct(["a", "a", "b"], "{}-{}")
+    ['a', 'a-2', 'b']
+    """
+    taken: list[str] = []
+    for name in names:
+        candidates = (name if k == 1 else numbered.format(name, k) for k in count(1))
+        taken.append(next(candidate for candidate in candidates if candidate not in taken))
+    return taken

@@ -9,8 +9,7 @@ import typer
 
 from readseg.cli.evaluate import report_results
 from readseg.cli.output import check_writable
-from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import read_result
+from readseg.evaluation.predictions import prediction_files, read_result
 
 
 def score(
@@ -28,13 +27,6 @@ def score(
     """Score predictions that readseg evaluate has written; several together stand in the same tables."""
     if out is not None:
         check_writable(out)
-    paths = []
-    for place in predictions:
-        found = sorted(place.rglob("predictions.jsonl")) if place.is_dir() else [place]
-        if not found:
-            raise ReadsegError(
-                f"{place}: no predictions.jsonl is there; readseg evaluate --out writes one when it is done"
-            )
-        paths += found
+    paths = [path for place in predictions for path in prediction_files(place)]
     results = [read_result(path) for path in {path.resolve(): path for path in paths}.values()]
     report_results(results, out, data)

@@ -159,6 +159,14 @@ def result_of(
     return Result(settings, about, tuple(predictions), tuple(outcomes))
 
 
+def prediction_files(path: Path) -> list[Path]:
+    """The file of predictions itself, or all files predictions.jsonl below a folder."""
+    files = sorted(path.rglob("predictions.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ReadsegError(f"{path}: no predictions.jsonl is there; readseg evaluate --out writes one when it is done")
+    return files
+
+
 def read_result(path: Path) -> Result:
     """The result that a file of predictions holds: no model and no data are needed."""
     lines = read_lines(path, PREDICTIONS)

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from readseg.core.stats import Estimate
 from readseg.viz.overlays import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -63,6 +64,12 @@ class Curve:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     mark: bool = False
+
+    @classmethod
+    def of(cls, name: str, x: Sequence[float], scores: Sequence[Estimate], *, mark: bool = False) -> Curve:
+        """The curve of scores with their intervals."""
+        value, low, high = ([getattr(score, part) for score in scores] for part in ("value", "low", "high"))
+        return cls(name, x, value, low, high, mark)
 
 
 @dataclass(frozen=True)

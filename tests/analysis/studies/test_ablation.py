@@ -16,7 +16,7 @@ from torch import nn
 from readseg.analysis.studies.ablation import (
     PROMPTED,
     TRAINED,
-    Ablated,
+    AblationResult,
     SharedReplies,
     Variant,
     ablate,
@@ -26,8 +26,9 @@ from readseg.analysis.studies.ablation import (
     describe,
     point_variants,
     prompt_variants,
+    prompted_table,
+    trained_table,
 )
-from readseg.analysis.studies.ablation_tables import prompted_table, trained_table
 from readseg.core.io import read_lines
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
@@ -138,9 +139,6 @@ def test_the_own_setting_is_found_among_the_variants() -> None:
 def test_ratios_and_numbers_are_chosen_and_checked() -> None:
     variants = point_variants(small_config(), ratios=[(0.9, 0.1), (0.9, 0.1), (1.0, 0.0)], numbers=[5, 5])
     assert [v.name for v in variants if v.key != "own"] == ["0.9/0.1, 5 points", "1/0, 5 points"]
-    for ratios, numbers, told in (([(0.2, 0.8)], [10], "t_neg < t_pos"), ([(0.8, 0.2)], [0], "1 or more")):
-        with pytest.raises(ReadsegError, match=told):
-            point_variants(small_config(), ratios=ratios, numbers=numbers)
     with pytest.raises(ReadsegError, match="grid of 16 image tokens"):
         changed_points(small_config(), downsample=5)
 
@@ -274,7 +272,7 @@ def test_no_more_points_than_cells(learned: Segmenter) -> None:
 
 
 @pytest.fixture(scope="module")
-def ablated(learned: Segmenter) -> Ablated:
+def ablated(learned: Segmenter) -> AblationResult:
     return ablate(learned, made(), prompt_variants(learned.model.config), name="small")
 
 
@@ -301,7 +299,7 @@ def by_hand(segmenter: Segmenter, variant: Variant) -> tuple[float, float, int]:
     return float(np.mean(ious)), inters / unions, len(ious)
 
 
-def test_the_table_of_one_model(learned: Segmenter, ablated: Ablated) -> None:
+def test_the_table_of_one_model(learned: Segmenter, ablated: AblationResult) -> None:
     table = prompted_table("prompt", ablated)
     assert [row.name for row in table.rows] == [
         "[SEG] only",
@@ -354,7 +352,7 @@ def test_what_is_impossible_has_a_row_without_scores(learned: Segmenter) -> None
     assert any("reference is not possible" in note and "centre crop" in note for note in table.notes)
 
 
-def test_models_stand_in_a_table_of_their_own(ablated: Ablated) -> None:
+def test_models_stand_in_a_table_of_their_own(ablated: AblationResult) -> None:
     other = dataclasses.replace(
         ablated,
         model="another",

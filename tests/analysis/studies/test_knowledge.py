@@ -8,8 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from readseg.analysis.studies.knowledge import ALL, LONG, NAMING, SEEN, SHORT, UNSEEN, drop, knowledge_tables, parts_of
-from readseg.analysis.studies.systems import Answered
+from readseg.analysis.studies.knowledge import (
+    ALL,
+    LONG,
+    NAMING,
+    SEEN,
+    SHORT,
+    UNSEEN,
+    SystemResult,
+    drop,
+    knowledge_tables,
+    parts_of,
+)
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Outcome, Result
@@ -39,8 +49,8 @@ def outcomes(skill: float, seed: int = 0, questions: int = 160) -> list[Outcome]
     return made
 
 
-def answered(name: str, found: Sequence[Outcome]) -> Answered:
-    return Answered(name, Result({"benchmark": "scenes", "protocol": "generated"}, {}, (), tuple(found)), name)
+def answered(name: str, found: Sequence[Outcome]) -> SystemResult:
+    return SystemResult(name, Result({"benchmark": "scenes", "protocol": "generated"}, {}, (), tuple(found)), name)
 
 
 def mean_iou(found: Sequence[Outcome]) -> float:

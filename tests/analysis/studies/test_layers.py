@@ -13,7 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from readseg.analysis.answer_states import collect_states
 from readseg.analysis.cases import Case, TargetMask
 from readseg.analysis.similarity_maps import layer_maps
-from readseg.analysis.studies.layers import Layered, Sweep, layer_table, samples, spread, sweep, unit_maps
+from readseg.analysis.studies.layers import (
+    LayerRecord,
+    LayerStudy,
+    examples,
+    layer_table,
+    measure_layers,
+    spread,
+    target_maps,
+)
 from readseg.analysis.studies.map_records import Counts
 from readseg.analysis.studies.maps import WHOLE
 from readseg.core.stats import Estimate
@@ -24,7 +32,7 @@ from records import scores
 from small import picture, small_model, small_processor
 
 SIZE = (40, 60)
-RECORDS = TypeAdapter(Layered)
+RECORDS = TypeAdapter(LayerRecord)
 TWO = "it is the red cup [SEG] and there is a saw [SEG]."
 
 
@@ -52,8 +60,8 @@ def case(answer: str = TWO) -> Case:
 
 
 @cache
-def found() -> list[Layered]:
-    return sweep(small(), case())
+def found() -> list[LayerRecord]:
+    return measure_layers(small(), case())
 
 
 def counts(mask: np.ndarray, target: np.ndarray) -> tuple[int, int]:
@@ -78,7 +86,7 @@ def test_each_layer_is_measured() -> None:
             assert there.intersections == ()
             seen.add((there.counts, there.auc))
     assert len(seen) == 9, "another layer or [SEG] is another number"
-    np.testing.assert_array_equal(unit_maps(reading, case().targets, 2)[0], layer_maps(reading)[0].map)
+    np.testing.assert_array_equal(target_maps(reading, case().targets, 2)[0], layer_maps(reading)[0].map)
 
 
 def test_what_a_record_says() -> None:
@@ -87,7 +95,7 @@ def test_what_a_record_says() -> None:
     assert [len(record.layers) for record in found()] == [3] * 4
     assert found()[3].layers == (None,) * 3
     assert found()[0].wanted == 17 * 27 and found()[1].wanted == 14 * 27 and found()[1].counted == 32 * 60
-    assert sweep(small(), Case(case().query, case().page, case().encoded, case().reply, ())) == []
+    assert measure_layers(small(), Case(case().query, case().page, case().encoded, case().reply, ())) == []
 
 
 def test_round_trip() -> None:
@@ -113,8 +121,8 @@ def test_a_damaged_record_is_an_error(change: dict[str, Any]) -> None:
     assert raised.value.errors()[0]["loc"][0] == next(iter(change))
 
 
-def record(key: str, *layers: Any, segs: int = 1) -> Layered:
-    return Layered(key, 0, key.split("/")[0], segs, 6, 24, layers)
+def record(key: str, *layers: Any, segs: int = 1) -> LayerRecord:
+    return LayerRecord(key, 0, key.split("/")[0], segs, 6, 24, layers)
 
 
 def test_table() -> None:
@@ -123,7 +131,7 @@ def test_table() -> None:
         record("b/0", scores(3, 8, pointing=0), scores(3, 12, pointing=0.5)),
         record("c/0", None, None, segs=0),
     ]
-    one = Sweep("tiny", records, "forced", {"images": 3, "of": 3})
+    one = LayerStudy("tiny", records, "forced", {"images": 3, "of": 3})
     table = layer_table([one])
     assert [row.name for row in table.rows] == ["layer 0", "layer 1 (last)", WHOLE]
     last = table.rows[1].cells
@@ -133,9 +141,9 @@ def test_table() -> None:
     assert table.rows[2].cells["ciou"].value == 6 / 24
     text = to_markdown(table)
     assert "1 of 3 masks: the answer holds no [SEG]" in text and "teacher-forced" in text and "a sample" not in text
-    both = layer_table([one, Sweep("other", records[:1], "forced", {})])
+    both = layer_table([one, LayerStudy("other", records[:1], "forced", {})])
     assert [row.group for row in both.rows] == ["tiny"] * 3 + ["other"] * 3
-    assert layer_table([Sweep("tiny", [], "forced", {})]).rows[0].name == WHOLE
+    assert layer_table([LayerStudy("tiny", [], "forced", {})]).rows[0].name == WHOLE
 
 
 def test_layers_and_samples_to_look_at() -> None:
@@ -146,8 +154,8 @@ def test_layers_and_samples_to_look_at() -> None:
         assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
     keys = ["a/0", "a/1", "b/0", "c/0", "d/0", "e/0"]
     records = [record(key, scores(1, 2), segs=int(key not in ("a/0", "b/0"))) for key in keys]
-    found = Sweep("tiny", records, "forced", {})
-    assert [one.key for one in samples(found, 9)] == ["a/1", "c/0", "d/0", "e/0"]
-    assert [one.key for one in samples(found, 2)] == ["a/1", "d/0"]
-    assert samples(Sweep("tiny", [], "forced", {}), 2) == []
+    found = LayerStudy("tiny", records, "forced", {})
+    assert [one.key for one in examples(found, 9)] == ["a/1", "c/0", "d/0", "e/0"]
+    assert [one.key for one in examples(found, 2)] == ["a/1", "d/0"]
+    assert examples(LayerStudy("tiny", [], "forced", {}), 2) == []
     assert Counts(1, 2) == records[0].layers[0].counts

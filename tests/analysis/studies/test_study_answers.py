@@ -13,7 +13,6 @@ from PIL import Image
 
 import studies
 from readseg.analysis.study import StudyContext
-from readseg.errors import ReadsegError
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 from small import picture
 
@@ -74,8 +73,3 @@ def test_masks_and_refusals_are_told(tmp_path: Path) -> None:
     assert all(went[key] == words for key, words in told.items() if key in went) and told.keys() & went.keys()
     iou = next(row["cells"]["tiny: iou"] for row in rows(tmp_path) if row["cells"]["key"] == "page-2/0")
     assert went["page-2/0"] == f"IoU {iou:.2f}, mean of 2"
-
-
-def test_a_wrong_choice_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ReadsegError, match="count: expected at least 1"):
-        studies.run("answers", studies.context(tmp_path), rows=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import studies
-from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
+from readseg.analysis.studies.knowledge import SystemResult, aligned, left_out, read_systems
 from readseg.core.io import read_lines, write_lines
 from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
@@ -53,7 +53,11 @@ def test_only_shared_questions_are_compared(tmp_path: Path) -> None:
     short = replace(
         found["two"], predictions=found["two"].predictions[2:5][::-1], outcomes=found["two"].outcomes[2:5][::-1]
     )
-    before = [Answered("same", found["one"], "a"), Answered("same", short, "b"), Answered("same", found["one"], "c")]
+    before = [
+        SystemResult("same", found["one"], "a"),
+        SystemResult("same", short, "b"),
+        SystemResult("same", found["one"], "c"),
+    ]
     after = aligned(before)
     expected = [o.key for o in found["one"].outcomes[2:5]]
     assert [s.name for s in after] == ["same", "same (2)", "same (3)"]
@@ -71,7 +75,7 @@ def test_nothing_shared_is_an_error(tmp_path: Path) -> None:
         replace(found, predictions=found.predictions[a:b], outcomes=found.outcomes[a:b]) for a, b in ((0, 3), (3, 6))
     ]
     with pytest.raises(ReadsegError, match="no question was answered by all of first, second"):
-        aligned([Answered("x", parts[0], "first"), Answered("y", parts[1], "second")])
+        aligned([SystemResult("x", parts[0], "first"), SystemResult("y", parts[1], "second")])
 
 
 @pytest.mark.parametrize(

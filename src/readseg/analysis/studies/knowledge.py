@@ -6,7 +6,9 @@ gIoU is compared over true premises, where a refusal counts as an empty mask:
 
     difference = gIoU(A) - gIoU(B) over the same questions        drop = gIoU(naming) - gIoU(reasoning) of one system
 
-All intervals are bootstrapped by whole images. Speaks outcomes; no model and no image.
+All intervals are bootstrapped by whole images. Systems are models, which are asked, and predictions in the package's
+format (`evaluation.predictions`), whatever wrote them. Only questions that all of them answered are compared, and only
+where all of them were measured against the same truth.
 
 Source: appendix E.
 """
@@ -14,7 +16,8 @@ Source: appendix E.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated
@@ -23,13 +26,12 @@ import numpy as np
 import typer
 from jaxtyping import Float
 
-from readseg.analysis.studies.systems import Answered, aligned, left_out, read_systems
-from readseg.analysis.study import Study, StudyContext, StudyOutput
+from readseg.analysis.study import Study, StudyContext, StudyOutput, distinct
 from readseg.core.stats import Estimate, bootstrap_sums, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import SCENES
-from readseg.evaluation.predictions import Outcome
-from readseg.evaluation.report import PROTOCOLS, difference, summarise
+from readseg.evaluation.benchmarks import SCENES, Benchmark
+from readseg.evaluation.predictions import Outcome, Result, prediction_files, read_result
+from readseg.evaluation.report import PROTOCOLS, difference, label, summarise
 from readseg.evaluation.run import model_system, run_systems
 from readseg.viz.charts import Bar, bar_chart
 from readseg.viz.tables import Cell, Row, Table
@@ -37,154 +39,225 @@ from readseg.viz.tables import Cell, Row, Table
 NAMING, SEEN, UNSEEN = "naming", "reasoning, seen descriptions", "reasoning, unseen descriptions"
 SHORT, LONG, ALL = "short queries", "long queries", "all queries"
 
-Asks = Callable[[Outcome], bool]
+BelongsTo = Callable[[Outcome], bool]
 
-_SCENES: Mapping[str, Asks] = {
+_SCENES: Mapping[str, BelongsTo] = {
     NAMING: lambda outcome: outcome.section == "scenes" and outcome.kind == "category",
     SEEN: lambda outcome: outcome.section == "scenes" and outcome.kind == "reasoning",
     UNSEEN: lambda outcome: outcome.section == "descriptions" and outcome.kind == "reasoning",
 }
-_LENGTHS: Mapping[str, Asks] = {
+_LENGTHS: Mapping[str, BelongsTo] = {
     SHORT: lambda outcome: "short" in outcome.tags,
     LONG: lambda outcome: "long" in outcome.tags,
     ALL: lambda outcome: True,
 }
+_COMPARED = ((NAMING, SEEN), (SEEN, UNSEEN), (NAMING, UNSEEN), (SHORT, LONG))
 
 
-def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, Asks]:
+# -- systems -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class SystemResult:
+    """A system's answers to a benchmark, scored.
+
+    name: as tables call it.
+    source: what errors call it: the file, or the model's folder.
+    """
+
+    name: str
+    result: Result
+    source: str
+
+
+def read_systems(paths: Sequence[Path], benchmark: Benchmark) -> list[SystemResult]:
+    """The predictions for a benchmark in files, or in all files predictions.jsonl below folders."""
+    fitting: dict[Path, Result] = {}
+    for path in paths:
+        results = {file.resolve(): read_result(file) for file in prediction_files(path)}
+        own = {file: result for file, result in results.items() if result.settings["benchmark"] == benchmark.name}
+        if not own:
+            others = ", ".join(sorted({str(result.settings["benchmark"]) for result in results.values()}))
+            raise ReadsegError(f"{path}: expected predictions for {benchmark.name}, got those for {others}")
+        for file, result in own.items():
+            _check_settings(file, result, benchmark)
+        fitting |= own
+    names = [label(result) for result in fitting.values()]
+    return [
+        SystemResult(name if names.count(name) == 1 else f"{name} ({file.parent.name})", result, str(file))
+        for (file, result), name in zip(fitting.items(), names, strict=True)
+    ]
+
+
+def _check_settings(file: Path, result: Result, benchmark: Benchmark) -> None:
+    for name, expected in (("protocol", benchmark.protocol), ("match", benchmark.match), *benchmark.settings.items()):
+        value = result.settings.get(name)
+        if value != expected:
+            raise ReadsegError(
+                f"{file}: {name}: expected {expected!r}, as this benchmark is asked now, got {value!r}: scores of both "
+                "do not belong in one table"
+            )
+
+
+def aligned(systems: Sequence[SystemResult]) -> list[SystemResult]:
+    """The same systems with the questions that all of them answered, in the order of the first; names differ."""
+    truths = [{p.key: p.truth for p in system.result.predictions} for system in systems]
+    shared = [key for key in truths[0] if all(key in truth for truth in truths[1:])]
+    if not shared:
+        raise ReadsegError(
+            f"no question was answered by all of {', '.join(system.source for system in systems)}: expected answers to "
+            "the same benchmark, the same images of it"
+        )
+    for key in shared:
+        for system, truth in zip(systems[1:], truths[1:], strict=True):
+            if truth[key] != truths[0][key]:
+                field = next(name for name, value in truths[0][key].items() if truth[key][name] != value)
+                raise ReadsegError(
+                    f"{system.source}, {key!r}: its {field} is not that of {systems[0].source}: the two were asked "
+                    "about different data"
+                )
+    names = distinct([system.name for system in systems], "{} ({})")
+    return [replace(s, name=name, result=_only(s.result, shared)) for s, name in zip(systems, names, strict=True)]
+
+
+def _only(result: Result, keys: Sequence[str]) -> Result:
+    """A result with these questions only, in this order."""
+    pairs = {p.key: (p, outcome) for p, outcome in zip(result.predictions, result.outcomes, strict=True)}
+    predictions, outcomes = zip(*(pairs[key] for key in keys), strict=True)
+    return replace(result, predictions=predictions, outcomes=outcomes)
+
+
+def left_out(before: Sequence[SystemResult], after: Sequence[SystemResult]) -> list[str]:
+    """A note on what `aligned` left out; none where all systems answered the same questions."""
+    lost = [(b.name, len(a.result.predictions) - len(b.result.predictions)) for a, b in zip(before, after, strict=True)]
+    counts = ", ".join(f"{count} of {name}" for name, count in lost if count)
+    return [f"answers to questions that not all systems were asked are left out: {counts}"] if counts else []
+
+
+def ask(context: StudyContext, predictions: Sequence[Path]) -> list[SystemResult]:
+    """All systems of a study: its models, asked and scored as `readseg evaluate` does, and the predictions.
+
+    What a model said is kept in the study's folder, and not asked again. Predictions that do not fit the benchmark are
+    an error before a model is asked.
+    """
+    others = read_systems(predictions, context.benchmark)
+    asked = []
+    for model in context.models:
+        system = model_system(model.segmenter, context.benchmark, settings=model.settings)
+        folder = context.folder_of(model)
+        results = run_systems([system], context.benchmark, folder=folder, limit=context.limit, progress=True)
+        asked.append(SystemResult(model.name, results[system.name], str(folder)))
+    return [*asked, *others]
+
+
+# -- scores and tables -------------------------------------------------------------------------------------------------
+
+
+def parts_of(benchmark: str, outcomes: Sequence[Outcome]) -> dict[str, BelongsTo]:
     """The parts whose questions are compared, each with what belongs to it, where a true premise does."""
-    wanted = _SCENES if benchmark == SCENES else _LENGTHS
-    found = {name: asks for name, asks in wanted.items() if any(asks(o) and o.present for o in outcomes)}
-    if not found:
+    all_parts = _SCENES if benchmark == SCENES else _LENGTHS
+    parts = {name: asks for name, asks in all_parts.items() if any(asks(o) and o.present for o in outcomes)}
+    if not parts:
         raise ReadsegError(
             f"benchmark {benchmark}: no question that names or describes a thing which is there; ask about more images"
         )
-    return found
+    return parts
 
 
-def knowledge_tables(benchmark: str, protocol: str, systems: Sequence[Answered], notes: Sequence[str]) -> list[Table]:
+def knowledge_tables(
+    benchmark: str, protocol: str, systems: Sequence[SystemResult], notes: Sequence[str]
+) -> list[Table]:
     """The tables of the study: scores, paired differences between systems, and each system's own drop."""
+    outcomes = {system.name: system.result.outcomes for system in systems}
     parts = parts_of(benchmark, systems[0].result.outcomes)
-    counted = [PROTOCOLS[protocol], *_counted(parts, systems[0].result.outcomes)]
-    tables = [_scores(benchmark, parts, systems, [*counted, *notes])]
+    counted = [PROTOCOLS[protocol], _count_note(parts, systems[0].result.outcomes)]
+    tables = [_scores(benchmark, parts, outcomes, [*counted, *notes])]
     if len(systems) > 1:
-        tables.append(_differences(benchmark, parts, systems, counted))
-    if _drops(parts):
-        tables.append(_drop_table(benchmark, parts, systems, counted))
+        tables.append(_differences(benchmark, parts, outcomes, counted))
+    if drops := {f"{a} to {b}": (parts[a], parts[b]) for a, b in _COMPARED if a in parts and b in parts}:
+        tables.append(_drop_table(benchmark, drops, outcomes, counted))
     return tables
 
 
-def drop(outcomes: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
-    """How far a system's gIoU falls from the questions of one part to those of another."""
-    terms = np.concatenate([_terms(outcomes, first), _terms(outcomes, second)], axis=1)
+def drop(
+    outcomes: Sequence[Outcome], first: BelongsTo, second: BelongsTo, beside: Sequence[Outcome] | None = None
+) -> Estimate:
+    """How far a system's gIoU falls from one part to another; less how far that of `beside` falls, paired."""
+    systems = [outcomes] if beside is None else [outcomes, beside]
+    terms = np.concatenate([_terms(own, asks) for own in systems for asks in (first, second)], axis=1)
+
+    def score(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
+        return reduce(np.subtract, map(ratio_difference, np.split(sums, len(systems), axis=1)))
+
     count = sum(bool(o.present) and (first(o) or second(o)) for o in outcomes)
-    return bootstrap_sums(terms, ratio_difference, groups=_images(outcomes), count=count)
+    return bootstrap_sums(terms, score, groups=[o.image for o in outcomes], count=count)
 
 
-def drop_difference(one: Sequence[Outcome], other: Sequence[Outcome], first: Asks, second: Asks) -> Estimate:
-    """How much more one system's gIoU falls than another's (`drop`); paired."""
-    parts = [_terms(outcomes, asks) for outcomes in (one, other) for asks in (first, second)]
-
-    def score(s: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
-        ratios = [s[:, k] / s[:, k + 1] for k in range(0, 8, 2)]
-        return (ratios[0] - ratios[1]) - (ratios[2] - ratios[3])
-
-    count = sum(bool(o.present) and (first(o) or second(o)) for o in one)
-    return bootstrap_sums(np.concatenate(parts, axis=1), score, groups=_images(one), count=count)
-
-
-def _scores(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
-    rows = []
-    for part, asks in parts.items():
-        for system in systems:
-            summary = summarise([o for o in system.result.outcomes if asks(o)])
-            cells: dict[str, Cell] = {name: summary[name] for name in ("giou", "answered", "refused")}
-            rows.append(Row(system.name, cells, group=part))
-    columns = {"giou": "gIoU", "answered": "answered", "refused": "refused"}
-    if not any(o.present is False and asks(o) for o in systems[0].result.outcomes for asks in parts.values()):
-        del columns["refused"]
-    told = [
-        "gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask",
-        *(["refused: share of false premises without a mask"] if "refused" in columns else []),
-        *notes,
-    ]
-    return Table(f"{benchmark}: who can name, and who can reason", "questions, system", columns, rows, told)
-
-
-def _differences(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
-    pairs = {f"{a.name} - {b.name}": (a.result.outcomes, b.result.outcomes) for a, b in combinations(systems, 2)}
-    rows = []
-    for part, asks in parts.items():
-        cells = {
-            name: difference([o for o in one if asks(o)], [o for o in other if asks(o)])[0]
-            for name, (one, other) in pairs.items()
-        }
-        rows.append(Row(part, cells))
-    told = ["differences are paired: both scores of a bootstrap draw are over the same images", *notes]
-    return Table(
-        f"{benchmark}: gIoU of one system less that of another", "questions", {name: name for name in pairs}, rows, told
-    )
-
-
-def _drop_table(benchmark: str, parts: Mapping[str, Asks], systems: Sequence[Answered], notes: Sequence[str]) -> Table:
-    drops = _drops(parts)
-    columns = {f"{first} to {second}": f"{first} to {second}" for first, second in drops}
-    rows = [
-        Row(
-            system.name,
-            {f"{a} to {b}": drop(system.result.outcomes, parts[a], parts[b]) for a, b in drops},
-            group="system",
-        )
-        for system in systems
-    ]
-    rows += [
-        Row(
-            f"{one.name} - {other.name}",
-            {
-                f"{a} to {b}": drop_difference(one.result.outcomes, other.result.outcomes, parts[a], parts[b])
-                for a, b in drops
-            },
-            group="one falls more than another by",
-        )
-        for one, other in combinations(systems, 2)
-    ]
-    told = [
-        "a drop is positive where gIoU falls; the questions of the parts differ in more than in their words",
-        *notes,
-    ]
-    return Table(f"{benchmark}: how far gIoU falls from one part to another", "system", columns, rows, told)
-
-
-def _drops(parts: Mapping[str, Asks]) -> list[tuple[str, str]]:
-    """The parts that are compared with each other."""
-    wanted = [(NAMING, SEEN), (SEEN, UNSEEN), (NAMING, UNSEEN), (SHORT, LONG)]
-    return [(first, second) for first, second in wanted if first in parts and second in parts]
-
-
-def _terms(outcomes: Sequence[Outcome], asks: Asks) -> Float[np.ndarray, "M 2"]:
+def _terms(outcomes: Sequence[Outcome], asks: BelongsTo) -> Float[np.ndarray, "M 2"]:
     """Sum of IoU and number of masks of each true premise that belongs to a part, 0 and 0 of all else."""
-    found = [
+    sums = [
         (mask_ious(o.intersections, o.unions).sum(), len(o.unions)) if o.present and asks(o) else (0.0, 0.0)
         for o in outcomes
     ]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+    return np.array(sums, dtype=np.float64).reshape(-1, 2)
 
 
-def _images(outcomes: Sequence[Outcome]) -> list[str]:
-    return [outcome.image for outcome in outcomes]
+Outcomes = Mapping[str, Sequence[Outcome]]  # by the name of their system
 
 
-def _true(outcomes: Sequence[Outcome]) -> int:
-    return sum(bool(outcome.present) for outcome in outcomes)
+def _scores(benchmark: str, parts: Mapping[str, BelongsTo], systems: Outcomes, notes: Sequence[str]) -> Table:
+    rows = []
+    for part, asks in parts.items():
+        for name, outcomes in systems.items():
+            summary = summarise([o for o in outcomes if asks(o)])
+            cells: dict[str, Cell] = {column: summary[column] for column in ("giou", "answered", "refused")}
+            rows.append(Row(name, cells, group=part))
+    columns = {"giou": "gIoU", "answered": "answered"}
+    heads = ["gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask"]
+    if any(o.present is False and asks(o) for o in next(iter(systems.values())) for asks in parts.values()):
+        columns["refused"] = "refused"
+        heads.append("refused: share of false premises without a mask")
+    title = f"{benchmark}: who can name, and who can reason"
+    return Table(title, "questions, system", columns, rows, [*heads, *notes])
 
 
-def _counted(parts: Mapping[str, Asks], outcomes: Sequence[Outcome]) -> list[str]:
-    told = []
+def _differences(benchmark: str, parts: Mapping[str, BelongsTo], systems: Outcomes, notes: Sequence[str]) -> Table:
+    pairs = {f"{a} - {b}": (systems[a], systems[b]) for a, b in combinations(systems, 2)}
+    rows = [
+        Row(part, {name: difference(*([o for o in own if asks(o)] for own in pair))[0] for name, pair in pairs.items()})
+        for part, asks in parts.items()
+    ]
+    paired = "differences are paired: both scores of a bootstrap draw are over the same images"
+    title = f"{benchmark}: gIoU of one system less that of another"
+    return Table(title, "questions", {name: name for name in pairs}, rows, [paired, *notes])
+
+
+def _drop_table(
+    benchmark: str, drops: Mapping[str, tuple[BelongsTo, BelongsTo]], systems: Outcomes, notes: Sequence[str]
+) -> Table:
+    def cells(outcomes: Sequence[Outcome], beside: Sequence[Outcome] | None = None) -> dict[str, Cell]:
+        return {name: drop(outcomes, first, second, beside) for name, (first, second) in drops.items()}
+
+    rows = [Row(name, cells(outcomes), group="system") for name, outcomes in systems.items()]
+    rows += [
+        Row(f"{a} - {b}", cells(systems[a], systems[b]), group="one falls more than another by")
+        for a, b in combinations(systems, 2)
+    ]
+    positive = "a drop is positive where gIoU falls; the questions of the parts differ in more than in their words"
+    title = f"{benchmark}: how far gIoU falls from one part to another"
+    return Table(title, "system", {name: name for name in drops}, rows, [positive, *notes])
+
+
+def _count_note(parts: Mapping[str, BelongsTo], outcomes: Sequence[Outcome]) -> str:
+    counts = []
     for name, asks in parts.items():
         own = [o for o in outcomes if asks(o) and o.present is not None]
-        images, true = len({o.image for o in own}), _true(own)
-        told.append(f"{name} {true} true and {len(own) - true} false premises about {images} images")
-    return [f"questions: {'; '.join(told)}; intervals of 95% draw whole images"]
+        images, true = len({o.image for o in own}), sum(bool(o.present) for o in own)
+        counts.append(f"{name} {true} true and {len(own) - true} false premises about {images} images")
+    return f"questions: {'; '.join(counts)}; intervals of 95% draw whole images"
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,45 +271,22 @@ class SystemOptions:
 
 def run(context: StudyContext, options: SystemOptions) -> StudyOutput:
     """Compare the models, and the predictions, on the questions that all answered."""
-    found = ask(context, options.predictions or ())
-    systems = aligned(found)
-    tables = knowledge_tables(
-        context.benchmark.name,
-        context.benchmark.protocol,
-        systems,
-        [*_notes(context, systems), *left_out(found, systems)],
-    )
+    answers = ask(context, options.predictions or ())
+    systems = aligned(answers)
+    benchmark, notes = context.benchmark, [*_notes(context, systems), *left_out(answers, systems)]
+    tables = knowledge_tables(benchmark.name, benchmark.protocol, systems, notes)
     bars = [
         Bar(row.name, score.value, score.low, score.high, row.group)
         for row in tables[0].rows
         if isinstance(score := row.cells["giou"], Estimate)
     ]
-    chart = bar_chart(
-        bars,
-        title=tables[0].title,
-        x_label="gIoU over true premises",
-        note=_questions(tables[0]),
+    note = next((note[0].upper() + note[1:] for note in tables[0].notes if note.startswith("questions: ")), "")
+    return StudyOutput(
+        tables, {"": bar_chart(bars, title=tables[0].title, x_label="gIoU over true premises", note=note)}
     )
-    return StudyOutput(tables, {"": chart})
 
 
-def ask(context: StudyContext, predictions: Sequence[Path]) -> list[Answered]:
-    """All systems of a study: its models, asked and scored as `readseg evaluate` does, and the predictions.
-
-    What a model said is kept in the study's folder, and not asked again. Predictions that do not fit the benchmark are
-    an error before a model is asked.
-    """
-    others = read_systems(predictions, context.benchmark)
-    found = []
-    for model in context.models:
-        system = model_system(model.segmenter, context.benchmark, settings=model.settings)
-        folder = context.folder_of(model)
-        results = run_systems([system], context.benchmark, folder=folder, limit=context.limit, progress=True)
-        found.append(Answered(model.name, results[system.name], str(folder)))
-    return [*found, *others]
-
-
-def _notes(context: StudyContext, systems: Sequence[Answered]) -> list[str]:
+def _notes(context: StudyContext, systems: Sequence[SystemResult]) -> list[str]:
     """What the numbers cannot show."""
     notes = []
     if any(model.source is None for model in context.models):
@@ -251,10 +301,6 @@ def _notes(context: StudyContext, systems: Sequence[Answered]) -> list[str]:
     if len(systems) == 1:
         notes.append("one system: nothing is compared; name others with --model or --predictions")
     return notes
-
-
-def _questions(table: Table) -> str:
-    return next((note[0].upper() + note[1:] for note in table.notes if note.startswith("questions: ")), "")
 
 
 STUDY = Study("knowledge", SystemOptions, run)
