@@ -215,8 +215,6 @@ def test_an_unexpected_weight_is_named(folder: Path, name: str, prefix: str) -> 
 
 
 MISSHAPEN = (
-    "lm_head.weight",
-    "model.embed_tokens.weight",
     "model.layers.0.input_layernorm.weight",
     "model.layers.1.self_attn.k_proj.weight",
     KEY,
@@ -239,17 +237,38 @@ MISSHAPEN = (
 )
 
 
-def test_weights_of_a_wrong_shape_are_named(folder: Path) -> None:
-    def grown(state: State) -> None:
-        for name in MISSHAPEN:
-            state[name] = torch.cat([state[name], state[name][:1]])
+def grow(state: State, *names: str) -> None:
+    for name in names:
+        state[name] = torch.cat([state[name], state[name][:1]])
 
-    write_released(folder, "read", form="bin", change=lambda state: grown(state))
-    tables = {"lm_head.weight", "model.embed_tokens.weight"}
-    refused(folder, "vocab_size")
-    change_settings(folder, vocab_size=settings_of("read")["vocab_size"] + 1)
+
+@pytest.mark.parametrize("start", range(0, len(MISSHAPEN), 5))
+def test_weights_of_a_wrong_shape_are_named(folder: Path, start: int) -> None:
+    names = MISSHAPEN[start : start + 5]
+    write_released(folder, "read", form="bin", change=lambda state: grow(state, *names))
     message = refused(folder, "wrong shape")
-    assert all((f"{name} is (" in message) != (name in tables) for name in MISSHAPEN)
+    assert all(f"{name} is (" in message for name in names)
+
+
+def test_tables_of_a_wrong_shape_are_named(folder: Path) -> None:
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    write_released(folder, "read", form="bin", change=lambda state: grow(state, *names))
+    rows = settings_of("read")["vocab_size"]
+    refused(folder, f"vocab_size {rows}, but model.embed_tokens.weight has {rows + 1}")
+
+
+def test_of_many_keys_five_are_named(folder: Path) -> None:
+    def change(state: State) -> None:
+        state.update({f"extra.{number:02}": torch.ones(1) for number in range(40)} | {"new\nline": torch.ones(1)})
+        for name in [name for name in state if name.startswith(("model.layers.0.mlp.", "model.layers.0.self_attn."))]:
+            del state[name]
+        grow(state, *MISSHAPEN)
+
+    write_released(folder, "read", form="bin", change=change)
+    message = refused(folder, r"unexpected: 'new\\nline', extra.00, extra.01, extra.02, extra.03 and 36 more; ")
+    assert "; missing: model.layers.0.mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight, " in message
+    assert message.count("model.layers.0.") == 5 + 1 and " and 2 more; unexpected: " in message
+    assert message.count(" is (") == 5 and message.endswith("and 14 more.")
 
 
 @pytest.mark.parametrize(
@@ -266,12 +285,7 @@ def test_weights_of_a_wrong_shape_are_named(folder: Path) -> None:
 )
 def test_shapes_that_are_none_of_sam_are_refused(folder: Path, name: str) -> None:
     """The size of SAM is read off these: others do not fit them then."""
-    full = f"model.visual_model.{name}"
-
-    def grown(state: State) -> None:
-        state[full] = torch.cat([state[full], state[full][:1]])
-
-    write_released(folder, "read", form="safetensors", change=grown)
+    write_released(folder, "read", form="safetensors", change=lambda state: grow(state, f"model.visual_model.{name}"))
     refused(folder, "SAM|model.visual_model")
 
 
@@ -335,9 +349,9 @@ def test_a_checkpoint_without_sam_is_a_base_model(folder: Path) -> None:
         *[({"num_key_value_heads": value}, "num_key_value_heads|k_proj") for value in (1, 0, -1, 3, "2")],
         ({"vocab_size": 999}, "vocab_size 999"),
         ({"vocab_size": 342}, "vocab_size 342"),
-        *[({"rms_norm_eps": value}, "rms_norm_eps") for value in ("small", [1])],
+        *[({"rms_norm_eps": value}, "rms_norm_eps") for value in ("small", [1], None)],
         *[({"max_position_embeddings": value}, "max_position_embeddings") for value in ("2048", 1.5)],
-        *[({"rope_theta": value}, "rope_theta") for value in ("x", [1])],
+        *[({"rope_theta": value}, "rope_theta") for value in ("x", [1], None)],
         *[({"rope_scaling": value}, "rope") for value in ("x", [1], {"type": "none such", "factor": 2.0})],
         *[({"hidden_act": value}, "hidden_act") for value in ("none such", 5, ["silu"])],
         *[({"eos_token_id": value}, "eos_token_id") for value in ("x", 1.5)],

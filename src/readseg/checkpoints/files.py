@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from readseg.errors import ReadsegError
+from readseg.errors import ReadsegError, first_five
 
 _INDEX, _SAFE = ".index.json", ".safetensors"
 _ENDINGS = (_SAFE, ".bin", ".pth", ".pt")
@@ -123,7 +123,7 @@ def _weights_file(folder: Path) -> Path:
         )
     if len(weights) > 1:
         raise ReadsegError(
-            f"{folder} holds several files that may be weights, and no index: name one of {first_five(weights)}."
+            f"{folder} holds several files that may be weights, and no index: name one of {first_five(map(repr, weights))}."
         )
     if _SHARD.fullmatch(weights[0]):
         raise ReadsegError(
@@ -144,14 +144,14 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise ReadsegError(
-            f"{index.parent} lacks {first_five(missing)}, which {index.name} lists: fetch the missing files."
+            f"{index.parent} lacks {first_five(map(repr, missing))}, which {index.name} lists: fetch the missing files."
         )
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         state = _read_file(index.parent / shard)
         if wrong := state.keys() ^ {key for key, name in weight_map.items() if name == shard}:
             raise ReadsegError(
-                f"{index.parent / shard} and {index.name} do not agree whether it holds {first_five(wrong)}: the "
+                f"{index.parent / shard} and {index.name} do not agree whether it holds {first_five(map(repr, wrong))}: the "
                 "index belongs to another checkpoint; fetch it again."
             )
         tensors |= state
@@ -235,7 +235,7 @@ def key_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             if not value.is_floating_point()
         },
     }
-    return "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names)
+    return "; ".join(f"{kind}: {first_five(names)}" for kind, names in kinds.items() if names)
 
 
 def release_pages(tensor: Tensor) -> None:
@@ -330,9 +330,3 @@ def one_line(error: Exception) -> str:
     """What an error says on its first line, and on its second where the first only announces it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-
-
-def first_five(names: Collection[str]) -> str:
-    """A list of names that fits a line."""
-    shown = ", ".join(repr(name) for name in sorted(names)[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from readseg.errors import ReadsegError
+from readseg.errors import ReadsegError, first_five
 from readseg.model.config import Projector, ReadConfig
 from readseg.model.families import BOS, EOS, FAMILIES, IM_END, IM_START, SEG, Family
 from readseg.model.tokenizer import LegacyTokenizer
@@ -200,7 +200,7 @@ def _translate(keys: Iterable[str], table: list[tuple[re.Pattern[str], str]], so
         else:
             unknown.append(key)
     if unknown:
-        raise ReadsegError(f"not names of {source}: {', '.join(sorted(unknown))}.")
+        raise ReadsegError(f"not names of {source}: {first_five(unknown)}.")
     return names
 
 
@@ -278,9 +278,10 @@ def language_config(settings: Mapping[str, Any], tokenizer: LegacyTokenizer) -> 
         if settings.get(name, index) not in (index, None):
             raise ReadsegError(f"config.json: {name} is {settings[name]!r}, but the tokenizer says {index}.")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    optional = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "rope_theta")
+    nullable, optional = ("num_key_value_heads", "max_position_embeddings"), ("rms_norm_eps", "rope_theta")
     values: dict[str, Any] = {name: settings.get(name) for name in needed}
-    values |= {name: settings[name] for name in optional if settings.get(name) is not None}
+    values |= {name: settings[name] for name in nullable if settings.get(name) is not None}
+    values |= {name: settings[name] for name in optional if name in settings}
     # LlamaConfig checks types; what it takes and fails on later, or never, is checked here.
     for name, value in values.items():
         if not _is_positive(value):

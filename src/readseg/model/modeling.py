@@ -28,7 +28,7 @@ from readseg.core import sasp
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 from readseg.core.types import IGNORE_INDEX
-from readseg.errors import ReadsegError
+from readseg.errors import ReadsegError, first_five
 from readseg.model import generation, losses
 from readseg.model.config import Prompt, ReadConfig, check_choice
 from readseg.model.generation import Generation
@@ -412,13 +412,13 @@ class ReadModel(PreTrainedModel):
         source = pretrained_model_name_or_path or "state_dict"
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of a wrong shape"}
-        wrong = [f"{kind}: {', '.join(sorted(map(str, info[key])))}" for key, kind in kinds.items() if info[key]]
+        wrong = [f"{kind}: {first_five(map(str, info[key]))}" for key, kind in kinds.items() if info[key]]
         if wrong:
             raise ReadsegError(
                 f"{source}: these weights are not those of the model that its config describes; {'; '.join(wrong)}."
             )
         if broken := [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]:
-            raise ReadsegError(f"{source}: weights that are no numbers: {', '.join(broken)}.")
+            raise ReadsegError(f"{source}: weights that are no numbers: {first_five(broken)}.")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
