@@ -40,7 +40,7 @@ _OWN_SAM = "sam.mask_decoder."
 
 @dataclass(frozen=True)
 class Reference:
-    """The answer to one question: what `readseg.evaluation.run.Answers` asks of an answer, and how it came about.
+    """The answer to one question: what `readseg.evaluation.run.Answer` has of an answer, and how it came about.
 
     answer: "yes [SEG]." or "no."; this model has no other words.
     present: whether what was asked for is said to be there; presence: the probability that it is.

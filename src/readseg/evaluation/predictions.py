@@ -54,41 +54,23 @@ Rle = Annotated[dict[str, Any], AfterValidator(_checked_rle)]
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A question of a benchmark with what is true, and what a model said to it and drew; one line on disk.
+    """A question of a benchmark with what is true, and what a model said to it and drew; one line on disk."""
 
-    Attributes:
-        key: names the question within its benchmark.
-        image: the file, relative to the folder of all data, or the name of a drawn scene.
-        size: (H, W) of the image.
-        question: the text, in the data set's words.
-        present: whether what is asked for is there; None for a question that is answered in words.
-        targets: one RLE for each mask that is expected.
-        ignored: RLE of the pixels that do not count; None where all do.
-        expected: the answer in words; None where the data set has none.
-        section: part of the benchmark, as its tables name it.
-        kind: kind of question.
-        tags: what else scores are grouped by.
-        answer: the model's text.
-        claimed: whether the model says the object is there; None where no segmentation was asked for.
-        masks: one RLE for each [SEG] of the answer, in reading order.
-        finished: False where the answer was cut off at its longest length.
-    """
-
-    key: str
-    image: str
-    size: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_checked_size)]
-    question: str
-    present: bool | None
-    targets: tuple[Rle, ...]
-    ignored: Rle | None = None
-    expected: str | None = None
-    section: str
-    kind: str
-    tags: Annotated[frozenset[str], PlainSerializer(sorted)]
-    answer: str
-    claimed: Annotated[bool | None, Field(alias="said")]
-    masks: tuple[Rle, ...]
-    finished: bool
+    key: str  # names the question within its benchmark
+    image: str  # the file, relative to the folder of all data, or the name of a drawn scene
+    size: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_checked_size)]  # (H, W) of the image
+    question: str  # in the data set's words
+    present: bool | None  # whether what is asked for is there; None for a question that is answered in words
+    targets: tuple[Rle, ...]  # one for each mask that is expected
+    ignored: Rle | None = None  # the pixels that do not count; None where all do
+    expected: str | None = None  # the answer in words; None where the data set has none
+    section: str  # part of the benchmark, as its tables name it
+    kind: str  # of question
+    tags: Annotated[frozenset[str], PlainSerializer(sorted)]  # what else scores are grouped by
+    answer: str  # the model's text
+    claimed: Annotated[bool | None, Field(alias="said")]  # that the object is there; None where no mask was asked for
+    masks: tuple[Rle, ...]  # one for each [SEG] of the answer, in reading order
+    finished: bool  # False where the answer was cut off at its longest length
 
     @property
     def truth(self) -> dict[str, Any]:
@@ -102,31 +84,18 @@ PREDICTIONS = LineFormat("readseg-predictions-2", Prediction)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one question went: all that the scores need of it.
+    """How one question went: all that the scores need of it."""
 
-    Attributes:
-        key: of the question.
-        image: what it is about; questions about one image are not independent.
-        section: part of the benchmark.
-        kind: kind of question.
-        tags: what was held out of training, and other properties of the question.
-        present: whether the object is there; None for a question that is answered in words.
-        said: whether the answer has a mask that is not empty.
-        intersections: pixels, one number for each mask; empty for a question answered in words.
-        unions: likewise.
-        right_words: the answer's text is the expected one, whatever its case, spaces and stops.
-    """
-
-    key: str
-    image: str
-    section: str
+    key: str  # of the question
+    image: str  # what it is about; questions about one image are not independent
+    section: str  # part of the benchmark
     kind: str
     tags: frozenset[str]
-    present: bool | None
-    said: bool
-    intersections: tuple[int, ...]
-    unions: tuple[int, ...]
-    right_words: bool
+    present: bool | None  # whether the object is there; None for a question that is answered in words
+    said: bool  # whether the answer has a mask that is not empty
+    intersections: tuple[int, ...]  # pixels, one number for each mask; none for a question that is answered in words
+    unions: tuple[int, ...]  # likewise
+    right_words: bool  # the answer's text is the expected one, whatever its case, spaces and stops
 
 
 @dataclass(frozen=True)
@@ -217,11 +186,8 @@ def words_of(text: str) -> list[str]:
 def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What is compared with what, (H, W) each, one pair after the other: a damaged line may hold very many masks."""
     nothing = np.zeros(prediction.size, bool)
-
-    def decoded(name: str, rles: Sequence[Rle]) -> Iterator[np.ndarray]:
-        return (_mask(prediction, rle, name) for rle in rles)
-
-    masks, targets = decoded("masks", prediction.masks), decoded("targets", prediction.targets)
+    masks = (_mask(prediction, rle, "masks") for rle in prediction.masks)
+    targets = (_mask(prediction, rle, "targets") for rle in prediction.targets)
     if match == "order" and prediction.present:
         yield from zip_longest(masks, targets, fillvalue=nothing)
         if not prediction.masks and not prediction.targets:
