@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import pickle
@@ -12,7 +11,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from readseg.data import files
@@ -134,10 +132,6 @@ REF = {
     "split": "train",
     "sentences": [{"tokens": ["the", "café"], "raw": "THE café", "sent_id": 0, "sent": "the café", "exist": True}],
     "box": (1.5, -2, None, 2**70),
-    "of": {1, 2},
-    "raw": b"\x00\xff",
-    "none": b"",
-    "kept": frozenset({"a"}),
 }
 # What Python 2 writes for [{'sent': u'caf\xe9', 'raw': 'caf\xc3\xa9', 'ann_id': 12L, 'exist': True}] in protocol 0.
 PYTHON_2 = (
@@ -174,30 +168,6 @@ def test_plain_values_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     assert read_pickle(written(tmp_path, pickle.dumps([REF, REF], protocol))) == [REF, REF]
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_numpy_numbers_become_python_s(tmp_path: Path, protocol: int) -> None:
-    values = [np.int64(-5), np.float32(1.5), np.uint8(255), np.bool_(True), np.str_("é"), np.dtype(">i4").type(7)]
-    found = read_pickle(written(tmp_path, pickle.dumps(values, protocol)))
-    assert found == [-5, 1.5, 255, True, "é", 7]
-    assert [type(value) for value in found] == [int, float, int, bool, str, int]
-
-
-def test_numpy_numbers_as_older_numpy_names_them_and_of_the_other_byte_order(tmp_path: Path) -> None:
-    content = pickle.dumps(np.int64(3), 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    assert b"numpy.core.multiarray" in content
-    assert read_pickle(written(tmp_path, content)) == 3
-    # Python 2: the bytes of the number are text, and not all of them are UTF-8.
-    state = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'i2'\nI0\nI1\ntR(I3\nS'>'\nNNNI-1\nI-1\nI0\ntb"
-    assert read_pickle(written(tmp_path, state + b"S'\\x01\\xff'\ntR.")) == 511
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_ordered_dicts_become_plain(tmp_path: Path, protocol: int) -> None:
-    content = pickle.dumps(OrderedDict(b=1, a=[2]), protocol)
-    found = read_pickle(written(tmp_path, content))
-    assert type(found) is dict and list(found.items()) == [("b", 1), ("a", [2])]
-
-
 @pytest.mark.parametrize("content", [PYTHON_2, PYTHON_2_BINARY])
 def test_text_of_python_2(tmp_path: Path, content: bytes) -> None:
     found = read_pickle(written(tmp_path, content))
@@ -226,7 +196,8 @@ def test_a_pickle_that_would_run_code_runs_nothing(tmp_path: Path, protocol: int
     "name",
     ["os system", "posix system", "builtins eval", "__builtin__ eval", "builtins getattr", "builtins bytearray",
      "copyreg _reconstructor", "copy_reg __newobj__", "numpy ndarray", "numpy._core.multiarray _reconstruct",
-     "functools partial", "builtins set.__class__", "numpy.core.multiarray scalar.__globals__", "codecs encode"],
+     "functools partial", "builtins set", "builtins set.__class__", "collections OrderedDict", "_codecs encode",
+     "numpy.core.multiarray scalar", "numpy dtype"],
 )  # fmt: skip
 def test_other_globals_are_refused_and_named(tmp_path: Path, name: str) -> None:
     module, attribute = name.split()
@@ -247,17 +218,13 @@ def test_other_globals_are_refused_and_named(tmp_path: Path, name: str) -> None:
         (b"\x80\x05]", "damaged"),
         (b"not a pickle at all", "damaged"),
         (b"\x80\x63.", "damaged"),
-        (b"Pexternal\n.", "outside the file"),
+        (b"Pexternal\n.", "persistent id"),
         (b"\x80\x02\x82\x01.", "damaged"),  # an extension code
-        (b"c__builtin__\nset\n}S'_make'\nI1\nsb.", "damaged"),  # state for a function
-        (b"c__builtin__\nset\n(N}S'_make'\nI1\nstb.", "sets attributes of a function"),
-        (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "encodes with 'zlib'"),
-        (b"c__builtin__\nbytes\n(I999999999999\ntR.", "damaged"),
-        (b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.", "of the kind 'O8'"),
-        (b"cnumpy\ndtype\n(S'i4,i4'\nI0\nI1\ntR.", "of the kind"),
-        (b"cnumpy\ndtype\n(S'i4'\nI0\nI1\ntR(I3\nS'x'\ntb.", "numpy kind that is damaged"),
-        (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'i4'\ntRS'ab'\ntR.", "numpy value that is damaged"),
-        (b"cnumpy.core.multiarray\nscalar\n(I1\nS'ab'\ntR.", "numpy value that is damaged"),
+        (b"I1\n(tR.", "damaged"),  # a call of a number
+        (b"]}S'append'\nI1\nsb.", "damaged"),  # state for a list
+        (b"c__builtin__\nset\n}S'_make'\nI1\nsb.", "refused.*__builtin__.set"),  # state for a class
+        (b"c_codecs\nencode\n(Vx\nVzlib\ntR.", "refused.*_codecs.encode"),
+        (b"c__builtin__\nbytes\n(I999999999999\ntR.", "refused.*__builtin__.bytes"),
         (b"\x80\x02" + b"]" * 10 + b"a" * 50 + b".", "damaged"),
         (b"(VC:\\U\n.", "damaged"),
     ],
@@ -266,14 +233,6 @@ def test_damaged_and_wicked_files_are_one_error(tmp_path: Path, content: bytes, 
     with pytest.raises(ReadsegError, match=message) as caught:
         read_pickle(written(tmp_path, content))
     assert "refs(unc).p" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_python_s_own_types_stay_what_they_were(tmp_path: Path) -> None:
-    """State that a pickle gives to a function it found reaches nothing that the process uses."""
-    with pytest.raises(ReadsegError):
-        read_pickle(written(tmp_path, b"c_codecs\nencode\n(N}S'__defaults__'\n(S'zlib'\ntstb."))
-    assert codecs.encode("a", "latin1") == b"a"
-    assert read_pickle(written(tmp_path, pickle.dumps(b"\xff", 0))) == b"\xff"
 
 
 def test_deep_and_endless_values_are_read(tmp_path: Path) -> None:
@@ -294,6 +253,6 @@ def test_missing_and_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_objects_of_other_classes_are_refused(tmp_path: Path) -> None:
-    for value in (Decimal("1.5"), np.zeros(3), Path("a")):
+    for value in (Decimal("1.5"), OrderedDict(a=1), Path("a")):
         with pytest.raises(ReadsegError, match="is refused"):
             read_pickle(written(tmp_path, pickle.dumps([value])))

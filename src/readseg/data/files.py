@@ -1,7 +1,4 @@
-"""Files of annotations: read so that damage names the file, hostile content does nothing, and long ones leave memory.
-
-JSON whole, or its records one by one; pickles as plain values; records as pydantic models; names of files in them.
-"""
+"""Files of annotations: damage is told with the file, hostile content does nothing, and long files leave memory."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from readseg.errors import ReadsegError
@@ -23,7 +19,6 @@ MAX_PICKLE_BYTES = 1 << 30
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BOM = b"\xef\xbb\xbf"
-_DTYPE = re.compile(r"[<>=|]?[biufSU]\d{1,4}")
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -120,7 +115,7 @@ def scan_json(path: Path) -> Iterator[tuple[str | None, Any, int, int]]:
     """
     scanner = _Scanner(path)
     if scanner.peek() == "[":
-        yield from ((None, *element) for element in scanner.array())
+        yield from scanner.array(None)
     else:
         for _ in scanner.items("{", "}"):
             key = scanner.value()
@@ -128,7 +123,7 @@ def scan_json(path: Path) -> Iterator[tuple[str | None, Any, int, int]]:
                 raise scanner.broken("the key of an object must be text")
             scanner.take(":")
             if scanner.peek() == "[":
-                yield from ((key, *element) for element in scanner.array())
+                yield from scanner.array(key)
             else:
                 scanner.value()
     if scanner.peek():
@@ -140,7 +135,7 @@ def read_json_at(path: Path, start: int, end: int) -> Any:
     try:
         with path.open("rb") as stream:
             stream.seek(start)
-            return json.loads(stream.read(end - start).decode("utf-8"))
+            return json.loads(stream.read(end - start))
     except OSError as error:
         raise ReadsegError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -190,19 +185,16 @@ class _Scanner:
     def items(self, opening: str, closing: str) -> Iterator[None]:
         """Stops before each item between brackets, for the caller to read it."""
         self.take(opening)
-        more = self.peek() != closing
-        if not more:
-            self.take(closing)
-        while more:
+        mark = self.take(closing) if self.peek() == closing else ","
+        while mark == ",":
             yield
-            more = self.take(f",{closing}") == ","
+            mark = self.take(f",{closing}")
 
-    def array(self) -> Iterator[tuple[Any, int, int]]:
+    def array(self, key: str | None) -> Iterator[tuple[str | None, Any, int, int]]:
         for _ in self.items("[", "]"):
             self.peek()
             start = self._byte()
-            value = self.value()
-            yield value, start, self._byte()
+            yield key, self.value(), start, self._byte()
 
     def _byte(self) -> int:
         """How many bytes of the file lie before this position."""
@@ -212,100 +204,31 @@ class _Scanner:
 
 
 # -- pickles -----------------------------------------------------------------------------------------------------------
-#
-# A pickle is a program that may call anything that can be imported, and set attributes of what it finds. Here it finds
-# only makers of plain values, which have no state to set: nothing is imported, and nothing inflates.
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of lists, tuples, dicts, sets, numbers and text holds; any protocol, also Python 2's.
+    """What a pickle of lists, tuples, dicts, numbers and text holds; any protocol, also Python 2's.
 
-    Byte strings of Python 2 become text: UTF-8, or Latin-1 where one of the file's is no UTF-8. numpy's numbers become
-    Python's, ordered dicts plain ones. Any other global is refused by its name, not imported and not called.
+    Byte strings of Python 2 become text: UTF-8, or Latin-1 where one of the file's is no UTF-8.
     """
     encoded = read_bytes(path, MAX_PICKLE_BYTES)
     try:
         try:
-            return _Unpickler(path, encoded, "utf-8").load()
+            return _PlainUnpickler(io.BytesIO(encoded), encoding="utf-8").load()
         except UnicodeDecodeError:
-            return _Unpickler(path, encoded, "latin-1").load()
-    except ReadsegError:
-        raise
+            return _PlainUnpickler(io.BytesIO(encoded), encoding="latin-1").load()
+    except ReadsegError as error:
+        raise ReadsegError(
+            f"{path} is refused, nothing of it was run: it asks for {error}, expected only lists, dicts, numbers and "
+            "text; get the file from its original source, or write it as JSON"
+        ) from error
     except Exception as error:  # damaged data raises almost anything: EOFError, KeyError, TypeError, MemoryError, ...
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ReadsegError(f"{path} is damaged or no pickle of plain values: {reason}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Looks every global up in a table, Python 2's names among them."""
-
-    def __init__(self, path: Path, encoded: bytes, encoding: str) -> None:
-        super().__init__(io.BytesIO(encoded), encoding=encoding)
-        self._path = path
-        makers: dict[tuple[str, str], Callable[..., object]] = {
-            ("collections", "OrderedDict"): dict,
-            ("_codecs", "encode"): _latin_bytes,
-            ("numpy", "dtype"): _NumberType,
-        }
-        for module in ("builtins", "__builtin__"):
-            makers |= {(module, "set"): set, (module, "frozenset"): frozenset, (module, "bytes"): lambda: b""}
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            makers[module, "scalar"] = lambda kind, data: _number(kind, data, encoding)
-        self._makers = {name: _Maker(make) for name, make in makers.items()}
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds nothing. A pickle is a program that calls and changes what it finds; without that it only makes values."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._makers:
-            raise ReadsegError(
-                f"{self._path} is refused, nothing of it was run: it asks for {module}.{name}, expected only lists, "
-                "dicts, numbers and text; get the file from its original source"
-            )
-        return self._makers[module, name]
-
-    def persistent_load(self, pid: object) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside the file")
-
-
-class _Maker:
-    """A function that a pickle may call, but not change."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., object]) -> None:
-        self._make = make
-
-    def __call__(self, *args: Any) -> object:
-        return self._make(*args)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("it sets attributes of a function")
-
-
-class _NumberType:
-    """The kind of a numpy number, as a pickle tells it: a code such as "i8", then a state with the byte order."""
-
-    def __init__(self, code: object, *flags: object) -> None:
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise pickle.UnpicklingError(f"it holds numpy values of the kind {str(code)[:40]!r}")
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError("it holds a numpy kind that is damaged")
-        self.code = f"{order}{self.code.lstrip('<>=|')}"
-
-
-def _number(kind: object, data: object, encoding: str) -> Any:
-    if isinstance(data, str):
-        data = data.encode(encoding)  # Python 2's bytes, which were read as text
-    dtype = np.dtype(kind.code) if isinstance(kind, _NumberType) else None
-    if dtype is None or not isinstance(data, bytes) or not dtype.itemsize or len(data) != dtype.itemsize:
-        raise pickle.UnpicklingError("it holds a numpy value that is damaged")
-    return np.frombuffer(data, dtype)[0].item()
-
-
-def _latin_bytes(text: object, encoding: object = "latin1") -> bytes:
-    """How Python 3 writes bytes in the old protocols. Any other codec could be one that inflates its input."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes with {str(encoding)[:40]!r}")
-    return text.encode("latin-1")
+        raise ReadsegError(f"{module}.{name}")

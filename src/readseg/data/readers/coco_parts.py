@@ -17,24 +17,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import PositiveInt
 
-from readseg.data.annotations import covers_nothing, require_image_size, segmentation_mask
-from readseg.data.files import FileName, Record, parse, read_json_at, scan_json
+from readseg.data.annotations import ImageRecord, covers_nothing, paint
+from readseg.data.files import Record, parse, read_json_at, scan_json
 from readseg.data.types import Entry, Expression, SplitReader
 from readseg.errors import ReadsegError
 
 _ABSENT, _TWICE = (0, 0), (-1, -1)  # in place of where an image lies in the file
 
 
-class _Image(Record):
-    file_name: FileName
-    height: PositiveInt
-    width: PositiveInt
-
-
 class _Annotation(Record):
-    id: Any = None
     category_id: Any
     segmentation: Any = None
 
@@ -89,26 +81,22 @@ class _PartsReader(SplitReader):
                 f'{self._path}: {len(spans)} annotations are of image {image_id!r:.60}, which {why} "images"'
             )
         record = read_json_at(self._path, *span)
-        where = f"{self._path}: image {record['id']!r:.60}"
-        image = parse(_Image, record, where)
-        return Entry(
-            image.file_name,
-            self._images / image.file_name,
-            tuple(self._expression(annotation, image, where) for annotation in annotations),
-        )
+        name = f"image {record['id']!r:.60}"
+        image = parse(ImageRecord, record, f"{self._path}: {name}")
+        path = self._images / image.file_name
+        return Entry(image.file_name, path, tuple(self._expression(own, image, path, name) for own in annotations))
 
-    def _expression(self, record: dict[str, Any], image: _Image, where: str) -> Expression:
-        where = f"{where}: annotation {record.get('id')!r:.60}"
-        annotation = parse(_Annotation, record, where)
+    def _expression(self, record: dict[str, Any], image: ImageRecord, path: Path, name: str) -> Expression:
+        name = f"{name}: annotation {record.get('id')!r:.60}"
+        annotation = parse(_Annotation, record, f"{self._path}: {name}")
         category = annotation.category_id
         if not _is_id(category) or category not in self._categories:
-            raise ReadsegError(f'{where}: category {category!r:.60} is not in "categories"')
+            raise ReadsegError(f'{self._path}: {name}: category {category!r:.60} is not in "categories"')
         try:
             text = category_phrase(self._categories[category])
         except ValueError as error:
             raise ReadsegError(f"{self._path}: category {category!r:.60}: {error}") from error
-        path, hw = self._images / image.file_name, (image.height, image.width)
-        mask = partial(_paint, annotation.segmentation, hw, path, self._path, where)
+        mask = partial(paint, {name: annotation.segmentation}, image, path, self._path)
         tags = frozenset({"no_target"} if covers_nothing(annotation.segmentation) else ())
         return Expression(text, False, True, mask, tags=tags)
 
@@ -153,15 +141,6 @@ def category_phrase(category: Any) -> str:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _paint(segmentation: Any, hw: tuple[int, int], image: Path, annotations: Path, where: str) -> np.ndarray:
-    """The mask of an annotation, uint8 (H, W) in {0, 1}."""
-    require_image_size(image, hw, annotations)  # first: a hostile size would take the memory
-    try:
-        return segmentation_mask(segmentation, hw).astype(np.uint8)
-    except ValueError as error:
-        raise ReadsegError(f"{where}: {error}") from error
 
 
 DATA_SETS = tuple(reader.data_set("sem_seg") for reader in (PACO, PascalPart))

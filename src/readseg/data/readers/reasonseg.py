@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from readseg.core.masks import IGNORED, polygons_to_mask
-from readseg.data.annotations import MAX_LENGTH, image_hw
+from readseg.data.annotations import image_hw, to_pixels
 from readseg.data.files import OptionalText, Record, Text, Words, parse, read_json
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
@@ -141,13 +141,7 @@ def shapes_mask(shapes: Sequence[Shape], hw: tuple[int, int]) -> np.ndarray:
 
 
 def _shape_mask(shape: Shape, hw: tuple[int, int]) -> np.ndarray:
-    try:
-        points = np.asarray(shape.points, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("a polygon must be a list of (x, y)") from error
-    if points.size and np.abs(points).max() > MAX_LENGTH:  # OpenCV walks along such lines for many seconds
-        raise ValueError(f"a polygon has coordinates up to {np.abs(points).max():g}: these are no pixels of an image")
-    return polygons_to_mask([points], hw)
+    return polygons_to_mask([to_pixels(shape.points)], hw)
 
 
 def _painted(shapes: Sequence[Shape]) -> list[Shape]:

@@ -11,19 +11,17 @@ is the first that is on disk of those that `preferred` names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard
+from typing import Annotated, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
-from readseg.core.masks import union
-from readseg.data.annotations import compact, covers_nothing, image_hw, require_image_size, segmentation_mask
-from readseg.data.files import FileName, OptionalText, Record, Text, parse, read_json, read_pickle
+from readseg.data.annotations import ImageRecord, compact, covers_nothing, paint
+from readseg.data.files import OptionalText, Record, Text, parse, read_json, read_pickle
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
@@ -35,13 +33,8 @@ NO_TARGET = -1
 """In the place of an annotation's id: nothing in the image is meant."""
 
 _REFS = re.compile(r"g?refs\((?P<split_by>[^()|]+)\)\.(?:json|p)")
-
-
-def _to_bool(flag: Any) -> Any:
-    return bool(flag) if isinstance(flag, int) and flag in (0, 1) else flag
-
-
-_Flag = Annotated[bool, BeforeValidator(_to_bool)]
+_KEPT = ("file_name", "height", "width", "image_id", "segmentation")  # of instances.json
+_Flag = Annotated[bool, Field(strict=False)]  # some have 0 and 1
 
 
 class _SentenceRecord(Record):
@@ -51,68 +44,41 @@ class _SentenceRecord(Record):
     gt_sent: OptionalText = ""
 
 
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _without_blank(sentences: Any) -> Any:
-    """Some sentences have no word left: nobody can ask them."""
-    if not isinstance(sentences, list | tuple):
-        return sentences
-    words = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
-    return [own for own, text in zip(sentences, words, strict=True) if not isinstance(text, str) or text.strip()]
-
-
 class _RefPlace(Record):
     image_id: int
     split: str
 
 
 class _RefRecord(Record):
-    ann_id: Annotated[list[int], BeforeValidator(_as_list), Field(min_length=1)]
-    sentences: Annotated[list[_SentenceRecord], BeforeValidator(_without_blank)]
+    ann_id: Annotated[
+        list[int], BeforeValidator(lambda ids: ids if isinstance(ids, list) else [ids]), Field(min_length=1)
+    ]
+    sentences: list[_SentenceRecord]
 
 
-class _ImageRecord(Record):
-    file_name: FileName
-
-
-class _Ref(NamedTuple):
-    """Sentences that mean the same objects, the union of annotations; of none if nothing is meant."""
-
-    annotations: tuple[int, ...]
-    sentences: tuple[tuple[str, bool, str], ...]  # text, whether it is there, what is there instead
+class _Sentence(NamedTuple):
+    text: str
+    annotations: tuple[str, ...]  # "annotation 70", ..: it means their union; none where it is false
+    instead: str
 
 
 @dataclass(slots=True)
 class _Group:
     """All that is asked about an image, or the first thing that is wrong with it."""
 
-    image: int | None
-    refs: list[_Ref] = field(default_factory=list)
+    image_id: int  # -1 where its record does not say
+    sentences: list[_Sentence] = field(default_factory=list)
     error: str = ""
-
-
-class _Image(NamedTuple):
-    file_name: Any
-    hw: tuple[int, int] | None
-
-
-class _Annotation(NamedTuple):
-    image: int | None
-    segmentation: Any
 
 
 @dataclass(frozen=True)
 class _Files:
-    """A data set's two files, of all splits: what is never used of them is not kept."""
+    """A data set's two files, of all splits; of instances.json only what sentences name."""
 
     refs: Path
     instances: Path
     groups: dict[str, list[_Group]]
-    images: dict[int, _Image]
-    annotations: dict[int, _Annotation]
-    ambiguous: frozenset[tuple[str, int]]  # ("image" or "annotation", id) of records of one id that differ
+    records: dict[str, dict[str, Any] | None]  # "image 7", "annotation 70", ..; None where two of one id differ
 
 
 # The splits of a data set share its files: they are read once while any reader of them is alive.
@@ -148,8 +114,8 @@ class RefCoco:
         split: "refcoco|testA", "refcoco|unc|testA"; see `splits`.
 
     Raises:
-        ReadsegError: no such data set or split, or files that cannot be read. A record that is broken raises where it
-            is accessed, and no other.
+        ReadsegError: no such data set or split, or files that cannot be read. A broken record raises where it is
+            accessed.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -157,7 +123,7 @@ class RefCoco:
         if not 1 <= len(middle) <= 2:
             raise ReadsegError(f'split {split!r}: expected "DATASET|NAME" or "DATASET|SPLIT_BY|NAME": "refcoco|testA"')
         part = middle.pop()
-        split_by, refs = _choose(root, dataset, middle[0] if middle else None)
+        split_by, refs = _find_refs(root, dataset, middle[0] if middle else None)
         self.name = f"{dataset}|{split_by}|{part}"
         self._files = _load(refs, root / FOLDER / dataset / "instances.json")
         groups = self._files.groups.get(part)
@@ -172,40 +138,37 @@ class RefCoco:
         return len(self._groups)
 
     def __getitem__(self, index: int) -> Entry:
-        group = self._groups[index]
+        group, files = self._groups[index], self._files
         if group.error:
-            raise ReadsegError(f"{self._files.refs}: {group.error}")
-        image = self._files.images.get(group.image) if group.image is not None else None
-        if image is None:
-            raise ReadsegError(f"{self._files.instances}: no image {group.image}, which {self._files.refs.name} names")
-        self._require_unambiguous("image", group.image)
-        where = f"{self._files.instances}: image {group.image}"
-        path = self._image_path(parse(_ImageRecord, {"file_name": image.file_name}, where).file_name)
-        expressions = [own for ref in group.refs for own in self._expressions(ref, group.image, image, path)]
-        return Entry(str(group.image), path, tuple(expressions))
+            raise ReadsegError(f"{files.refs}: {group.error}")
+        name = f"image {group.image_id}"
+        image = parse(ImageRecord, self._record(name), f"{files.instances}: {name}")
+        path = self._image_path(image.file_name)
+        expressions = []
+        for text, names, instead in group.sentences:
+            if not names:
+                expressions.append(Expression(text, False, False, instead=instead, kind="false premise"))
+                continue
+            records = {own: self._record(own) for own in names}
+            for own, record in records.items():
+                if (owner := record.get("image_id")) not in (None, group.image_id):
+                    raise ReadsegError(f"{files.instances}: {own} is of image {owner!r:.60}, in {files.refs} of {name}")
+            segmentations = {own: record["segmentation"] for own, record in records.items()}
+            tags = {"several"} if len(names) > 1 else set()
+            if all(map(covers_nothing, segmentations.values())):
+                tags.add("no_target")
+            mask = partial(paint, segmentations, image, path, files.instances)
+            expressions.append(Expression(text, False, True, mask, kind="true premise", tags=frozenset(tags)))
+        return Entry(str(group.image_id), path, tuple(expressions))
 
-    def _expressions(self, ref: _Ref, image_id: int | None, image: _Image, path: Path) -> Iterable[Expression]:
-        annotations = self._files.annotations
-        for number in ref.annotations:
-            if number not in annotations or annotations[number].image not in (None, image_id):
-                raise ReadsegError(
-                    f"{self._files.instances}: image {image_id} has no annotation {number}, which "
-                    f"{self._files.refs.name} names"
-                )
-            self._require_unambiguous("annotation", number)
-        several = {"several"} if len(ref.annotations) > 1 else set()
-        empty = all(covers_nothing(annotations[number].segmentation) for number in ref.annotations)
-        tags = frozenset(several | {"no_target"} if empty else several)
-        mask = partial(_mask, self._files, ref.annotations, image.hw, path)
-        for text, present, instead in ref.sentences:
-            if present:
-                yield Expression(text, False, True, mask, kind="true premise", tags=tags)
-            else:
-                yield Expression(text, False, False, instead=instead, kind="false premise")
-
-    def _require_unambiguous(self, what: str, number: int | None) -> None:
-        if (what, number) in self._files.ambiguous:
-            raise ReadsegError(f"{self._files.instances}: {what} {number} is there twice, and they differ")
+    def _record(self, name: str) -> dict[str, Any]:
+        record = self._files.records.get(name)
+        if record is None:
+            raise ReadsegError(
+                f"{self._files.instances}: expected {name}, which {self._files.refs.name} names, once: it is missing, "
+                "or there are several and they differ"
+            )
+        return record
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -232,16 +195,15 @@ def splits(dataset: str, root: Path) -> tuple[list[str], list[str]]:
     return names, damaged
 
 
-def _choose(root: Path, dataset: str, split_by: str | None) -> tuple[str, Path]:
+def _find_refs(root: Path, dataset: str, split_by: str | None) -> tuple[str, Path]:
+    """The SPLIT_BY that is meant, and its file."""
     folders = sorted({path.parent for path in (root / FOLDER).glob("*/*refs(*).*") if _REFS.fullmatch(path.name)})
     folder = root / FOLDER / dataset
     paths = refs_files(folder) if folder in folders else {}
-    candidates = preferred(dataset) if split_by is None else (split_by,)
+    candidates = [split_by] if split_by else [*preferred(dataset), *(paths if len(paths) == 1 else ())]
     for name in candidates:
         if name in paths:
             return name, paths[name]
-    if split_by is None and len(paths) == 1:
-        return next(iter(paths.items()))
     names = ", ".join(path.name for path in paths.values()) or "none"
     sets = ", ".join(path.name for path in folders) or "none"
     raise ReadsegError(
@@ -266,61 +228,31 @@ def _load(refs: Path, instances: Path) -> _Files:
     files = _LOADED.get(key)
     if files is None:
         groups = _groups(refs)
-        refs_of_all = (ref for part in groups.values() for group in part for ref in group.refs)
-        named = {number for ref in refs_of_all for number in ref.annotations}
-        files = _LOADED[key] = _Files(refs, instances, groups, *_instances(instances, named))
+        every = [group for part in groups.values() for group in part]
+        named = {name for group in every for sentence in group.sentences for name in sentence.annotations}
+        named |= {f"image {group.image_id}" for group in every}
+        files = _LOADED[key] = _Files(refs, instances, groups, _instances(instances, named))
     return files
 
 
-def _instances(
-    path: Path, named: set[int]
-) -> tuple[dict[int, _Image], dict[int, _Annotation], frozenset[tuple[str, int]]]:
-    """Images, the annotations that sentences name, and which of both are ambiguous.
-
-    The rest is dropped while the file is parsed: it would take 1 GB.
-    """
-    ambiguous: set[tuple[str, int]] = set()
-    images: dict[int, _Image] = {}
-    annotations: dict[int, _Annotation] = {}
+def _instances(path: Path, named: set[str]) -> dict[str, dict[str, Any] | None]:
+    """Images and annotations that sentences name. The rest is dropped while it is parsed: it would take 1 GB."""
+    records: dict[str, dict[str, Any] | None] = {}
 
     def keep(record: dict[str, Any]) -> Any:
-        number = record.get("id")
-        if "segmentation" in record:
-            if _is_id(number) and number in named:
-                image_id = record.get("image_id")
-                own = _Annotation(image_id if _is_id(image_id) else None, compact(record["segmentation"]))
-                if number in annotations and _plain(annotations[number]) != _plain(own):
-                    ambiguous.add(("annotation", number))
-                annotations[number] = own
-            return None
-        if "file_name" in record:
-            height, width = record.get("height"), record.get("width")
-            if _is_id(number):
-                image = _Image(record["file_name"], (height, width) if _is_id(height) and _is_id(width) else None)
-                if images.setdefault(number, image) != image:
-                    ambiguous.add(("image", number))
-            return None
-        return record
+        kind = "annotation" if "segmentation" in record else "image" if "file_name" in record else None
+        if kind is None:
+            return record
+        name = f"{kind} {record.get('id')!r}"
+        if name in named:
+            own = {key: compact(record[key]) for key in _KEPT if key in record}
+            records[name] = own if records.get(name, own) == own else None
+        return None
 
     content = read_json(path, object_hook=keep)
     if not isinstance(content, dict) or "images" not in content or "annotations" not in content:
         raise ReadsegError(f'{path}: expected an object with "images" and "annotations"')
-    return images, annotations, frozenset(ambiguous)
-
-
-def _plain(annotation: _Annotation) -> tuple[int | None, Any]:
-    """As it was in the file, without arrays: to be compared."""
-    image, parts = annotation
-    if isinstance(parts, list):
-        parts = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
-    return image, parts
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# -- sentences ---------------------------------------------------------------------------------------------------------
+    return records
 
 
 def _groups(path: Path) -> dict[str, list[_Group]]:
@@ -337,47 +269,31 @@ def _groups(path: Path) -> dict[str, list[_Group]]:
         try:
             place = parse(_RefPlace, record, f"record {number}")
         except ReadsegError as error:
-            lost.append(_Group(None, error=str(error)))
+            lost.append(_Group(-1, error=str(error)))
             continue
+        group = parts.setdefault(place.split, {}).setdefault(place.image_id, _Group(place.image_id))
         try:
-            ref, wrong = _ref(parse(_RefRecord, record, f"record {number} (image {place.image_id})")), ""
+            group.sentences += _sentences(parse(_RefRecord, record, f"record {number} (image {place.image_id})"))
         except ReadsegError as error:
-            ref, wrong = _Ref((), ()), str(error)
-        if ref.sentences or wrong:
-            group = parts.setdefault(place.split, {}).setdefault(place.image_id, _Group(place.image_id))
-            group.refs.append(ref)
-            group.error = group.error or wrong
-    return {part: [*groups.values(), *lost] for part, groups in parts.items()}
+            group.error = group.error or str(error)
+    return {
+        part: [group for group in [*groups.values(), *lost] if group.sentences or group.error]
+        for part, groups in parts.items()
+    }
 
 
-def _ref(record: _RefRecord) -> _Ref:
-    annotations = tuple(dict.fromkeys(number for number in record.ann_id if number != NO_TARGET))
-    sentences = []
-    for own in record.sentences:
+def _sentences(record: _RefRecord) -> Iterator[_Sentence]:
+    annotations = tuple(dict.fromkeys(f"annotation {number}" for number in record.ann_id if number != NO_TARGET))
+    for sentence in record.sentences:
         # The first key that is there decides.
-        exists = not own.is_false_premise if "is_false_premise" in own.model_fields_set else own.exist
-        text, present = own.sent.strip(), bool(annotations) and exists
-        instead = "" if present else own.gt_sent.strip()
-        sentences.append((text, present, "" if instead == text else instead))
-    return _Ref(annotations, tuple(sentences))
-
-
-# -- masks -------------------------------------------------------------------------------------------------------------
-
-
-def _mask(files: _Files, annotations: tuple[int, ...], hw: tuple[int, int] | None, image: Path) -> np.ndarray:
-    """The union of annotations, uint8 (H, W) in {0, 1}."""
-    if hw is None:
-        hw = image_hw(image)
-    else:
-        require_image_size(image, hw, files.instances)
-    parts = []
-    for number in annotations:
-        try:
-            parts.append(segmentation_mask(files.annotations[number].segmentation, hw))
-        except ValueError as error:
-            raise ReadsegError(f"{files.instances}: annotation {number}: {error}") from error
-    return union(parts, hw).astype(np.uint8)
+        told = "is_false_premise" in sentence.model_fields_set
+        text, instead = sentence.sent.strip(), sentence.gt_sent.strip()
+        if not text:  # nobody can ask it
+            continue
+        if annotations and (not sentence.is_false_premise if told else sentence.exist):
+            yield _Sentence(text, annotations, "")
+        else:
+            yield _Sentence(text, (), "" if instead == text else instead)
 
 
 # -- the data sets -----------------------------------------------------------------------------------------------------
