@@ -189,8 +189,8 @@ class FusionStage(nn.Module):
         if options.sight_loss_weight:
             heads = cast(nn.ModuleDict, self.sight["heads"])
             told = [
-                F.cross_entropy(heads[name](h_img).flatten(0, 1).float(), truth.flatten())
-                for name, truth in batch["sight"].items()
+                F.cross_entropy(head(h_img).flatten(0, 1).float(), batch["sight"][name].flatten())
+                for name, head in heads.items()
             ]
             values["sight"] = torch.stack(told).mean()
             loss = loss + options.sight_loss_weight * values["sight"]
