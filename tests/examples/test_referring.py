@@ -154,7 +154,7 @@ def test_evaluation_writes_predictions_that_the_package_scores(
     assert [record["key"] for record in presence] == [p.key for p in sam.predictions]
     for record, prediction in zip(presence, sam.predictions, strict=True):
         there = record["presence"] > 0.5
-        assert (prediction.present, len(prediction.masks)) == (there, int(there))
+        assert (prediction.claimed, len(prediction.masks)) == (there, int(there))
         assert prediction.answer == ("yes [SEG]." if there else "no.")
     assert "head features" in capsys.readouterr().out
     before = (out / "sam" / "predictions.jsonl").read_bytes()
