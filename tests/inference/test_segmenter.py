@@ -44,12 +44,8 @@ def segmenter(folder: Path) -> Segmenter:
 
 
 def assert_same(one: Segmentation, other: Segmentation) -> None:
-    assert (one.query, one.answer, one.present, one.finished) == (
-        other.query,
-        other.answer,
-        other.present,
-        other.finished,
-    )
+    for name in ("query", "answer", "present", "finished"):
+        assert getattr(one, name) == getattr(other, name)
     np.testing.assert_array_equal(one.masks, other.masks)
     np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
     for name, tolerance in (("points_xy", 1e-3), ("point_labels", 0)):
@@ -107,7 +103,10 @@ def counted(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return counts
 
 
-def test_an_image_is_computed_once_for_all_queries(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_computed_once_for_all_queries(
+    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(folder).segment(picture(), "the cat")
     counts = counted(segmenter, monkeypatch)
     segmenter.segment(picture(), EIGHT)
     once = {"encode_image": 1, "embed_masks_image": 1, "prefill": 1}
@@ -115,6 +114,7 @@ def test_an_image_is_computed_once_for_all_queries(segmenter: Segmenter, monkeyp
     segmenter.segment(np.asarray(picture()), "the cat")  # equal pixels from elsewhere
     segmenter.chat(picture()).ask("the cat")
     assert counts == {**once, "generate_answers": 3, "decode_masks": 3}
+    assert_same(first, segmenter.segment(picture(), "the cat"))  # nothing asked before counts
 
 
 def test_the_cache_keeps_the_latest_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +128,6 @@ def test_the_cache_keeps_the_latest_images(folder: Path, monkeypatch: pytest.Mon
     assert counts["encode_image"] == 4
     with pytest.raises(ReadsegError, match="cached_images"):
         Segmenter(full.model, full.processor, cached_images=0)
-
-
-def test_the_answer_depends_on_nothing_asked_before(segmenter: Segmenter) -> None:
-    first = segmenter.segment(picture(), "the cat")
-    segmenter.segment(picture(), EIGHT)
-    segmenter.chat(picture()).ask("the unicorn")
-    assert_same(first, segmenter.segment(picture(), "the cat"))
 
 
 def test_batches_of_images(shared: Segmenter) -> None:
@@ -164,28 +157,18 @@ def test_a_given_answer_gives_what_the_same_answer_gives_by_itself(shared: Segme
 
 def test_given_answers_are_those_of_a_plain_forward(shared: Segmenter) -> None:
     answer = "there [SEG] and there [SEG]."
-    batch = shared.segment_batch(
-        [picture(), picture(20, 30, seed=1)], [["the cat", "what?"], ["the unicorn"]], force=answer
-    )
-    for image, queries, results in zip(
-        [picture(), picture(20, 30, seed=1)], (["the cat", "what?"], ["the unicorn"]), batch, strict=True
-    ):
+    images, questions = [picture(), picture(20, 30, seed=1)], [["the cat", "what?"], ["the unicorn"]]
+    batch = shared.segment_batch(images, questions, force=answer)
+    for image, queries, results in zip(images, questions, batch, strict=True):
         for query, result in zip(queries, results, strict=True):
             ids, _ = shared.processor.encode([Turn(query, answer)])
-            output = shared.model(
-                torch.tensor([ids]), pixel_values=shared.processor.lmm_pixels(image)[None], return_logits=True
-            )
+            pixels = shared.processor.lmm_pixels(image)[None]
+            output = shared.model(torch.tensor([ids]), pixel_values=pixels, return_logits=True)
             assert np.allclose(result.scores, output.scores.detach().numpy(), atol=1e-4)
             seg = shared.processor.config.seg_token_id
             places = [place for place, token in enumerate(ids) if token == seg]
             assert result.said == tuple(bool(output.logits[0, place - 1].argmax() == seg) for place in places)
             assert len(result.masks) == 2
-
-
-@pytest.mark.parametrize("force", ["", "  ", 3, None])
-def test_an_answer_that_cannot_be_given(shared: Segmenter, force: Any) -> None:
-    with pytest.raises(ReadsegError, match="answer to force is empty"):
-        shared.segment(picture(), "the cat", force=force)
 
 
 def test_every_kind_of_image(shared: Segmenter, tmp_path: Path) -> None:
@@ -198,7 +181,7 @@ def test_every_kind_of_image(shared: Segmenter, tmp_path: Path) -> None:
         shared.segment(tmp_path / "missing.png", "the cat")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2), (30, 30)])
 def test_odd_sizes_give_finite_results(shared: Segmenter, size: tuple[int, int]) -> None:
     result = shared.segment(picture(*size), "the cat")
     assert result.answer == ANSWERS["the cat"]
@@ -206,20 +189,24 @@ def test_odd_sizes_give_finite_results(shared: Segmenter, size: tuple[int, int])
     assert np.isfinite(result.scores).all()
     assert np.isfinite(result.similarity).all()
     assert np.isfinite(result.points_xy[0]).all()
+    flat = shared.segment(np.zeros((*size, 3), np.uint8), "the cat")
+    assert np.isfinite(flat.similarity).all()
 
 
-def test_one_flat_colour_gives_no_nan(shared: Segmenter) -> None:
-    result = shared.segment(np.zeros((30, 30, 3), np.uint8), "the cat")
-    assert np.isfinite(result.similarity).all()
-
-
-def test_prompts_and_points_can_be_chosen(shared: Segmenter) -> None:
+def test_options_are_followed_or_refused(shared: Segmenter) -> None:
     alone = shared.segment(picture(), "the cat", prompt="seg")
     assert [len(xy) for xy in alone.points_xy] == [0]
     few = shared.segment(picture(), "the cat", points=PointConfig(num_points=3, downsample=1, alignment="exact"))
     assert len(few.points_xy[0]) == 3
-    with pytest.raises(ReadsegError, match="both, seg, points"):
-        shared.segment(picture(), "the cat", prompt="all")  # type: ignore[call-overload]
+    for name, option in (
+        ("both, seg, points", {"prompt": "all"}),
+        ("alignment", {"points": PointConfig()}),
+        ("downsample", {"points": PointConfig(downsample=5, alignment="exact")}),
+        ("max_new_tokens", {"max_new_tokens": 0}),
+        *(("answer to force is empty", {"force": force}) for force in ("", "  ", 3, None)),
+    ):
+        with pytest.raises(ReadsegError, match=name):
+            shared.segment(picture(), "the unicorn", **option)  # type: ignore[call-overload]
 
 
 def test_an_option_that_a_method_does_not_have_is_named(shared: Segmenter) -> None:
@@ -237,26 +224,14 @@ def test_an_option_that_a_method_does_not_have_is_named(shared: Segmenter) -> No
         shared.decode(encoded, [], force=True)
 
 
-@pytest.mark.parametrize("wrong", ["alignment", "downsample"])
-def test_points_that_do_not_fit_the_model(shared: Segmenter, wrong: str) -> None:
-    points = PointConfig() if wrong == "alignment" else PointConfig(downsample=5, alignment="exact")
-    with pytest.raises(ReadsegError, match=wrong):
-        shared.segment(picture(), "the unicorn", points=points)
-
-
 def test_an_answer_that_is_cut_off_says_so(shared: Segmenter) -> None:
     cut = shared.segment(picture(), "the unicorn", max_new_tokens=1)
     assert not cut.finished
-    with pytest.raises(ReadsegError, match="max_new_tokens"):
-        shared.segment(picture(), "the unicorn", max_new_tokens=0)
 
 
 @pytest.mark.parametrize("query", ["", "   ", "\n", None, 7, b"cat"])
 def test_empty_queries(shared: Segmenter, query: Any) -> None:
-    for ask in (
-        lambda: shared.segment(picture(), [query]),
-        lambda: shared.chat(picture()).ask(query),
-    ):
+    for ask in (lambda: shared.segment(picture(), [query]), lambda: shared.chat(picture()).ask(query)):
         with pytest.raises(QueryError, match="query is"):
             ask()
 
@@ -330,21 +305,12 @@ def test_asks_overrides_the_rule(shared: Segmenter) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "the cat",
-        "something that tells the time",
-        "Which animal could fly?",
-        "where could I sit?",
-        "the largest of the dogs",
-        "What can be used to cut paper?",
-        "what is to the left of the tree?",
-        "find the dog",
-        "Is there a dog? Please segment it.",
-        "Can you outline the dog?",
+        "the cat", "something that tells the time", "Which animal could fly?", "where could I sit?",
+        "the largest of the dogs", "What can be used to cut paper?", "what is to the left of the tree?", "find the dog",
+        "Is there a dog? Please segment it.", "Can you outline the dog?", "isolated island", "animals that are striped",
         "Does anything here tell the time? Output a segmentation mask.",
-        "isolated island",
-        "animals that are striped",
     ],
-)
+)  # fmt: skip
 def test_queries_that_ask_for_a_mask(query: str) -> None:
     assert asks_for_mask(query)
 
@@ -352,21 +318,12 @@ def test_queries_that_ask_for_a_mask(query: str) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "how many animals are there?",
-        " How much fruit is there",
-        "what colour is the car?",
-        "What color are the birds?",
-        "is there a cat?",
-        "Are there any tools",
-        "Is the car red?",
-        "does the dog have a hat?",
-        "describe the picture",
-        "What is in this image?",
-        "What's in the photo?",
-        "what do you see?",
+        "how many animals are there?", " How much fruit is there", "what colour is the car?", "is there a cat?",
+        "What color are the birds?", "Are there any tools", "Is the car red?", "does the dog have a hat?",
+        "describe the picture", "What is in this image?", "What's in the photo?", "what do you see?",
         "why is the street wet?",
     ],
-)
+)  # fmt: skip
 def test_plain_questions(query: str) -> None:
     assert not asks_for_mask(query)
     assert not requests_mask(query)
@@ -384,16 +341,11 @@ def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
     def asked(*queries: str, **options: Any) -> list[str]:
         return [reply.question for reply in segmenter.reply(encoded, queries, **options)]
 
-    assert asked(*queries) == [
-        "What is the cat in this image? Please output segmentation mask.",
-        "Where could I sit Please output segmentation mask.",
-        "Segment the cat",
-        "how many cats?",
-        plain,
-        segment,
-    ]
-    named = f"What is {segment} in this image? Please output segmentation mask."
     long = [f"{query} Please output segmentation mask." for query in (plain, segment)]
+    cat = "What is the cat in this image? Please output segmentation mask."
+    sit = "Where could I sit Please output segmentation mask."
+    assert asked(*queries) == [cat, sit, "Segment the cat", "how many cats?", plain, segment]
+    named = f"What is {segment} in this image? Please output segmentation mask."
     assert asked(plain, segment, force=True) == [long[0], named]
     assert asked(plain, segment, sentence=True) == long
     assert asked(segment, sentence=False) == [named]
@@ -434,12 +386,8 @@ def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: py
     assert "embedded model is missing" in error(None)
     assert "device 'abacus'" in error(folder, device="abacus")
     assert "dtype must be" in error(folder, dtype="int8")
-
-
-@pytest.mark.parametrize("device", ["nonsense", "meta"])
-def test_devices_that_hold_no_values(folder: Path, device: str) -> None:
-    with pytest.raises(ReadsegError, match="cannot be used here"):
-        Segmenter.from_pretrained(folder, device=device)
+    for device in ("nonsense", "meta"):
+        assert "cannot be used here" in error(folder, device=device)
 
 
 def test_half_a_character_in_a_query(shared: Segmenter, tmp_path: Path) -> None:

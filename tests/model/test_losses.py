@@ -98,7 +98,7 @@ def test_map_loss_of_no_seg() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="size"):
         bce_loss(torch.zeros(2, 2), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="shorter"):
         mask_losses([torch.zeros(2, 2)], [])

@@ -7,14 +7,7 @@ from jaxtyping import jaxtyped
 
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
-from readseg.model import mask_prompts
-from readseg.model.mask_prompts import (
-    NO_MASK_LOGIT,
-    decode_prompts,
-    embed_prompts,
-    masks_from_prompts,
-    select_points,
-)
+from readseg.model.mask_prompts import NO_MASK_LOGIT, decode_prompts, embed_prompts, masks_from_prompts, select_points
 from small import small_model
 
 FRAMES = [ImageFrame(30, 40, 32, 32, "stretch"), ImageFrame(50, 20, 32, 32, "stretch")]
@@ -23,14 +16,14 @@ SETTINGS = PointConfig(num_points=6, downsample=1, alignment="exact")
 
 def test_shapes_are_those_that_the_signatures_tell() -> None:
     check, sam = jaxtyped(typechecker=beartype), small_model().sam
-    points = check(mask_prompts.select_points)(torch.randn(3, 16), [0, 1, 1], FRAMES, SETTINGS)
+    points = check(select_points)(torch.randn(3, 16), [0, 1, 1], FRAMES, SETTINGS)
     embeddings = torch.randn(2, 16, 4, 4)
-    logits = check(mask_prompts.masks_from_prompts)(sam, points, torch.randn(3, 16), [0, 1, 1], embeddings, FRAMES)
+    logits = check(masks_from_prompts)(sam, points, torch.randn(3, 16), [0, 1, 1], embeddings, FRAMES)
     assert logits.shape == (3, 16, 16)
     xy, labels, boxes = torch.rand(2, 3, 2) * 32, torch.ones(2, 3, dtype=torch.long), torch.rand(2, 4) * 32
-    sparse = check(mask_prompts.embed_prompts)(sam, xy, labels, boxes, torch.randn(2, 1, 16))
+    sparse = check(embed_prompts)(sam, xy, labels, boxes, torch.randn(2, 1, 16))
     assert sparse.shape == (2, 3 + 2 + 1, 16)
-    masks, iou = check(mask_prompts.decode_prompts)(sam, embeddings, sparse, multimask=True)
+    masks, iou = check(decode_prompts)(sam, embeddings, sparse, multimask=True)
     assert (masks.shape, iou.shape) == ((2, 3, 16, 16), (2, 3))
 
 

@@ -173,15 +173,11 @@ def test_the_loss_is_the_weighted_sum(model: ReadModel) -> None:
 
 def test_weights_of_losses_count() -> None:
     model = small_model(text_loss_weight=0.5, bce_loss_weight=0.0, dice_loss_weight=0.0, map_loss_weight=3.0)
-    given = images(IMAGES[:1])
-    out = model(**texts(ANSWERS[1:2]), **given, masks=targets(given["frames"], [1]), coverage=torch.ones(1, 16))
+    given, row = images(IMAGES[:1]), texts(ANSWERS[1:2])
+    out = model(**row, **given, masks=targets(given["frames"], [1]), coverage=torch.ones(1, 16))
     torch.testing.assert_close(out.loss, 0.5 * out.text_loss + 3 * out.map_loss)
-
-
-def test_without_targets_there_is_no_loss(model: ReadModel) -> None:
-    row = texts(ANSWERS[:1])
     del row["labels"]
-    assert model(**row, **images(IMAGES[:1])).loss is None
+    assert model(**row, **given).loss is None
 
 
 def test_without_masks_their_losses_are_zero_and_reach_every_parameter() -> None:
@@ -210,11 +206,6 @@ def test_a_seg_prompt_ignores_scores_and_a_points_prompt_ignores_the_embedding(m
     assert torch.equal(masks(h_seg, scores, "points"), masks(-h_seg, scores, "points"))
     for h, s in ((-h_seg, scores), (h_seg, -scores)):
         assert not torch.allclose(masks(h_seg, scores, "both"), masks(h, s, "both"))
-
-
-def test_an_unknown_prompt_is_an_error(model: ReadModel) -> None:
-    with pytest.raises(ValueError, match="prompt must be one of both, seg, points"):
-        model(**texts(ANSWERS[1:2]), **images(IMAGES[:1]), prompt="box")
 
 
 @pytest.mark.parametrize("prompt", ["both", "seg", "points"])
@@ -260,17 +251,15 @@ def test_points_are_whole_pixels_without_the_continuous_step_and_carry_gradients
 # -- input that cannot be used ---------------------------------------------------------------------------------
 
 
-def test_a_row_without_its_image_is_an_error(model: ReadModel) -> None:
-    row = texts(ANSWERS[1:2])
+def test_tokens_and_masks_must_fit(model: ReadModel) -> None:
+    row, given = texts(ANSWERS[1:2]), images(IMAGES[:1])
     row["input_ids"][0, 5] = 8
     with pytest.raises(ReadsegError, match="row 0 of input_ids has 15 image tokens, expected 16"):
-        model(**row, **images(IMAGES[:1]))
-
-
-def test_each_seg_needs_its_mask(model: ReadModel) -> None:
-    given = images(IMAGES[:1])
+        model(**row, **given)
     with pytest.raises(ReadsegError, match=r"1 masks for 2 \[SEG\]"):
         model(**texts(ANSWERS[2:]), **given, masks=targets(given["frames"], [1]))
+    with pytest.raises(ValueError, match="prompt must be one of both, seg, points"):
+        model(**texts(ANSWERS[1:2]), **given, prompt="box")
 
 
 @pytest.mark.parametrize(
@@ -335,17 +324,11 @@ def test_an_answer_ends_before_its_end_token_or_says_that_it_was_cut_off() -> No
     assert len(done.states) == len(done.ids)
 
 
-def test_no_question_no_answer(model: ReadModel) -> None:
+def test_no_question_and_one_beyond_the_context(model: ReadModel) -> None:
     prefix, cache, _ = prefilled(model)
     assert model.generate_answers(prefix, cache, []) == []
-
-
-def test_a_question_beyond_the_context_is_an_error(model: ReadModel) -> None:
-    prefix, cache, _ = prefilled(model)
     with pytest.raises(ReadsegError, match="fewer words"):
         model.generate_answers(prefix, cache, [[9] * 250])
-    with pytest.raises(ReadsegError, match="the cache holds"):
-        model.generate_answers(prefix[:-1], cache, query_ids())
 
 
 # -- files and precision ---------------------------------------------------------------------------------------
@@ -367,19 +350,14 @@ def test_files_give_the_same_model_bit_for_bit(tmp_path: Path, dtype: torch.dtyp
     expected = model(**row, **given)
     for loaded in (ReadModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert isinstance(loaded, ReadModel)
+        fourier = loaded.sam.shared_image_embedding.positional_embedding
+        assert fourier is loaded.sam.prompt_encoder.shared_embedding.positional_embedding
         assert_same_weights(loaded, model)
         loaded.save_pretrained(tmp_path / "again")
         assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
         out = loaded.eval()(**row, **given)
         assert torch.equal(out.low_res_logits, expected.low_res_logits)
         assert torch.equal(out.scores, expected.scores)
-
-
-def test_sams_fourier_features_stay_one_tensor(tmp_path: Path) -> None:
-    small_model().save_pretrained(tmp_path)
-    sam = ReadModel.from_pretrained(tmp_path).sam
-    shared = sam.shared_image_embedding.positional_embedding
-    assert shared is sam.prompt_encoder.shared_embedding.positional_embedding
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:

@@ -31,19 +31,7 @@ quickly = settings(max_examples=60, deadline=None, derandomize=True)
 # What users write, and what could be taken for a token: pieces of SentencePiece, its sign for a space, added tokens.
 ODD = ("[SEG]", "[REJ]", "<s>", "</s>", "<unk>", "<image>", "<im_start>", "<im_end>", "<p>", "</p>", "<0x0A>", "\u2581")
 SPACES = (" ", "  ", "\n", "\t", " \n ", "\u3000", "\u00a0")
-WORDS = (
-    "cup",
-    "the",
-    "red cup",
-    "ASSISTANT:",
-    "USER:",
-    ".",
-    "don't",
-    "d\u00e9j\u00e0",
-    "\u65e5\u672c",
-    "\U0001f600",
-    "0",
-)
+WORDS = ("cup", "the", "red cup", "ASSISTANT:", "USER:", ".", "don't", "0", "d\u00e9j\u00e0", *"\u65e5\U0001f600")
 texts = st.lists(st.sampled_from(ODD + SPACES + WORDS) | st.text(max_size=3), min_size=1, max_size=8).map("".join)
 questions = texts.filter(lambda text: text.strip())
 
@@ -182,12 +170,8 @@ def test_an_answer_keeps_its_words(family: str, answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "It is the cup [SEG].",
-        "[SEG]",
-        "[SEG].",
-        "Sure, the segmentation result is [SEG].",
+        *("It is the cup [SEG].", "[SEG]", "[SEG].", "Sure, the segmentation result is [SEG].", "there is no saw."),
         "there is no saw, but there is a dog [SEG] and the cup [SEG].",
-        "there is no saw.",
     ],
 )
 def test_plain_answers_go_there_and_back(answer: str) -> None:
@@ -258,17 +242,8 @@ def test_files_give_the_same_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "added",
-    [
-        {"a": BASE - 1},
-        {"a": 0},
-        {"a": -1},
-        {"a": BASE, "b": BASE},
-        {"a": "5"},
-        {"a": BASE, "b": "5"},
-        {"a": None, "b": BASE},
-        {"a": float(BASE)},
-        {"a": [BASE]},
-    ],
+    [{"a": value} for value in (BASE - 1, 0, -1, "5", float(BASE), [BASE])]
+    + [{"a": BASE, "b": BASE}, {"a": BASE, "b": "5"}, {"a": None, "b": BASE}],
 )
 def test_ids_that_are_taken_or_none_are_an_error(added: dict[str, int]) -> None:
     with pytest.raises(ReadsegError, match=rf"added_tokens.json: .* {BASE} or more"):

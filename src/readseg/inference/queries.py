@@ -45,10 +45,8 @@ class QueryError(ReadsegError):
 class EncodedImage:
     """What is computed of an image (RGB, upright) before any question.
 
-    prefix_ids, cache: ids of what stands before every question, with the image tokens; their keys and values.
-    patches: (N, D), projected CLIP patches: what enters the language model.
-    h_img: (N, D), last states of the image tokens.
-    mask_embeddings: (1, C, h, w), of the mask model.
+    prefix_ids, cache: what stands before every question, with the image tokens; its keys and values.
+    patches, h_img: projected CLIP patches, which enter the language model; last states of the image tokens.
     """
 
     image: Image.Image
@@ -64,10 +62,8 @@ class EncodedImage:
 class ModelAnswer:
     """The answer to a query in words, with the states that its masks are made of.
 
-    question: the query in the words that the model was asked with.
-    expects_mask: whether the query asks for an object.
-    is_forced: whether the answer was given to the model (teacher forcing).
-    names: of the objects, where one question asks for several.
+    question: the query in the words that the model was asked with.  expects_mask: whether it asks for an object.
+    is_forced: whether the answer was given to the model.  names: of the objects, where it asks for several.
     """
 
     query: str
@@ -104,28 +100,26 @@ def asks_for_mask(query: str) -> bool:
 def question_for(
     conversation: ConversationConfig,
     query: str,
-    *,
-    expects_mask: bool | None = None,
-    is_sentence: bool | None = None,
+    asks: bool | None = None,
+    sentence: bool | None = None,
     always: bool = False,
 ) -> tuple[str, bool]:
     """What a model is asked for a query, and whether the query asks for an object; the query's form decides on None.
 
-    Without `always` and `is_sentence`, a plain question and what speaks of segmentation itself are asked as they stand.
+    Without `always` and `sentence`, a plain question and what speaks of segmentation itself are asked as they stand.
 
     >>> question_for(ConversationConfig(name_question="Where is {name}?"), "the cup")
     ('Where is the cup?', True)
     >>> question_for(ConversationConfig(name_question="Where is {name}?"), "how many cups are there?")
     ('how many cups are there?', False)
     """
-    if expects_mask is None:
-        expects_mask = asks_for_mask(query)
-    has_own_words = not expects_mask or "segment" in query.lower()
-    if has_own_words and not always and is_sentence is None:
-        return query, expects_mask
-    if is_sentence is None and _COMMAND.match(query.strip()):
-        is_sentence = True
-    return inference_question(conversation, query, sentence=is_sentence), expects_mask
+    asks = asks_for_mask(query) if asks is None else asks
+    has_own_words = not asks or "segment" in query.lower()
+    if has_own_words and not always and sentence is None:
+        return query, asks
+    if sentence is None and _COMMAND.match(query.strip()):
+        sentence = True
+    return inference_question(conversation, query, sentence=sentence), asks
 
 
 def check_query(query: Any) -> None:

@@ -71,18 +71,14 @@ class Segmentation:
     image: Image.Image | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        count = len(self.masks)
-        if not self.phrases:
-            object.__setattr__(self, "phrases", ("",) * count)
-        if self.masks.dtype != np.bool_ or self.masks.shape[1:] != tuple(self.image_size):
-            got = f"{self.masks.dtype} {self.masks.shape}"
-            raise ValueError(f"masks must be bool (S, H, W) with the image_size (H, W) {self.image_size}; got {got}")
-        if self.image is not None and self.image.size[::-1] != tuple(self.image_size):
-            raise ValueError(f"the image is {self.image.size} (W, H), image_size (H, W) {self.image_size}")
+        count, hw = len(self.masks), tuple(self.image_size)
+        object.__setattr__(self, "phrases", self.phrases or ("",) * count)
+        if self.masks.dtype != np.bool_ or self.masks.shape[1:] != hw:
+            raise ValueError(f"masks must be bool (S, *{hw}); got {self.masks.dtype} {self.masks.shape}")
         if (self.present is True) != (count > 0):
             raise ValueError(f"present is {self.present}, which does not fit {count} masks")
-        of_each_mask = (self.points_xy, self.point_labels, self.scores, self.phrases)
-        if any(len(values) != count for values in of_each_mask) or len(self.said or self.masks) != count:
+        of_each = self.points_xy, self.point_labels, self.scores, self.phrases, self.said or self.masks
+        if {*map(len, of_each)} != {count}:
             raise ValueError(f"points, labels, scores, phrases and said must be those of {count} masks")
         for xy, labels in zip(self.points_xy, self.point_labels, strict=True):
             if xy.shape != (len(labels), 2) or not np.isin(labels, (1, 0, -1)).all():
@@ -90,9 +86,8 @@ class Segmentation:
         if self.scores.ndim != 2 or math.isqrt(self.scores.shape[1]) ** 2 != self.scores.shape[1]:
             raise ValueError(f"scores must be (S, N) with N = n * n; got {self.scores.shape}")
         if self.alignment not in get_args(Alignment) or (self.box is not None and len(self.box) != 4):
-            names = ", ".join(get_args(Alignment))
             got = f"{self.alignment!r}, {self.box}"
-            raise ValueError(f"alignment must be one of {names}, box (x0, y0, x1, y1) or None; got {got}")
+            raise ValueError(f'alignment must be "exact" or "reference", box (x0, y0, x1, y1) or None; got {got}')
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -180,7 +175,7 @@ class Segmentation:
                 raise ValueError(f"its format is {values['format']!r}")
             height, width = (int(side) for side in values["image_size"])
             masks = [decode_rle(rle) for rle in values["masks"]]
-            points, similarity = values["points"], values["similarity"]
+            points, similarity, said = values["points"], values["similarity"], values.get("said")
             return cls(
                 query=values["query"],
                 answer=values["answer"],
@@ -188,12 +183,12 @@ class Segmentation:
                 finished=values["finished"],
                 phrases=tuple(values.get("phrases", ())),
                 rejected=tuple(values.get("rejected", ())),
-                said=None if values.get("said") is None else tuple(values["said"]),
+                said=None if said is None else tuple(said),
                 image_size=(height, width),
                 masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
                 points_xy=tuple(np.array(p["xy"], np.float32).reshape(-1, 2) for p in points),
                 point_labels=tuple(np.array(p["labels"], np.int64) for p in points),
-                scores=_matrix(similarity["scores"]),
+                scores=np.array(similarity["scores"] or np.zeros((0, 1)), np.float32),  # None becomes NaN
                 alignment=similarity["alignment"],
                 box=None if similarity["box"] is None else tuple(similarity["box"]),
                 image=image,
@@ -206,10 +201,9 @@ class Segmentation:
     def from_json(cls, text: str, image: Image.Image | None = None) -> Segmentation:
         """What `to_json` gave; a text that is not JSON, or not of that form, is a ReadsegError."""
         try:
-            values = json.loads(text)
+            return cls.from_dict(json.loads(text), image)
         except ValueError as error:
             raise ReadsegError(f"this is not a saved segmentation: {error}") from error
-        return cls.from_dict(values, image)
 
     def save(self, folder: str | Path) -> Path:
         """Write result.json, overlay.png, and mask_1.png, heatmap_1.png for each [SEG], each whole or not at all.
@@ -229,15 +223,14 @@ class Segmentation:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
                 for name, picture in pictures.items():
-                    picture.save(Path(temporary) / name)
-                (Path(temporary) / "result.json").write_text(self.to_json() + "\n", encoding="utf-8")
+                    picture.save(Path(temporary, name))
+                Path(temporary, "result.json").write_text(self.to_json() + "\n", encoding="utf-8")
                 # All are complete now: only renames are left, the result last.
-                if (folder / "result.json").exists():
-                    for old in folder.iterdir():
-                        if _OUR_FILES.fullmatch(old.name) and old.name not in pictures:
-                            old.unlink()
+                for old in folder.iterdir() if (folder / "result.json").exists() else ():
+                    if _OUR_FILES.fullmatch(old.name) and old.name not in pictures:
+                        old.unlink()
                 for name in (*pictures, "result.json"):
-                    (Path(temporary) / name).replace(folder / name)
+                    Path(temporary, name).replace(folder / name)
         except OSError as error:
             raise ReadsegError(f"cannot write to {folder}: {error.strerror or error}") from error
         return folder
@@ -254,9 +247,3 @@ class Segmentation:
 def _short(value: np.floating) -> float | None:
     """The shortest number that reads back as this float32; None for what JSON cannot hold."""
     return float(str(np.float32(value))) if np.isfinite(value) else None
-
-
-def _matrix(rows: list[list[float | None]]) -> np.ndarray:
-    if not rows:
-        return np.zeros((0, 1), np.float32)
-    return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float32)

@@ -11,7 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_args, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -24,9 +24,8 @@ from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.queries import EncodedImage, ModelAnswer, QueryError, check_query, question_for, requests_mask
 from readseg.inference.result import Segmentation
-from readseg.model.config import Prompt
+from readseg.model.config import Prompt, check_choice
 from readseg.model.families import REJ, SEG
-from readseg.model.generation import Generation
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
 from readseg.model.prompt_format import names_answer, names_question, writable
@@ -152,13 +151,11 @@ class Segmenter:
         """
         self._check("segment", options, (*_ASKING, *_DECODING))
         queries = [query] if isinstance(query, str) else list(query)
-        for text in queries:
-            check_query(text)
-        encoded = self._encode(load_image(image))
-        answers = self._answer_queries(encoded, queries, options)
+        encoded = self.encode(image)
+        replies = self.reply(encoded, queries, **_those(_ASKING, options))
         results: list[Segmentation] = []
-        for start in range(0, len(answers), DECODE_BATCH):
-            results += self._decode(encoded, answers[start : start + DECODE_BATCH], options)
+        for start in range(0, len(replies), DECODE_BATCH):
+            results += self.decode(encoded, replies[start : start + DECODE_BATCH], **_those(_DECODING, options))
         return results[0] if isinstance(query, str) else results
 
     def segment_batch(
@@ -188,14 +185,11 @@ class Segmenter:
             raise QueryError("names must be a list of names; for one object there is segment()")
         for name in names:
             check_query(name)
-        turns = [Turn(names_question(self.processor.config.conversation, names))]
-        forced_answer = _forced_answer(options, names_answer(names))
-        max_new_tokens = options.get("max_new_tokens", 256)
-        encoded = self._encode(load_image(image))
-        answers = self._answer(
-            encoded, [", ".join(names)], [turns], [True], max_new_tokens, forced_answer, tuple(names)
-        )
-        return self._decode(encoded, answers, options)[0]
+        question = names_question(self.processor.config.conversation, names)
+        encoded = self.encode(image)
+        asked = [(", ".join(names), [Turn(question)], True)]
+        replies = self._answer(encoded, asked, options, 256, names_answer(names), tuple(names))
+        return self.decode(encoded, replies, **_those(_DECODING, options))[0]
 
     def chat(self, image: Any) -> Chat:
         """A conversation about one image, in which later questions may refer to earlier answers."""
@@ -205,43 +199,7 @@ class Segmenter:
 
     def encode(self, image: Any) -> EncodedImage:
         """The first step of `segment`: all that does not depend on a question. Kept, and found again for a copy."""
-        return self._encode(load_image(image))
-
-    def reply(
-        self, encoded: EncodedImage, queries: Sequence[str], **options: Unpack[AnswerOptions]
-    ) -> list[ModelAnswer]:
-        """The second step of `segment`: answers in words, with their states; what prompts masks plays no part yet."""
-        self._check("reply", options, _ASKING)
-        for query in queries:
-            check_query(query)
-        return self._answer_queries(encoded, queries, options)
-
-    def decode(
-        self, encoded: EncodedImage, replies: Sequence[ModelAnswer], **options: Unpack[AnswerOptions]
-    ) -> list[Segmentation]:
-        """The last step of `segment`: points and masks of all [SEG] of some replies about the image."""
-        self._check("decode", options, _DECODING)
-        return self._decode(encoded, replies, options)
-
-    def _check(self, method: str, options: AnswerOptions, known: Sequence[str]) -> None:
-        if unknown := [name for name in options if name not in known]:
-            raise TypeError(f"{method}() has no option {', '.join(unknown)}; it has {', '.join(known)}")
-        prompt = options.get("prompt")
-        if prompt is not None and prompt not in get_args(Prompt):
-            raise ReadsegError(f"prompt must be one of {', '.join(get_args(Prompt))}; got {prompt!r}")
-        if options.get("max_new_tokens", 1) < 1:
-            raise ReadsegError(f"max_new_tokens must be at least 1; got {options['max_new_tokens']}")
-        force = options.get("force", False)
-        if not isinstance(force, bool) and (not isinstance(force, str) or not force.strip()):
-            raise ReadsegError("the answer to force is empty: expected a text, with [SEG] where a mask should be")
-        if "prompt" in known:
-            try:
-                self.model.config.check_points(options.get("points") or self.model.config.points)
-            except ValueError as error:
-                raise ReadsegError(str(error)) from error
-
-    def _encode(self, image: Image.Image) -> EncodedImage:
-        """All that does not depend on a question; kept by the image's content, so that a copy of it is a hit."""
+        image = load_image(image)
         frame = self.processor.frame(image)
         if frame.hidden_fraction > HIDDEN_AREA_WARNING:
             warnings.warn(
@@ -265,90 +223,48 @@ class Segmenter:
             self._encoded.popitem(last=False)
         return self._encoded[key]
 
-    def _answer_queries(
-        self, encoded: EncodedImage, queries: Sequence[str], options: AnswerOptions
+    def reply(
+        self, encoded: EncodedImage, queries: Sequence[str], **options: Unpack[AnswerOptions]
     ) -> list[ModelAnswer]:
-        """Answers to queries that stand alone, decoded in batches."""
+        """The second step of `segment`: answers in words, with their states; what prompts masks plays no part yet."""
+        self._check("reply", options, _ASKING)
+        for query in queries:
+            check_query(query)
         conversation = self.processor.config.conversation
-        forced_answer = _forced_answer(options, conversation.forced_answer)
+        asks, sentence, always = options.get("asks"), options.get("sentence"), options.get("force") is True
         answers: list[ModelAnswer] = []
         for start in range(0, len(queries), DECODE_BATCH):
-            batch = queries[start : start + DECODE_BATCH]
-            questions = [
-                question_for(
-                    conversation,
-                    query,
-                    expects_mask=options.get("asks"),
-                    is_sentence=options.get("sentence"),
-                    always=options.get("force") is True,
-                )
-                for query in batch
-            ]
-            conversations = [[Turn(question)] for question, _ in questions]
-            expects_mask = [expected for _, expected in questions]
-            answers += self._answer(
-                encoded, batch, conversations, expects_mask, options.get("max_new_tokens", 64), forced_answer
-            )
+            asked = []
+            for query in queries[start : start + DECODE_BATCH]:
+                question, expects_mask = question_for(conversation, query, asks, sentence, always)
+                asked.append((query, [Turn(question)], expects_mask))
+            answers += self._answer(encoded, asked, options, 64, conversation.forced_answer)
         return answers
 
-    def _answer(
-        self,
-        encoded: EncodedImage,
-        queries: Sequence[str],
-        conversations: Sequence[Sequence[Turn]],
-        expects_mask: Sequence[bool],
-        max_new_tokens: int,
-        forced_answer: str | None = None,
-        names: tuple[str, ...] = (),
-    ) -> list[ModelAnswer]:
-        """Answers to conversations that end in a question, decoded as one batch."""
-        ids = [self.processor.query_ids(turns) for turns in conversations]
-        limit = self.model.config.lmm_config.text_config.max_position_embeddings
-        room = limit - len(encoded.prefix_ids) - max_new_tokens
-        for query, query_ids in zip(queries, ids, strict=True):
-            if len(query_ids) > room:
-                raise QueryError(
-                    f"the query {query[:40]!r} is too long: {len(query_ids)} tokens, with what was said before; "
-                    f"{room} fit beside image and answer into the model's {limit} positions"
-                )
-        with torch.inference_mode():
-            if forced_answer is None:
-                generations = self.model.generate_answers(
-                    encoded.prefix_ids, encoded.cache, ids, max_new_tokens=max_new_tokens
-                )
-            else:
-                forced_ids = [
-                    self.processor.answer_ids([*turns[:-1], Turn(turns[-1].question, forced_answer)])
-                    for turns in conversations
-                ]
-                generations = self.model.force_answers(encoded.prefix_ids, encoded.cache, ids, forced_ids)
-        return [
-            ModelAnswer(query, turns[-1].question, expected, generation, forced_answer is not None, names)
-            for query, turns, expected, generation in zip(
-                queries, conversations, expects_mask, generations, strict=True
-            )
-        ]
-
-    def _decode(
-        self, encoded: EncodedImage, answers: Sequence[ModelAnswer], options: AnswerOptions
+    def decode(
+        self, encoded: EncodedImage, replies: Sequence[ModelAnswer], **options: Unpack[AnswerOptions]
     ) -> list[Segmentation]:
-        points = options.get("points") or self.model.config.points
+        """The last step of `segment`: points and masks of all [SEG] of some replies about the image."""
+        self._check("decode", options, _DECODING)
+        points, seg = options.get("points") or self.model.config.points, self.model.config.seg_token_id
+        frame, first = encoded.frame, 0
+        segs_of = [[i for i, token in enumerate(answer.answer.ids) if token == seg] for answer in replies]
         with torch.inference_mode():
-            masks, points_and_labels, scores = self._masks(
-                encoded, [answer.answer for answer in answers], options.get("prompt"), points
+            states = [answer.answer.states[segs] for answer, segs in zip(replies, segs_of, strict=True)]
+            h_seg = torch.cat([encoded.h_img[:0], *states])
+            scores = self.model.similarity(h_seg, encoded.h_img)
+            images = torch.zeros(len(h_seg), dtype=torch.long, device=h_seg.device)
+            chosen, low_res = self.model.decode_masks(
+                h_seg, scores, images, encoded.mask_embeddings, [frame], points=points, prompt=options.get("prompt")
             )
-        seg = self.model.config.seg_token_id
+            # One by one: logits at the image's size are 32 times as large as the masks that stay.
+            masks = [(frame.masks_to_image(logits[None])[0] > 0).cpu().numpy() for logits in low_res]
         results = []
-        first = 0
-        for answer in answers:
-            ids = answer.answer.ids
-            segs = slice(first, first + ids.count(seg))
-            first = segs.stop
+        for answer, segs in zip(replies, segs_of, strict=True):
+            ids, last = answer.answer.ids, first + len(segs)
             targets = self.processor.targets(ids)
             if len(targets) == len(answer.names):
                 targets = [(token, name) for (token, _), name in zip(targets, answer.names, strict=True)]
-            # For each [SEG] of a given answer, whether the model itself would have said it.
-            agrees = (own == seg for given, own in zip(ids, answer.answer.predicted_ids, strict=True) if given == seg)
             results.append(
                 Segmentation(
                     query=writable(answer.query),
@@ -356,45 +272,74 @@ class Segmenter:
                     answer_ids=tuple(ids),
                     phrases=tuple(words for token, words in targets if token == SEG),
                     rejected=tuple(words for token, words in targets if token == REJ),
-                    said=tuple(agrees) if answer.is_forced else None,
-                    present=True if segs.stop > segs.start else False if answer.expects_mask else None,
-                    image_size=encoded.frame.hw,
-                    masks=masks[segs],
-                    points_xy=tuple(xy for xy, _ in points_and_labels[segs]),
-                    point_labels=tuple(labels for _, labels in points_and_labels[segs]),
-                    scores=scores[segs],
+                    # For each [SEG] of a given answer, whether the model itself would have said it.
+                    said=tuple(answer.answer.predicted_ids[i] == seg for i in segs) if answer.is_forced else None,
+                    present=True if segs else False if answer.expects_mask else None,
+                    image_size=frame.hw,
+                    masks=np.array(masks[first:last], bool).reshape(-1, *frame.hw),
+                    points_xy=tuple(row.xy.float().cpu().numpy() for row in chosen[first:last]),
+                    point_labels=tuple(row.labels.cpu().numpy() for row in chosen[first:last]),
+                    scores=scores[first:last].cpu().numpy(),
                     alignment=points.alignment,
-                    box=encoded.frame.lmm_box if points.alignment == "exact" else None,
+                    box=frame.lmm_box if points.alignment == "exact" else None,
                     finished=answer.answer.finished,
                     image=encoded.image,
                 )
             )
+            first = last
         return results
 
-    def _masks(
-        self, encoded: EncodedImage, answers: Sequence[Generation], prompt: Prompt | None, points: PointConfig
-    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-        """Masks (S, H, W), points and labels, and scores (S, N) of all [SEG] of all answers, in reading order."""
-        frame = encoded.frame
-        seg = self.model.config.seg_token_id
-        states = [answer.states[[i for i, token in enumerate(answer.ids) if token == seg]] for answer in answers]
-        h_seg = torch.cat(states) if states else encoded.h_img[:0]
-        scores = self.model.similarity(h_seg, encoded.h_img)
-        if not len(h_seg):
-            return np.zeros((0, *frame.hw), bool), [], scores.cpu().numpy()
-        chosen, low_res = self.model.decode_masks(
-            h_seg,
-            scores,
-            torch.zeros(len(h_seg), dtype=torch.long, device=h_seg.device),
-            encoded.mask_embeddings,
-            [frame],
-            points=points,
-            prompt=prompt,
-        )
-        # One by one: logits at the image's size are 32 times as large as the masks that stay.
-        masks = np.stack([(frame.masks_to_image(logits[None])[0] > 0).cpu().numpy() for logits in low_res])
-        points_and_labels = [(p.xy.float().cpu().numpy(), p.labels.cpu().numpy()) for p in chosen]
-        return masks, points_and_labels, scores.cpu().numpy()
+    def _check(self, method: str, options: AnswerOptions, known: Sequence[str]) -> None:
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"{method}() has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        if options.get("max_new_tokens", 1) < 1:
+            raise ReadsegError(f"max_new_tokens must be at least 1; got {options['max_new_tokens']}")
+        force = options.get("force", False)
+        if not isinstance(force, bool) and (not isinstance(force, str) or not force.strip()):
+            raise ReadsegError("the answer to force is empty: expected a text, with [SEG] where a mask should be")
+        try:
+            if options.get("prompt") is not None:
+                check_choice("prompt", options["prompt"] or "")
+            self.model.config.check_points(options.get("points") or self.model.config.points)
+        except ValueError as error:
+            raise ReadsegError(str(error)) from error
+
+    def _answer(
+        self,
+        encoded: EncodedImage,
+        asked: Sequence[tuple[str, list[Turn], bool]],
+        options: AnswerOptions,
+        most_tokens: int,
+        forced_answer: str = "",
+        names: tuple[str, ...] = (),
+    ) -> list[ModelAnswer]:
+        """Answers to queries, decoded as one batch: each with its turns, of which it is the last, and `expects_mask`.
+
+        `most_tokens` is the default of `max_new_tokens`, `forced_answer` what `force=True` means.
+        """
+        ids = [self.processor.query_ids(turns) for _, turns, _ in asked]
+        max_new_tokens = options.get("max_new_tokens", most_tokens)
+        limit = self.model.config.lmm_config.text_config.max_position_embeddings
+        room = limit - len(encoded.prefix_ids) - max_new_tokens
+        for (query, _, _), query_ids in zip(asked, ids, strict=True):
+            if len(query_ids) > room:
+                raise QueryError(
+                    f"the query {query[:40]!r} is too long: {len(query_ids)} tokens, with what was said before; "
+                    f"{room} fit beside image and answer into the model's {limit} positions"
+                )
+        force = options.get("force", False)
+        behind = encoded.prefix_ids, encoded.cache, ids
+        with torch.inference_mode():
+            if force is False:
+                generations = self.model.generate_answers(*behind, max_new_tokens=max_new_tokens)
+            else:
+                text = forced_answer if force is True else force
+                forced = [[*turns[:-1], Turn(turns[-1].question, text)] for _, turns, _ in asked]
+                generations = self.model.force_answers(*behind, [self.processor.answer_ids(turns) for turns in forced])
+        return [
+            ModelAnswer(query, turns[-1].question, expects_mask, generation, force is not False, names)
+            for (query, turns, expects_mask), generation in zip(asked, generations, strict=True)
+        ]
 
 
 class Chat:
@@ -420,17 +365,12 @@ class Chat:
         check_query(text)
         asks = options.get("asks")
         expects_mask = requests_mask(text) if asks is None else asks
-        encoded = segmenter._encode(self._image)
-        turns = [*self.turns, Turn(text)]
-        answers = segmenter._answer(encoded, [text], [turns], [expects_mask], options.get("max_new_tokens", 128))
-        result = segmenter._decode(encoded, answers, options)[0]
+        encoded = segmenter.encode(self._image)
+        replies = segmenter._answer(encoded, [(text, [*self.turns, Turn(text)], expects_mask)], options, 128)
+        (result,) = segmenter.decode(encoded, replies, **_those(_DECODING, options))
         self.turns.append(Turn(text, result.answer, ids=result.answer_ids))
         return result
 
 
-def _forced_answer(options: AnswerOptions, usual: str) -> str | None:
-    """The answer to give to the model, `usual` where the option says only that; None where it answers by itself."""
-    force = options.get("force", False)
-    if isinstance(force, str):
-        return force
-    return usual if force else None
+def _those(names: Sequence[str], options: AnswerOptions) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in names}

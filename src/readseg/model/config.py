@@ -21,11 +21,7 @@ from readseg.core.sasp import PointConfig
 Prompt = Literal["both", "seg", "points"]
 Projector = Literal["mlp", "linear"]
 
-_CHOICES = {
-    "prompt": get_args(Prompt),
-    "view": get_args(View),
-    "projector": get_args(Projector),
-}
+_CHOICES = {"prompt": get_args(Prompt), "view": get_args(View), "projector": get_args(Projector)}
 
 
 def check_choice(name: str, value: str) -> None:
@@ -118,9 +114,8 @@ class ReadConfig(PreTrainedConfig):
         for name, kind in (("points", PointConfig), ("conversation", ConversationConfig)):
             value = getattr(self, name)
             setattr(self, name, value if isinstance(value, kind) else _from_dict(kind, value or {}))
-        check_choice("prompt", self.prompt)
-        check_choice("view", self.view)
-        check_choice("projector", self.projector)
+        for name in _CHOICES:
+            check_choice(name, getattr(self, name))
         for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
             weight = getattr(self, name)
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
@@ -131,15 +126,11 @@ class ReadConfig(PreTrainedConfig):
     def check_points(self, points: PointConfig) -> None:
         """Raises ValueError where settings of points do not fit this model's view of images or its token grid."""
         if points.alignment == "reference" and self.view != "crop":
-            raise ValueError(
-                f'alignment "reference" is a rounding of the centre crop, but the view is {self.view!r}: '
-                'use alignment "exact".'
-            )
+            wrong = f'alignment "reference" is a rounding of the centre crop, but the view is {self.view!r}'
+            raise ValueError(f'{wrong}: use alignment "exact".')
         if points.downsample**2 > self.num_image_tokens:
-            raise ValueError(
-                f"downsample must not exceed the side of the grid of {self.num_image_tokens} image tokens; "
-                f"got {points.downsample}."
-            )
+            grid = f"the grid of {self.num_image_tokens} image tokens"
+            raise ValueError(f"downsample must not exceed the side of {grid}; got {points.downsample}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to `config.json`."""
@@ -172,22 +163,9 @@ class ReadConfig(PreTrainedConfig):
 AutoConfig.register(ReadConfig.model_type, ReadConfig, exist_ok=True)
 
 
-def tiny_config(
-    *,
-    vocab_size: int,
-    image_token_id: int,
-    seg_token_id: int,
-    bos_token_id: int,
-    eos_token_id: int,
-    pad_token_id: int,
-) -> ReadConfig:
-    """The embedded model (`tiny.yaml`) with the ids of the tokenizer that it is trained with."""
+def tiny_config(*, vocab_size: int, image_token_id: int, seg_token_id: int, **ids: int) -> ReadConfig:
+    """The embedded model (`tiny.yaml`) with the ids of its tokenizer; `ids`: {bos, eos, pad}_token_id."""
     values = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text(encoding="utf-8"))
     values["lmm_config"]["image_token_index"] = image_token_id
-    values["lmm_config"]["text_config"] |= {
-        "vocab_size": vocab_size,
-        "bos_token_id": bos_token_id,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
-    }
+    values["lmm_config"]["text_config"] |= {"vocab_size": vocab_size, **ids}
     return ReadConfig(seg_token_id=seg_token_id, **values)

@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from readseg.errors import ReadsegError
 
+Ids = Sequence[int]
+
 
 class Generation(NamedTuple):
     """One answer, generated or given.
@@ -45,9 +47,9 @@ class _Batch(NamedTuple):
 @torch.no_grad()
 def generate(
     lmm: LlavaForConditionalGeneration,
-    prefix_ids: Sequence[int],
+    prefix_ids: Ids,
     cache: DynamicCache,
-    queries: Sequence[Sequence[int]],
+    queries: Sequence[Ids],
     max_new_tokens: int = 64,
 ) -> list[Generation]:
     """Greedy answers to Q questions (the ids that follow the prefix), decoded as one batch; `cache` stays as it was.
@@ -71,16 +73,22 @@ def generate(
         if not open_rows.any():
             break
         batch = _Batch(ids, F.pad(batch.mask, (0, 1), value=1), batch.positions[:, -1:] + 1, batch.cache)
-    return _until_end(torch.cat(new_ids, 1), torch.stack(states, 1), end)
+    generations = []
+    for row, row_states in zip(torch.cat(new_ids, 1), torch.stack(states, 1), strict=True):
+        is_end = torch.isin(row, end)
+        finished = bool(is_end.any())
+        answer = row[: int(is_end.int().argmax()) if finished else len(row)].tolist()
+        generations.append(Generation(answer, row_states[: len(answer)], finished, answer))
+    return generations
 
 
 @torch.no_grad()
 def force(
     lmm: LlavaForConditionalGeneration,
-    prefix_ids: Sequence[int],
+    prefix_ids: Ids,
     cache: DynamicCache,
-    queries: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
+    queries: Sequence[Ids],
+    answers: Sequence[Ids],
 ) -> list[Generation]:
     """Teacher forcing behind one prefix: the states of the answers' ids, and what the model itself would have said."""
     if not queries:
@@ -96,15 +104,9 @@ def force(
 
 
 def _batch_behind(
-    lmm: LlavaForConditionalGeneration,
-    prefix_ids: Sequence[int],
-    cache: DynamicCache,
-    texts: Sequence[Sequence[int]],
-    room: int,
+    lmm: LlavaForConditionalGeneration, prefix_ids: Ids, cache: DynamicCache, texts: Sequence[Ids], room: int
 ) -> _Batch:
     """Texts as one batch behind a prefix, left padded, with room for more tokens."""
-    if cache.get_seq_length() != len(prefix_ids):
-        raise ReadsegError(f"the cache holds {cache.get_seq_length()} tokens, the prefix {len(prefix_ids)}.")
     longest = max(len(text) for text in texts)
     most = lmm.config.text_config.max_position_embeddings - len(prefix_ids) - room
     if longest > most:
@@ -132,17 +134,6 @@ def _run(lmm: LlavaForConditionalGeneration, batch: _Batch) -> Float[Tensor, "Q 
         past_key_values=batch.cache,
         use_cache=True,
     ).last_hidden_state
-
-
-def _until_end(ids: Int[Tensor, "Q T"], states: Float[Tensor, "Q T D"], end: Int[Tensor, "*"]) -> list[Generation]:
-    """Cuts each row before its first end token."""
-    is_end = torch.isin(ids, end)
-    finished = is_end.any(1)
-    lengths = torch.where(finished, is_end.int().argmax(1), ids.shape[1]).tolist()
-    return [
-        Generation(row[:length].tolist(), state[:length], done, row[:length].tolist())
-        for row, state, length, done in zip(ids, states, lengths, finished.tolist(), strict=True)
-    ]
 
 
 class _RoomyLayer(DynamicLayer):

@@ -23,7 +23,7 @@ DICE_EPSILON = 1e-6
 
 
 class MaskLosses(NamedTuple):
-    """Both losses of a batch of masks: the sum over masks divided by their number."""
+    """Both losses of a batch of masks: the means over masks."""
 
     bce: Float[Tensor, ""]
     dice: Float[Tensor, ""]
@@ -86,8 +86,6 @@ def map_loss(
 
 def _prepared(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits in float32 at least, the truth as 0 or 1, and 1 where a pixel counts."""
-    if logits.shape != target.shape:
-        raise ValueError(f"expected a target of the mask's shape {tuple(logits.shape)}, got {tuple(target.shape)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     counts = (target != IGNORED).to(logits)
     return logits, target.to(logits) * counts, counts

@@ -7,7 +7,7 @@ tokens, D the width of the language model, C the width of the mask model's promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,13 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModel,
-    DynamicCache,
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-    SamModel,
-)
+from transformers import AutoModel, DynamicCache, LlavaForConditionalGeneration, PreTrainedModel, SamModel
 from transformers.utils import ModelOutput
 
 from readseg.core import sasp
@@ -31,11 +25,11 @@ from readseg.core.types import IGNORE_INDEX
 from readseg.errors import ReadsegError, first_five
 from readseg.model import generation, losses
 from readseg.model.config import Prompt, ReadConfig, check_choice
-from readseg.model.generation import Generation
+from readseg.model.generation import Generation, Ids
 from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing
 
-SDPA_MIN_SIDE = 32  # patches of the mask model
+_LOSSES = ("text_loss", "bce_loss", "dice_loss", "map_loss")
 
 
 @dataclass
@@ -65,16 +59,6 @@ class ReadOutput(ModelOutput):
     low_res_logits: Tensor | None = None
 
 
-def default_attention(config: ReadConfig) -> str:
-    """The attention used where `attn_implementation` is not given.
-
-    Without a GPU "eager" is the faster one for the embedded model's 20 x 20 patches; for SAM's 64 x 64 "sdpa" takes
-    half the time and a third of the memory.
-    """
-    side = config.mask_size // config.mask_config.vision_config.patch_size
-    return "sdpa" if torch.cuda.is_available() or side > SDPA_MIN_SIDE else "eager"
-
-
 class ReadModel(PreTrainedModel):
     """READ: reasoning segmentation by similarity as points (arXiv 2412.17741).
 
@@ -102,7 +86,10 @@ class ReadModel(PreTrainedModel):
 
     def __init__(self, config: ReadConfig) -> None:
         if config._attn_implementation is None:
-            config._attn_implementation = default_attention(config)
+            # Without a GPU "eager" is the faster one for the embedded model's 20 x 20 patches; for SAM's 64 x 64 "sdpa"
+            # takes half the time and a third of the memory.
+            side = config.mask_size // config.mask_config.vision_config.patch_size
+            config._attn_implementation = "sdpa" if torch.cuda.is_available() or side > 32 else "eager"
         super().__init__(config)
         self.lmm = LlavaForConditionalGeneration(config.lmm_config)
         self.sam = SamModel(config.mask_config)
@@ -224,13 +211,19 @@ class ReadModel(PreTrainedModel):
         if return_logits:
             output.logits = self.lmm.lm_head(hidden)
         if labels is not None:
-            output.text_loss = self._text_loss(hidden, labels)
+            # The output layer sees only the states that predict a labelled token.
+            learned = labels[:, 1:] != IGNORE_INDEX
+            logits = self.lmm.lm_head(hidden[:, :-1][learned]).float()
+            total = F.cross_entropy(logits, labels[:, 1:][learned], reduction="sum")
+            output.text_loss = total / learned.sum().clamp(min=1)
         if masks is not None:
             output.bce_loss, output.dice_loss = self._mask_losses(output, input_ids, row_images, frames, masks)
         if coverage is not None:
             with full_precision(self.device):
                 output.map_loss = losses.map_loss(scores, coverage, self.map_bias, width=h_seg.shape[-1])
-        output.loss = self._weighted(output)
+        given = {name: getattr(output, name) for name in _LOSSES if getattr(output, name) is not None}
+        terms = [getattr(self.config, f"{name}_weight") * loss for name, loss in given.items()]
+        output.loss = sum(terms[1:], start=terms[0]) if terms else None
         return output
 
     def similarity(
@@ -273,7 +266,7 @@ class ReadModel(PreTrainedModel):
 
     @torch.no_grad()
     def prefill(
-        self, prefix_ids: Sequence[int], image_features: Float[Tensor, "1 N D"]
+        self, prefix_ids: Ids, image_features: Float[Tensor, "1 N D"]
     ) -> tuple[DynamicCache, Float[Tensor, "N D"]]:
         """Runs what no question changes, text and image features: keys and values of the prefix, and h_img (N, D)."""
         ids = torch.tensor([list(prefix_ids)], device=self.device)
@@ -282,21 +275,13 @@ class ReadModel(PreTrainedModel):
         return cache, hidden[self._is_image(ids)]
 
     def generate_answers(
-        self,
-        prefix_ids: Sequence[int],
-        cache: DynamicCache,
-        queries: Sequence[Sequence[int]],
-        max_new_tokens: int = 64,
+        self, prefix_ids: Ids, cache: DynamicCache, queries: Sequence[Ids], max_new_tokens: int = 64
     ) -> list[Generation]:
         """Greedy answers to Q questions behind one prefix, decoded as one batch: `generation.generate`."""
         return generation.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
 
     def force_answers(
-        self,
-        prefix_ids: Sequence[int],
-        cache: DynamicCache,
-        queries: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
+        self, prefix_ids: Ids, cache: DynamicCache, queries: Sequence[Ids], answers: Sequence[Ids]
     ) -> list[Generation]:
         """The states of given answers, and what the model itself would have said: `generation.force`."""
         return generation.force(self.lmm, prefix_ids, cache, queries, answers)
@@ -320,9 +305,7 @@ class ReadModel(PreTrainedModel):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
             lowest = torch.finfo(embeddings.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=embeddings.dtype).masked_fill(
-                ~attention_mask, lowest
-            )
+            attention_mask = embeddings.new_zeros(attention_mask.shape).masked_fill(~attention_mask, lowest)
         return self.lmm.model.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -340,14 +323,6 @@ class ReadModel(PreTrainedModel):
             if count != expected:
                 raise ReadsegError(f"row {row} of input_ids has {count} image tokens, expected {expected}.")
         return is_image
-
-    def _text_loss(self, hidden: Float[Tensor, "R L D"], labels: Int[Tensor, "R L"]) -> Float[Tensor, ""]:
-        """Mean cross entropy over the labelled tokens; the output layer sees only the states that predict one."""
-        targets = labels[:, 1:]
-        learned = targets != IGNORE_INDEX
-        logits = self.lmm.lm_head(hidden[:, :-1][learned]).float()
-        total = F.cross_entropy(logits, targets[learned], reduction="sum")
-        return total / learned.sum().clamp(min=1)
 
     def _mask_losses(
         self,
@@ -390,12 +365,6 @@ class ReadModel(PreTrainedModel):
                     zero = zero + weight.flatten()[:0].float().sum()
         return zero
 
-    def _weighted(self, output: ReadOutput) -> Tensor | None:
-        names = ("text_loss", "bce_loss", "dice_loss", "map_loss")
-        values = {name: getattr(output, name) for name in names}
-        terms = [getattr(self.config, f"{name}_weight") * loss for name, loss in values.items() if loss is not None]
-        return sum(terms[1:], start=terms[0]) if terms else None
-
     # -- files and precision -----------------------------------------------------------------------------------------
 
     @classmethod
@@ -427,22 +396,19 @@ class ReadModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves and casts, but leaves in float32 what a lower type would spoil."""
-        kept = [(owner, name, tensor.detach()) for owner, name, tensor in self._float32_tensors()]
+        """Moves and casts; rotary frequencies and SAM's Fourier features, which a lower type spoils, stay float32."""
+        kept = []
+        for module in self.modules():
+            for name in ("inv_freq", "original_inv_freq", "positional_embedding"):
+                tensor = getattr(module, name, None)
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
+                    kept.append((module, name, tensor.detach()))
         super()._apply(fn, recurse)
         for owner, name, before in kept:
             after = getattr(owner, name)
             if after.is_floating_point() and after.dtype != before.dtype:
                 after.data = before.to(device=after.device)
         return self
-
-    def _float32_tensors(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
-        """Rotary frequencies (whole positions go wrong in bfloat16) and SAM's Fourier features."""
-        for module in self.modules():
-            for name in ("inv_freq", "original_inv_freq", "positional_embedding"):
-                tensor = getattr(module, name, None)
-                if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
-                    yield module, name, tensor
 
 
 AutoModel.register(ReadConfig, ReadModel, exist_ok=True)

@@ -57,12 +57,11 @@ class ReadProcessor:
 
     def lmm_pixels(self, image: Image.Image) -> Tensor:
         """What the language model sees: (3, s, s) float32, (value / 255 - mean) / std of CLIP."""
-        pixels = _to_tensor(self.frame(image).lmm_view(image)) / 255
-        return _normalised(pixels, CLIP_MEAN, CLIP_STD)
+        return _normalised(self.frame(image).lmm_view(image), 255, CLIP_MEAN, CLIP_STD)
 
     def mask_pixels(self, image: Image.Image) -> Tensor:
         """What the mask model sees: (3, S, S) float32, (value - mean) / std of SAM, then 0 right and below."""
-        pixels = _normalised(_to_tensor(self.frame(image).mask_view(image)), SAM_MEAN, SAM_STD)
+        pixels = _normalised(self.frame(image).mask_view(image), 1, SAM_MEAN, SAM_STD)
         square = pixels.new_zeros(3, self.config.mask_size, self.config.mask_size)
         square[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         return square
@@ -145,17 +144,16 @@ class ReadProcessor:
         """Each id of a conversation, and whether the model learns to say it."""
         tokens: list[tuple[int, bool]] = []
         for run in self._runs(pieces):
-            first = run[0]
-            if first.ids is not None:
-                tokens += [(token, first.learned) for token in first.ids]
-                continue
-            if first.text == IMAGE and first.special:
-                tokens += [(self.config.image_token_id, first.learned)] * self.config.num_image_tokens
-                continue
+            first, text = run[0], "".join(piece.text for piece in run)
             if first.special:
-                tokens.append((self._special(first.text), first.learned))
+                if first.ids is not None:
+                    ids = list(first.ids)
+                elif first.text == IMAGE:
+                    ids = [self.config.image_token_id] * self.config.num_image_tokens
+                else:
+                    ids = [self._special(first.text)]
+                tokens += [(token, first.learned) for token in ids]
                 continue
-            text = "".join(piece.text for piece in run)
             ids = self._encode_text(text)
             # A run is prompt, then answer; a space divides them, so the prompt alone gives the same first ids.
             prompt = "".join(piece.text for piece in run if not piece.learned)
@@ -232,11 +230,9 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
         ) from error
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
-
-
-def _normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _normalised(image: Image.Image, scale: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(3, H, W) float32, (value / scale - mean) / std."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / scale
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 

@@ -26,8 +26,6 @@ from readseg.core.sasp import PointConfig
 from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
 
-# A date that does not exist, thousands of digits, thousands of brackets.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 _RESERVED_NAMES = {"model", "cache"}  # folders of a run that hold something else than a stage
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Family = Literal["read", "sesame", "lisa", "gsva", "glamm"]
@@ -162,7 +160,7 @@ class FinetuningStageConfig(ScoredStageConfig):
 
     @field_validator("ratio", mode="before")
     @classmethod
-    def _check_ratio(cls, value: Any) -> str:
+    def _check_ratio(cls, value: Any) -> Any:
         if not isinstance(value, str):  # YAML takes 10:1:1 for a number to the base of 60
             raise ValueError('write it in quotes, such as "10:1:1:1:1:10"')
         try:
@@ -226,18 +224,13 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
     A change is "SETTING=VALUE" for every stage that has it, or "STAGE.SETTING=VALUE"; "seed" and "vocabulary" are the
     recipe's. Values are written as in YAML.
     """
-    text = _recipe_text(name_or_path)
-    try:
-        recipe = TrainConfig.model_validate(yaml.safe_load(text))
-        if changes:
-            plain = recipe.model_dump()
-            for change in changes:
-                _apply_change(plain, change)
-            recipe = TrainConfig.model_validate(plain)
-    except ValidationError as error:
-        raise ReadsegError(f"recipe {name_or_path}: {_validation_messages(error)}") from error
-    except _YAML_ERRORS as error:
-        raise ReadsegError(f"{name_or_path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    name = f"recipe {name_or_path}"
+    recipe = _validated(_parse_yaml(_recipe_text(name_or_path), name_or_path), name)
+    if changes:
+        plain = recipe.model_dump()
+        for change in changes:
+            _apply_change(plain, change)
+        recipe = _validated(plain, name)
     return recipe
 
 
@@ -263,10 +256,7 @@ def _apply_change(recipe: dict[str, Any], change: str) -> None:
     stage_name, _, setting = name.strip().rpartition(".")
     if not equals or not setting:
         raise ReadsegError(f"{change!r}: expected SETTING=VALUE or STAGE.SETTING=VALUE, such as steps=1000")
-    try:
-        value = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
-        raise ReadsegError(f"{change!r:.100}: the value is not YAML: {' '.join(str(error).split())[:300]}") from error
+    value = _parse_yaml(text, f"{change!r:.100}: the value")
     if not stage_name and setting in ("seed", "vocabulary"):
         recipe[setting] = value
         return
@@ -292,15 +282,23 @@ def with_start(recipe: TrainConfig, start: str | None, sam: str | None = None) -
         raise ReadsegError(f"{options}: no stage of this recipe starts from trained weights")
     for stage in stages:
         stage.update(changes)
+    return _validated(plain, options)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
     try:
-        return TrainConfig.model_validate(plain)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of dates, thousands of digits, or of brackets
+        raise ReadsegError(f"{name} is not YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def _validated(values: Any, name: str) -> TrainConfig:
+    """A recipe from plain data; an error names each setting that is wrong."""
+    try:
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ReadsegError(f"{options}: {_validation_messages(error)}") from error
-
-
-def _validation_messages(error: ValidationError) -> str:
-    """What is wrong with settings, each by its name."""
-    errors = error.errors()
-    # Where one stage is wrong, pydantic adds that there are then no stages.
-    deeper = [e for e in errors if e["loc"] != ("stages",) or len(errors) == 1]
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in deeper)
+        errors = error.errors()
+        # Where one stage is wrong, pydantic adds that there are then no stages.
+        deeper = [e for e in errors if e["loc"] != ("stages",) or len(errors) == 1]
+        messages = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in deeper)
+        raise ReadsegError(f"{name}: {messages}") from error

@@ -5,8 +5,10 @@ No weight is computed with: the model is made without memory, of the sizes that 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from readseg.model.modeling import ReadModel
 from readseg.training.config import FinetuningStageConfig
 from readseg.training.stages.finetuning import PARTS, Collator, freeze_and_add_lora, trained_config
 
-Rows = Iterable[Sequence[str | Text]]
 _LONGEST = 200  # characters of a text that are shown
 
 
@@ -70,22 +71,37 @@ def estimate_memory(
 
 
 def print_dry_run(
-    console: Console,
-    checkpoint: Checkpoint,
-    options: FinetuningStageConfig,
-    mixture: Mixture,
-    seed: int,
-    processes: int,
+    console: Console, checkpoint: Checkpoint, options: FinetuningStageConfig, mixture: Mixture, seed: int, world: int
 ) -> None:
     """Prints all that a stage would begin with."""
     config = trained_config(checkpoint.config, options)
-    total, trained = count_weights(config, options)
     processor = checkpoint.processor()
     processor.config = config
     collator = Collator(mixture, processor, options, seed)
     items, batch = collator.draw(0), collator.batch(0)
     rows, length = batch["input_ids"].shape
-    parts = [(part.kind, str(part.weight), part.data_set, f"{part.entries:,}") for part in mixture.sources]
+    total, trained = count_weights(config, options)
+    memory = estimate_memory(config, options, total, trained, rows, length)
+    memory["in all"] = sum(memory.values())
+    text = config.lmm_config.text_config
+    share = trained.total() / (total + trained.get("LoRA", 0))
+    images = options.images_per_step, options.accumulation, world
+    settings = {
+        **{name: value for name, value in options.model_dump().items() if name not in ("kind", "name", "points")},
+        **{f"points.{name}": str(value) for name, value in config.points.to_dict().items()},
+        "images a step": "{} ({} x {} x {} processes)".format(math.prod(images), *images),
+    }
+    model = {
+        "start": checkpoint.folder,
+        "family": f"{config.family}, prompted by {config.prompt}",
+        "language model": f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.vocab_size:,} tokens",
+        "image tokens": f"{config.num_image_tokens}, image {config.lmm_size} px, masks {config.mask_size} px",
+        "parameters": f"{total:,}",
+        **{f"trained: {part}": f"{number:,}" for part, number in trained.items()},
+        "trained in all": f"{trained.total():,} ({share:.2%})",
+    }
+    sizes = {name: f"{b / 1e9:,.2f} GB" if b > 1e8 else f"{b / 1e6:,.2f} MB" for name, b in memory.items() if b}
+    sources = [(part.kind, str(part.weight), part.data_set, f"{part.entries:,}") for part in mixture.sources]
     questions: list[Sequence[str | Text]] = []
     for item in items:
         height, width = np.asarray(item.sample.image).shape[:2]
@@ -94,46 +110,15 @@ def print_dry_run(
             first = (item.data_set, f"{height} x {width}") if k == 0 else ("", "")
             questions.append((*first, _plain(turn.question), _plain(turn.answer or ""), str(len(turn.masks) or "")))
     console.rule(f"stage {options.name}")
-    console.print(_table("settings", _settings(config, options, processes)))
-    console.print(_table("data", parts, ("kind", "weight", "data set", "entries")))
+    console.print(_table("settings", settings))
+    console.print(_table("data", sources, ("kind", "weight", "data set", "entries")))
     for missing in mixture.missing:
         console.print(f"not used: {missing}", style="dim", highlight=False, markup=False, soft_wrap=True)
-    console.print(_table("model", _model(checkpoint, config, total, trained)))
-    memory = _memory(estimate_memory(config, options, total, trained, rows, length))
-    console.print(_table("memory of a process, estimated", memory))
+    console.print(_table("model", model))
+    sizes["not in it"] = "encoders, mask decoder, masks, buffers between processes"
+    console.print(_table("memory of a process, estimated", sizes))
     title = f"first batch: {rows} rows of {length} tokens, {len(batch['masks'])} masks"
     console.print(_table(title, questions, ("data set", "image", "question", "answer", "masks")))
-
-
-def _settings(config: ReadConfig, options: FinetuningStageConfig, processes: int) -> Rows:
-    for name, value in options.model_dump().items():
-        if name not in ("kind", "name", "points") and value not in (None, (), {}):
-            yield name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    for name, value in config.points.to_dict().items():
-        yield f"points.{name}", str(value)
-    batch = options.images_per_step * options.accumulation * processes
-    yield "images a step", f"{batch} ({options.images_per_step} x {options.accumulation} x {processes} processes)"
-
-
-def _model(checkpoint: Checkpoint, config: ReadConfig, total: int, trained: Counter[str]) -> Rows:
-    text = config.lmm_config.text_config
-    yield "start", str(checkpoint.folder)
-    yield "family", f"{config.family}, prompted by {config.prompt}"
-    sizes = f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.vocab_size:,} tokens"
-    yield "language model", sizes
-    yield "image tokens", f"{config.num_image_tokens}, image {config.lmm_size} px, masks {config.mask_size} px"
-    yield "parameters", f"{total:,}"
-    for part, number in trained.items():
-        yield f"trained: {part}", f"{number:,}"
-    share = trained.total() / (total + trained.get("LoRA", 0))
-    yield "trained in all", f"{trained.total():,} ({share:.2%})"
-
-
-def _memory(estimate: Mapping[str, float]) -> Rows:
-    for name, size in (*estimate.items(), ("in all", sum(estimate.values()))):
-        if size:
-            yield name, f"{size / 1e9:,.2f} GB" if size > 1e8 else f"{size / 1e6:,.2f} MB"
-    yield "not in it", "encoders, mask decoder, masks, buffers between processes"
 
 
 def _plain(text: str) -> Text:
@@ -141,11 +126,16 @@ def _plain(text: str) -> Text:
     return Text(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
-def _table(title: str, rows: Rows, columns: Sequence[str] = ()) -> Table:
-    """Rows below a title; pairs of a name and a value need no names of columns."""
-    table = Table(title=title, title_justify="left", show_header=bool(columns))
-    for name in columns or ("name", "value"):
+def _table(
+    title: str, rows: Mapping[str, Any] | Iterable[Sequence[str | Text]], columns: Sequence[str] = ("name", "value")
+) -> Table:
+    """Rows below a title; a mapping gives the names and values of what is set, which need no heading."""
+    table = Table(title=title, title_justify="left", show_header=not isinstance(rows, Mapping))
+    for name in columns:
         table.add_column(name, justify="right" if name in ("weight", "entries") else "left", overflow="fold")
+    if isinstance(rows, Mapping):
+        shown = {name: value for name, value in rows.items() if value not in (None, (), {})}
+        rows = [(k, ", ".join(map(str, v)) if isinstance(v, tuple) else str(v)) for k, v in shown.items()]
     for row in rows:
         table.add_row(*row)
     return table

@@ -15,22 +15,14 @@ import shutil
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, utils
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    broadcast_object_list,
-    gather_object,
-    is_tensorboard_available,
-    is_wandb_available,
-    send_to_device,
-)
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
@@ -58,10 +50,7 @@ class Stage(Protocol):
     """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
 
     def batch(self, number: int, rank: int, world: int) -> Batch:
-        """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts steps times parts.
-
-        A step has as many parts as gradients are accumulated over.
-        """
+        """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts parts of steps."""
 
 
 @runtime_checkable
@@ -75,23 +64,29 @@ class ValidatedStage(Protocol):
         """Writes what was trained, from the module's whole state dict; called by the first process alone."""
 
 
-class Ema:
+class Ema(nn.Module):
     """A running mean of the trained weights: m <- d m + (1 - d) w after every step.
 
     The decay of step t is d = min(decay, (1 + t) / (10 + t)), so that the mean forgets where it began.
     """
 
+    steps: Tensor
+
     # torch.optim.swa_utils.AveragedModel would copy frozen weights too, and begins with the weights after step 1.
     def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
-        self.weights, self.decay, self.steps = list(weights), decay, 0
-        self.means = [weight.detach().clone() for weight in self.weights]
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("steps", torch.tensor(0))
+        self.pairs = [(weight.detach().clone(), weight) for weight in weights]
+        for number, (mean, _) in enumerate(self.pairs):
+            self.register_buffer(str(number), mean)
 
     @torch.no_grad()
     def update(self) -> None:
         """After a step of the optimiser."""
-        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for mean, weight in zip(self.means, self.weights, strict=True):
-            mean.lerp_(weight.detach(), share)
+        step = int(self.steps)
+        for mean, weight in self.pairs:
+            mean.lerp_(weight.detach(), 1 - min(self.decay, (1 + step) / (10 + step)))
         self.steps += 1
 
     @contextmanager
@@ -105,56 +100,25 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for mean, weight in zip(self.means, self.weights, strict=True):
+        for mean, weight in self.pairs:
             before = weight.detach().clone()
             weight.copy_(mean)
             mean.copy_(before)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: the means by their number, and how many steps they are over."""
-        return {"steps": torch.tensor(self.steps), **{str(k): mean for k, mean in enumerate(self.means)}}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """From a checkpoint; a ValueError if it is of other weights."""
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(f"a running mean of {len(state) - 1} weights, expected {len(self.means)}")
-        self.steps = int(state["steps"])
-        for k, mean in enumerate(self.means):
-            mean.copy_(state[str(k)])
-
-
-class _Scores:
-    """The validations so far, as `validation.jsonl` has them: the best score, and how many have passed since."""
-
-    def __init__(self, lines: list[dict[str, Any]]) -> None:
-        self.best, self.since_best, self.last_step = -math.inf, 0, 0
-        for line in lines:
-            self.add(int(line["step"]), line["score"])
-
-    def add(self, step: int, score: float | None) -> bool:
-        """Whether the score, None where nothing was scored, is the best so far."""
-        self.last_step, self.since_best = step, self.since_best + 1
-        if score is None or score <= self.best:
-            return False
-        self.best, self.since_best = score, 0
-        return True
-
 
 @dataclass(frozen=True)
 class _Run:
-    """What trains: model and optimisers as accelerate prepared them, and the number of steps that are done."""
+    """What trains: model and optimisers as accelerate prepared them, and what was done before."""
 
+    stage: Stage
+    config: StageConfig
+    folder: Path
     accelerator: Accelerator
     model: nn.Module
     optimizers: list[Any]
-    scores: _Scores
-    ema: Ema | None
+    ema: Ema
     start: int
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the running mean of its weights, where there is one."""
-        return nullcontext() if self.ema is None else self.ema.applied()
+    validations: list[dict[str, Any]]
 
 
 def train(stage: Stage, config: StageConfig, folder: Path) -> None:
@@ -169,48 +133,53 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
     time writes in a folder.
     """
     check_trackers(config)
-    with _locked(folder):
-        _train(_prepare(stage, config, folder), stage, config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a", encoding="utf-8") as stream:
+        if processes().is_main_process:
+            lock(stream, str(folder))
+            remove_parts(folder)
+        _train(_prepare(stage, config, folder))
 
 
-def _train(run: _Run, stage: Stage, config: StageConfig, folder: Path) -> None:
+def _train(run: _Run) -> None:
     """The steps that are left, then what the stage leaves behind."""
-    accelerator = run.accelerator
+    accelerator, stage, config = run.accelerator, run.stage, run.config
+    validated = stage if isinstance(stage, ValidatedStage) else None
+    every, patience = (config.validate_every, config.patience) if isinstance(config, ScoredStageConfig) else (0, 0)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     main = accelerator.is_main_process
     with (
         Progress(*columns, disable=not main, console=Console(quiet=not main)) as progress,
-        closing(_batches(stage, config, run.start, accelerator)) as batches,
+        closing(_batches(run)) as batches,
     ):
         task = progress.add_task(config.name, total=config.steps, completed=run.start)
-        if _is_validated_after(config, run.start) and run.scores.last_step < run.start:  # a kill came between the two
-            _validate(run, stage, folder, run.start, progress)
+        last = run.validations[-1]["step"] if run.validations else 0
+        if validated and every and run.start % every == 0 and last < run.start:  # a kill came between the two
+            _validate(run, validated, run.start, progress)
         for step in range(run.start, config.steps):
-            if isinstance(config, ScoredStageConfig) and 0 < config.patience <= run.scores.since_best:
+            if 0 < patience <= _since_best(run.validations):
                 break
             rate = config.learning_rate * _schedule(step, config)
             for optimizer in run.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["factor"]
                 optimizer.zero_grad(set_to_none=True)
-            values = [_forward_backward(run, next(batches), config.name, step) for _ in range(config.accumulation)]
-            if run.ema is not None:
-                run.ema.update()
+            values = [_forward_backward(run, next(batches), step) for _ in range(config.accumulation)]
+            run.ema.update()
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
                 numbers = _mean_over_processes(values) | {"learning_rate": rate}
-                if main:
-                    _append_line(folder / "metrics.jsonl", {"step": done, **numbers})
+                _log(run, "metrics.jsonl", {"step": done, **numbers})
                 accelerator.log(numbers, step=done)
                 progress.update(task, description=f"{config.name} loss {numbers['loss']:.3f}")
             progress.update(task, completed=done)
             if done % config.checkpoint_every == 0 or done == config.steps:
-                _save(accelerator, folder, done)
-            if _is_validated_after(config, done):
-                _validate(run, stage, folder, done, progress)
-    if isinstance(stage, ValidatedStage):
-        with run.averaged():
-            _export(run, stage, folder / FINISHED)
+                _save(accelerator, run.folder, done)
+            if validated and every and done % every == 0:
+                _validate(run, validated, done, progress)
+    if validated:
+        with run.ema.applied():
+            _export(run, validated, FINISHED)
     if config.trackers:
         accelerator.end_training()
 
@@ -239,27 +208,27 @@ def _prepare(stage: Stage, config: StageConfig, folder: Path) -> _Run:
     module = cast(nn.Module, stage).train()
     model, *optimizers = accelerator.prepare(module, *_optimizers(module, stage.rate_factors, config))
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    ema = Ema(trained, config.ema_decay) if config.ema_decay else None
+    ema = Ema(trained if config.ema_decay else [], config.ema_decay)
     _save_trained_weights_only(accelerator, module, ema)
     start = _restore(accelerator, folder)
-    lines: list[dict[str, Any]] = []
+    lines: list[Any] = [None]
     if accelerator.is_main_process:
         _cut_lines(folder / "metrics.jsonl", start)
-        lines = _cut_lines(folder / "validation.jsonl", start)
-    lines = broadcast_object_list([lines])[0]
+        lines = [_cut_lines(folder / "validation.jsonl", start)]
+    (validations,) = utils.broadcast_object_list(lines)
     if config.trackers:
         accelerator.init_trackers("readseg")
-    return _Run(accelerator, model, optimizers, _Scores(lines), ema, start)
+    return _Run(stage, config, folder, accelerator, model, optimizers, ema, start, validations)
 
 
-def _forward_backward(run: _Run, batch: Batch, stage_name: str, step: int) -> dict[str, Tensor]:
+def _forward_backward(run: _Run, batch: Batch, step: int) -> dict[str, Tensor]:
     """One part of a step; the last part of it also moves the weights."""
     accelerator, model = run.accelerator, run.model
     with accelerator.accumulate(model):
-        values: dict[str, Tensor] = model(send_to_device(batch, accelerator.device))
+        values: dict[str, Tensor] = model(utils.send_to_device(batch, accelerator.device))
         loss = values["loss"]
         if not torch.isfinite(loss):
-            raise ReadsegError(f"stage {stage_name}: the loss is {float(loss.detach())} at step {step}")
+            raise ReadsegError(f"stage {run.config.name}: the loss is {float(loss.detach())} at step {step}")
         accelerator.backward(loss)
         if accelerator.sync_gradients:
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -270,56 +239,42 @@ def _forward_backward(run: _Run, batch: Batch, stage_name: str, step: int) -> di
 
 def _mean_over_processes(parts: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means of a step's values, over its parts and over processes; what not every part has, over those that have it."""
-    gathered: list[dict[str, float]] = gather_object([{k: float(value) for k, value in part.items()} for part in parts])
+    gathered: list[dict[str, float]] = utils.gather_object(
+        [{k: float(value) for k, value in part.items()} for part in parts]
+    )
     names = dict.fromkeys(name for part in gathered for name in part)
     values = {name: [part[name] for part in gathered if name in part] for name in names}
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
-def _is_validated_after(config: StageConfig, done: int) -> bool:
-    """Whether a validation belongs to this number of steps."""
-    every = config.validate_every if isinstance(config, ScoredStageConfig) else 0
-    return every > 0 < done and done % every == 0
+def _since_best(validations: Sequence[Mapping[str, Any]]) -> int:
+    """How many validations there were since the best one; a score is None where nothing was scored."""
+    scores = [-math.inf, *(-math.inf if line["score"] is None else line["score"] for line in validations)]
+    return len(scores) - 1 - scores.index(max(scores))
 
 
-def _validate(run: _Run, stage: Stage, folder: Path, done: int, progress: Progress) -> None:
+def _validate(run: _Run, stage: ValidatedStage, done: int, progress: Progress) -> None:
     """Score the stage as it is; the best weights so far are written before any line says so."""
-    if not isinstance(stage, ValidatedStage):
-        return
     accelerator = run.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    with run.averaged():
+    with run.ema.applied():
         with accelerator.autocast(), _unsharded(run.model) as sharded:
             # Layers are gathered as they are needed, by all processes at once: each of them does all of the work.
             value, numbers = stage.validate(0, 1) if sharded else stage.validate(rank, world)
-        score = None if math.isnan(value) else value
-        if better := run.scores.add(done, score):
-            _export(run, stage, folder / BEST)
-    if accelerator.is_main_process:
-        _append_line(folder / "validation.jsonl", {"step": done, "score": score, **numbers})
+        run.validations.append({"step": done, "score": None if math.isnan(value) else value, **numbers})
+        if is_best := _since_best(run.validations) == 0:
+            _export(run, stage, BEST)
+    _log(run, "validation.jsonl", run.validations[-1])
     accelerator.log({f"validation/{name}": number for name, number in numbers.items()}, step=done)
     text = ", ".join(f"{name} {number:.3f}" for name, number in numbers.items())
-    progress.console.print(f"step {done}: {text}{' (the best so far)' if better else ''}", highlight=False)
+    progress.console.print(f"step {done}: {text}{' (the best so far)' if is_best else ''}", highlight=False)
 
 
-def _export(run: _Run, stage: ValidatedStage, folder: Path) -> None:
+def _export(run: _Run, stage: ValidatedStage, name: str) -> None:
     state = run.accelerator.get_state_dict(run.model)
     if run.accelerator.is_main_process:
-        stage.export(state, folder)
+        stage.export(state, run.folder / name)
     run.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Within it no other run writes in the folder; what a killed one left half-written is gone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not processes().is_main_process:
-        yield
-        return
-    with (folder / ".lock").open("a", encoding="utf-8") as stream:
-        lock(stream, str(folder))
-        remove_parts(folder)
-        yield
 
 
 @contextmanager
@@ -343,15 +298,13 @@ def _check_sharding(accelerator: Accelerator, config: StageConfig) -> None:
         raise ReadsegError("ema_decay: a running mean needs weights that are not sharded; set it to 0")
     fsdp_1 = fsdp is not None and fsdp.fsdp_version != 2
     if isinstance(config, ScoredStageConfig) and config.validate_every and (fsdp_1 or zero_3):
-        raise ReadsegError(
-            "validate_every: validation while training needs FSDP version 2, or ZeRO up to stage 2; set it to 0, or "
-            "change the accelerate config"
-        )
+        needed = "validation while training needs FSDP version 2, or ZeRO up to stage 2"
+        raise ReadsegError(f"validate_every: {needed}; set it to 0, or change the accelerate config")
 
 
 def check_trackers(config: StageConfig) -> None:
     """Raises ReadsegError where a tracker is not installed."""
-    installed = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    installed = {"tensorboard": utils.is_tensorboard_available(), "wandb": utils.is_wandb_available()}
     if missing := [name for name in config.trackers if not installed[name]]:
         raise ReadsegError(f"trackers: {missing[0]} is not installed: pip install {missing[0]}, or leave it out")
 
@@ -368,43 +321,36 @@ def _schedule(step: int, config: StageConfig) -> float:
 
 def _optimizers(module: nn.Module, rates: Mapping[str, float], config: StageConfig) -> list[torch.optim.Optimizer]:
     """AdamW; or Muon for the matrices of linear layers and AdamW for embeddings, norms, convolutions, output heads."""
-    matrices = {
-        f"{name}.weight"
-        for name, layer in module.named_modules()
-        if config.optimizer == "muon" and isinstance(layer, nn.Linear) and not re.search(r"lm_head|heads\.", name)
-    }
+    linear = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             prefix = max((prefix for prefix in rates if name.startswith(prefix)), key=len, default=None)
             factor = 1.0 if prefix is None else rates[prefix]
-            group = groups.setdefault((name in matrices, factor), {"params": [], "factor": factor})
-            group["params"].append(parameter)
+            is_muon = config.optimizer == "muon" and name in linear and not re.search(r"lm_head|heads\.", name)
+            groups.setdefault((is_muon, factor), {"params": [], "factor": factor})["params"].append(parameter)
     adamw, muon = ([group for (is_muon, _), group in groups.items() if is_muon == kind] for kind in (False, True))
-    rate = config.learning_rate
     optimizers: list[torch.optim.Optimizer] = []
     if adamw:
-        optimizers.append(torch.optim.AdamW(adamw, lr=rate, betas=(0.9, 0.95), weight_decay=0.0))
+        optimizers.append(torch.optim.AdamW(adamw, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0))
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(torch.optim.Muon(muon, config.learning_rate, 0.01, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def _batches(stage: Stage, config: StageConfig, start: int, accelerator: Accelerator) -> Generator[Batch]:
-    """The batches from a step on, in order, some of them made ahead by threads.
-
-    They read and paint in libraries that let other threads run, and share the data sets' indices, which processes would
-    each have to hold.
-    """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    numbers = iter(range(start * config.accumulation, config.steps * config.accumulation))
+def _batches(run: _Run) -> Generator[Batch]:
+    """The batches that are left, in order, some of them made ahead."""
+    # By threads: libraries that read and paint let others run, and each process would need the data sets' indices.
+    rank, world, config = run.accelerator.process_index, run.accelerator.num_processes, run.config
+    numbers = range(run.start * config.accumulation, config.steps * config.accumulation)
+    ahead = _AHEAD * config.workers
     with ThreadPoolExecutor(config.workers) as pool:
-        first = islice(numbers, _AHEAD * config.workers)
-        waiting = deque(pool.submit(stage.batch, number, rank, world) for number in first)
+        waiting = deque(pool.submit(run.stage.batch, number, rank, world) for number in numbers[:ahead])
         try:
-            while waiting:
+            for number in numbers:
                 batch = waiting.popleft().result()
-                waiting.extend(pool.submit(stage.batch, number, rank, world) for number in islice(numbers, 1))
+                if number + ahead in numbers:
+                    waiting.append(pool.submit(run.stage.batch, number + ahead, rank, world))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -412,22 +358,19 @@ def _batches(stage: Stage, config: StageConfig, start: int, accelerator: Acceler
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
-    return sorted(filter(Path.is_dir, found), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    paths = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name))
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema: Ema | None) -> None:
-    """Checkpoints hold what is trained, buffers, and the running mean; what is frozen is where training started.
-
-    Where weights are sharded the library saves them its own way, all of them.
-    """
+def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema: Ema) -> None:
+    """Checkpoints hold what is trained, buffers, and the running mean; of sharded weights the library saves all."""
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
 
     def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         for state in weights:
             for name in frozen & state.keys():
                 del state[name]
-        if ema is not None and accelerator.is_main_process:
+        if ema.pairs and accelerator.is_main_process:
             save_file(ema.state_dict(), Path(folder) / _RUNNING_MEAN)
 
     def load(models: list[nn.Module], folder: str) -> None:
@@ -437,7 +380,7 @@ def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema:
             wrong = sorted({name.removeprefix("module.") for name in missing} - frozen) + unexpected
             if wrong:
                 raise ReadsegError(f"{folder}: it is a checkpoint of another model: {', '.join(wrong[:5])}")
-        if ema is not None:
+        if ema.pairs:
             ema.load_state_dict(load_file(Path(folder) / _RUNNING_MEAN))
 
     accelerator.register_save_state_pre_hook(save)
@@ -446,12 +389,12 @@ def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema:
 
 def _restore(accelerator: Accelerator, folder: Path) -> int:
     """Load the newest checkpoint; returns the number of steps done."""
-    newest = next(reversed(_checkpoints(folder)), None)
-    name = "" if newest is None else newest.name
-    if len(set(gather_object([name]))) > 1:
+    checkpoints = _checkpoints(folder)
+    if len(set(utils.gather_object([path.name for path in checkpoints[-1:]] or [""]))) > 1:
         raise ReadsegError(f"{folder}: processes see different checkpoints; it must lie where all machines see it")
-    if newest is None:
+    if not checkpoints:
         return 0
+    newest = checkpoints[-1]
     try:
         accelerator.load_state(str(newest))
     except ReadsegError:
@@ -460,14 +403,14 @@ def _restore(accelerator: Accelerator, folder: Path) -> int:
         raise ReadsegError(
             f"{newest}: the checkpoint cannot be read ({_first_line(error)}); delete it to begin the stage again"
         ) from error
-    return int(name.removeprefix("checkpoint-"))
+    return int(newest.name.removeprefix("checkpoint-"))
 
 
 def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
     """Write ``checkpoint-<done>`` atomically, then drop the older ones."""
-    partial, target = folder / "checkpoint.partial", folder / f"checkpoint-{done}"
-    if accelerator.is_main_process and partial.exists():
-        shutil.rmtree(partial)
+    partial = folder / "checkpoint.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial), safe_serialization=False)  # safetensors warns of SAM's shared buffer
@@ -476,19 +419,20 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
         raise ReadsegError(f"{folder}: the checkpoint of step {done} cannot be written: {reason}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        older = [path for path in _checkpoints(folder) if path != target]
-        partial.replace(target)
-        for path in older:
-            shutil.rmtree(path)
+        partial.replace(folder / f"checkpoint-{done}")
+        for older in _checkpoints(folder)[:-1]:
+            shutil.rmtree(older)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+def _log(run: _Run, name: str, record: dict[str, Any]) -> None:
+    """Adds a line to a file of the run."""
+    if run.accelerator.is_main_process:
+        with (run.folder / name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
 
 
 def _cut_lines(path: Path, start: int) -> list[dict[str, Any]]:
@@ -497,12 +441,10 @@ def _cut_lines(path: Path, start: int) -> list[dict[str, Any]]:
         return []
     kept = []
     for line in path.read_bytes().splitlines():
-        try:
+        with suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
             if record["step"] <= start:
                 kept.append(record)
-        except (ValueError, TypeError, KeyError):
-            continue
     with atomic_write(path) as partial:
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     return kept

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,28 +94,20 @@ def _run_on_data(recipe: TrainConfig, options: FinetuningStageConfig, out: Path,
     """Train a model on data sets; what it leaves behind is an adapter."""
     folder = _data_folder(data)
     base = _base(recipe, options, out)
-    with _no_search_for_cycles():
-        stage = FinetuningStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
-    _check_settings(out, options, _settings(recipe, options) | stage.identity(), opened=True)
-    train(stage, options, out / options.name)
-    if count := stage.collator.skipped.count:
-        message = f"broken and passed over: {count} (in this process, since it began)"
-        Console(stderr=True).print(message, highlight=False)
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """What is made within it is left alone by Python's search for cycles, now and later.
-
-    Data sets hold millions of small records: half of the time that reading them takes goes into that search, and while
-    training it would go through all of them again and again.
-    """
+    # Data sets hold millions of small records: half of the time that reading them takes would go into Python's search
+    # for cycles, and while training it would go through all of them again and again.
     gc.disable()
     try:
-        yield
+        stage = FinetuningStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
     finally:
         gc.enable()
     gc.freeze()
+    _check_settings(out, options, _settings(recipe, options) | stage.identity(), opened=True)
+    train(stage, options, out / options.name)
+    if count := stage.collator.skipped.count:
+        Console(stderr=True).print(
+            f"broken and passed over: {count} (in this process, since it began)", highlight=False
+        )
 
 
 def _data_folder(data: Path | None) -> Path:
@@ -148,8 +138,7 @@ def _base(recipe: TrainConfig, options: FinetuningStageConfig, out: Path, *, unl
 
 def _result(out: Path, options: AnyStageConfig) -> Path:
     """What is there when a stage is done."""
-    is_finetuning = isinstance(options, FinetuningStageConfig)
-    return out / options.name / (FINISHED if is_finetuning else "weights.safetensors")
+    return out / options.name / (FINISHED if isinstance(options, FinetuningStageConfig) else "weights.safetensors")
 
 
 def _is_done(out: Path, options: AnyStageConfig) -> bool:
@@ -161,8 +150,8 @@ def _is_done(out: Path, options: AnyStageConfig) -> bool:
 
 def _run_on_scenes(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
     """Train one stage on scenes and write its weights; a stage of kind "read" also writes the finished model."""
-    path = _result(out, options)
     _check_settings(out, options, _settings(recipe, options), opened=True)
+    path = _result(out, options)
     stage: MaskStage | VisionStage | ReadStage
     model: nn.Module
     if isinstance(options, MaskStageConfig):
@@ -176,13 +165,15 @@ def _run_on_scenes(recipe: TrainConfig, options: AnyStageConfig, processor: Read
         sam, tower = _earlier_weights(recipe, out, "masks"), _earlier_weights(recipe, out, "vision")
         stage = ReadStage(processor, options, recipe.seed, sam, tower, out / "cache")
         model = stage.model
-    if path.exists():  # only the finished model was deleted
+    if there := path.exists():  # only the finished model was deleted
         model.load_state_dict(load_file(path))
     else:
         train(stage, options, path.parent)
-        _write(model.state_dict(), path)
-    if isinstance(stage, ReadStage):
-        _write_model(stage.model, processor, sam, out / "model")
+    if processes().is_main_process:
+        if not there:
+            _write(model.state_dict(), path)
+        if isinstance(stage, ReadStage):
+            _write_model(stage.model, processor, sam, out / "model")
 
 
 def _settings(recipe: TrainConfig, options: AnyStageConfig) -> dict[str, Any]:
@@ -223,17 +214,12 @@ def _earlier_weights(recipe: TrainConfig, out: Path, kind: str) -> dict[str, Ten
 
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
-    """Tensors to a file, atomically, by the first of the processes."""
-    if not processes().is_main_process:
-        return
     with atomic_write(path) as partial:
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, partial)
 
 
 def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tensor], folder: Path) -> None:
     """The finished model in bfloat16, its tokenizer, and the mask decoder of stage 0 beside it."""
-    if not processes().is_main_process:
-        return
     half = ReadModel(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
     decoder = {name: tensor.to(torch.bfloat16) for name, tensor in sam.items() if name.startswith("mask_decoder.")}

@@ -231,14 +231,12 @@ def test_a_start_in_this_layout_becomes_the_family_that_is_asked_for(tmp_path: P
     assert other.released["architectures"] == ["READForCausalLM"]
 
 
-def test_settings_reach_the_model(start: Path, mini: Path, tmp_path: Path) -> None:
+def test_settings_reach_the_model_and_wrong_ones_are_named(start: Path, mini: Path, tmp_path: Path) -> None:
     built = stage(start, mini, tmp_path, points={"num_points": 7, "t_pos": 0.6}, dice_loss_weight=4.0, prompt="seg")
     config = built.model.config
     assert (config.points.num_points, config.points.t_pos, config.points.t_neg) == (7, 0.6, 0.2)
     assert (config.dice_loss_weight, config.bce_loss_weight, config.prompt) == (4.0, 2.0, "seg")
 
-
-def test_wrong_targets_and_points_are_named(start: Path, mini: Path, tmp_path: Path) -> None:
     with pytest.raises(ReadsegError, match=r"no layer x_proj; it has .*q_proj"):
         stage(start, mini, tmp_path, lora_targets=("x_proj",))
     with pytest.raises(ReadsegError, match=r"points: downsample must not exceed"):

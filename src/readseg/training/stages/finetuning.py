@@ -85,10 +85,9 @@ def trained_config(config: ReadConfig, options: FinetuningStageConfig) -> ReadCo
 
 
 def freeze_and_add_lora(model: ReadModel, options: FinetuningStageConfig, *, seed: int = 0) -> Any:
-    """Freezes a model, puts LoRA layers into it and thaws what is trained whole; those weights become float32.
+    """Freezes a model, also one on the device "meta", puts LoRA into it and thaws, in float32, what is trained whole.
 
-    The model may be on the device "meta". Returns peft's LoraConfig, None without LoRA. The seed is that of the weights
-    A; B begins at 0.
+    Returns peft's LoraConfig, None without LoRA. The seed is that of the weights A; B begins at 0.
     """
     model.requires_grad_(False)
     settings = None
@@ -96,9 +95,8 @@ def freeze_and_add_lora(model: ReadModel, options: FinetuningStageConfig, *, see
         language = model.lmm.model.language_model
         known = {name.rpartition(".")[2] for name, layer in language.named_modules() if isinstance(layer, nn.Linear)}
         if unknown := sorted(set(options.lora_targets) - known):
-            raise ReadsegError(
-                f"lora_targets: the language model has no layer {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
+            missing, names = ", ".join(unknown), ", ".join(sorted(known))
+            raise ReadsegError(f"lora_targets: the language model has no layer {missing}; it has {names}")
         with quiet_libraries():  # peft takes seconds to import, and speaks of libraries that nobody asked for
             from peft import LoraConfig, inject_adapter_in_model
         settings = LoraConfig(
@@ -151,9 +149,7 @@ class Collator:
         cache: tuple[FeatureCache, str] | None = None,
     ) -> None:
         self.mixture, self.processor, self.options, self.seed, self.cache = mixture, processor, options, seed, cache
-        self.skipped = BrokenRecords(
-            lambda message: warnings.warn(message, UserWarning, stacklevel=3), options.max_broken
-        )
+        self.skipped = BrokenRecords(lambda text: warnings.warn(text, UserWarning, stacklevel=3), options.max_broken)
         self.prefix = processor.prefix_ids()
 
     def draw(self, number: int) -> list[MixtureItem]:
@@ -174,13 +170,22 @@ class Collator:
         masks = [torch.from_numpy(mask) for row in rows for conversation in row for mask in conversation.masks]
         # Dropout must not depend on how many processes or interruptions came before.
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> 1)
-        batch = self._text(rows) | {"frames": frames, "masks": masks, "seed": seed}
+        owners = list(range(len(rows)))
+        conversations = rows
+        if not self.options.pack:  # alone in its row, a conversation sees nothing of the padding behind it
+            owners = [image for image, row in enumerate(rows) for _ in row]
+            conversations = [[conversation] for row in rows for conversation in row]
+        pad = self.processor.config.lmm_config.text_config.pad_token_id
+        packed = pack(self.prefix, [[(each.ids, each.labels) for each in row] for row in conversations], pad)._asdict()
+        batch = packed | {"frames": frames, "masks": masks, "seed": seed, "row_images": torch.tensor(owners)}
+        if not self.options.pack:
+            batch["layout"] = None
         if self.options.map_loss_weight:
             grid = round(self.processor.config.num_image_tokens**0.5)
-            owners = [frame for frame, row in zip(frames, rows, strict=True) for each in row for _ in each.masks]
+            mask_frames = [frame for frame, row in zip(frames, rows, strict=True) for each in row for _ in each.masks]
             cells = [
                 cell_coverage(mask[None].numpy() == 1, grid, frame.lmm_box).reshape(1, -1)
-                for mask, frame in zip(masks, owners, strict=True)
+                for mask, frame in zip(masks, mask_frames, strict=True)
             ]
             batch["coverage"] = torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells]))
         return batch | {"images": [self._encoder_inputs(image) for image in images]}
@@ -214,46 +219,23 @@ class Collator:
                 return EncodedConversation(ids[start:], labels[start:], masks, kept)
         return None
 
-    def _text(self, rows: list[list[EncodedConversation]]) -> dict[str, Any]:
-        """The conversations about each image in one row, or each in a row of its own, padded on the right.
-
-        Alone in its row, a conversation needs no layout: a causal model's token sees nothing of the padding behind it.
-        """
-        owners = list(range(len(rows)))
-        if not self.options.pack:
-            owners = [image for image, row in enumerate(rows) for _ in row]
-            rows = [[conversation] for row in rows for conversation in row]
-        pad = self.processor.config.lmm_config.text_config.pad_token_id
-        packed = pack(self.prefix, [[(each.ids, each.labels) for each in row] for row in rows], pad)
-        return {
-            "input_ids": packed.input_ids,
-            "labels": packed.labels,
-            "position_ids": packed.position_ids,
-            "layout": packed.layout if self.options.pack else None,
-            "row_images": torch.tensor(owners, dtype=torch.long),
-        }
-
     def _encoder_inputs(self, image: Image.Image) -> dict[str, Any]:
         """The encoders' outputs of an image, where they are cached; else the pixels that they take."""
         key = None
         if self.cache is not None:
             features, encoders = self.cache
             key = f"{encoders}-{image_digest(image)}"
-            tensors = features.get(key)
-            if tensors is not None and self._fits(tensors):
+            config, tensors = self.processor.config, features.get(key) or {}
+            side = config.mask_size // config.mask_config.vision_config.patch_size
+            dtype = torch.bfloat16 if self.options.use_bf16() else torch.float32
+            expected = {
+                "features": ((config.num_image_tokens, config.lmm_config.vision_config.hidden_size), dtype),
+                "embeddings": ((config.mask_config.vision_config.output_channels, side, side), dtype),
+            }
+            if {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()} == expected:
                 return {"key": key, **tensors}
         pixels, mask_pixels = self.processor.lmm_pixels(image), self.processor.mask_pixels(image)
         return {"key": key, "pixels": pixels, "mask_pixels": mask_pixels}
-
-    def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether cached tensors are what the encoders would give, by their names, types and sizes."""
-        config = self.processor.config
-        side = config.mask_size // config.mask_config.vision_config.patch_size
-        dtype = torch.bfloat16 if self.options.use_bf16() else torch.float32
-        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()} == {
-            "features": ((config.num_image_tokens, config.lmm_config.vision_config.hidden_size), dtype),
-            "embeddings": ((config.mask_config.vision_config.output_channels, side, side), dtype),
-        }
 
 
 class FinetuningStage(nn.Module):

@@ -120,13 +120,8 @@ def cell_labels(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, Tens
 
 def vision_heads(width: int) -> nn.ModuleDict:
     """Linear layers on the states (B, N, width) of patches or cells: ``name``, ``tint`` and ``box``."""
-    return nn.ModuleDict(
-        {
-            "name": nn.Linear(width, 1 + len(TRAINED)),
-            "tint": nn.Linear(width, 1 + len(TINTS)),
-            "box": nn.Linear(width, 4),
-        }
-    )
+    sizes = {"name": 1 + len(TRAINED), "tint": 1 + len(TINTS), "box": 4}
+    return nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
 
 def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> dict[str, Tensor]:
@@ -142,10 +137,7 @@ def vision_batch(processor: ReadProcessor, seeds: Iterable[int], side: int) -> d
 def vision_losses(
     heads: nn.ModuleDict, states: Tensor, batch: dict[str, Tensor], centres: Tensor | float = 0.0
 ) -> dict[str, Tensor]:
-    """The loss of `VisionStage` of states (B, N, width), and the accuracy of class and tint where a thing is.
-
-    ``centres`` (N, 4) are added to the boxes that are predicted.
-    """
+    """The loss of `VisionStage` of states (B, N, width), and accuracies; ``centres`` (N, 4) are added to the boxes."""
     names, tints = batch["names"].flatten(), batch["tints"].flatten()
     name_logits = heads["name"](states).flatten(0, 1).float()
     tint_logits = heads["tint"](states).flatten(0, 1).float()
@@ -179,8 +171,7 @@ class VisionStage(nn.Module):
         torch.manual_seed(seed)
         vision = processor.config.lmm_config.vision_config
         self.tower = CLIPVisionModel._from_config(vision, attn_implementation="eager")
-        width = vision.hidden_size
-        self.heads = vision_heads(width)
+        self.heads = vision_heads(vision.hidden_size)
         initialise(self)
         self.grid = vision.image_size // vision.patch_size
         self.processor, self.options = processor, options
@@ -223,26 +214,21 @@ class MaskStage(nn.Module):
         kind = str(rng.choice(["points", "clicks", "box"], p=[0.6, 0.3, 0.1]))
         clicks = int(rng.integers(1, 4))
         first = self.options.first_seed + (step * world + rank) * count
-        pixels, targets, prompts, labels = [], [], [], []
+        rows = []
         for seed in range(first, first + count):
             scene, drawn = training_scene(seed, 0.3, rng)
             image = Image.fromarray(drawn.image)
             frame = self.processor.frame(image)
-            pixels.append(self.processor.mask_pixels(image))
             chosen = np.stack([_target(drawn, rng) for _ in range(per_image)])
-            targets.append(torch.from_numpy(_to_mask_frame(chosen, frame)))
-            if kind == "points":
-                xy, label = self._read_points(chosen, frame, rng)
-            elif kind == "clicks":
-                xy, label = _clicks(chosen, clicks, frame, rng)
+            row = {"pixels": self.processor.mask_pixels(image), "targets": _to_mask_frame(chosen, frame)}
+            if kind == "box":
+                row["boxes"] = _boxes(chosen, frame, rng)
+            elif kind == "points":
+                row["points"], row["labels"] = self._read_points(chosen, frame, rng)
             else:
-                xy, label = _boxes(chosen, frame, rng), torch.zeros(per_image)
-            prompts.append(xy)
-            labels.append(label)
-        batch = {"pixels": torch.stack(pixels), "targets": torch.stack(targets)}
-        if kind == "box":
-            return batch | {"boxes": torch.stack(prompts)}
-        return batch | {"points": torch.stack(prompts), "labels": torch.stack(labels).long()}
+                row["points"], row["labels"] = _clicks(chosen, clicks, frame, rng)
+            rows.append(row)
+        return default_collate(rows)
 
     def _read_points(self, masks: np.ndarray, frame: ImageFrame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Points as SasP would choose them from a similarity map that roughly shows the target."""
@@ -291,14 +277,14 @@ def _target(drawn: RenderedScene, rng: np.random.Generator) -> np.ndarray:
     return drawn.masks[chosen].any(0)
 
 
-def _to_mask_frame(masks: np.ndarray, frame: ImageFrame) -> np.ndarray:
+def _to_mask_frame(masks: np.ndarray, frame: ImageFrame) -> Tensor:
     """Masks resized into the mask model's square, 255 on its padding: uint8 (P, S, S)."""
     height, width = frame.mask_hw
     result = np.full((len(masks), frame.mask_size, frame.mask_size), 255, np.uint8)
     for mask, place in zip(masks, result, strict=True):
         resized = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
         place[:height, :width] = resized > 0.5
-    return result
+    return torch.from_numpy(result)
 
 
 def _clicks(masks: np.ndarray, count: int, frame: ImageFrame, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

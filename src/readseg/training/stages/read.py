@@ -6,7 +6,7 @@ packed behind its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from torch.utils.data import default_collate
 
 from readseg.checkpoints.load import digest
 from readseg.core.token_grid import cell_coverage
-from readseg.core.types import Turn
 from readseg.data.types import Sample
 from readseg.model import losses
 from readseg.model.config import ReadConfig, tiny_config
@@ -53,16 +52,9 @@ def build_processor(recipe: TrainConfig) -> ReadProcessor:
             # The words before each answer are in every sequence: whole tokens make these a third shorter.
             texts += [question.question, ASSISTANT.strip(), question.answer]
     tokenizer = build_tiny_tokenizer(texts, recipe.vocabulary)
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in (IMAGE, SEG, BOS, EOS, PAD)}
-    config = tiny_config(
-        vocab_size=len(tokenizer),
-        image_token_id=ids[IMAGE],
-        seg_token_id=ids[SEG],
-        bos_token_id=ids[BOS],
-        eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
-    )
-    return ReadProcessor(tokenizer, config)
+    tokens = {"image": IMAGE, "seg": SEG, "bos": BOS, "eos": EOS, "pad": PAD}
+    ids = {f"{name}_token_id": int(tokenizer.convert_tokens_to_ids(token)) for name, token in tokens.items()}
+    return ReadProcessor(tokenizer, tiny_config(vocab_size=len(tokenizer), **ids))
 
 
 @dataclass(frozen=True)
@@ -94,24 +86,19 @@ def sample_scene_batch(options: ReadStageConfig, seed: int, step: int, rank: int
     rng = np.random.default_rng([seed, number, 6])
     scenes = [make_scene(scene_seed, tinted=options.tinted) for scene_seed in range(first, first + per_group)]
     rendered = [render(scene) for scene in scenes]
-    samples = [_sample(options, scene, picture, rng) for scene, picture in zip(scenes, rendered, strict=True)]
+    rates: dict[str, Any] = {
+        "count": options.questions_per_image,
+        "kinds": options.kinds or None,
+        "false_premise_rate": options.false_premise,
+        "text_only_rate": options.plain,
+        "extra_template_rate": options.new_wordings,
+        "unknown_noun_rate": options.strange,
+    }
+    samples = [
+        make_sample(f"scene-{scene.seed}", picture, ask(scene, picture.areas, picture.boxes, rng, **rates))
+        for scene, picture in zip(scenes, rendered, strict=True)
+    ]
     return SceneBatch(first, scenes, rendered, samples, rng)
-
-
-def _sample(options: ReadStageConfig, scene: Scene, drawn: RenderedScene, rng: np.random.Generator) -> Sample:
-    questions = ask(
-        scene,
-        drawn.areas,
-        drawn.boxes,
-        rng,
-        count=options.questions_per_image,
-        kinds=options.kinds or None,
-        false_premise_rate=options.false_premise,
-        text_only_rate=options.plain,
-        extra_template_rate=options.new_wordings,
-        unknown_noun_rate=options.strange,
-    )
-    return make_sample(f"scene-{scene.seed}", drawn, questions)
 
 
 class ReadStage(nn.Module):
@@ -162,7 +149,8 @@ class ReadStage(nn.Module):
         for sample in sampled.samples:
             starts = range(0, len(sample.turns), turns_each)
             conversations = [sample.turns[k : k + turns_each] for k in starts]
-            encoded = [self._encode_text(conversation) for conversation in conversations]
+            pairs = [self.processor.encode(conversation) for conversation in conversations]
+            encoded = [(ids[len(self.prefix) :], labels[len(self.prefix) :]) for ids, labels in pairs]
             # The longest first: `pack` gives the k-th questions of all rows the same room.
             order = np.argsort([-len(ids) for ids, _ in encoded], kind="stable").tolist()
             rows.append([encoded[k] for k in order])
@@ -195,11 +183,6 @@ class ReadStage(nn.Module):
                 "embeddings": self.model.embed_masks_image(mask_pixels),
             }
 
-    def _encode_text(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-        """Ids and labels of a conversation, as they follow the prefix."""
-        ids, labels = self.processor.encode(turns)
-        return ids[len(self.prefix) :], labels[len(self.prefix) :]
-
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Scalars: the loss, its parts, and how often the map's peak lies on the target.
 
@@ -218,8 +201,13 @@ class ReadStage(nn.Module):
         values = {"text": output.text_loss, "map": output.map_loss, "hit": (peak > 0.3).float().mean()}
         loss = output.loss
         if len(chosen := batch["decoded"]):
-            selected = (output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen])
-            mask_losses = self._mask_losses(*selected, batch)
+            h_seg, scores, images = output.h_seg[chosen], output.scores[chosen], output.seg_images[chosen]
+            frames, embeddings = batch["frames"], batch["embeddings"].float()
+            _, low_res = self.model.decode_masks(h_seg, scores, images, embeddings, frames)
+            with full_precision(low_res.device):
+                pairs = zip(low_res, images.tolist(), strict=True)
+                logits = [frames[i].masks_to_image(low[None])[0] for low, i in pairs]
+                mask_losses = losses.mask_losses(logits, [batch["masks"][k] for k in chosen.tolist()])
             loss = loss + weights.bce_loss_weight * mask_losses.bce + weights.dice_loss_weight * mask_losses.dice
             values |= mask_losses._asdict()
         if self.options.sight_loss_weight:
@@ -230,11 +218,3 @@ class ReadStage(nn.Module):
             values["sight"] = torch.stack(parts).mean()
             loss = loss + self.options.sight_loss_weight * values["sight"]
         return {"loss": loss} | {name: value.detach() for name, value in values.items()}
-
-    def _mask_losses(self, h_seg: Tensor, scores: Tensor, images: Tensor, batch: dict[str, Any]) -> losses.MaskLosses:
-        """BCE and DICE of those [SEG] of the batch that are decoded."""
-        frames, embeddings = batch["frames"], batch["embeddings"].float()
-        _, low_res = self.model.decode_masks(h_seg, scores, images, embeddings, frames)
-        with full_precision(low_res.device):
-            logits = [frames[i].masks_to_image(low[None])[0] for low, i in zip(low_res, images.tolist(), strict=True)]
-            return losses.mask_losses(logits, [batch["masks"][k] for k in batch["decoded"].tolist()])
