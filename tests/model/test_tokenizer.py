@@ -82,40 +82,28 @@ def by_hand(family: str, turns: list[Turn]) -> list[int]:
 
 
 @families
-@given(question=questions, answer=texts)
-@example("where is it?", "it is the cup [SEG].")
-@example("where is it?", "[SEG]")
-@example("where  is\n\nit", "[SEG] [SEG], [SEG]\n[SEG] and  the\u2581 dog")
-@example("\u2581", "\u2581\u2581x \u2581")
-@example("is it [SEG]?", "")
-@quickly
-def test_a_conversation_has_the_ids_that_training_gave_it(family: str, question: str, answer: str) -> None:
-    processor = processor_of(family)
-    ids, labels = processor.encode([Turn(question, answer)])
-    assert ids == by_hand(family, [Turn(question, answer)])
-    prompt = by_hand(family, [Turn(question)])
-    # The answer is learned, from its first id to its end token, and nothing else.
-    assert ids[: len(prompt)] == prompt
-    assert labels == [-100] * len(prompt) + ids[len(prompt) :]
-    assert labels[-1] == EOS
-
-
-@families
 @given(st.lists(st.tuples(questions, texts), min_size=1, max_size=3))
-@settings(max_examples=25, deadline=None, derandomize=True)
-def test_so_have_many_turns(family: str, said: list[tuple[str, str]]) -> None:
+@example([("where is it?", "it is the cup [SEG].")])
+@example([("where is it?", "[SEG]")])
+@example([("where  is\n\nit", "[SEG] [SEG], [SEG]\n[SEG] and  the\u2581 dog")])
+@example([("\u2581", "\u2581\u2581x \u2581")])
+@example([("is it [SEG]?", "")])
+@quickly
+def test_a_conversation_has_the_ids_that_training_gave_it(family: str, said: list[tuple[str, str]]) -> None:
+    """Answers are learned, from their first id to their end token, and nothing else."""
     processor = processor_of(family)
     turns = [Turn(*turn) for turn in said]
     ids, labels = processor.encode(turns)
     assert ids == by_hand(family, turns)
     place = 0
     for count, turn in enumerate(turns, start=1):
-        begin = len(by_hand(family, [*turns[: count - 1], Turn(turn.question)]))
-        end = len(by_hand(family, turns[:count]))
+        prompt = by_hand(family, [*turns[: count - 1], Turn(turn.question)])
+        begin, end = len(prompt), len(by_hand(family, turns[:count]))
+        assert ids[:begin] == prompt
         assert labels[place:begin] == [-100] * (begin - place)
         assert labels[begin:end] == ids[begin:end]
         place = end
-    assert place == len(ids)
+    assert place == len(ids) and labels[-1] == EOS
 
 
 @families

@@ -162,19 +162,14 @@ class ReadProcessor:
         return tokens
 
     def _runs(self, pieces: Sequence[Piece]) -> list[list[Piece]]:
-        """What is encoded together: a special token by itself, and text as the tokenizer was used in training.
-
-        In the legacy tokenizer's way all text between two tokens is one run, and an added token takes the space
-        around it away.
-        """
+        """What is encoded together: a special token by itself, and text as the tokenizer was used in training."""
+        # The legacy tokenizer's way: all text between two tokens is one run, added tokens take away the space around.
         if not isinstance(self.tokenizer, LegacyTokenizer):
             return [[piece] for piece in pieces]
         runs: list[list[Piece]] = []
-        for piece in pieces:
-            if runs and not piece.special and not runs[-1][0].special:
-                runs[-1].append(piece)
-            else:
-                runs.append([piece])
+        for is_special, group in groupby(pieces, key=lambda piece: piece.special):
+            run = list(group)
+            runs += [[piece] for piece in run] if is_special else [run]
         added = self.tokenizer.added
         for index, run in enumerate(runs):
             if run[0].special:
