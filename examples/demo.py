@@ -73,7 +73,7 @@ def explanation(result: Segmentation, truth: np.ndarray | None, note: str) -> Im
     blocks = [text_block(f"question: {result.query}", sheet.width, 20, lines=4)]
     blocks += [text_block(f"answer: {result.answer}", sheet.width, 20, lines=4), sheet]
     blocks += [text_block(note, sheet.width, 20, lines=2)]
-    return stack([block for block in blocks if block is not None])
+    return stack(blocks)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,9 @@ from readseg.core.stats import Estimate
 from readseg.viz.overlays import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-"""Blue, vermilion, bluish green, reddish purple, black, orange, sky blue: curve k has colour k modulo 7."""
-
 LINES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-"""Solid, dashed, dotted, dash-dotted: curve k has line k modulo 4."""
-
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-"""Curve k has mark k modulo 9."""
+"""Curve k has the k-th colour, line and mark, each by turns."""
 
 _WIDTH, _HEIGHT, _DPI = 12.0, 7.0, 100
 _SIZE, _SMALL = 15, 12  # of letters, in points
@@ -105,10 +101,11 @@ def line_chart(
     >>> line_chart([Curve("IoU", [0, 1], [0.2, 0.4])], title="IoU", x_label="layer", y_label="IoU").mode
     'RGB'
     """
-    columns = 1 if diagonal else _legend_columns([curve.name for curve in curves])
+    longest = max((len(one_line(curve.name, _LONGEST_NAME)) for curve in curves), default=0)
+    columns = 1 if diagonal else max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
     rows = 1 if diagonal else math.ceil(sum(bool(curve.name) for curve in curves) / columns)
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note)
+        figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note, title, x_label, y_label)
         if diagonal:
             axes.set_aspect("equal", anchor="W")
             axes.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
@@ -121,7 +118,6 @@ def line_chart(
         if not any(map(_has_values, curves)):
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
         axes.grid(color=_GRID, linewidth=0.8)
-        _set_labels(axes, title, x_label, y_label)
         for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
             if limits is not None:
                 margin = 0.02 * (limits[1] - limits[0])  # marks on the edge are seen whole
@@ -154,10 +150,21 @@ def bar_chart(
         rows += [(group, None, colour)] if group else []
         rows += [(bar.name, bar, colour) for bar in members]
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(2.2 + 0.5 * max(len(rows), 1), note)
+        figure, axes = _figure(2.2 + 0.5 * max(len(rows), 1), note, title, x_label)
+        start = min(max(0.0, limits[0]), limits[1])
         for row, (_, bar, colour) in enumerate(rows):
-            if bar is not None:
-                _draw_bar(axes, bar, row, min(max(0.0, limits[0]), limits[1]), colour)
+            if bar is None:
+                continue
+            text = "no value"
+            if math.isfinite(bar.value):
+                axes.barh(row, bar.value - start, left=start, height=0.62, color=colour)
+                text = f"{bar.value:.3f}"
+                if math.isfinite(bar.low) and math.isfinite(bar.high):
+                    axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
+                    axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
+                    text += f" [{bar.low:.3f}, {bar.high:.3f}]"
+            # Beside the axes, where nothing hides it.
+            axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
         if not rows:
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
         axes.set_xlim(*limits)
@@ -168,7 +175,6 @@ def bar_chart(
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-        _set_labels(axes, title, x_label, "")
         return _picture(figure)
 
 
@@ -192,25 +198,11 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> Any:
     return handle
 
 
-def _draw_bar(axes: Axes, bar: Bar, row: int, start: float, colour: str) -> None:
-    """A bar, its whisker, and its number beside the axes, where nothing hides it."""
-    text = "no value"
-    if math.isfinite(bar.value):
-        axes.barh(row, bar.value - start, left=start, height=0.62, color=colour)
-        text = f"{bar.value:.3f}"
-        if math.isfinite(bar.low) and math.isfinite(bar.high):
-            axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
-            axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
-            text += f" [{bar.low:.3f}, {bar.high:.3f}]"
-    axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
-
-
-def _figure(height: float, note: str) -> tuple[Figure, Axes]:
-    """An empty figure with room for its note."""
+def _figure(height: float, note: str, title: str, x_label: str, y_label: str = "") -> tuple[Figure, Axes]:
+    """An empty figure with its words, and room for its note."""
     lines = textwrap.wrap(one_line(note, 1000), 135)
     room = 0.24 * len(lines) + 0.1 if lines else 0.0
     figure = Figure(figsize=(_WIDTH, height + room), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.1, h_pad=0.1)
     place: Any = figure
@@ -220,20 +212,11 @@ def _figure(height: float, note: str) -> tuple[Figure, Axes]:
         foot.text(0.01, 0.9, "\n".join(lines), fontsize=_SMALL, color=_GREY, va="top")
     axes = place.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _set_labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    wrapped = textwrap.fill(one_line(title, 200), 80)
-    axes.set_title(wrapped, loc="left", fontsize=_SIZE + 2, fontweight="bold", pad=14)
+    heading = textwrap.fill(one_line(title, 200), 80)
+    axes.set_title(heading, loc="left", fontsize=_SIZE + 2, fontweight="bold", pad=14)
     axes.set_xlabel(one_line(x_label, 100))
     axes.set_ylabel(one_line(y_label, 60))
-
-
-def _legend_columns(names: Sequence[str]) -> int:
-    """How many names of a legend stand side by side."""
-    longest = max((len(one_line(name, _LONGEST_NAME)) for name in names), default=0)
-    return max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
+    return figure, axes
 
 
 def _has_values(curve: Curve) -> bool:
@@ -247,8 +230,7 @@ def _finite(values: Sequence[float]) -> np.ndarray:
 
 
 def _picture(figure: Figure) -> Image.Image:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows as boxes: no reason for a warning to who reads a table.
         warnings.filterwarnings("ignore", message="Glyph")

@@ -20,15 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MASK_COLOURS: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (204, 121, 167),
-)
+MASK_COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
 """Orange, sky blue, bluish green, yellow, reddish purple: mask k has colour k modulo 5."""
-
 POINT_COLOURS: dict[int, Colour] = {1: (0, 114, 178), 0: (213, 94, 0), -1: (120, 120, 120)}
 """Blue discs are positive points, vermilion crosses negative ones, grey squares neutral ones."""
 
@@ -61,9 +54,13 @@ def overlay(
         _outline(picture, mask, MASK_COLOURS[index % len(MASK_COLOURS)])
     drawn = Image.fromarray(picture)
     counts = _draw_points(drawn, points_xy, point_labels, scale)
-    if len(small) > 1:
-        for index, mask in enumerate(small):
-            _draw_number(drawn, mask, index + 1)
+    size = max(14, max(drawn.size) // 40)
+    pen, rim = ImageDraw.Draw(drawn), max(2, size // 8)
+    for number, mask in enumerate(small if len(small) > 1 else (), start=1):
+        if mask.any():  # the number stands on the pixel that lies deepest inside
+            depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = (int(index) for index in np.unravel_index(int(depth.argmax()), depth.shape))
+            pen.text((x, y), str(number), _INK, _font(size), anchor="mm", stroke_width=rim, stroke_fill=_WHITE)
     return _with_text(drawn, caption, counts)
 
 
@@ -135,19 +132,24 @@ def contact_sheet(
     cells = []
     for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True):
         fitted = _resized(picture, (tile - 2 * _MARGIN) / max(picture.size))
-        cell = Image.new("RGB", (tile, fitted.height + 2 * _MARGIN), _WHITE)
-        cell.paste(fitted, ((tile - fitted.width) // 2, _MARGIN))
-        text = text_block(caption, tile, max(13, tile // 25), lines=4)
-        cells.append(cell if text is None else stack([cell, text]))
+        cells.append(captioned(fitted, caption, tile, max(13, tile // 25), _MARGIN, lines=4))
     return stack([beside(cells[start : start + columns], columns) for start in range(0, len(cells), columns)])
 
 
-def stack(blocks: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one under the other, each in the middle of the widest one's width; at least one."""
-    width = max(block.width for block in blocks)
-    stacked = Image.new("RGB", (width, sum(block.height for block in blocks)), _WHITE)
+def captioned(picture: Image.Image, text: str, width: int, size: int, margin: int, *, lines: int) -> Image.Image:
+    """A picture in the middle of a width, with a margin above and below, and its caption beneath."""
+    cell = Image.new("RGB", (width, picture.height + 2 * margin), _WHITE)
+    cell.paste(picture, ((width - picture.width) // 2, margin))
+    return stack([cell, text_block(text, width, size, lines=lines)])
+
+
+def stack(blocks: Sequence[Image.Image | None]) -> Image.Image:
+    """Pictures one under the other, each in the middle of the widest one's width; at least one, None is left out."""
+    shown = [block for block in blocks if block is not None]
+    width = max(block.width for block in shown)
+    stacked = Image.new("RGB", (width, sum(block.height for block in shown)), _WHITE)
     top = 0
-    for block in blocks:
+    for block in shown:
         stacked.paste(block, ((width - block.width) // 2, top))
         top += block.height
     return stacked
@@ -168,10 +170,9 @@ def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Im
     `counts` says how many points there are of each label 1, 0, -1; None leaves the number out.
     """
     font, radius = _font(size), size / 3
-    known = {label: "" if count is None else f"{count} " for label, count in counts.items()}
-    entries = [(label, f"{known[label]}{_POINT_NAMES[label]}") for label in (1, 0, -1) if label in known]
     places, x, row = [], 0.5 * size, 0
-    for label, name in entries:
+    for label in (label for label in (1, 0, -1) if label in counts):
+        name = _POINT_NAMES[label] if counts[label] is None else f"{counts[label]} {_POINT_NAMES[label]}"
         wide = 2.5 * size + font.getlength(name)
         if x + wide > width and x > size:
             x, row = 0.5 * size, row + 1
@@ -229,11 +230,9 @@ def _resized(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _resized_mask(mask: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
-    levels = mask.astype(np.uint8) * 255
     # INTER_LINEAR where it grows keeps the outline smooth; INTER_AREA where it shrinks keeps thin parts.
     method = cv2.INTER_AREA if hw[0] < mask.shape[0] else cv2.INTER_LINEAR
-    resized = cv2.resize(levels, (hw[1], hw[0]), interpolation=method)
-    return resized.reshape(hw) > 127
+    return cv2.resize(mask.astype(np.uint8) * 255, (hw[1], hw[0]), interpolation=method).reshape(hw) > 127
 
 
 def _tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
@@ -264,18 +263,6 @@ def _with_map(picture: Image.Image, values: np.ndarray, size: tuple[int, int]) -
 def _colour_scale(levels: np.ndarray) -> np.ndarray:
     """(h, w) uint8 to (h, w, 3) uint8 RGB of the viridis scale, which also reads in grey."""
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-
-
-def _draw_number(drawn: Image.Image, mask: np.ndarray, number: int) -> None:
-    """The mask's number on that pixel of it which lies deepest inside."""
-    if not mask.any():
-        return
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = (int(index) for index in np.unravel_index(int(depth.argmax()), depth.shape))
-    size = max(14, max(drawn.size) // 40)
-    rim = max(2, size // 8)
-    pen = ImageDraw.Draw(drawn)
-    pen.text((x, y), str(number), fill=_INK, font=_font(size), anchor="mm", stroke_width=rim, stroke_fill=_WHITE)
 
 
 def _draw_points(
@@ -316,14 +303,9 @@ def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar:
     """The picture with its legend, the colour scale and the caption stacked beneath."""
     width = max(drawn.width, _NARROWEST)
     size = max(14, width // 45)
-    blocks = [
-        drawn,
-        scale_legend(width, size) if bar else None,
-        points_legend(counts, width, size) if counts else None,
-        text_block(caption, width, size, lines=6),
-    ]
-    shown = [block for block in blocks if block is not None]
-    return drawn if len(shown) == 1 else stack(shown)
+    scale = scale_legend(width, size) if bar else None
+    legend = points_legend(counts, width, size) if counts else None
+    return stack([drawn, scale, legend, text_block(caption, width, size, lines=6)])
 
 
 def _wrap(text: str, width: float, font: Font, lines: int) -> list[str]:
@@ -333,15 +315,15 @@ def _wrap(text: str, width: float, font: Font, lines: int) -> list[str]:
         if font.getlength(candidate) <= width:
             wrapped[-1] = candidate
             continue
-        if wrapped[-1]:
-            wrapped.append("")
+        wrapped.append("")
         for letter in word:  # a word longer than a line is broken anywhere
             if wrapped[-1] and font.getlength(wrapped[-1] + letter) > width:
                 wrapped.append("")
             wrapped[-1] += letter
+    wrapped = [line for line in wrapped if line]
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], wrapped[lines - 1].rstrip() + "…"]
-    return [line for line in wrapped if line]
+    return wrapped
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from readseg.core.masks import union
-from readseg.viz.overlays import beside, overlay, stack, text_block
+from readseg.viz.overlays import beside, captioned, overlay, stack, text_block
 
 WIDTH, NARROWEST = 1200, 280
 """Pixels of a sheet, and of a column: with more columns than fit the sheet is wider."""
@@ -62,7 +62,7 @@ def answer_sheet(rows: Sequence[SheetRow], systems: Sequence[str], *, title: str
         rule = Image.new("RGB", (whole, 2), _LINE)
         blocks += [rule, text_block(row.question, whole, letters + 2, lines=3), _row(row, width, letters)]
     blocks.append(text_block(note, whole, letters - 2, lines=4))
-    return stack([block for block in blocks if block is not None])
+    return stack(blocks)
 
 
 def _row(row: SheetRow, width: int, letters: int) -> Image.Image:
@@ -90,7 +90,4 @@ def _cell(picture: Image.Image, panel: MaskPanel, width: int, letters: int) -> I
     scale = min(side / drawn.width, _TALLEST * side / drawn.height)
     size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
     fitted = drawn.resize(size, Image.Resampling.LANCZOS)
-    cell = Image.new("RGB", (width, fitted.height + 2 * _GAP), _WHITE)
-    cell.paste(fitted, ((width - fitted.width) // 2, _GAP))
-    words = text_block(panel.caption, width, letters, lines=6)
-    return cell if words is None else stack([cell, words])
+    return captioned(fitted, panel.caption, width, letters, _GAP, lines=6)

@@ -107,7 +107,7 @@ def _figure(
         blocks.append(points_legend(marks, WIDTH // 2, _LETTERS))
     if has_maps and result.wanted:
         blocks.append(_text(_BOUND))
-    return stack([block for block in blocks if block is not None])
+    return stack(blocks)
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _grid(cells: Sequence[Cell], columns: int) -> Image.Image:
             room = Image.new("RGB", (width, tall + _GAP), _WHITE)
             room.paste(cell.picture, (_GAP // 2, _GAP // 2 + (tall - cell.picture.height) // 2))
             texts = [text_block(text, width, _LETTERS, lines=_LINES) for text in (cell.title, cell.numbers)]
-            blocks.append(stack([room, *(text for text in texts if text is not None)]))
+            blocks.append(stack([room, *texts]))
         line = Image.new("RGB", (WIDTH, max(block.height for block in blocks)), _WHITE)
         for column, block in enumerate(blocks):
             line.paste(block, (column * width, 0))
