@@ -20,18 +20,9 @@ from readseg.miniatures.semantic import write_ade20k, write_cocostuff, write_map
 def write_miniatures(out: Path, *, seed: int = 0, images: int = 12, progress: bool = False) -> dict[str, int]:
     """Writes a miniature of each data set below `out`, or nothing. The same arguments write the same bytes.
 
-    Args:
-        out: folder, made if it does not exist; if it does it must be empty.
-        seed: of the pictures, at least 0.
-        images: number of pictures, 8 to 200, which all data sets show: with fewer a split would be empty.
-        progress: show a bar.
-
-    Returns:
-        How much of each there is: images of ade20k, cocostuff, mapillary; annotations of paco and pascal_part;
-        conversations of llava_instruct; files of ReasonSeg's splits; refs of each folder of refer_seg.
-
-    Raises:
-        ReadsegError: `out` is a file or holds something, or the extra `scenes` is not installed.
+    `out` must be new or an empty folder. All data sets show the same 8 to 200 `images`; with fewer a split would be
+    empty. Returns how much of each there is: images of ade20k, cocostuff, mapillary; annotations of paco and
+    pascal_part; conversations of llava_instruct; files of ReasonSeg's splits; refs of each folder of refer_seg.
     """
     assert 8 <= images <= 200
     out = out.resolve()

@@ -59,8 +59,7 @@ def coco_annotation(
     number: int, image_id: int, category_id: int, mask: np.ndarray, *, run_lengths: bool = False
 ) -> dict[str, Any]:
     """A mask (H, W) as an annotation of COCO: polygons, or a list of one RLE as RefCLEF's; area and box are exact."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
+    box = cv2.boundingRect(mask.astype(np.uint8))
     polygons = [] if run_lengths else [[value for point in polygon for value in point] for polygon in trace(mask)]
     return {
         "id": number,
@@ -68,7 +67,7 @@ def coco_annotation(
         "category_id": category_id,
         "segmentation": polygons or [encode_rle(mask)],
         "area": float(mask.sum()),
-        "bbox": [float(v) for v in (x, y, columns[-1] + 1 - x, rows[-1] + 1 - y)],
+        "bbox": [float(value) for value in box],
         "iscrowd": 0,
     }
 
@@ -96,10 +95,7 @@ def trace(mask: np.ndarray) -> list[list[list[float]]]:
 
 
 def _outward(corners: np.ndarray) -> list[list[float]]:
-    """The corners (K, 2) of a contour of OpenCV, each moved within its pixel towards the outside.
-
-    Where the contour turns back, at the end of a line of pixels, there are two.
-    """
+    """The corners (K, 2) of a contour of OpenCV, each moved within its pixel outwards; two where it turns back."""
     if len(corners) == 1:
         corners, steps = np.repeat(corners, 2, axis=0), np.asarray(((1.0, 0.0), (-1.0, 0.0)))
     else:
@@ -117,12 +113,12 @@ def _outward(corners: np.ndarray) -> list[list[float]]:
 
 def halves(mask: np.ndarray) -> dict[str, np.ndarray]:
     """The two halves of an object, (H, W) each, cut across its longer side in the middle of its box."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     first, second = mask.copy(), mask.copy()
-    if np.ptp(rows) >= np.ptp(columns):
-        middle = int(rows[0] + rows[-1] + 1) // 2
+    if height >= width:
+        middle = y + height // 2
         first[middle:], second[:middle] = False, False
         return {"top half": first, "bottom half": second}
-    middle = int(columns[0] + columns[-1] + 1) // 2
+    middle = x + width // 2
     first[:, middle:], second[:, :middle] = False, False
     return {"left half": first, "right half": second}

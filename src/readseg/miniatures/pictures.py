@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from itertools import count, islice
+from itertools import count
 
 import numpy as np
 from PIL import Image
@@ -92,12 +92,10 @@ class Picture:
 
 def draw_pictures(seed: int, images: int) -> Iterator[Picture]:
     """So many pictures, a function of the arguments; each has enough to name, to describe, to part and to deny."""
-    return islice(_all_pictures(seed), images)
-
-
-def _all_pictures(seed: int) -> Iterator[Picture]:
     number = 0
     for draw in count(seed * _SEEDS_APART):
+        if number == images:
+            return
         scene = make_scene(draw, count=(5, 8))
         rendered = render(scene)
         facts = SceneFacts(scene, rendered.areas, rendered.boxes)
@@ -109,15 +107,10 @@ def _all_pictures(seed: int) -> Iterator[Picture]:
         multiple = referring_expressions(scene, rendered, rng, MULTIPLE, 8, absent=0.3)
         multiple = tuple(e for e in multiple if e.objects or e.kind == "all")
         dialogue = text_dialogue(scene, rendered, rng, 4)
-        jpeg = _jpeg(rendered.image)
-        picture = Picture(number, rendered, facts, expressions, multiple, dialogue, jpeg)
+        stream = BytesIO()
+        Image.fromarray(rendered.image).save(stream, format="JPEG", quality=QUALITY)
+        picture = Picture(number, rendered, facts, expressions, multiple, dialogue, stream.getvalue())
         several = sum(len(expression.objects) > 1 for expression in multiple)
         if len(picture.described) >= 3 and several >= 2 and len(dialogue) >= 2:
             yield picture
             number += 1
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    stream = BytesIO()
-    Image.fromarray(image).save(stream, format="JPEG", quality=QUALITY)
-    return stream.getvalue()

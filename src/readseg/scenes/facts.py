@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS, Group, article
+from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS, Group
 from readseg.scenes.render import Scene
 
 TARGET_AREA = (0.01, 0.15)
@@ -50,11 +50,6 @@ class Noun:
     kind: Literal["thing", "class", "group"]
     members: tuple[int, ...]
     group: str | None
-
-    @property
-    def a(self) -> str:
-        """The noun with its indefinite article."""
-        return article(self.counted)
 
 
 def is_a(name: str, other: str) -> bool:
@@ -141,7 +136,7 @@ class SceneFacts:
             first, second = (self.areas[i] for i in order[:2])
             if max(first, second) < SIZE_RATIO * min(first, second):
                 return None
-            extents = {i: sign * self._extent(i) for i in members}
+            extents = {i: sign * (x1 - x0) * (y1 - y0) for i, (x0, y0, x1, y1) in enumerate(self.boxes) if i in members}
         else:
             edge, sign = _EDGES[which]
             order = sorted(members, key=lambda i: sign * self.centres[i][edge % 2])
@@ -150,10 +145,6 @@ class SceneFacts:
             extents = {i: sign * self.boxes[i][edge] for i in members}
         best = order[0]
         return best if all(extents[best] <= extents[i] for i in members) else None
-
-    def _extent(self, index: int) -> float:
-        x0, y0, x1, y1 = self.boxes[index]
-        return (x1 - x0) * (y1 - y0)
 
     def _offset(self, index: int, anchor: int) -> tuple[float, float]:
         """From the anchor's centre to the object's, in shares of the shorter side."""

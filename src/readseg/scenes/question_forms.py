@@ -352,7 +352,7 @@ def _several(context: Context, present: bool) -> Iterator[QuestionDraft]:
     for noun, other in pairwise(nouns):
         if single and context.rng.random() < 0.7:
             other = single[0]
-            answer = refusal(noun.word, are=noun.is_plural, similar=other.a)
+            answer = refusal(noun.word, are=noun.is_plural, similar=article(other.counted))
             absent: tuple[str, ...] = (noun.word,)
         else:
             answer = refusal(f"{noun.word} and the {other.word}", are=True)

@@ -84,29 +84,15 @@ def ask(
     extra_template_rate: float = 0.0,
     unknown_noun_rate: float = 0.0,
 ) -> list[Question]:
-    """Random questions about a scene.
+    """Random questions about a scene; `areas` (T,) and `boxes` (T, 4) of its objects are those of `RenderedScene`.
 
     Whether a premise is true is drawn before the kind, and a false one is asked only in a form that has a true one in
-    the same scene: so no kind and no template gives away whether the object is there.
-
-    Args:
-        scene: what lies where.
-        areas: (T,) visible share of the image of each object.
-        boxes: (T, 4) x0, y0, x1, y1 of the visible parts, in 0..1 of width and height.
-        rng: the only source of chance.
-        count: how many questions; fewer come out where the scene does not yield as many different ones.
-        phrasing: which templates.
-        descriptions: which descriptions of classes; those of classes never trained are always held out.
-        kinds: weight of each kind, see `WEIGHTS` (the default); kinds not named are not asked.
-        false_premise_rate: share of false premises among the questions that ask for a mask.
-        text_only_rate: share of questions that are answered in words.
-        extra_template_rate: share of questions worded by the extra templates, whatever `phrasing` is.
-        unknown_noun_rate: share of the absent classes that are no classes but nouns that no scene shows, real or made
-            up; the answer repeats the word. Twice as often a colour or a relation is asked of a class that is not there
-            at all. For training.
-
-    Raises:
-        ReadsegError: a kind is unknown.
+    the same scene: so no kind and no template gives away whether the object is there. Fewer than `count` come out where
+    the scene does not yield as many different ones. `kinds` are weights as in `WEIGHTS`; `descriptions` of classes that
+    are never trained are always held out. The rates are shares of false premises among the questions that ask for a
+    mask; of questions that are answered in words; of questions worded by the extra templates, whatever `phrasing` is;
+    and, for training, of absent classes that are nouns that no scene shows, real or made up, which the answer repeats.
+    Twice as often as that a colour or a relation is asked of a class that is not there at all.
     """
     kinds = WEIGHTS if kinds is None else kinds
     unknown = sorted(kinds.keys() - WEIGHTS.keys())

@@ -81,21 +81,13 @@ class RenderedScene:
 
 
 def make_scene(
-    seed: int,
-    *,
-    pairs: Pairs = "seen",
-    trained: bool = True,
-    count: tuple[int, int] = (4, 8),
-    tinted: float = 0.45,
+    seed: int, *, pairs: Pairs = "seen", trained: bool = True, count: tuple[int, int] = (4, 8), tinted: float = 0.45
 ) -> Scene:
     """A random scene, a function of the arguments: two or three groups, objects of them that overlap little.
 
-    Args:
-        seed: any non-negative integer.
-        pairs: "seen" never puts two classes of `HELD_OUT_PAIRS` together, "held_out" puts at least one such pair.
-        trained: draw from the classes that models are trained on, or from those never trained.
-        count: fewest and most objects; a little fewer come out where the last ones found no place.
-        tinted: probability that every object is painted in a tint (else each keeps its own colours).
+    `pairs` "seen" never puts two classes of `HELD_OUT_PAIRS` together, "held_out" puts at least one such pair.
+    `trained`: of the classes that models are trained on, or of the others. `count`: fewest and most objects; a little
+    fewer come out where the last ones found no place. `tinted`: probability that every object is painted in a tint.
     """
     rng = np.random.default_rng([seed, 20260])
     height, width = SIZES_HW[rng.integers(len(SIZES_HW))]
@@ -199,9 +191,8 @@ def render(scene: Scene) -> RenderedScene:
     masks = owner[None] == np.arange(len(scene.objects))[:, None, None]
     boxes = np.zeros((len(scene.objects), 4))
     for index, mask in enumerate(masks):
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        if len(rows):
-            boxes[index] = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+        x, y, wide, high = cv2.boundingRect(mask.astype(np.uint8))
+        boxes[index] = x / width, y / height, (x + wide) / width, (y + high) / height
     image = np.clip(canvas * 255.0 + 0.5, 0, 255).astype(np.uint8)
     return RenderedScene(image, masks, masks.mean(axis=(1, 2)), boxes)
 
