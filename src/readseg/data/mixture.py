@@ -7,7 +7,8 @@ the image's own height and width, in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -55,19 +56,6 @@ class MixtureItem:
     skipped: tuple[str, ...] = ()  # what was broken and passed over on the way to this draw, each with its file
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenDataSet:
-    """A data set that is drawn from: its entries in an order of their own on every pass."""
-
-    name: str
-    reader: Reader
-    key: int
-
-    def entry_number(self, seed: int, position: int) -> int:
-        size = len(self.reader)
-        return int(_permutation(seed, self.key, position // size, size)[position % size])
-
-
 class Mixture:
     """Draws from data sets of several kinds, at a ratio.
 
@@ -81,15 +69,14 @@ class Mixture:
         data_sets: names for some of the kinds, "refcoco", or "refcoco|unc" for the public splits of a referring set.
             They must be there. Other kinds take those of the registry that are there; of each the split for training.
         seed: of all that is drawn by lot, at least 0.
-        questions: most questions about an image, at least 1; conversations are whole.
+        questions: most questions about an image; conversations are whole.
 
     Attributes:
         sources: what is drawn from.
         missing: of the data sets that a kind takes by default, which are not there and what belongs where.
 
     Raises:
-        ReadsegError: an argument is wrong, a data set is not there, none is there for a kind that has a weight, or its
-            files cannot be read.
+        ReadsegError: a data set is unknown or not there, none is there for a kind, or its files cannot be read.
     """
 
     def __init__(
@@ -101,12 +88,8 @@ class Mixture:
         seed: int = 0,
         questions: int = 3,
     ) -> None:
-        _require_kinds("ratio", ratio)
-        _require_kinds("data_sets", data_sets or {})
-        if not any(ratio.values()) or not all(_is_weight(weight) for weight in ratio.values()):
-            raise ReadsegError(f"ratio: expected whole weights from 0 to {MAX_WEIGHT}, not all 0, got {dict(ratio)}")
-        if seed < 0 or questions < 1:
-            raise ReadsegError(f"expected a seed of at least 0 and 1 question or more, got {seed} and {questions}")
+        if unknown := [kind for kind in data_sets or {} if kind not in KINDS]:
+            raise ReadsegError(f"data_sets: no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
         require_folder(root)
         self._seed, self._questions = seed, questions
         self._weights = {kind: ratio[kind] for kind in KINDS if ratio.get(kind)}
@@ -116,46 +99,46 @@ class Mixture:
             chosen[kind], lacking = _default_names(kind, root) if names is None else (_checked(kind, names, root), [])
             missing += lacking
         opened = {name: _open(name, root) for names in chosen.values() for name in names}
-        self._data_sets = {kind: [opened[name] for name in names] for kind, names in chosen.items()}
+        self._readers = {kind: [opened[name] for name in names] for kind, names in chosen.items()}
         self.missing = tuple(missing)
         self.sources = tuple(
-            MixtureSource(kind, weight, data_set.name, len(data_set.reader))
+            MixtureSource(kind, weight, reader.name, len(reader))
             for kind, weight in self._weights.items()
-            for data_set in self._data_sets[kind]
+            for reader in self._readers[kind]
         )
 
     def draw(self, number: int) -> MixtureItem:
         """The draw of a number, counted from 0 over the whole run; the same one whenever and wherever it is asked for.
 
         Raises:
-            ReadsegError: the number is negative, or so many records in a row are broken that something is wrong.
+            ReadsegError: so many records in a row are broken that something is wrong.
         """
-        if number < 0:
-            raise ReadsegError(f"draws are numbered from 0, got {number}")
         kind, turns_before = self._kind(number)
-        data_sets = self._data_sets[kind]
-        round_number, place = divmod(turns_before, len(data_sets))
+        readers = self._readers[kind]
+        round_number, place = divmod(turns_before, len(readers))
         rng = np.random.default_rng([self._seed, crc32(kind.encode()), round_number])
-        data_set = data_sets[int(rng.permutation(len(data_sets))[place])]
+        reader = readers[int(rng.permutation(len(readers))[place])]
         broken: list[str] = []
         tried: set[int] = set()
         for further in range(MOST_IN_A_ROW):
-            chosen = data_set.entry_number(self._seed, round_number + further)
+            # Each pass over a data set has an order of its own.
+            pass_number, place = divmod(round_number + further, len(reader))
+            chosen = int(_permutation(self._seed, crc32(reader.name.encode()), pass_number, len(reader))[place])
             if chosen in tried:
                 continue
             tried.add(chosen)
             rng = np.random.default_rng([self._seed, number, further])
             try:
-                sample = _sample(kind, data_set.reader[chosen], self._questions, rng, broken)
+                sample = _sample(kind, reader[chosen], self._questions, rng, broken)
             except ReadsegError as error:
                 broken.append(str(error))
                 continue
-            if sample is not None:
-                skipped = tuple(dict.fromkeys(f"{data_set.name}: {problem}" for problem in broken))
-                return MixtureItem(kind, data_set.name, sample, kind == "vqa", skipped)
+            if sample.turns:
+                skipped = tuple(dict.fromkeys(f"{reader.name}: {problem}" for problem in broken))
+                return MixtureItem(kind, reader.name, sample, kind == "vqa", skipped)
         first = broken[0] if broken else "they ask for nothing that has an outline"
         raise ReadsegError(
-            f"{data_set.name}: {len(tried)} records in a row cannot be used. The first: {first}. "
+            f"{reader.name}: {len(tried)} records in a row cannot be used. The first: {first}. "
             "`readseg data check DIR --thorough` names all."
         )
 
@@ -205,10 +188,8 @@ def parse_ratio(text: str) -> dict[str, int]:
     10
     """
     weights = text.strip().split(":")
-    valid = len(weights) == len(KINDS) and all(
-        weight.isascii() and weight.isdecimal() and len(weight) <= 4 and int(weight) <= MAX_WEIGHT for weight in weights
-    )
-    if not valid or not any(map(int, weights)):
+    valid = all(re.fullmatch("[0-9]{1,4}", weight) and int(weight) <= MAX_WEIGHT for weight in weights)
+    if len(weights) != len(KINDS) or not valid or not any(map(int, weights)):
         raise ReadsegError(
             f"ratio {text!r:.80}: expected {len(KINDS)} whole numbers from 0 to {MAX_WEIGHT}, not all 0, of "
             f'{":".join(KINDS)}, such as "10:1:1:1:1:10"'
@@ -217,15 +198,6 @@ def parse_ratio(text: str) -> dict[str, int]:
 
 
 # -- data sets ---------------------------------------------------------------------------------------------------------
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT
-
-
-def _require_kinds(argument: str, kinds: Iterable[str]) -> None:
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ReadsegError(f"{argument}: no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
 
 
 def _default_names(kind: str, root: Path) -> tuple[list[str], list[str]]:
@@ -255,12 +227,11 @@ def _checked(kind: str, names: Sequence[str], root: Path) -> list[str]:
     return list(names)
 
 
-def _open(name: str, root: Path) -> _OpenDataSet:
+def _open(name: str, root: Path) -> Reader:
     """A data set's split for training."""
     data_set = DATA_SETS[name.partition("|")[0]]
     split = data_set.training_split
-    reader = data_set.open(root, f"{name}|{split}" if data_set.has_variants else split)
-    return _OpenDataSet(reader.name, reader, crc32(reader.name.encode()))
+    return data_set.open(root, f"{name}|{split}" if data_set.has_variants else split)
 
 
 @lru_cache(maxsize=64)
@@ -274,22 +245,19 @@ def _permutation(seed: int, key: int, turn_number: int, size: int) -> np.ndarray
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def _sample(kind: str, entry: Entry, questions: int, rng: np.random.Generator, broken: list[str]) -> Sample | None:
-    """An entry asked and answered; None if nothing can be asked for. What is broken in it is added to `broken`."""
+def _sample(kind: str, entry: Entry, questions: int, rng: np.random.Generator, broken: list[str]) -> Sample:
+    """An entry asked and answered by up to `questions` turns of different texts, none if nothing can be asked for.
+
+    A turn whose mask is broken gives its place to another; what is wrong is added to `broken`.
+    """
     image = np.array(load_image(entry.image))
-    if kind == "vqa":
-        try:
-            return Sample(entry.name, image, dialogue_turns(entry.dialogue))
-        except ReadsegError as error:
-            raise ReadsegError(f"{entry.image}: {error}") from error
-    turns = _turns(kind, entry, questions, rng, broken)
-    return Sample(entry.name, image, tuple(turns)) if turns else None
-
-
-def _turns(kind: str, entry: Entry, questions: int, rng: np.random.Generator, broken: list[str]) -> list[Turn]:
-    """Up to `questions` turns of different texts; one whose mask is broken gives its place to another."""
-    true, false, slots = _plan(kind, entry, questions, rng)
     turns: list[Turn] = []
+    try:
+        if kind == "vqa":
+            turns += dialogue_turns(entry.dialogue)
+    except ReadsegError as error:
+        raise ReadsegError(f"{entry.image}: {error}") from error
+    true, false, slots = _plan(kind, entry, questions, rng)
     for is_false in slots:
         queue = false if is_false and false else true
         while queue:
@@ -298,7 +266,7 @@ def _turns(kind: str, entry: Entry, questions: int, rng: np.random.Generator, br
                 break
             except ReadsegError as error:
                 broken.append(str(error))
-    return turns
+    return Sample(entry.name, image, tuple(turns))
 
 
 def _turn(expression: Expression, image: Path, rng: np.random.Generator) -> Turn:
@@ -316,17 +284,16 @@ def _plan(
 ) -> tuple[list[Expression], list[Expression], list[bool]]:
     """What may be asked for that is there, what is not there, each to be taken from the end; and which comes when."""
     true, false = _distinct(entry.expressions, rng)
-    if kind not in ("sem_seg", "reason_seg"):
-        # True and false ones in the shares that the files have.
-        both = [*true, *false]
-        mixed = [both[place] for place in rng.permutation(len(both))]
-        return mixed, [], [False] * min(questions, len(mixed))
+    share = FALSE_REASONS
     if kind == "sem_seg":
         share = DENIED + CORRECTED
         absent = [entry.absent[place] for place in rng.permutation(len(entry.absent))[:questions]]
         false = [_false_class(name, true, rng) for name in absent]
-    else:
-        share = FALSE_REASONS
+    elif kind != "reason_seg":
+        # True and false ones in the shares that the files have.
+        both = [*true, *false]
+        mixed = [both[place] for place in rng.permutation(len(both))]
+        return mixed, [], [False] * min(questions, len(mixed))
     slots = [not true or rng.random() < share for _ in range(min(questions, len(true or false)))]
     return true, false, slots
 
@@ -343,7 +310,7 @@ def _distinct(expressions: Sequence[Expression], rng: np.random.Generator) -> tu
 
 
 def _false_class(name: str, present: Sequence[Expression], rng: np.random.Generator) -> Expression:
-    """A question for a class that is not there; of the answers to it, the share that is due names one that is."""
+    """A class that is not there; of the answers to it, the share that is due names one that is."""
     corrected = bool(present) and rng.random() < CORRECTED / (DENIED + CORRECTED)
     instead = present[int(rng.integers(len(present)))].text if corrected else ""
     return Expression(name, False, False, instead=instead)

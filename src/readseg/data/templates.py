@@ -40,7 +40,6 @@ _DETERMINERS, _PREPOSITIONS, _VERBS, _NOUNS_IN_ING, _ADJECTIVES = (
 _NOT_AFTER_NO = _DETERMINERS | _PREPOSITIONS | _VERBS | {"no", "not", "none", "only", "just", "and", "or"}
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:st|nd|rd|th)?")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_CLOSING = " \t\n.,;:!?"
 
 
 def make_turn(expression: Expression, mask: np.ndarray | None, rng: np.random.Generator) -> Turn:
@@ -74,7 +73,9 @@ def make_question(text: str, *, is_sentence: bool, rng: np.random.Generator) -> 
     'I need a segmentation mask of the wall.'
     """
     template = _draw(SENTENCE_REQUESTS if is_sentence else NAME_QUESTIONS, rng, EVALUATION_TEMPLATE_RATE)
-    return _fill(template, x=_end(text) if is_sentence else _trim(text), the=noun_phrase(text))
+    sentence = " ".join(text.split())
+    closed = f"{sentence}." if sentence[-1:].isalnum() else sentence  # so that another one can follow
+    return _fill(template, x=closed if is_sentence else _trim(text), the=noun_phrase(text))
 
 
 def make_confirmation(rng: np.random.Generator) -> str:
@@ -137,13 +138,7 @@ def _words(text: str) -> list[str]:
 
 
 def _trim(text: str) -> str:
-    return " ".join(text.split()).rstrip(_CLOSING)
-
-
-def _end(text: str) -> str:
-    """A sentence with a mark at its end, so that another one can follow."""
-    text = " ".join(text.split())
-    return f"{text}." if text[-1:].isalnum() else text
+    return " ".join(text.split()).rstrip(" \t\n.,;:!?")
 
 
 def _draw(templates: Sequence[str], rng: np.random.Generator, first: float = 0.0) -> str:

@@ -5,7 +5,6 @@ Frame: masks have the image's own height and width, in pixels. Pixels and text, 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +33,13 @@ class Expression:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """An image of a data set, as its reader yields it: how a question is worded is decided elsewhere.
+    """An image of a data set, as its reader yields it: how a question is worded is decided elsewhere."""
 
-    Attributes:
-        name: unique within its split.
-        image: the file; nothing says that it is there until it is read.
-        expressions: what may be asked for.
-        dialogue: questions and answers in words, for data sets of conversations.
-        absent: names of the data set's classes that are surely not in the image, where it knows.
-    """
-
-    name: str
-    image: Path
+    name: str  # unique within its split
+    image: Path  # nothing says that it is there until it is read
     expressions: tuple[Expression, ...] = ()
-    dialogue: tuple[tuple[str, str], ...] = ()
-    absent: tuple[str, ...] = ()
+    dialogue: tuple[tuple[str, str], ...] = ()  # questions and answers, for data sets of conversations
+    absent: tuple[str, ...] = ()  # classes that are surely not in the image, where the data set knows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +84,7 @@ class DataSet:
         return missing(self.files(root))
 
 
-class SplitReader(ABC):
+class SplitReader(Reader):
     """Base of readers whose splits are known beforehand, each made of the files and folders of `FILES`."""
 
     NAME: ClassVar[str]
@@ -105,12 +96,6 @@ class SplitReader(ABC):
         self.paths = [path for path, _ in self.files(root, split)]
         if problems := missing(self.files(root, split)):
             raise ReadsegError(problems[0])
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> Entry: ...
 
     @classmethod
     def files(cls, root: Path, split: str | None = None) -> list[tuple[Path, str]]:

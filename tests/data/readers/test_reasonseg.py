@@ -175,12 +175,13 @@ def test_of_equal_shapes_the_first_lies_on_top() -> None:
     np.testing.assert_array_equal(painted_shapes(shapes[1:]), filled(3, 3, 9, 9, 255))
 
 
-def test_flags_are_dropped_and_points_are_truncated() -> None:
+def test_flags_are_dropped_and_points_are_truncated(tmp_path: Path) -> None:
     shapes = [
         {"label": "FLAG", "points": corners(0, 0, 39, 59)},
         {"label": "flagpole", "points": [[3.99, 3.99], [9.99, 3.99], [9.99, 9.99], [3.99, 9.99]]},
     ]
-    np.testing.assert_array_equal(painted_shapes(shapes), filled(3, 3, 9, 9))
+    write(tmp_path, "a", {**RECORD, "shapes": shapes})
+    np.testing.assert_array_equal(painted(only(tmp_path)), filled(3, 3, 9, 9))
 
 
 def test_polygons_outside_the_image_and_degenerate_ones() -> None:
@@ -255,26 +256,15 @@ def test_one_broken_file_does_not_break_the_others(tmp_path: Path, encoding: str
         ({"false_premise_QA": [["the cat", float("nan"), "No."]]}, "is_sentence.: expected a valid boolean, got nan"),
         ({"false_premise_QA": [["", False, "No."]]}, '"false_premise_QA.0.question": expected words'),
         ({"false_premise_QA": [["it", False, "No, but there is a \ud83d"]]}, "half of a character"),
+        *((record, "expected an object") for record in ([RECORD], "text", 3, None)),
+        (b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "a.json"),
     ],
 )
-def test_wrong_records(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    write(tmp_path, "a", {**RECORD, **change})
+def test_wrong_records(tmp_path: Path, change: Any, message: str) -> None:
+    write(tmp_path, "a", {**RECORD, **change} if isinstance(change, dict) else change)
     with pytest.raises(ReadsegError, match=message) as caught:
         ReasonSeg(tmp_path, "val")[0]
     assert "a.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("record", [[RECORD], "text", 3, None])
-def test_wrong_files(tmp_path: Path, record: Any) -> None:
-    write(tmp_path, "a", record)
-    with pytest.raises(ReadsegError, match=r"a\.json: expected an object"):
-        ReasonSeg(tmp_path, "val")[0]
-
-
-def test_wrong_nesting_without_end(tmp_path: Path) -> None:
-    write(tmp_path, "a", b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}")
-    with pytest.raises(ReadsegError, match=r"a\.json"):
-        ReasonSeg(tmp_path, "val")[0]
 
 
 @pytest.mark.parametrize(

@@ -118,61 +118,56 @@ def test_a_palette_png_is_its_indices(tmp_path: Path) -> None:
         assert read_values(path).tolist() == values
 
 
-def grey_png(values: list[int], depth: int) -> bytes:
-    """One row of grey with few bits, which Pillow cannot write."""
+def png(width: int, height: int, depth: int, row: bytes = b"") -> bytes:
+    """Grey, of a size and depth that Pillow cannot write; its pixels are one row of bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    bits = "".join(f"{value:0{depth}b}" for value in values)
-    row = bytes([0]) + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
-    head = struct.pack(">IIBBBBB", len(values), 1, depth, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"") if row else b""
+    return b"\x89PNG\r\n\x1a\n" + head + pixels
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("picture", "layout"),
     [
-        (Image.new("RGB", (4, 2)), "8-bit RGB PNG"),
-        (Image.new("RGBA", (4, 2)), "8-bit RGB with transparency PNG"),
-        (Image.new("LA", (4, 2)), "8-bit grey with transparency PNG"),
-        (Image.new("1", (4, 2)), "1-bit grey PNG"),
-        (Image.fromarray(VALUES.astype(np.uint16)), "16-bit grey PNG"),
+        (Image.new("RGB", (4, 2)), "RGB"),
+        (Image.new("RGBA", (4, 2)), "RGBA"),
+        (Image.new("LA", (4, 2)), "LA"),
+        (Image.new("1", (4, 2)), "1"),
+        (Image.fromarray(VALUES.astype(np.uint16)), "I;16B"),
     ],
 )
-def test_colours_and_deep_values_are_refused(tmp_path: Path, picture: Image.Image, message: str) -> None:
+def test_colours_and_deep_values_are_refused(tmp_path: Path, picture: Image.Image, layout: str) -> None:
     path = write(tmp_path, ADE20K, "a", VALUES)
     picture.save(path)
-    with pytest.raises(ReadsegError, match=rf"a\.png is a {message}: expected 8-bit grey or a palette"):
+    with pytest.raises(ReadsegError, match=rf"a\.png is a PNG of {layout}: expected 8-bit grey or a palette"):
         read(tmp_path, ADE20K)[0]
 
 
 def test_grey_of_few_bits_is_refused_since_pillow_would_spread_it(tmp_path: Path) -> None:
     path = write(tmp_path, ADE20K, "a", VALUES)
-    path.write_bytes(grey_png([1, 3, 2], 4))
+    path.write_bytes(png(3, 1, 4, b"\x13\x20"))
     with Image.open(path) as opened:
         assert np.asarray(opened).tolist() == [[17, 51, 34]]
-    with pytest.raises(ReadsegError, match="4-bit grey PNG"):
+    with pytest.raises(ReadsegError, match="PNG of L;4: expected"):
         read(tmp_path, ADE20K)[0]
-
-
-def png_that_claims(size: int) -> bytes:
-    head = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda old: b"", "is empty"),
-        (lambda old: old[:20], "is no PNG"),
-        (lambda old: old[:40], "is damaged"),
-        (lambda old: old[:-30], "is damaged"),
-        (lambda old: old[:45] + b"\0\0\0\0" + old[49:], "is damaged"),
-        (lambda old: b"GIF89a" + old, "is no PNG"),
-        (lambda old: png_that_claims(2**31 - 1), "pixels: expected 1 to"),
-        (lambda old: png_that_claims(0), "pixels: expected 1 to"),
-        (lambda old: png_that_claims(5), "is damaged"),
+        (lambda old: b"", "is empty, damaged or no PNG"),
+        (lambda old: old[:20], "no PNG"),
+        (lambda old: old[:40], "damaged"),
+        (lambda old: old[:-30], "damaged"),
+        (lambda old: old[:45] + b"\0\0\0\0" + old[49:], "damaged"),
+        (lambda old: b"GIF89a" + old, "no PNG"),
+        (lambda old: png(2**31 - 1, 2**31 - 1, 8), "damaged or no PNG|pixels: expected 1 to"),
+        (lambda old: png(0, 0, 8), "damaged or no PNG|pixels: expected 1 to"),
+        (lambda old: png(9_000, 9_000, 8, b"x"), "has 9000 x 9000 pixels: expected 1 to"),
+        (lambda old: png(5, 5, 8), "damaged"),
     ],
 )
 def test_a_damaged_annotation_names_itself_and_spares_the_others(

@@ -19,7 +19,6 @@ from readseg.data.types import Entry, SplitReader
 from readseg.errors import ReadsegError
 
 _IMAGE = "<image>"
-_IMAGE_SPACE = re.compile(rf" *{_IMAGE} *")
 
 
 class _Turn(Record):
@@ -59,21 +58,19 @@ class LlavaInstruct(SplitReader):
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Entry:
-        start, end = self._spans[index].tolist()
         number = index % len(self)
         where = f"{self._path}: record {number}"
-        record = parse(_Conversation, read_json_at(self._path, start, end), where)
+        record = parse(_Conversation, read_json_at(self._path, *self._spans[index].tolist()), where)
         where += f" (id {str(record.id)[:60]!r})"
         turns = record.conversations
         if not turns or len(turns) % 2:
             raise ReadsegError(f"{where} must have questions and answers by turns, it has {len(turns)} turns")
-        words = []
+        words = [_without_image(turn.value) for turn in turns]
         for place, turn in enumerate(turns):
             expected = "gpt" if place % 2 else "human"
             if turn.speaker != expected:
                 raise ReadsegError(f'{where}: turn {place} must be "from" {expected}, it is {turn.speaker!r}')
-            words.append(_without_image(turn.value))
-            if not words[-1]:
+            if not words[place]:
                 raise ReadsegError(f"{where}: turn {place} is empty")
         # Ids alone are not unique: one image has up to three conversations.
         name = f"{record.id}#{number}"
@@ -83,7 +80,7 @@ class LlavaInstruct(SplitReader):
 def _without_image(text: str) -> str:
     """A text without "<image>", which says where the picture stood for LLaVA."""
     while _IMAGE in text:  # once is not enough: what is left may spell it again
-        text = _IMAGE_SPACE.sub(lambda match: "" if match[0] == _IMAGE else " ", text)
+        text = re.sub(f" *{_IMAGE} *", lambda match: "" if match[0] == _IMAGE else " ", text)
     return text.strip()
 
 

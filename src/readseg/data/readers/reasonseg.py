@@ -43,9 +43,9 @@ class Shape(Record):
     points: list[Any]
 
     @property
-    def is_ignored(self) -> bool:
-        """Whether its pixels do not count."""
-        return "ignore" in self.label.lower()
+    def value(self) -> int:
+        """What it is in a target."""
+        return IGNORED if "ignore" in self.label.lower() else 1
 
 
 class _FalsePremise(Record):
@@ -78,18 +78,14 @@ class ReasonSeg:
     def __init__(self, root: Path, split: str) -> None:
         known, _ = self.splits(root)
         if split not in known:
-            raise ReadsegError(
-                f"{root / FOLDER}: no split {split!r}; expected a folder of NAME.json and NAME.jpg, "
-                f"there is {', '.join(known) or 'none'}"
-            )
+            there = ", ".join(known) or "none"
+            raise ReadsegError(f"{root / FOLDER}: no split {split!r} of NAME.json and NAME.jpg; there is {there}")
         self.name = f"ReasonSeg|{split}"
         files = _files(root / FOLDER / split)
         self._paths = [path for path in files if path.suffix == ".json"]
         self._images: dict[str, Path] = {}
-        for suffix in IMAGE_SUFFIXES:
-            for path in files:
-                if path.suffix.lower() == suffix:
-                    self._images.setdefault(path.stem, path)
+        for path in (path for suffix in IMAGE_SUFFIXES for path in files if path.suffix.lower() == suffix):
+            self._images.setdefault(path.stem, path)
 
     @staticmethod
     def files(root: Path) -> list[tuple[Path, str]]:
@@ -112,9 +108,10 @@ class ReasonSeg:
         record = parse(_File, read_json(path, fallback="cp1252"), str(path))
         texts = [text.strip() for text in record.text if text.strip()]
         kind = _length(record.is_sentence)
-        shown = any(shape.points and not shape.is_ignored for shape in _painted(record.shapes))
+        shapes = [shape for shape in record.shapes if shape.label.lower() != "flag"]
+        shown = any(shape.points and shape.value == 1 for shape in shapes)
         tags = frozenset({kind} if shown else {kind, "no_target"})
-        mask = partial(_mask, record.shapes, image, path)
+        mask = partial(_mask, shapes, image, path)
         true = [
             Expression(text, record.is_sentence, True, mask, kind=kind, tags=tags if place else tags | {"first"})
             for place, text in enumerate(texts)
@@ -126,26 +123,19 @@ class ReasonSeg:
 
 
 def shapes_mask(shapes: Sequence[Shape], hw: tuple[int, int]) -> np.ndarray:
-    """The target of a ReasonSeg file, uint8 (H, W) in {0, 1, 255}, of shapes in pixels.
+    """The target of a ReasonSeg file, uint8 (H, W) in {0, 1, 255}, of shapes in pixels, each filled and outlined.
 
-    Shapes are painted from large to small, each filled and outlined: so a small thing on a large one stays seen. Of
-    equal ones the later is painted first. "flag" is not painted, "ignore" anywhere in a label is 255, others are 1.
-    Points that are no finite pairs, or absurdly far away, are a ValueError.
+    Shapes are painted from large to small, so a small thing on a large one stays seen. Of equal ones the later is
+    painted first. Points that are no finite pairs, or absurdly far away, are a ValueError.
     """
-    shapes = _painted(shapes)
-    areas = [np.count_nonzero(_shape_mask(shape, hw)) for shape in shapes]
+
+    def paint(shape: Shape) -> np.ndarray:
+        return polygons_to_mask([to_pixels(shape.points)], hw)
+
     mask = np.zeros(hw, dtype=np.uint8)
-    for place in np.argsort(areas, kind="stable")[::-1]:
-        mask[_shape_mask(shapes[place], hw)] = IGNORED if shapes[place].is_ignored else 1
+    for place in np.argsort([np.count_nonzero(paint(shape)) for shape in shapes], kind="stable")[::-1]:
+        mask[paint(shapes[place])] = shapes[place].value
     return mask
-
-
-def _shape_mask(shape: Shape, hw: tuple[int, int]) -> np.ndarray:
-    return polygons_to_mask([to_pixels(shape.points)], hw)
-
-
-def _painted(shapes: Sequence[Shape]) -> list[Shape]:
-    return [shape for shape in shapes if shape.label.lower() != "flag"]
 
 
 def _mask(shapes: Sequence[Shape], image: Path, path: Path) -> np.ndarray:

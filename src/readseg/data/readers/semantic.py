@@ -13,7 +13,7 @@ import warnings
 from abc import abstractmethod
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -30,16 +30,8 @@ from readseg.data.files import Record, Words, parse, read_bytes, read_json
 from readseg.data.types import Entry, Expression, SplitReader
 from readseg.errors import ReadsegError
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3
-_COLOURS = {_GREY: "grey", 2: "RGB", _PALETTE: "palette", 4: "grey with transparency", 6: "RGB with transparency"}
-
-
-class _Classes(NamedTuple):
-    """What the values of an annotation mean."""
-
-    names: dict[int, str]  # of each value that stands for a class; values of one name are one class
-    unlabelled: frozenset[int]  # values that stand for no class
+_Classes = tuple[dict[int, str], frozenset[int]]
+"""Of an annotation's values: the class of each (those of one name are one class), and those that stand for none."""
 
 
 class _SemanticReader(SplitReader):
@@ -51,8 +43,7 @@ class _SemanticReader(SplitReader):
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(root, split)
         self._images, self._annotations = self.paths[-2:]
-        self._classes = self._read_classes(root)
-        self._names = tuple(dict.fromkeys(self._classes.names.values()))
+        self._classes, self._unlabelled = self._read_classes(root)
         try:
             paths = list(self._annotations.iterdir())
         except OSError as error:
@@ -70,33 +61,33 @@ class _SemanticReader(SplitReader):
         return len(self._stems)
 
     def __getitem__(self, index: int) -> Entry:
-        """The image at `index` with an expression for each of its classes, in the order of their values."""
         stem = self._stems[index]
         image, annotation = self._images / f"{stem}.jpg", self._annotations / f"{stem}.png"
         values = read_values(annotation)
         present = np.flatnonzero(Image.fromarray(values).histogram()).tolist()
-        unknown = [value for value in present if value not in self._classes.unlabelled | self._classes.names.keys()]
-        if unknown:
+        if unknown := [value for value in present if value not in self._unlabelled | self._classes.keys()]:
             raise ReadsegError(f"{annotation} holds {unknown[:5]}, which no class of {self.NAME} has")
-        names = dict.fromkeys(self._classes.names[value] for value in present if value in self._classes.names)
+        names = dict.fromkeys(self._classes[value] for value in present if value in self._classes)
         expressions = tuple(
-            Expression(name, False, True, partial(_target, values, self._table(name), image, annotation))
+            Expression(name, False, True, partial(self._target, name, values, image, annotation))
             for name in names
             if self._is_asked(name)
         )
         if not expressions:
             raise ReadsegError(f"{annotation} has no class to ask for")
-        return Entry(stem, image, expressions, absent=surely_absent(filter(self._is_asked, self._names), names))
+        known = dict.fromkeys(filter(self._is_asked, self._classes.values()))
+        return Entry(stem, image, expressions, absent=surely_absent(known, names))
 
     def _is_asked(self, name: str) -> bool:
         return True
 
-    def _table(self, name: str) -> np.ndarray:
-        """What each value is in the target of a class, uint8 (256,)."""
+    def _target(self, name: str, values: np.ndarray, image: Path, annotation: Path) -> np.ndarray:
+        """The target of a class, uint8 (H, W)."""
+        require_image_size(image, values.shape, annotation)
         table = np.zeros(256, np.uint8)
-        table[list(self._classes.unlabelled)] = IGNORED
-        table[[value for value, other in self._classes.names.items() if other == name]] = 1
-        return table
+        table[list(self._unlabelled)] = IGNORED
+        table[[value for value, other in self._classes.items() if other == name]] = 1
+        return cv2.LUT(values, table)
 
 
 class ADE20K(_SemanticReader):
@@ -117,7 +108,7 @@ class ADE20K(_SemanticReader):
     def _read_classes(root: Path) -> _Classes:
         path = root / "ade20k" / "objectInfo150.txt"
         names = _object_info(path) if path.exists() else ADE20K_NAMES
-        return _Classes(dict(enumerate(names, start=1)), frozenset({0, IGNORED}))
+        return dict(enumerate(names, start=1)), frozenset({0, IGNORED})
 
 
 class COCOStuff(_SemanticReader):
@@ -136,10 +127,9 @@ class COCOStuff(_SemanticReader):
 
     @staticmethod
     def _read_classes(root: Path) -> _Classes:
-        return _Classes(dict(enumerate(COCO_STUFF_NAMES)), frozenset({IGNORED}))
+        return dict(enumerate(COCO_STUFF_NAMES)), frozenset({IGNORED})
 
     def _is_asked(self, name: str) -> bool:
-        # "-" marks a rest or a kind of stuff: nobody would ask for "wall-other".
         return "-" not in name
 
 
@@ -179,38 +169,30 @@ class Mapillary(_SemanticReader):
         names = {number: label.readable.lower() for number, label in enumerate(labels)}
         unlabelled = {number for number, name in names.items() if name == "unlabeled"}
         named = {number: name for number, name in names.items() if number not in unlabelled}
-        return _Classes(named, frozenset(unlabelled | {IGNORED}))
+        return named, frozenset(unlabelled | {IGNORED})
 
 
 def read_values(path: Path) -> np.ndarray:
     """The values of an annotation: uint8 (H, W), of an 8-bit grey PNG, or the indices of a palette PNG."""
     encoded = read_bytes(path)
-    header = encoded[:26]
-    if len(header) < 26 or not header.startswith(_PNG):
-        raise ReadsegError(f"{path} is {'no PNG' if header else 'empty'}: expected an annotation, an 8-bit PNG")
-    width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
-    depth, colour = header[24:26]
-    # Of grey with fewer than 8 bits Pillow spreads the values over 0 to 255: they would be other classes.
-    if colour != _PALETTE and (colour, depth) != (_GREY, 8):
-        kind = f"{depth}-bit {_COLOURS.get(colour, 'unknown')}"
-        raise ReadsegError(f"{path} is a {kind} PNG: expected 8-bit grey or a palette, one value a class")
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ReadsegError(f"{path} has {width} x {height} pixels: expected 1 to {MAX_PIXELS}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images: the limit is ours
-            with Image.open(io.BytesIO(encoded)) as image:
-                values = np.asarray(image)
+            with Image.open(io.BytesIO(encoded), formats=["PNG"]) as image:
+                layout = str(image.tile[0][3])  # such as "L", "P;4" (a palette, 4 bits), "RGB", "I;16B"
+                # Of grey with fewer than 8 bits Pillow spreads the values over 0 to 255: they would be other classes.
+                if layout != "L" and not layout.startswith("P"):
+                    raise ReadsegError(
+                        f"{path} is a PNG of {layout}: expected 8-bit grey or a palette, a value a class"
+                    )
+                if not 0 < image.width * image.height <= MAX_PIXELS:
+                    size = f"{image.width} x {image.height}"
+                    raise ReadsegError(f"{path} has {size} pixels: expected 1 to {MAX_PIXELS}")
+                return np.asarray(image)
+    except ReadsegError:
+        raise
     except Exception as error:  # damaged data raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise ReadsegError(f"{path} is damaged: {error}") from error
-    if values.shape != (height, width) or values.dtype != np.uint8:
-        raise ReadsegError(f"{path} is damaged: it is {values.dtype} {values.shape}, its header says otherwise")
-    return values
-
-
-def _target(values: np.ndarray, table: np.ndarray, image: Path, annotation: Path) -> np.ndarray:
-    require_image_size(image, values.shape, annotation)
-    return cv2.LUT(values, table)
+        raise ReadsegError(f"{path} is empty, damaged or no PNG: expected an annotation, an 8-bit PNG") from error
 
 
 def _object_info(path: Path) -> tuple[str, ...]:
@@ -219,19 +201,16 @@ def _object_info(path: Path) -> tuple[str, ...]:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReadsegError(f"{path} is not UTF-8: byte {error.start} cannot be decoded") from error
-    names: dict[int, str] = {}
     rows = [line.split("\t") for line in text.splitlines() if line.strip()]
-    for row in rows:
-        name = re.split("[,;]", row[-1])[0].strip().lower()
-        if row[0].strip().isdecimal() and name and len(row) > 1:
-            names[int(row[0])] = name
-    expected = range(1, len(ADE20K_NAMES) + 1)
-    if sorted(names) != list(expected) or len(rows) > len(expected) + 1:
+    named = [(row[0].strip(), re.split("[,;]", row[-1])[0].strip().lower()) for row in rows if len(row) > 1]
+    names = {int(number): name for number, name in named if number.isdecimal() and name}
+    count = len(ADE20K_NAMES)
+    if sorted(names) != list(range(1, count + 1)) or len(rows) > count + 1:
         raise ReadsegError(
-            f"{path} must be a table of classes 1 to {len(expected)}, columns apart by tabs, it names {len(names)}; "
-            "without that file readseg uses names of its own"
+            f"{path} must be a table of classes 1 to {count}, columns apart by tabs, it names {len(names)}; without "
+            "that file readseg uses names of its own"
         )
-    return tuple(names[number] for number in expected)
+    return tuple(names[number] for number in range(1, count + 1))
 
 
 DATA_SETS = tuple(reader.data_set("sem_seg") for reader in (ADE20K, COCOStuff, Mapillary))
