@@ -70,19 +70,10 @@ def analyse(
     """
     picture, truths, folder = check_inputs(image, queries, truth or (), out, answer)
     chosen = study_models(models.model, models)
+    asked: dict[str, Any] = {"sam": sam, "extremes": extremes, "truths": truths, "answer": answer, "layers": layers}
     for number, query in enumerate(queries, start=1):
-        found = analyse_image(
-            picture,
-            query,
-            chosen,
-            points.choose,
-            sam=sam,
-            truths=truths,
-            answer=answer,
-            layers=layers,
-            extremes=extremes,
-        )
-        result = ImageResult(image, picture, writable(query), truths, tuple(found))
+        results = analyse_image(picture, query, chosen, points.choose, **asked)
+        result = ImageResult(image, picture, writable(query), truths, tuple(results))
         write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
 
 
@@ -114,23 +105,14 @@ def analyse_image(
     **options: Any,
 ) -> list[ModelResult]:
     """What each model makes of a question; `options` are those of `examine_image`."""
-    found = []
+    results = []
     console = Console(stderr=True)
     for model in track(models, "analysing", console=console, disable=not console.is_terminal, transient=True):
-        prompt, config = points(model.segmenter)
-        found.append(
-            examine_image(
-                model.segmenter,
-                picture,
-                query,
-                options=ExamineOptions(prompt, config, load_original_sam(model.segmenter, sam), extremes=extremes),
-                name=model.name,
-                source=model.source,
-                settings=model.settings,
-                **options,
-            )
-        )
-    return found
+        original_sam = load_original_sam(model.segmenter, sam)
+        options["options"] = ExamineOptions(*points(model.segmenter), original_sam, extremes=extremes)
+        about: dict[str, Any] = {"name": model.name, "source": model.source, "settings": model.settings}
+        results.append(examine_image(model.segmenter, picture, query, **about, **options))
+    return results
 
 
 def write_analysis(folder: Path, result: ImageResult, layers: bool) -> None:

@@ -24,6 +24,7 @@ from readseg.cli.options import (
 from readseg.cli.output import check_writable, write_results
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN, SCENES, UNSEEN, Benchmark, open_benchmark, resolve
+from readseg.evaluation.scenes import SceneSet, scene_benchmark
 from readseg.inference.segmenter import Segmenter
 
 SCENES_BY_DEFAULT = 300
@@ -55,8 +56,7 @@ def study_command(study: Study[Any]) -> Callable[..., None]:
             ),
         ] = None,
     ) -> None:
-        context = study_context("analysis", study.name, benchmark, asked, models, out, points)
-        run_study(study, context, options)
+        run_study(study, study_context("analysis", study.name, benchmark, asked, models, out, points), options)
 
     return grouped(run, points=PointOptions if study.takes_points else OwnPoints, options=study.options)
 
@@ -70,14 +70,9 @@ def run_study(study: Study[Any], context: StudyContext, options: Any) -> None:
 
 
 def study_context(
-    kind: str,
-    name: str,
-    benchmark: str,
-    asked: BenchmarkOptions,
-    models: ModelsOptions,
-    out: Path | None,
+    kind: str, name: str, benchmark: str, asked: BenchmarkOptions, models: ModelsOptions, out: Path | None,
     points: OwnPoints | PointOptions,
-) -> StudyContext:
+) -> StudyContext:  # fmt: skip
     """What a study asks of whom; its folder, by default runs/KIND/MODEL/BENCHMARK-NAME, exists afterwards."""
     opened = open_one(benchmark, asked)
     chosen = study_models(models.model, models)
@@ -107,8 +102,6 @@ def open_one(name: str, asked: BenchmarkOptions) -> Benchmark:
         raise ReadsegError(f"benchmark {name}: a study takes one split: {', '.join(names)}.")
     if names[0] != SCENES:
         return open_benchmark(asked.data or Path(), names[0], asked.protocol)
-    from readseg.evaluation.scenes import SceneSet, scene_benchmark  # needs the extra "scenes"
-
     return scene_benchmark(SceneSet(scenes=asked.count or SCENES_BY_DEFAULT))
 
 

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from readseg.cli.errors import printable
+from readseg.cli.output import print_dimmed
+from readseg.core.images import load_image
+from readseg.core.io import atomic_write
+from readseg.data.registry import DATA_SETS, nothing_in, require_folder
+from readseg.data.registry import check as check_folder
+from readseg.data.types import DataSet, Entry
+from readseg.errors import ReadsegError
+from readseg.miniatures import write_miniatures
+from readseg.scenes.export import write_scenes
+from readseg.viz.overlays import contact_sheet, overlay
 
 app = typer.Typer(help="Make, check and show data sets.", no_args_is_help=True)
 
@@ -25,8 +44,6 @@ def scenes(
     wording: Annotated[str, typer.Option(help="Phrasings and descriptions: train or held_out.")] = "train",
 ) -> None:
     """Write drawn scenes: pictures, ReasonSeg-style JSON, exact masks and a contact sheet."""
-    from readseg.scenes.export import write_scenes
-
     asked, targets = write_scenes(out, count, seed, size=size, questions=questions, wording=wording)
     typer.echo(f"{count} scenes, {asked} questions, {targets} with a mask: {out}")
     typer.echo(f"look at {out / 'contact_sheet.png'}")
@@ -39,10 +56,6 @@ def mini(
     seed: Annotated[int, typer.Option(min=0, help="Of the pictures; the same seed gives the same files.")] = 0,
 ) -> None:
     """Write miniatures of all data sets of the field, each in its true layout on disk, made from drawn scenes."""
-    import sys
-
-    from readseg.miniatures import write_miniatures
-
     counts = write_miniatures(out, seed=seed, images=images, progress=sys.stderr.isatty())
     typer.echo(f"{', '.join(f'{name} {count}' for name, count in counts.items())}: {out}")
 
@@ -56,15 +69,6 @@ def check(
 
     Ends with 1 where something is broken; what is merely not there is no error.
     """
-    import sys
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from readseg.cli.errors import printable
-    from readseg.data.registry import check as check_folder
-
     # Whatever reads a pipe does not break lines.
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     table = Table(title=escape(printable(str(folder))))  # a name may look like markup
@@ -72,17 +76,16 @@ def check(
         table.add_column(name, no_wrap=name == "split")
     notes, broken = [], 0
     with Console(stderr=True).status("reading") as status:
-        for found in check_folder(folder, thorough=thorough):
-            status.update(escape(printable(f"{found.name} {found.split}")))
-            counted = "" if found.expressions is None else str(found.expressions)
-            table.add_row(
-                found.name, escape(printable(found.split)), str(found.entries or "-"), counted, str(found.broken or "")
-            )
-            notes += [f"{found.name} {found.split}: {problem}" for problem in found.problems]
-            broken += found.broken
+        for result in check_folder(folder, thorough=thorough):
+            name = f"{result.name} {result.split}"
+            status.update(escape(printable(name)))
+            expressions = "" if result.expressions is None else str(result.expressions)
+            counts = (str(result.entries or "-"), expressions, str(result.broken or ""))
+            table.add_row(result.name, escape(printable(result.split)), *counts)
+            notes += [printable(f"{name}: {problem}") for problem in result.problems]
+            broken += result.broken
     console.print(table)
-    for note in notes:
-        console.print(printable(note), style="dim", highlight=False, markup=False)
+    print_dimmed(console, notes)
     if broken:
         raise typer.Exit(1)
 
@@ -102,10 +105,71 @@ def show(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
     """Draw samples of data sets: pictures, one mask each, and what is said of it."""
-    from readseg.cli.data_samples import draw_samples
-    from readseg.core.io import atomic_write
-
     sheet = draw_samples(folder, name, split, count=count, seed=seed)
-    with atomic_write(out) as place:
-        sheet.save(place, format="PNG")
+    with atomic_write(out) as file:
+        sheet.save(file, format="PNG")
     typer.echo(f"look at {out}")
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def draw_samples(
+    root: Path, name: str | None = None, split: str | None = None, *, count: int | None = None, seed: int = 0
+) -> Image.Image:
+    """A contact sheet of samples below the folder of all data sets: 8 of a named one, else 2 of each that is there."""
+    require_folder(root)
+    rng = np.random.default_rng(seed)
+    samples: list[tuple[Image.Image, str]] = []
+    if name is not None:
+        if name not in DATA_SETS:
+            raise ReadsegError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}.")
+        samples = _samples(DATA_SETS[name], root, split, count or 8, rng)
+    elif split is not None:
+        raise ReadsegError(f"split {split!r} is of one data set: name that as well.")
+    else:
+        for data_set in DATA_SETS.values():
+            try:
+                drawn = _samples(data_set, root, None, count or 2, rng)
+            except _AbsentError:
+                continue
+            except ReadsegError as error:
+                warnings.warn(f"{data_set.name} is not shown: {error}", stacklevel=2)
+                continue
+            samples += [(picture, f"{data_set.name}: {caption}") for picture, caption in drawn]
+    if not samples:
+        raise ReadsegError(f"{root}: no data set that can be shown; readseg data check says what is missing.")
+    pictures, captions = zip(*samples, strict=True)
+    return contact_sheet(pictures, captions)
+
+
+class _AbsentError(ReadsegError):
+    """A data set of which nothing is there."""
+
+
+def _samples(
+    data_set: DataSet, root: Path, split: str | None, count: int, rng: np.random.Generator
+) -> list[tuple[Image.Image, str]]:
+    splits, damaged = data_set.splits(root)
+    if not splits:
+        if damaged:
+            raise ReadsegError(damaged[0])
+        missing = data_set.missing(root) or [nothing_in(data_set, root)]
+        raise _AbsentError(f"{data_set.name} cannot be shown: {missing[0]}; readseg data check says more.")
+    if split is not None and split not in splits:
+        raise ReadsegError(f"{data_set.name} has no split {split!r}; there are {', '.join(splits)}.")
+    reader = data_set.open(root, split or splits[0])
+    return [_draw(reader[int(index)], rng) for index in rng.permutation(len(reader))[:count]]
+
+
+def _draw(entry: Entry, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    image = load_image(entry.image)
+    if not entry.expressions:
+        question, answer = entry.dialogue[0]
+        return image, f"{question} — {answer}"
+    expression = entry.expressions[int(rng.integers(len(entry.expressions)))]
+    if expression.mask is None:
+        instead = f", but {expression.instead}" if expression.instead else ""
+        return overlay(image, np.zeros((0, image.height, image.width), bool)), f"not there: {expression.text}{instead}"
+    mask = expression.mask() == 1
+    return overlay(image, mask[None]), expression.text if mask.any() else f"{expression.text} (its mask is empty)"

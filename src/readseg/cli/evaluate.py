@@ -10,21 +10,15 @@ from typing import Annotated, Literal
 import typer
 
 from readseg.cli.options import ModelOptions, PointOptions, grouped, print_notes
-from readseg.cli.output import check_writable, stdout_console
+from readseg.cli.output import check_writable, print_tables
 from readseg.core.io import processes
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import (
-    DRAWN,
-    FIRST_TEST_SEED,
-    SCENES,
-    UNSEEN,
-    Benchmark,
-    open_benchmark,
-    resolve,
-)
+from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, SCENES, UNSEEN, Benchmark, open_benchmark, resolve
 from readseg.evaluation.predictions import Result
 from readseg.evaluation.report import score_tables, to_rich
 from readseg.evaluation.run import VARIANTS, System, model_system, run_systems
+from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark
+from readseg.evaluation.unseen import unseen_benchmark
 from readseg.evaluation.webpage import FILES, write_report
 
 
@@ -80,21 +74,21 @@ def evaluate(
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []
     results: list[Result] = []
     for name in names:
-        there, blind = _opened(name, data, protocol, count, first_seed)
+        opened, baselines = _open(name, data, protocol, count, first_seed)
         systems = [
-            model_system(segmenter, there, settings=settings, prompt=kind, points=own_points)
-            for kind in (prompt, *others)
+            model_system(segmenter, opened, settings=settings, prompt=variant, points=own_points)
+            for variant in (prompt, *others)
         ]
-        found = run_systems(
-            [*systems, *blind],
-            there,
+        scored = run_systems(
+            [*systems, *baselines],
+            opened,
             folder=None if out is None else out / name.replace("/", "_"),
             rank=group.process_index,
             world=group.num_processes,
             limit=limit,
             progress=True,
         )
-        results += found.values()
+        results += scored.values()
     if group.is_main_process:
         report_results(results, out, data)
     if group.num_processes > 1:
@@ -102,30 +96,22 @@ def evaluate(
         group.destroy_process_group()
 
 
-def _opened(
+def _open(
     name: str, data: Path | None, protocol: Literal["forced", "generated"] | None, count: int, first_seed: int | None
-) -> tuple[Benchmark, list[System]]:
+) -> tuple[Benchmark, Sequence[System]]:
     """A benchmark by its name, and the blind baselines that stand beside a model on it."""
-    if name not in DRAWN:
-        return open_benchmark(data or Path(), name, protocol), []
     if name == UNSEEN:
-        from readseg.evaluation.unseen import unseen_benchmark  # needs the extra "scenes"
-
-        return unseen_benchmark(), []
-    from readseg.evaluation.scenes import SceneSet, blind_systems, scene_benchmark  # likewise
-
-    which = SceneSet(scenes=count, first_seed=FIRST_TEST_SEED if first_seed is None else first_seed)
-    return scene_benchmark(which), list(blind_systems(which))
+        return unseen_benchmark(), ()
+    if name == SCENES:
+        scenes = SceneSet(scenes=count, first_seed=FIRST_TEST_SEED if first_seed is None else first_seed)
+        return scene_benchmark(scenes), blind_systems(scenes)
+    return open_benchmark(data or Path(), name, protocol), ()
 
 
 def report_results(results: Sequence[Result], out: Path | None, data: Path | None) -> None:
     """Print the tables of results; write the report into a folder where there is one, and say where it is."""
     tables = score_tables(results)
-    console = stdout_console()
-    for table in tables:
-        console.print(to_rich(table))
-        for note in table.notes:
-            console.print(note, style="dim", highlight=False, markup=False)
+    print_tables(tables, to_rich)
     if out is not None:
         write_report(out, results, tables, data=data)
         typer.echo(f"report: {', '.join(str(out / name) for name in FILES)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import typer
 from PIL import Image
 from rich.console import Console
+from rich.table import Table as RichTable
 from rich.text import Text
 
 import readseg
@@ -36,13 +37,18 @@ def stdout_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def print_tables(tables: Sequence[Table]) -> None:
+def print_tables(tables: Sequence[Table], render: Callable[[Table], RichTable] = to_rich) -> None:
     """Tables with their notes."""
     console = stdout_console()
     for table in tables:
-        console.print(to_rich(table))
-        for note in table.notes:
-            console.print(note, style="dim", highlight=False, markup=False)
+        console.print(render(table))
+        print_dimmed(console, table.notes)
+
+
+def print_dimmed(console: Console, notes: Sequence[str]) -> None:
+    """Each on a line of its own, as it stands."""
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False)
 
 
 def write_results(folder: Path, name: str, tables: Sequence[Table], pictures: Mapping[str, Image.Image]) -> None:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,14 +46,8 @@ from readseg.viz.tables import Cell, Row, Table
 WORD, MAP, MASK = "the word", "a threshold on the map", "a threshold on the mask"
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A number that could decide.
-
-    group: what it is read from.
-    name: in tables and charts.
-    short: where many stand side by side.
-    """
+class Kind(NamedTuple):
+    """A number that could decide: what it is read from, its name, and a short one where many stand side by side."""
 
     group: str
     name: str
@@ -76,11 +70,9 @@ SCORES: Mapping[str, Kind] = {
 class DecisionRecord:
     """One question, what was decided and what could have decided, as the study keeps it.
 
-    said: whether the answer holds [SEG].
-    scores: by name of `SCORES`; None where there is none: an answer without any token, a prompt without any point,
-        or what is no finite number.
-    drawn: intersection and union of each mask if a mask is given: the answer's, or that of h where it has none.
-    refused: likewise if none is given. Both are counted as evaluation counts them (`predictions.score`).
+    `scores` has None where there is none: an answer without any token, a prompt without any point, or what is no finite
+    number. `drawn` are intersection and union of each mask if a mask is given, the answer's, or that of h where it has
+    none; `refused` those if none is given. Both are counted as evaluation counts them (`predictions.score`).
     """
 
     key: str
@@ -89,7 +81,7 @@ class DecisionRecord:
     kind: str
     tags: tuple[str, ...]
     present: bool
-    said: bool
+    said: bool  # whether the answer holds [SEG]
     finished: bool
     scores: Mapping[str, FiniteFloat | None]
     drawn: tuple[tuple[int, int], ...]
@@ -187,20 +179,20 @@ def _record(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> DecisionR
     answer, seg = case.reply.answer, segmenter.model.config.seg_token_id
     probabilities = seg_probabilities(segmenter, answer.states)
     place = place_of(probabilities, answer.ids, seg)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     masks = np.zeros((0, *case.encoded.frame.hw), bool)
     if place is not None:
-        scores, mask = _of_state(segmenter, case, answer.states[place])
+        scores, mask = _score_state(segmenter, case, answer.states[place])
         # Of all places: another one may have come as close as the [SEG] that was said.
-        found = {"p_seg": float(probabilities.max()), **scores}
+        scores["p_seg"] = float(probabilities.max())
         several = answer.ids.count(seg) > 1
         masks = segmenter.decode(case.encoded, [case.reply])[0].masks if several else mask[None]
     question = unanswered(case.page, case.query, case.encoded.image)
     drawn, refused = (
-        score(answered(question, FixedAnswer("", bool(len(some)), some)), benchmark.match)
-        for some in (masks, masks[:0])
+        score(answered(question, FixedAnswer("", bool(len(given)), given)), benchmark.match)
+        for given in (masks, masks[:0])
     )
-    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    finite = {name: value for name, value in scores.items() if math.isfinite(value)}
     return DecisionRecord(
         key=case.query.key,
         image=case.page.image_id,
@@ -216,7 +208,7 @@ def _record(segmenter: Segmenter, benchmark: Benchmark, case: Case) -> DecisionR
     )
 
 
-def _of_state(
+def _score_state(
     segmenter: Segmenter, case: Case, state: Float[torch.Tensor, " D"]
 ) -> tuple[dict[str, float], np.ndarray]:
     """The scores of the map and the mask of one state, prompted as the model is, and the mask (H, W) bool."""
@@ -229,7 +221,7 @@ def _of_state(
     if not inside.any():  # an image so narrow that no cell's centre lies in it
         inside = torch.ones_like(inside)
     bias = float(model.map_bias) if model.config.map_loss_weight else 0.0
-    found = map_scores(similarity[0, inside].float().cpu().numpy(), len(state), bias)
+    scores = map_scores(similarity[0, inside].float().cpu().numpy(), len(state), bias)
 
     estimates: list[float] = []  # none where nothing prompts the decoder
     handle = model.sam.mask_decoder.register_forward_hook(
@@ -241,9 +233,7 @@ def _of_state(
     finally:
         handle.remove()
     logits = frame.masks_to_image(low_res)[0].float().cpu().numpy()
-    found |= mask_scores(logits)
-    found |= {"mask_iou": estimates[0]} if estimates else {}
-    return found, logits > 0
+    return scores | mask_scores(logits) | ({"mask_iou": estimates[0]} if estimates else {}), logits > 0
 
 
 SAID = "said"
@@ -282,9 +272,8 @@ def decide(records: Sequence[DecisionRecord]) -> Decided:
     scores = {name: np.array([-math.inf if v is None else v for v in own]) for name, own in values.items()}
     rules = {SAID: np.array([float(record.said) for record in records])}
     for name, own in scores.items():
-        taken = cross_fitted(own, present, [record.image for record in records])
-        if taken is not None:
-            rules[name] = taken
+        if (shares := cross_fitted(own, present, [record.image for record in records])) is not None:
+            rules[name] = shares
     return Decided(records, present, scores, rules)
 
 
@@ -420,20 +409,21 @@ def _by_part(decided: Decided, model: str, benchmark: str) -> list[Table]:
     if not parts:
         return []
     shown: dict[str, int] = {}
-    for part in parts:
-        shown[part.group] = shown.get(part.group, 0) + len(part.decided.records)
-    lost = [f"{len(decided.records) - count} by {group}" for group, count in shown.items()]
+    for group, _, part in parts:
+        shown[group] = shown.get(group, 0) + len(part.records)
+    questions = len(decided.records)
     notes = ["intervals of 95% draw whole images"]
-    if left_out := [text for text in lost if not text.startswith("0 ")]:
-        notes.append(f"parts with only true or only false premises are left out (questions: {', '.join(left_out)})")
+    if lost := [f"{questions - count} by {group}" for group, count in shown.items() if count != questions]:
+        notes.append(f"parts with only true or only false premises are left out (questions: {', '.join(lost)})")
     chosen_notes = ["one threshold for all parts, chosen on other images"] if len(decided.rules) > 1 else []
     short = {SAID: "[SEG]", **{name: kind.short for name, kind in SCORES.items()}}
 
     def table(title: str, score: Callable[[Decided, str], Estimate], names: Iterable[str], more: list[str]) -> Table:
-        rows = [
-            Row(part.name, {"n": part.counts, **{name: score(part.decided, name) for name in names}}, part.group)
-            for part in parts
-        ]
+        rows = []
+        for group, part_name, part in parts:
+            true = int(part.present.sum())
+            counts = f"{true}/{len(part.present) - true}"
+            rows.append(Row(part_name, {"n": counts, **{name: score(part, name) for name in names}}, group))
         columns = {"n": "true/false", **{name: short[name] for name in names}}
         return Table(f"{benchmark}: {title} by part, {model}", "questions", columns, rows, [*more, *notes])
 
@@ -443,41 +433,27 @@ def _by_part(decided: Decided, model: str, benchmark: str) -> list[Table]:
     ]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some of the questions, with their decisions."""
-
-    group: str
-    name: str
-    decided: Decided
-
-    @property
-    def counts(self) -> str:
-        true = int(self.decided.present.sum())
-        return f"{true}/{len(self.decided.present) - true}"
-
-
-def _parts(decided: Decided) -> list[_Part]:
-    """The kinds, sections and lengths that hold true and false premises; none of a grouping with only one of them."""
-    groupings: dict[str, tuple[list[str], Callable[[DecisionRecord, str], bool]]] = {
+def _parts(decided: Decided) -> list[tuple[str, str, Decided]]:
+    """Group and name of the kinds, sections and lengths that hold true and false premises, where several do."""
+    groupings: dict[str, tuple[Iterable[str], Callable[[DecisionRecord, str], bool]]] = {
         "kind of question": (sorted({r.kind for r in decided.records}), lambda r, name: r.kind == name),
-        "section": (list(dict.fromkeys(r.section for r in decided.records)), lambda r, name: r.section == name),
-        "length": (list(LENGTHS), lambda r, name: name in r.tags),
+        "section": (dict.fromkeys(r.section for r in decided.records), lambda r, name: r.section == name),
+        "length": (LENGTHS, lambda r, name: name in r.tags),
     }
     parts = []
     for group, (names, belongs) in groupings.items():
-        found = []
+        both = []
         for name in names:
             own = np.array([belongs(record, name) for record in decided.records], dtype=bool)
             if name and decided.present[own].any() and not decided.present[own].all():
-                found.append(_Part(group, name, _some(decided, own)))
-        parts += found if len(found) > 1 else []
+                both.append((group, name, _subset(decided, own)))
+        parts += both if len(both) > 1 else []
     return parts
 
 
-def _some(decided: Decided, own: Bool[np.ndarray, " M"]) -> Decided:
+def _subset(decided: Decided, own: Bool[np.ndarray, " M"]) -> Decided:
     return Decided(
-        [record for record, there in zip(decided.records, own, strict=True) if there],
+        [decided.records[k] for k in np.flatnonzero(own)],
         decided.present[own],
         {name: values[own] for name, values in decided.scores.items()},
         {name: shares[own] for name, shares in decided.rules.items()},
@@ -509,23 +485,17 @@ def _hits(decided: Decided, shares: Float[np.ndarray, " M"]) -> Float[np.ndarray
     return np.stack([shares * true, true, (1 - shares) * (1 - true), 1 - true], axis=1)
 
 
-def _shares(decided: Decided, rule: str) -> Float[np.ndarray, " M"]:
-    fixed = {_ALWAYS: 1.0, _NEVER: 0.0}
-    if rule == _TRUTH:
-        return decided.present.astype(np.float64)
-    return decided.rules[rule] if rule not in fixed else np.full(len(decided.records), fixed[rule])
-
-
 def _ious(decided: Decided, rule: str) -> Float[np.ndarray, "M 2"]:
     """Sum of the IoU of all masks of each question, and how many they are, if this rule decides."""
-    shares = _shares(decided, rule)[:, None]
+    true, every = decided.present.astype(np.float64), np.ones(len(decided.present))
+    shares = {**decided.rules, _ALWAYS: every, _NEVER: 0 * every, _TRUTH: true}[rule][:, None]
     return shares * _sums(decided, True) + (1 - shares) * _sums(decided, False)
 
 
 def _sums(decided: Decided, drawn: bool) -> Float[np.ndarray, "M 2"]:
     counts = [record.drawn if drawn else record.refused for record in decided.records]
-    found = [(mask_ious([i for i, _ in own], [u for _, u in own]).sum(), len(own)) for own in counts]
-    return np.array(found, dtype=np.float64).reshape(-1, 2)
+    sums = [(mask_ious([i for i, _ in own], [u for _, u in own]).sum(), len(own)) for own in counts]
+    return np.array(sums, dtype=np.float64).reshape(-1, 2)
 
 
 def _giou(decided: Decided, rule: str) -> Estimate:
@@ -543,11 +513,9 @@ def _counted(decided: Decided, images: str) -> list[str]:
         f"about {images or f'{len(set(decided.images))} images'}; intervals of 95% draw whole images",
     ]
     without = {kind.name: sum(r.scores[name] is None for r in decided.records) for name, kind in SCORES.items()}
-    told = ", ".join(f"{name} of {count}" for name, count in without.items() if count)
-    if told:
-        notes.append(f"no finite score (an empty answer, or nothing to prompt with), counted as the lowest: {told}")
-    cut = sum(not record.finished for record in decided.records)
-    if cut:
+    if counts := ", ".join(f"{name} of {count}" for name, count in without.items() if count):
+        notes.append(f"no finite score (an empty answer, or nothing to prompt with), counted as the lowest: {counts}")
+    if cut := sum(not record.finished for record in decided.records):
         notes.append(f"answers that were cut off: {cut}")
     return notes
 
@@ -584,29 +552,17 @@ def _roc_chart(
     """The ROC curves as JSON values and as a chart, with the decision itself as a point."""
     decided = decide(records)
     false_positive, true_positive = operating_point(decided)
+    own = {"false_positive": [false_positive.value], "true_positive": [true_positive.value]}
     values = {
-        name: {"false_positive": curve.false_positive.tolist(), "true_positive": curve.true_positive.tolist()}
+        name: {axis: rates.tolist() for axis, rates in curve._asdict().items()}
         for name, curve in curves(decided).items()
     }
-    drawn = [
-        Curve(
-            f"{SCORES[name].name} ({auc(decided.scores[name], decided.present)[0]:.3f})",
-            curve["false_positive"],
-            curve["true_positive"],
-        )
-        for name, curve in values.items()
-    ]
-    own = {"false_positive": [false_positive.value], "true_positive": [true_positive.value]}
-    decision = Curve(
-        _NAMES[SAID],
-        own["false_positive"],
-        own["true_positive"],
-        [true_positive.low],
-        [true_positive.high],
-        mark=True,
-    )
+    charted = [Curve.of(_NAMES[SAID], own["false_positive"], [true_positive], mark=True)]
+    for name, curve in values.items():
+        label = f"{SCORES[name].name} ({auc(decided.scores[name], decided.present)[0]:.3f})"
+        charted.append(Curve(label, curve["false_positive"], curve["true_positive"]))
     chart = line_chart(
-        [decision, *drawn],
+        charted,
         title=f"{benchmark}: who decides whether to segment? {model}",
         x_label="false premises with a mask",
         y_label="true premises with a mask",
