@@ -453,7 +453,7 @@ def _parts(decided: Decided) -> list[tuple[str, str, Decided]]:
 
 def _subset(decided: Decided, own: Bool[np.ndarray, " M"]) -> Decided:
     return Decided(
-        [decided.records[k] for k in np.flatnonzero(own)],
+        [decided.records[k] for k in np.flatnonzero(own).tolist()],
         decided.present[own],
         {name: values[own] for name, values in decided.scores.items()},
         {name: shares[own] for name, shares in decided.rules.items()},
