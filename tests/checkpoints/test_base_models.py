@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SamModel
 
 from readseg.checkpoints.base_models import start_from
 from readseg.checkpoints.checkpoint import build, read_checkpoint, save_checkpoint
@@ -27,7 +26,7 @@ from released import (
     write_sam,
     write_state,
 )
-from small import picture
+from small import picture, small_config
 
 EMBED, HEAD = "lmm.model.language_model.embed_tokens.weight", "lmm.lm_head.weight"
 
@@ -108,23 +107,7 @@ def llava_hf(tmp_path: Path) -> tuple[Path, LlavaForConditionalGeneration]:
 
 @pytest.fixture
 def sam_hf(tmp_path: Path) -> tuple[Path, SamModel]:
-    config = SamConfig(
-        vision_config={
-            "image_size": 64,
-            "patch_size": 16,
-            "hidden_size": 20,
-            "output_channels": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "mlp_dim": 24,
-            "global_attn_indexes": [1],
-            "window_size": 2,
-            "num_pos_feats": 16,
-        },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 16},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 24, "num_attention_heads": 8, "iou_head_hidden_dim": 32},
-    )
-    model = SamModel(config)
+    model = SamModel(small_config().mask_config)
     folder = tmp_path / "sam-hf"
     model.save_pretrained(folder)
     return folder, model
@@ -188,28 +171,28 @@ def test_what_is_no_base_model_is_an_error(
 
 
 def test_damaged_base_models_are_errors(llava: Path, sam: Path, tmp_path: Path) -> None:
-    state = sam_state()
-    del state["mask_decoder.iou_token.weight"]
-    torch.save(state, sam)
-    assert "mask_decoder.iou_token.weight" in error(llava, sam)
-    torch.save(sam_state() | {"mask_decoder.more": torch.ones(1)}, sam)
-    assert "mask_decoder.more" in error(llava, sam)
-    torch.save(sam_state(), sam)
-    state = llava_state()
-    write_state(llava, state | {"model.more": torch.ones(1)})
-    assert "model.more" in error(llava, sam)
-    write_state(llava, {n: v for n, v in state.items() if n != "model.norm.weight"})
-    assert "lmm.model.language_model.norm.weight" in error(llava, sam)
-    write_state(llava, state | {"lm_head.weight": state["lm_head.weight"][:-1]})
-    assert "lmm.lm_head.weight" in error(llava, sam)
-    write_state(llava, weights_of("read"))
-    assert "holds a mask model already" in error(llava, sam)
+    good_sam, state = sam_state(), llava_state()
+    cut = {name: value for name, value in good_sam.items() if name != "mask_decoder.iou_token.weight"}
+    for weights, message in (
+        (cut, "mask_decoder.iou_token.weight"),
+        (good_sam | {"mask_decoder.more": torch.ones(1)}, "mask_decoder.more"),
+    ):
+        torch.save(weights, sam)
+        assert message in error(llava, sam)
+    torch.save(good_sam, sam)
+    for weights, message in (
+        (state | {"model.more": torch.ones(1)}, "model.more"),
+        ({n: v for n, v in state.items() if n != "model.norm.weight"}, "lmm.model.language_model.norm.weight"),
+        (state | {"lm_head.weight": state["lm_head.weight"][:-1]}, "lmm.lm_head.weight"),
+        (weights_of("read"), "holds a mask model already"),
+    ):
+        write_state(llava, weights)
+        assert message in error(llava, sam)
     write_state(llava, state)
     write_json(llava / "added_tokens.json", {"[SEG]": pieces().vocab_size()})
     assert "knows [SEG] already" in error(llava, sam)
-    settings = json.loads((llava / "config.json").read_text(encoding="utf-8"))
-    write_json(llava / "config.json", {key: value for key, value in settings.items() if key != "hidden_size"})
     (llava / "added_tokens.json").unlink()
+    change_settings(llava, hidden_size=...)
     assert "hidden_size" in error(llava, sam)
 
 

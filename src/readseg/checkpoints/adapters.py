@@ -50,29 +50,20 @@ _SAMPLED = 64  # values of each tensor that tell one model from another
 
 @dataclass(frozen=True)
 class Base:
-    """Where training starts.
+    """Where training starts."""
 
-    model: folder or hub id of a model or of an adapter, "embedded" for the model of this package, or with `sam` of the
-        base model LLaVA-1.5.
-    sam: folder, hub id or .pth file of a SAM, which joins two base models.
-    family: what released weights are taken for.
-    vision_tower: folder or hub id of the CLIP tower, if not where config.json says.
-    seed: of the fresh projection between base models.
-    """
-
-    model: str
-    sam: str | None = None
-    family: str | None = None
-    vision_tower: str | None = None
-    seed: int = 0
+    model: str  # folder or hub id of a model or an adapter, "embedded" for the package's; with `sam` of a LLaVA-1.5
+    sam: str | None = None  # folder, hub id or .pth file of a SAM, which joins two base models
+    family: str | None = None  # what released weights are taken for
+    vision_tower: str | None = None  # folder or hub id of the CLIP tower, if not where config.json says
+    seed: int = 0  # of the fresh projection between base models
 
 
 def open_base(base: Base) -> Checkpoint:
     """The model that training starts from."""
+    tower = base.vision_tower
     if base.sam is not None:
-        return start_from(
-            base.model, base.sam, family=base.family or "read", vision_tower=base.vision_tower, seed=base.seed
-        )
+        return start_from(base.model, base.sam, family=base.family or "read", vision_tower=tower, seed=base.seed)
     if base.model == EMBEDDED_NAME:
         return read_checkpoint(EMBEDDED)
     folder = fetch(base.model)
@@ -80,11 +71,7 @@ def open_base(base: Base) -> Checkpoint:
         return read_adapter(folder)
     # A model in this package's layout says all of it by itself, and holds its tower.
     ours = read_config_json(folder).get("model_type") == ReadConfig.model_type
-    if ours and base.vision_tower is not None:
-        raise ReadsegError(f"vision_tower: for released weights only; {folder} holds its own.")
-    if ours:
-        return read_checkpoint(folder)
-    return read_checkpoint(folder, family=base.family, vision_tower=base.vision_tower)
+    return read_checkpoint(folder, family=None if ours else base.family, vision_tower=tower)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -110,11 +97,7 @@ def save_adapter(
     base: Base,
     base_fingerprint: str,
 ) -> None:
-    """Writes an adapter, whole or not at all; an older one is replaced.
-
-    `state` holds the trained tensors, under the names of `ReadModel` with peft's layers in it; `settings` is None where
-    only whole weights were trained.
-    """
+    """Writes the trained tensors, named as in a `ReadModel` with peft's layers; `settings` is None without LoRA."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         _PEFT + name.replace(".default.weight", ".weight"): value.detach().to("cpu").contiguous().clone()
@@ -188,11 +171,13 @@ def _merge(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str,
         raise ReadsegError(f"{path} cannot be read: {one_line(error)}") from error
     if len(trained) != count:
         raise ReadsegError(f"{path} holds {len(trained)} tensors, {BASE} says {count}: it is not whole.")
-    replaced = {key: value for key, value in trained.items() if key in weights}
-    for key, value in replaced.items():
+    state = {**weights, **trained}
+    for key, value in trained.items():
+        if key not in weights:  # a part of LoRA
+            continue
         if value.shape != weights[key].shape:
             raise ReadsegError(f"{path}: {key} is {tuple(value.shape)}, the base's is {tuple(weights[key].shape)}.")
         if not torch.isfinite(value).all():
             raise ReadsegError(f"{path}: {key} holds values that are no numbers.")
-    state = {**weights, **trained} | {key: value.to(weights[key].dtype) for key, value in replaced.items()}
+        state[key] = value.to(weights[key].dtype)
     return lora.merge_lora(state, lora_alpha_of(folder)) if lora.has_lora(state) else state

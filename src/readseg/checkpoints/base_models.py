@@ -75,9 +75,7 @@ def start_from(
     if SEG in base.added:
         raise ReadsegError(f"{folder} knows {SEG} already: it is no base model, load it as it is.")
     tokenizer = base.with_added(chosen.added_tokens)
-    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
-    read = _read_llava_hf if "text_config" in settings else _read_llava
-    lmm, weights, tower = read(folder, settings, state, vision_tower, base)
+    lmm, weights, tower = _read_llava(folder, settings, vision_tower, base)
     rows, old_rows = len(tokenizer), len(tokenizer) - len(chosen.added_tokens)
     for name in key_mapping.TABLES.values():
         weights[name] = _add_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
@@ -112,28 +110,16 @@ def read_sam(source: str | Path) -> tuple[SamConfig, dict[str, Tensor]]:
 
 
 def _read_llava(
-    folder: Path,
-    settings: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    vision_tower: str | Path | None,
-    tokenizer: LegacyTokenizer,
+    folder: Path, settings: Mapping[str, Any], vision_tower: str | Path | None, tokenizer: LegacyTokenizer
 ) -> tuple[LlavaConfig, dict[str, Tensor], str]:
-    """The authors' layout: configuration, weights under our names, and where the tower came from."""
-    if key_mapping.mask_model_of(state) is not None:
-        raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
-    tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
-    weights = key_mapping.to_ours(state, mask_model="visual_model") | tower.weights
-    return key_mapping.lmm_config(settings, tower.config, tokenizer), weights, tower.name
-
-
-def _read_llava_hf(
-    folder: Path,
-    settings: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    vision_tower: str | Path | None,
-    tokenizer: LegacyTokenizer,
-) -> tuple[LlavaConfig, dict[str, Tensor], str]:
-    """Transformers' layout, which holds the tower."""
+    """Configuration, weights under our names, and where the tower came from; of either layout."""
+    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
+    if "text_config" not in settings:
+        if key_mapping.mask_model_of(state) is not None:
+            raise ReadsegError(f"{folder} holds a mask model already: it is no base model, load it as it is.")
+        tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
+        weights = key_mapping.to_ours(state, mask_model="visual_model") | tower.weights
+        return key_mapping.lmm_config(settings, tower.config, tokenizer), weights, tower.name
     if vision_tower is not None:
         raise ReadsegError(f"{folder} holds its vision tower: leave out --vision-tower.")
     lmm = LlavaConfig.from_pretrained(folder)

@@ -119,25 +119,22 @@ _SAM_NAMES = (
     ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
     ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
     ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
-    ("prompt_encoder.no_mask_embed", "prompt_encoder.no_mask_embed"),
-    ("prompt_encoder.not_a_point_embed", "prompt_encoder.not_a_point_embed"),
     ("prompt_encoder.point_embeddings.#", "prompt_encoder.point_embed.#"),
     ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
     ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
     ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
     ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
     ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
-    ("mask_decoder.iou_token", "mask_decoder.iou_token"),
-    ("mask_decoder.mask_tokens", "mask_decoder.mask_tokens"),
     ("mask_decoder.transformer.layers.#.norm#", "mask_decoder.transformer.layers.#.layer_norm#"),
     *(
-        (f"mask_decoder.transformer.{part}", f"mask_decoder.transformer.{part}")
-        for part in (
-            "layers.#.mlp",
-            "layers.#.self_attn",
-            "layers.#.cross_attn_token_to_image",
-            "layers.#.cross_attn_image_to_token",
-            "final_attn_token_to_image",
+        (name, name)
+        for name in (
+            *("prompt_encoder.no_mask_embed", "prompt_encoder.not_a_point_embed"),
+            *("mask_decoder.iou_token", "mask_decoder.mask_tokens"),
+            *("mask_decoder.transformer.layers.#.mlp", "mask_decoder.transformer.layers.#.self_attn"),
+            "mask_decoder.transformer.layers.#.cross_attn_token_to_image",
+            "mask_decoder.transformer.layers.#.cross_attn_image_to_token",
+            "mask_decoder.transformer.final_attn_token_to_image",
         )
     ),
     ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
@@ -234,10 +231,10 @@ def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:
         attention = shape("mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
         if len(windows) > 1 or 2 * half != channels or channels % attention:
             raise ValueError
+        picture = {"image_size": rows * patch, "patch_size": patch}
         return SamConfig(
             vision_config={
-                "image_size": rows * patch,
-                "patch_size": patch,
+                **picture,
                 "hidden_size": width,
                 "output_channels": channels,
                 "num_hidden_layers": depth,
@@ -248,9 +245,8 @@ def sam_config_of(state: Mapping[str, Tensor]) -> SamConfig:
                 "num_pos_feats": half,
             },
             prompt_encoder_config={
+                **picture,
                 "hidden_size": channels,
-                "image_size": rows * patch,
-                "patch_size": patch,
                 "mask_input_channels": shape("prompt_encoder.mask_downscaling.3.weight")[0],
             },
             mask_decoder_config={
@@ -296,12 +292,8 @@ def language_config(settings: Mapping[str, Any], tokenizer: LegacyTokenizer) -> 
         if not isinstance(kind, str) or kind not in ROPE_INIT_FUNCTIONS or not _is_positive(scaling.get("factor", 1.0)):
             raise ReadsegError(f"config.json: rope_scaling {scaling!r} is none that a LLaMA can have.")
         values["rope_scaling"] = scaling
-    return LlamaConfig(
-        **values,
-        **ends,
-        pad_token_id=tokenizer.unk_token_id,  # as all of these families pad
-        tie_word_embeddings=False,
-    )
+    values["pad_token_id"] = tokenizer.unk_token_id  # as all of these families pad
+    return LlamaConfig(**values, **ends, tie_word_embeddings=False)
 
 
 def _is_positive(value: object) -> bool:
