@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import logging
 
 import released
 from readseg.checkpoints.checkpoint import EMBEDDED, build, read_checkpoint, save_checkpoint
@@ -44,16 +43,6 @@ every_family = pytest.mark.parametrize("family", ADDED)
 
 KEY = "model.layers.1.mlp.up_proj.weight"
 BASE = released.pieces().vocab_size()
-
-
-@pytest.fixture(autouse=True)
-def _no_progress_bars() -> None:
-    logging.disable_progress_bar()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "weights"
 
 
 # -- LoRA --------------------------------------------------------------------------------------------------------------
@@ -103,12 +92,9 @@ def test_a_tower_by_a_name_that_is_none_is_refused(folder: Path, name: Any) -> N
         ({"patch_size": 4}, r"patch_embedding|position_embedding"),
         ({"num_hidden_layers": 2}, r"layers.2"),
         ({"num_hidden_layers": 4}, r"layers.3"),
-        ({"num_attention_heads": 5}, r"num_attention_heads|clip"),
-        ({"num_attention_heads": 0}, r"num_attention_heads|clip"),
-        ({"image_size": "large"}, r"image_size|clip"),
-        ({"image_size": 0}, r"image_size|clip"),
-        ({"patch_size": 0}, r"patch_size|clip"),
-        ({"patch_size": 64}, r"patch_size|clip"),
+        *[({"num_attention_heads": value}, r"num_attention_heads|clip") for value in (5, 0)],
+        *[({"image_size": value}, r"image_size|clip") for value in ("large", 0)],
+        *[({"patch_size": value}, r"patch_size|clip") for value in (0, 64)],
         ({"hidden_size": -24}, r"hidden_size|clip"),
         ({"hidden_act": "none such"}, r"hidden_act|none such|clip"),
     ],
@@ -136,16 +122,6 @@ def test_a_tower_that_lacks_weights_is_refused(folder: Path) -> None:
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
-
-
-def test_an_index_cannot_lead_out_of_the_folder(folder: Path) -> None:
-    write_released(folder, "read")
-    shard = sorted(folder.glob("*-of-*"))[0]
-    shutil.copy(shard, folder.parent / "outside.bin")
-    index = json.loads((folder / "pytorch_model.bin.index.json").read_text())
-    index["weight_map"][KEY] = "../outside.bin"
-    write_json(folder / "pytorch_model.bin.index.json", index)
-    refused(folder, r"index.json: .*\.\./outside.bin")
 
 
 class _Bomb:
@@ -312,7 +288,7 @@ def our_name(name: str) -> str:
 )
 def test_whole_numbers_are_no_weights(folder: Path, name: str, dtype: torch.dtype) -> None:
     write_released(folder, "read", form="bin", change=lambda state: state.update({name: state[name].to(dtype)}))
-    refused(folder, f"{name}|{our_name(name)}")
+    refused(folder, f"{name} is {str(dtype).removeprefix('torch.')}")
 
 
 def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
@@ -354,7 +330,7 @@ def test_a_checkpoint_without_sam_is_a_base_model(folder: Path) -> None:
         *[({"rope_theta": value}, "rope_theta") for value in ("x", [1], None)],
         *[({"rope_scaling": value}, "rope") for value in ("x", [1], {"type": "none such", "factor": 2.0})],
         *[({"hidden_act": value}, "hidden_act") for value in ("none such", 5, ["silu"])],
-        *[({"eos_token_id": value}, "eos_token_id") for value in ("x", 1.5)],
+        *[({"eos_token_id": value}, "eos_token_id.*tokenizer says 2") for value in (1, -1, 99999, [2], "2", "x", 1.5)],
         ({"bos_token_id": "x"}, "bos_token_id"),
         *[({"mm_vision_select_layer": value}, "mm_vision_select_layer") for value in ("x", 99, -9, 0, None)],
         *[({"mm_vision_select_feature": value}, "mm_vision_select_feature") for value in ("cls_patch", 5, None)],
@@ -375,21 +351,17 @@ def test_a_config_that_makes_no_sense_is_refused(folder: Path, changes: dict[str
     assert "config.json" in message or str(folder) in message
 
 
-@pytest.mark.parametrize("content", ["[]", "5", '"llava"', "null", "", "{", "{'model_type': 'llava'}", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["[]", "5", '"llava"', "null", "", "{", "{'model_type': 'llava'}", "[" * 100_000, b"\xff\xfe{\0}\0"]
+)
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_config_that_is_no_settings_is_refused(folder: Path, content: str, ours: bool) -> None:
+def test_a_config_that_is_no_settings_is_refused(folder: Path, content: str | bytes, ours: bool) -> None:
     if ours:
         small_model().save_pretrained(folder)
     else:
         write_released(folder, "read", form="safetensors")
-    (folder / "config.json").write_text(content)
+    (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(folder, r"config.json")
-
-
-def test_a_config_in_another_encoding_is_refused(folder: Path) -> None:
-    write_released(folder, "read", form="safetensors")
-    (folder / "config.json").write_bytes(json.dumps(settings_of("read")).encode("utf-16"))
-    refused(folder, "config.json")
     (folder / "config.json").unlink()
     refused(folder, r"expected config.json")
 
@@ -428,30 +400,20 @@ def test_a_family_that_the_weights_cannot_be_of_is_refused(folder: Path, family:
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        (None, r"\[SEG\].*added_tokens.json"),
-        ({}, r"\[SEG\].*added_tokens.json"),
-        ({"<im_start>": BASE, "<im_end>": BASE + 1}, r"\[SEG\].*added_tokens.json"),
-        ({"[seg]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"\[SEG\].*added_tokens.json"),
+        *[(content, r"\[SEG\].*added_tokens.json") for content in (None, {}, {"<im_start>": BASE, "<im_end>": BASE + 1},
+            {"[seg]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 2})],
         ({"[SEG]": BASE, "<im_start>": BASE + 1}, "<im_end>"),
         ({"[SEG]": BASE, "<im_start>": BASE + 1, "<im_end>": BASE + 3}, r"<im_end>.*has only"),
         ({"[SEG]": 10**30, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, r"id of its own.*\[SEG\]"),
         ({"[SEG]": BASE, "<im_start>": BASE, "<im_end>": BASE + 1}, "added_tokens.json"),
-        ({"[SEG]": BASE - 1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
-        ({"[SEG]": -1, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
+        *[({"[SEG]": value, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json") for value in
+            (BASE - 1, -1, str(BASE), None, float(BASE), True)],
         ({"[SEG]": str(BASE), "<im_start>": str(BASE + 1), "<im_end>": str(BASE + 2)}, "added_tokens.json"),
-        ({"[SEG]": str(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
-        ({"[SEG]": None, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
         ({"[SEG]": [BASE], "<im_start>": [BASE + 1], "<im_end>": {}}, "added_tokens.json"),
-        ({"[SEG]": float(BASE), "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
-        ({"[SEG]": True, "<im_start>": BASE + 1, "<im_end>": BASE + 2}, "added_tokens.json"),
-        (["[SEG]"], "added_tokens.json"),
-        ("{", "added_tokens.json"),
-        ("", "added_tokens.json"),
-        ("[" * 100_000, "added_tokens.json"),
-        (b"\xff\xfe", "added_tokens.json"),
+        *[(content, "added_tokens.json") for content in (["[SEG]"], "{", "", "[" * 100_000, b"\xff\xfe")],
         (f'{{"[SEG]": {BASE}, "<im_start>": {BASE + 1}, "<im_end>": {BASE + 2}, "[SEG]": {BASE + 1}}}', "added_tokens"),
     ],
-)
+)  # fmt: skip
 def test_added_tokens_that_do_not_fit_are_refused(folder: Path, content: Any, pattern: str) -> None:
     write_released(folder, "read", form="safetensors")
     place = folder / "added_tokens.json"
@@ -492,9 +454,6 @@ def test_arguments_that_do_not_exist_are_refused(folder: Path) -> None:
     for bits in (0, 3, 16, -4):
         with pytest.raises(ReadsegError, match="bits must be 8 or 4"):
             build(checkpoint, bits=bits)
-    with pytest.raises(ReadsegError, match=r'layout must be "readseg" or "released"; got "?\'?hf'):
-        save_checkpoint(checkpoint, folder.parent / "out", layout="hf")
-    assert not (folder.parent / "out").exists()
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------
@@ -543,9 +502,7 @@ def test_our_weights_damaged_are_named(ours: Path, change: Change, pattern: str)
         ({"points": "many"}, "points|config.json"),
         ({"points": {"num_points": "many"}}, "num_points|config.json"),
         ({"conversation": {"answer_tokens": 5}}, "answer_tokens|config.json"),
-        ({"seg_token_id": "x"}, r"\[SEG\]|seg_token_id"),
-        ({"seg_token_id": 5}, r"\[SEG\]"),
-        ({"seg_token_id": None}, r"\[SEG\]|seg_token_id"),
+        *[({"seg_token_id": value}, r"\[SEG\]|seg_token_id") for value in ("x", 5, None)],
         ({"bce_loss_weight": "x"}, "bce_loss_weight"),
         ({"lmm_config": "x"}, "lmm_config|config.json"),
         ({"lmm_config": {"model_type": "bert"}}, "lmm_config|config.json|weights"),
@@ -562,10 +519,8 @@ def test_our_config_damaged_is_refused(ours: Path, changes: dict[str, Any], patt
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
-        ("text_config", {"hidden_size": -16}),
-        ("text_config", {"hidden_size": "x"}),
-        ("text_config", {"num_attention_heads": 0}),
-        ("text_config", {"num_attention_heads": 3}),
+        *[("text_config", {"hidden_size": value}) for value in (-16, "x")],
+        *[("text_config", {"num_attention_heads": value}) for value in (0, 3)],
         ("text_config", {"vocab_size": 0}),
         ("text_config", {"hidden_act": "none such"}),
         ("vision_config", {"image_size": 0}),
@@ -598,13 +553,6 @@ def test_our_tokenizer_of_other_weights_is_refused(ours: Path, added: dict[str, 
 def test_our_folder_without_a_tokenizer_is_refused(ours: Path) -> None:
     (ours / "tokenizer.model").unlink()
     refused(ours, "tokenizer.model")
-
-
-@pytest.mark.parametrize("eos", [1, -1, 99999, [2], "2"])
-def test_an_end_that_contradicts_the_tokenizer_is_refused(folder: Path, eos: Any) -> None:
-    write_released(folder, "read")
-    change_settings(folder, eos_token_id=eos)
-    refused(folder, "eos_token_id.*the tokenizer says 2")
 
 
 @pytest.mark.parametrize("command", ["segment", "convert"])

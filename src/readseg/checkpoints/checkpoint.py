@@ -10,8 +10,9 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from readseg.checkpoints import key_mapping, lora
 from readseg.checkpoints.files import (
     fetch,
     key_mismatches,
-    one_line,
     read_config_json,
     read_json,
     read_weights,
@@ -36,7 +36,7 @@ from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
+from readseg.model.tokenizer import LegacyTokenizer
 
 EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
 """The folder of the model that comes with the package."""
@@ -49,36 +49,21 @@ _TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model is made of, before it is one.
-
-    tokenizer: of the released weights; None where `folder` holds one of another kind.
-    weights: under the names of `ReadModel`, memory-mapped where nothing had to be computed.
-    notes: what a user should know: how the family was told, weights that are not used.
-    unused: weights that are not used, under released names: they are kept for the way back.
-    """
+    """What a model is made of, before it is one."""
 
     config: ReadConfig
-    tokenizer: LegacyTokenizer | None
-    weights: dict[str, Tensor]
+    tokenizer: LegacyTokenizer | None  # of released weights; None where `folder` holds one of another kind
+    weights: dict[str, Tensor]  # under the names of `ReadModel`, memory-mapped where nothing had to be computed
     folder: Path
-    notes: tuple[str, ...] = ()
-    unused: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that the language model's weights are stored in."""
-        return self.weights["lmm.lm_head.weight"].dtype
+    notes: tuple[str, ...] = ()  # what a user should know: how the family was told, weights that are not used
+    unused: dict[str, Tensor] = field(default_factory=dict)  # under released names, kept for the way back
 
     def processor(self) -> ReadProcessor:
         """The tokenizer and the config, as the model needs them around it."""
-        if self.tokenizer is not None:
-            return ReadProcessor(self.tokenizer, self.config)
-        try:
+        with reraise_as_readseg_error(f"{self.folder}: the tokenizer's files"):
+            if self.tokenizer is not None:
+                return ReadProcessor(self.tokenizer, self.config)
             return ReadProcessor.from_pretrained(self.folder)
-        except ReadsegError:
-            raise
-        except Exception as error:  # of the libraries that read it: they share no base class
-            raise ReadsegError(f"{self.folder}: the tokenizer's files are damaged: {one_line(error)}") from error
 
 
 def read_checkpoint(
@@ -91,10 +76,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Finds, reads and checks the files of a model (folder or hub id) in either layout. No weight is copied.
 
-    Of released weights alone: `family`, where config.json does not tell it; `vision_tower`, folder or hub id, by
-    default where config.json says, first beside the folder; `lora_alpha` of LoRA weights that are not merged yet, by
-    default what adapter_config.json beside them says, else 16. `system` names the system prompt, "llava_v1" (training,
-    the default) or "vicuna_v1" (some released demos).
+    `family`, `vision_tower` (folder or hub id) and `lora_alpha` are for released weights that do not tell them.
     """
     if family is not None and family not in RELEASED:
         raise ReadsegError(f"family must be one of {', '.join(RELEASED)}; got {family!r}.")
@@ -120,10 +102,9 @@ def read_checkpoint(
         if config.family not in RELEASED:
             raise ReadsegError(f"system: weights of the family {config.family} were trained without a system prompt.")
         config.conversation = replace(config.conversation, system=SYSTEMS[system])
-    try:
-        checkpoint.processor().prefix_ids()  # fails where the tokenizer lacks what conversations need
-    except ReadsegError as error:
-        raise ReadsegError(f"{folder}: {error}") from error
+    processor = checkpoint.processor()
+    with reraise_as_readseg_error(folder):
+        processor.prefix_ids()  # fails where the tokenizer lacks what conversations need
     return checkpoint
 
 
@@ -137,10 +118,8 @@ def build(
 ) -> tuple[ReadModel, ReadProcessor]:
     """The model and its processor. On a CPU, weights in the type that they are stored in stay memory-mapped.
 
-    Those weights are shared with `checkpoint`: training the model changes it too (and never the files). `dtype` is
-    `default_dtype` by default, `device` the CPU. `device_map` spreads the layers over devices, as accelerate does:
-    "auto", or places by name; it replaces `device`. `bits`, 8 or 4, quantises the language model (bitsandbytes); SAM
-    is then kept in float32, the rest in `dtype`.
+    Those are shared with `checkpoint`: training the model changes it too (and never the files). `bits`, 8 or 4,
+    quantises the language model; SAM is then kept in float32, the rest in `dtype`.
     """
     if device is not None and device_map is not None:
         raise ReadsegError("device and device_map: give one of them.")
@@ -157,8 +136,13 @@ def build(
     config = copy.deepcopy(checkpoint.config)
     for part in (config.lmm_config, config.lmm_config.vision_config, config.lmm_config.text_config, config.mask_config):
         part.dtype = None  # what a part was saved in must not decide what it is loaded in
-    on_cpu = "device_map" not in options
-    weights = {n: _converted(n, w, dtype) if on_cpu else w for n, w in checkpoint.weights.items()}
+    weights = dict(checkpoint.weights)
+    if "device_map" not in options:
+        for name, weight in checkpoint.weights.items():
+            exact = name.endswith(tuple(ReadModel._keep_in_fp32_modules_strict))
+            weights[name] = weight.to(torch.float32 if exact else dtype)
+            if weights[name] is not weight:  # never two copies of more than one weight in memory
+                release_pages(weight)
     try:
         model = ReadModel.from_pretrained(None, config=config, state_dict=weights, **options)
     except ReadsegError as error:
@@ -171,31 +155,19 @@ def build(
     return model, checkpoint.processor()
 
 
-def _converted(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another type, and the pages of its file given back: never two copies of more than one weight in memory."""
-    if name.endswith(tuple(ReadModel._keep_in_fp32_modules_strict)):
-        dtype = torch.float32
-    converted = weight.to(dtype)
-    if converted is not weight:
-        release_pages(weight)
-    return converted
-
-
 def default_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU; on a CPU float32 where that takes no more than 4 GiB, else the stored type."""
+    """bfloat16 on a GPU; on a CPU float32 where that takes no more than 4 GiB, else as the language model is stored."""
     if device.type != "cpu":
         return torch.bfloat16
     numbers = sum(weight.numel() for weight in checkpoint.weights.values())
-    return torch.float32 if 4 * numbers <= _SMALL else checkpoint.dtype
+    return torch.float32 if 4 * numbers <= _SMALL else checkpoint.weights["lmm.lm_head.weight"].dtype
 
 
 def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndBytesConfig:
     if bits not in (4, 8):
         raise ReadsegError(f"bits must be 8 or 4; got {bits}.")
-    try:
-        import bitsandbytes  # noqa: F401 - transformers reports its absence at length
-    except ImportError as error:
-        raise ReadsegError("8 and 4 bit need bitsandbytes: pip install bitsandbytes") from error
+    if find_spec("bitsandbytes") is None:  # transformers reports its absence at length
+        raise ReadsegError("8 and 4 bit need bitsandbytes: pip install bitsandbytes")
     text = config.lmm_config.text_config
     if bits == 4 and (text.hidden_size % 64 or text.intermediate_size % 64):
         raise ReadsegError(
@@ -214,14 +186,11 @@ def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndB
     )
 
 
-def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg") -> None:
-    """Writes a checkpoint as a new folder, whole or not at all; the tensors are those that were read.
+def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: Literal["readseg", "released"] = "readseg") -> None:
+    """Writes a checkpoint as a new folder, whole or not at all: "readseg" as safetensors, or "released" as .bin files.
 
-    The layout "readseg" is safetensors, with the vision tower; "released" has the original's names in sharded .bin
-    files, without the tower, for the authors' own code.
+    The released layout has the original's names and no vision tower, for the authors' own code.
     """
-    if layout not in ("readseg", "released"):
-        raise ReadsegError(f'layout must be "readseg" or "released"; got {layout!r}.')
     if out.is_symlink() or (out := out.resolve()).exists():
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
     if layout == "released" and (checkpoint.config.released is None or checkpoint.config.family not in RELEASED):
@@ -260,10 +229,7 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: str = "readseg
 def _read_ours(folder: Path) -> Checkpoint:
     with reraise_as_readseg_error(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
-    legacy = not (folder / "tokenizer.json").is_file()
-    if legacy and not (folder / MODEL_FILE).is_file():
-        raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
-    tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
+    tokenizer = None if (folder / "tokenizer.json").is_file() else LegacyTokenizer.from_folder(folder)
     weights = key_mapping.with_both_fourier_names(read_weights(folder), "sam.")
     check_weights(weights, empty_weights(config, folder), folder)
     if tokenizer is not None:
@@ -282,7 +248,14 @@ def _read_released(
     tokenizer = LegacyTokenizer.from_folder(folder)
     if SEG not in tokenizer.added:
         raise ReadsegError(f"the tokenizer of {folder} has no {SEG}: expected it in added_tokens.json.")
-    state, merge_notes = _read_merged(folder, lora_alpha)
+    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
+    notes = []
+    if lora.has_lora(state):
+        alpha = lora_alpha_of(folder) if lora_alpha is None else lora_alpha
+        state = lora.merge_lora(state, alpha)
+        notes.append(f"LoRA weights were merged with alpha {alpha:g}")
+    elif lora_alpha is not None:
+        raise ReadsegError(f"lora_alpha was given, but {folder} holds no LoRA weights to merge.")
     mask_model = key_mapping.mask_model_of(state)
     if mask_model is None:
         raise ReadsegError(
@@ -295,7 +268,7 @@ def _read_released(
     unused = {key: value for key, value in state.items() if family.unused and key.startswith(family.unused)}
     state = {key: value for key, value in state.items() if key not in unused}
     tower = read_tower(settings, folder, vision_tower, with_weights=not key_mapping.holds_tower(state))
-    notes = [f"released weights of the family {family.name} ({reason})", *merge_notes, *_note_unused(unused)]
+    notes = [f"released weights of the family {family.name} ({reason})", *notes, *_note_unused(unused)]
     if vision_tower is not None:
         settings = settings | {"mm_vision_tower": tower.name, "vision_tower": tower.name}
     tables = {key: state[key] for key in key_mapping.TABLES if key in state}
@@ -315,17 +288,6 @@ def _read_released(
     weights = key_mapping.to_ours(state, family.mask_model)
     weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
     return Checkpoint(config, tokenizer, weights, folder, tuple(notes), unused)
-
-
-def _read_merged(folder: Path, lora_alpha: float | None) -> tuple[dict[str, Tensor], list[str]]:
-    """Released weights, with the LoRA weights of a training run merged into them, and a note about that."""
-    state = key_mapping.without_computed(lora.strip_wrapper_prefixes(read_weights(folder)))
-    if lora.has_lora(state):
-        alpha = lora_alpha_of(folder) if lora_alpha is None else lora_alpha
-        return lora.merge_lora(state, alpha), [f"LoRA weights were merged with alpha {alpha:g}"]
-    if lora_alpha is not None:
-        raise ReadsegError(f"lora_alpha was given, but {folder} holds no LoRA weights to merge.")
-    return state, []
 
 
 def lora_alpha_of(folder: Path) -> float:
@@ -358,14 +320,11 @@ class Tower(NamedTuple):
 def read_tower(
     settings: Mapping[str, Any], folder: Path, vision_tower: str | Path | None = None, *, with_weights: bool = True
 ) -> Tower:
-    """The tower of a checkpoint, as `vision_tower` says, else as the settings in its config.json do.
-
-    Then it is first looked for beside the checkpoint's folder: under the name itself, and under its last part, since
-    a name may be a path on its authors' machine.
-    """
+    """The tower of a checkpoint, as `vision_tower` says, else as the settings in its config.json do."""
     name = vision_tower or settings.get("mm_vision_tower") or settings.get("vision_tower")
     if not isinstance(name, (str, Path)):
         raise ReadsegError(f"{folder / 'config.json'} names no mm_vision_tower; name one: --vision-tower.")
+    # Of a name that is a path on its authors' machine, the last part may lie beside the checkpoint.
     beside = [folder.parent / name, folder.parent / Path(name).name] if vision_tower is None else []
     try:
         tower = fetch(next((path for path in beside if path.is_dir()), name))

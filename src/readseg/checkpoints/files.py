@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ _ENDINGS = (_SAFE, ".bin", ".pth", ".pt")
 # Of several checkpoints in a folder, the first of these is read.
 _STANDARD = (f"model{_SAFE}{_INDEX}", f"model{_SAFE}", f"pytorch_model.bin{_INDEX}", "pytorch_model.bin")
 _SHARD = re.compile(r".*-\d+-of-0*([2-9]|[1-9]\d+)\.\w+")
-# Under one of these names trainers put the state dict into what they save.
+# Under one of these names trainers put the state dict into what they save, beside nothing but numbers, texts and None.
 _WRAPPERS = ("module", "state_dict", "model")
 _DTYPES = {
     torch.float32, torch.float16, torch.bfloat16, torch.float64,
@@ -47,11 +47,7 @@ HUB_TIMEOUT_S = 4.0
 
 
 def fetch(name: str | Path) -> Path:
-    """The folder of a model: `name` itself if it is one, else that of a hub repository "owner/model" in the cache.
-
-    Of a repository come the files of its top folder that are needed: *.json, tokenizer.model and the weights, as
-    safetensors if it has them, else *.bin. Where the hub does not answer, what was fetched before is used.
-    """
+    """The folder `name`, else that of a hub repository "owner/model" in the cache, as safetensors if it has them."""
     with suppress(OSError, RuntimeError, ValueError):  # no path at all: too long, "~nobody", a zero byte
         path = Path(name).expanduser()
         if path.is_dir() and str(name):
@@ -61,7 +57,7 @@ def fetch(name: str | Path) -> Path:
     repository = str(name)
     if not _HUB_ID.fullmatch(repository):
         raise ReadsegError(f"{repository!r}: no such folder, nor a name of a hub repository ('owner/model').")
-    no_answer: Exception | None = None
+    no_answer: Exception | None = None  # then what was fetched before is used
     try:
         try:
             # `snapshot_download` sets no time limit for this question: a silent hub would hold it up for ever.
@@ -98,13 +94,7 @@ def fetch(name: str | Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, by name: of one file, of an index with its shards, or of a folder.
-
-    Of a folder it takes the first of `_STANDARD` that is there, else its only file of weights. The tensors are views
-    of the files, mapped into memory: nothing is copied, and what is never looked at is never read. So the files must
-    stay as they are while the tensors are in use (a file that another one replaces is fine). Writing to a tensor does
-    not change its file. Only files in the format that torch wrote before 1.6 cannot be mapped and are copied.
-    """
+    """All tensors of a file, of an index with its shards, or of a folder; views of the files, which must not change."""
     try:
         file = _weights_file(path) if path.is_dir() else path
         return _read_shards(file) if file.name.endswith(_INDEX) else _read_file(file)
@@ -114,21 +104,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _weights_file(folder: Path) -> Path:
     names = sorted(entry.name for entry in folder.iterdir())
-    if standard := [name for name in _STANDARD if name in names]:
-        return folder / standard[0]
-    weights = [name for name in names if name.endswith(_ENDINGS)]
+    weights = [name for name in _STANDARD if name in names][:1] or [name for name in names if name.endswith(_ENDINGS)]
     if not weights:
         raise ReadsegError(
             f"{folder} holds no weights: expected {', '.join(_STANDARD)} or one file of {', '.join(_ENDINGS)}."
         )
-    if len(weights) > 1:
-        raise ReadsegError(
-            f"{folder} holds several files that may be weights, and no index: name one of {first_five(map(repr, weights))}."
-        )
-    if _SHARD.fullmatch(weights[0]):
-        raise ReadsegError(
-            f"{folder} holds {weights[0]}, one of several shards, and no index: fetch the missing files."
-        )
+    if len(weights) > 1 or _SHARD.fullmatch(weights[0]):
+        listed = first_five(map(repr, weights))
+        raise ReadsegError(f"{folder} holds {listed} and no index: name one file of weights, or fetch what is missing.")
     return folder / weights[0]
 
 
@@ -142,17 +125,17 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or name in {"", ".", ".."} or set(name) & set("/\\\0"):
             raise ReadsegError(f"{index}: {key!r} is said to lie in {name!r}; expected the name of a file beside it.")
     shards = sorted(set(weight_map.values()))
-    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+    if missing := [repr(shard) for shard in shards if not (index.parent / shard).is_file()]:
         raise ReadsegError(
-            f"{index.parent} lacks {first_five(map(repr, missing))}, which {index.name} lists: fetch the missing files."
+            f"{index.parent} lacks {first_five(missing)}, which {index.name} lists: fetch the missing files."
         )
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         state = _read_file(index.parent / shard)
         if wrong := state.keys() ^ {key for key, name in weight_map.items() if name == shard}:
             raise ReadsegError(
-                f"{index.parent / shard} and {index.name} do not agree whether it holds {first_five(map(repr, wrong))}: the "
-                "index belongs to another checkpoint; fetch it again."
+                f"{index.parent / shard} and {index.name} do not agree whether it holds "
+                f"{first_five(map(repr, wrong))}: the index belongs to another checkpoint; fetch it again."
             )
         tensors |= state
     return tensors
@@ -163,13 +146,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ReadsegError(f"{path}: expected a folder or a file of weights, of {', '.join(_ENDINGS)}.")
     _check_no_pointer(path)
     try:
-        # What torch has to say about a format is for those who write it.
-        with warnings.catch_warnings(action="ignore"):
-            state: Any = (
-                load_file(path)
-                if path.suffix == _SAFE
-                else torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-            )
+        with warnings.catch_warnings(action="ignore"):  # what torch says about a format is for those who write it
+            if path.suffix == _SAFE:
+                state: Any = load_file(path)
+            else:  # what torch wrote before 1.6 cannot be mapped
+                state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # a damaged or hostile file fails with whatever it stumbles on
         message = str(error)
         if isinstance(error, pickle.UnpicklingError) and (name := re.search(r"GLOBAL (\S+)", message)):
@@ -180,11 +161,25 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         # Torch's own advice, to load the file unsafely, must not reach a user.
         cause = "" if "weights_only" in message else f" ({one_line(error).split('. ')[0]})"
         raise ReadsegError(f"{path} is truncated, damaged or of another format{cause}: fetch it again.") from error
-    state = _unwrap(state)
+    if isinstance(state, dict):
+        wrapped = [key for key in _WRAPPERS if isinstance(state.get(key), dict)]
+        others = [value for key, value in state.items() if key not in wrapped]
+        if len(wrapped) == 1 and all(isinstance(value, int | float | str | None) for value in others):
+            state = state[wrapped[0]]
     if not isinstance(state, dict) or not state:
         what = "an empty dict" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ReadsegError(f"{path}: expected tensors by name, got {what}.")
-    return {key: _dense(path, key, value) for key, value in state.items()}
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ReadsegError(f"{path}: expected tensors by name, got {key!r}: a {type(value).__name__}.")
+        is_odd = value.layout != torch.strided or value.is_nested or value.is_meta
+        if is_odd or value.dtype not in _DTYPES:
+            raise ReadsegError(
+                f"{path}: {key!r} is of a kind that is not supported ({value.dtype}, {value.layout}, on {value.device}"
+                f"{', nested' if value.is_nested else ''}); expected a dense tensor of floating point numbers, "
+                "integers or bool: convert it."
+            )
+    return {key: value.detach() for key, value in state.items()}
 
 
 def _check_no_pointer(path: Path) -> None:
@@ -193,34 +188,8 @@ def _check_no_pointer(path: Path) -> None:
             raise ReadsegError(f"{path} is a pointer of git-lfs, not the file: run `git lfs pull` in its folder.")
 
 
-def _unwrap(content: Any) -> Any:
-    """The state dict that a trainer wrapped, beside nothing but numbers, texts and None."""
-    if not isinstance(content, dict):
-        return content
-    wrapped = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
-    others = [value for key, value in content.items() if key not in wrapped]
-    if len(wrapped) == 1 and all(isinstance(value, int | float | str | None) for value in others):
-        return content[wrapped[0]]
-    return content
-
-
-def _dense(path: Path, key: object, value: object) -> Tensor:
-    """`value` as a dense tensor without gradients; its memory stays where it is."""
-    if not isinstance(key, str) or not isinstance(value, Tensor):
-        raise ReadsegError(f"{path}: expected tensors by name, got {key!r}: a {type(value).__name__}.")
-    tensor = value.detach()
-    is_odd = tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta
-    if is_odd or tensor.dtype not in _DTYPES:
-        raise ReadsegError(
-            f"{path}: {key!r} is of a kind that is not supported ({tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            f"{', nested' if tensor.is_nested else ''}); expected a dense tensor of floating point numbers, integers "
-            "or bool: convert it."
-        )
-    return tensor
-
-
 def key_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What keeps weights from being those that a model expects, all names told; "" where nothing does."""
+    """What keeps weights from being those that a model expects, by names of weights; "" where nothing does."""
     kinds = {
         "missing": expected.keys() - state.keys(),
         "unexpected": state.keys() - expected.keys(),
@@ -239,10 +208,7 @@ def key_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def release_pages(tensor: Tensor) -> None:
-    """Tells the system that the pages of a memory-mapped tensor are not needed soon; they are read again if they are.
-
-    Without it, a model in another type than its files would take the memory of both while it is loaded.
-    """
+    """Gives back the pages of a memory-mapped tensor: a model in another type than its files must not take both."""
     if sys.platform != "linux" or tensor.device.type != "cpu":
         return
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -252,10 +218,9 @@ def release_pages(tensor: Tensor) -> None:
 
 
 def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shard_bytes: int = 5_000_000_000) -> None:
-    """Writes tensors into an empty folder, as `read_weights` and transformers read them: one file, or shards and index.
+    """Writes one file, or shards and an index, as safetensors if `safe`, else as torch's pickles.
 
-    No more than one shard's values are held at a time: `state` may make them when asked. A view, or memory that two
-    names share, is written as tensors of their own. `safe` writes safetensors, else torch's pickles.
+    No more than one shard's values are held at a time: `state` may make them when asked.
     """
     stem, ending = ("model", _SAFE) if safe else ("pytorch_model", ".bin")
     plan = split_state_dict_into_shards_factory(
@@ -271,14 +236,14 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shar
         (folder / f"{stem}{ending}{_INDEX}").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(state: Mapping[str, Tensor], keys: Collection[str], path: Path) -> None:
+def _write_file(state: Mapping[str, Tensor], keys: Iterable[str], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for key in keys:
         tensor = state[key].detach().cpu().contiguous()
         memory = tensor.untyped_storage()
         if memory.nbytes() != tensor.nbytes or memory.data_ptr() in taken:
-            tensor = tensor.clone()
+            tensor = tensor.clone()  # a view, or memory that two names share
         taken.add(tensor.untyped_storage().data_ptr())
         tensors[key] = tensor
     try:
@@ -316,14 +281,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def reraise_as_readseg_error(path: Path) -> Iterator[None]:
+def reraise_as_readseg_error(source: str | Path) -> Iterator[None]:
     """Whatever the libraries say of settings that make no sense, as an error that names their file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # as of a layer without any weight
             yield
     except Exception as error:  # they share no base class
-        raise ReadsegError(f"{path}: {one_line(error).removeprefix('config.json: ')}") from error
+        raise ReadsegError(f"{source}: {one_line(error).removeprefix('config.json: ')}") from error
 
 
 def one_line(error: Exception) -> str:

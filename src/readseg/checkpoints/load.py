@@ -31,11 +31,7 @@ def load_model(
     bits: int | None = None,
     **reading: Any,
 ) -> tuple[ReadModel, ReadProcessor, tuple[str, ...]]:
-    """A model, its processor, and what a user should know of its files; the embedded model without a name.
-
-    `device` is a GPU by default if there is one. For `dtype`, `device_map` and `bits` see `checkpoint.build`, for
-    `reading` the options of `checkpoint.read_checkpoint`.
-    """
+    """A model, its processor, and the notes of `read_checkpoint(name, **reading)`; without name the embedded one."""
     # A map says where by itself; without either, a GPU if there is one.
     on_device = None if device_map is not None and device is None else resolve_device(device)
     precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -47,6 +43,7 @@ def load_model(
         )
     source = EMBEDDED if name is None else name
     try:
+        # A progress bar is for people who wait: not for the embedded model, nor where nobody watches.
         with quiet_libraries(bar=name is not None and sys.stderr.isatty()):
             checkpoint = read_model(source, **reading)
             model, processor = build(checkpoint, dtype=precision, device=on_device, device_map=device_map, bits=bits)
@@ -79,10 +76,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 @contextmanager
 def quiet_libraries(*, bar: bool = False) -> Iterator[None]:
-    """What libraries log while they load would stand before the one line that says what is wrong.
-
-    Their progress bar is for people who wait: not for the embedded model, nor where nobody watches.
-    """
+    """What libraries log while they load would stand before the one line that says what is wrong."""
     loggers = [getLogger(name) for name in ("transformers", "huggingface_hub", "bitsandbytes")]
     levels = [logger.level for logger in loggers]
     had_bar = logging.is_progress_bar_enabled()

@@ -39,9 +39,7 @@ def has_lora(state: Mapping[str, Tensor]) -> bool:
 def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dict[str, Tensor]:
     """The state dict of the merged model, under the names that it has without peft; other tensors are not copied.
 
-    Read are `X.weight` (or `X.base_layer.weight`), `X.lora_A.NAME.weight` (r, in), `X.lora_B.NAME.weight` (out, r),
-    and `X.modules_to_save.NAME.weight` for modules that were trained whole; the rank r is in the shapes. A merged
-    weight keeps its dtype; the sum is formed in float32.
+    A (r, in) and B (out, r) are of one adapter; a merged weight keeps its dtype, the sum is formed in float32.
     """
     if not 0 < alpha < math.inf:
         raise ReadsegError(f"lora_alpha must be a number above 0; got {alpha}.")

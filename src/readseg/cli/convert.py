@@ -70,7 +70,7 @@ def check_new(out: Path) -> None:
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
 
 
-def write(checkpoint: Checkpoint, out: Path, layout: str) -> None:
+def write(checkpoint: Checkpoint, out: Path, layout: Literal["readseg", "released"]) -> None:
     """Write a whole model, and say what it is."""
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)
