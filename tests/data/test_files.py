@@ -53,12 +53,36 @@ def test_elements_are_found_again_by_their_bytes(
     assert [read_json_at(path, start, end) for _, _, start, end in found] == [value for _, value, _, _ in found]
 
 
-@pytest.mark.parametrize("content", [b"", b"[1, 2", b"[1 2]", b'{"a": [1,]}', b"3", b"\xff\xfe"])
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+WHOLE = json.dumps([{"id": 1, "turns": [{"a": "b"}]}, {"id": 2}]).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected {, got its end"),
+        (b" \n", "got its end"),
+        (b"3", "expected {, got 3"),
+        (WHOLE[:-1], "got its end"),
+        (WHOLE[:-9], "no whole JSON file"),
+        (WHOLE[: len(WHOLE) // 2 + 4], "no whole JSON file"),
+        (WHOLE + b"]", "more behind its end"),
+        (WHOLE.replace(b"]}, {", b"]} {"), "expected , or ]"),
+        (b"[1,]", "Expecting value"),
+        (b'{"a": [1,]}', "Expecting value"),
+        (b"[" * 100_000, "no whole JSON file"),
+        (b"[" + b"9" * 10_000 + b"]", "no whole JSON file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "expected {, got v"),
+        (b'[{"id": "caf\xe9"}]', "not UTF-8: byte 12"),
+        (b"{1: 2}", "no whole JSON file"),
+        (b'{"a" 2}', "expected :"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(ReadsegError, match=r"a\.json"):
+    with pytest.raises(ReadsegError, match=message) as caught:
         list(scan_json(path))
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
@@ -68,7 +92,7 @@ def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     for path in (pipe, device):
         with pytest.raises(ReadsegError, match=f"{path.name} is a pipe or a device: expected a file"):
             read_bytes(path)
-        with pytest.raises(ReadsegError, match=f"{path.name} is not a regular file"):
+        with pytest.raises(ReadsegError, match=f"{path.name} is a directory or no regular file"):
             image_hw(path)
 
 
