@@ -17,7 +17,7 @@ from rich.text import Text
 from readseg.analysis.answer_states import EXTREMES, ExamineOptions
 from readseg.analysis.map_metrics import GroundTruth, read_ground_truth
 from readseg.analysis.original_sam import load_original_sam
-from readseg.analysis.studies.image_figures import image_figure, layers_figure
+from readseg.analysis.studies.image_figures import image_figure
 from readseg.analysis.studies.single_image import ImageResult, ModelResult, examine_image, tables_of, to_json
 from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli.benchmark import study_models
@@ -119,7 +119,7 @@ def write_analysis(folder: Path, result: ImageResult, layers: bool) -> None:
     """Print answers and tables; write all files at once: complete before the first takes its place, numbers last."""
     pictures: dict[str, Image.Image] = {FIGURE: image_figure(result)}
     if layers:
-        pictures[LAYERS] = layers_figure(result)
+        pictures[LAYERS] = image_figure(result, layers=True)
     folder.mkdir(parents=True, exist_ok=True)
     old = folder / LAYERS if not layers and (folder / NUMBERS).exists() else None
     with ExitStack() as stack:

@@ -302,7 +302,7 @@ def test_more_segs_than_can_be_looked_at_are_told(words: list[str], monkeypatch:
 
 
 def test_layers_stand_in_their_order(words: list[str]) -> None:
-    seen = Seen(figures.layers_figure(image_found(model(seg()))), columns=figures.LAYER_COLUMNS)
+    seen = Seen(figures.image_figure(image_found(model(seg())), layers=True), columns=figures.LAYER_COLUMNS)
     assert seen.picture.width == figures.WIDTH
     assert len(seen.tops) == 2  # nine layers in lines of seven
     assert [seen.brightest(layer // 7, layer % 7) for layer in range(9)] == list(range(9))
@@ -313,7 +313,7 @@ def test_layers_stand_in_their_order(words: list[str]) -> None:
 
 
 def test_layers_of_an_answer_without_seg(words: list[str]) -> None:
-    picture = figures.layers_figure(image_found(model(present=False, answer="no cup.")))
+    picture = figures.image_figure(image_found(model(present=False, answer="no cup.")), layers=True)
     assert picture.height < 300
     assert any("refuses" in word for word in words)
     assert not any("bound" in word for word in words)
@@ -330,6 +330,6 @@ def test_images_of_any_shape(hw: tuple[int, int]) -> None:
         maps=dict.fromkeys(("lmm", "before", "sam"), one), masks=dict.fromkeys(seg().masks, points), layers=(one,)
     )
     found = image_found(model(shown), truths=(GroundTruth("t.png", mask.astype(np.uint8), 255),), hw=hw)
-    for picture in (figures.image_figure(found), figures.layers_figure(found)):
+    for picture in (figures.image_figure(found), figures.image_figure(found, layers=True)):
         assert picture.width == figures.WIDTH
         assert 200 < picture.height < 1500

@@ -35,7 +35,6 @@ from readseg.analysis.studies.map_records import (
     MapScores,
     contains_name,
     examine,
-    maximum_of,
     measure_maps,
     words_right,
 )
@@ -254,7 +253,7 @@ def test_a_map_that_is_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.maps["lmm"] is None and first.map_counts("lmm") == (0, first.wanted)
     assert np.isnan(first.consistency) and np.isnan(first.spearman) and first.grids["lmm"] == ()
     assert (second.maps["lmm"].counts, second.maps["lmm"].threshold) == best(second_map.map, target_of())
-    assert len(second.grids["lmm"]) == 1 and maximum_of([flat]) is None
+    assert len(second.grids["lmm"]) == 1 and measure_maps([flat], None).map is None
 
 
 @pytest.mark.parametrize("view", ["crop", "letterbox", "stretch"])

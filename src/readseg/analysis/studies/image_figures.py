@@ -7,7 +7,7 @@ pixels wide, with letters that can be read at 900.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from readseg.analysis.similarity_maps import MAPS
 from readseg.analysis.studies.map_records import MapResult, MaskResult, iou_of
 from readseg.analysis.studies.single_image import ImageResult, ModelResult, SegResult, target_of
 from readseg.core.masks import IGNORED
-from readseg.viz.overlays import MASK_COLOURS, panel, points_legend, scale_legend, stack, text_block
+from readseg.viz.overlays import MASK_COLOURS, beside, panel, points_legend, scale_legend, stack, text_block
 
 WIDTH = 1400
 COLUMNS, LAYER_COLUMNS = 5, 7
@@ -30,7 +30,7 @@ _GAP = 8
 _LETTERS, _LARGE = 18, 23  # pixels
 _LINES = 4
 _LABELS = {1: "positive", 0: "negative", -1: "neutral"}
-_WHITE, _GREY = (255, 255, 255), (235, 235, 235)
+_WHITE, _GREY, _RULE = (255, 255, 255), (235, 235, 235), (190, 190, 190)
 _BOUND = (
     "IoU of a map: of its mask at t, the threshold that suits the truth best. It looks at the truth: a bound on what "
     "the map could give, not a result."
@@ -47,64 +47,41 @@ class Cell(NamedTuple):
     numbers: str = ""
 
 
-def image_figure(result: ImageResult) -> Image.Image:
-    """For each [SEG] of each model two lines of panels: where it looks, and the mask of each kind of prompt.
+def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
+    """The question, each model's answer with what is drawn of each [SEG], and the meaning of colours and numbers.
 
     Line one: image | map and points in the language model | before it | in the mask decoder | of the answer's words.
     Line two: the model's mask | two other prompts | the original SAM with the points alone | truth.
+    With `layers` instead its map at every layer, from the embeddings to the last.
     """
-
-    def of_seg(model: ModelResult, k: int) -> list[Block]:
-        return [_grid(_cells(result, model, k), COLUMNS), _text(_agreement(model.segs[k]), lines=2)]
-
-    drawn = [seg for model in result.models for seg in model.segs][:MOST_ROWS]
-    labels = {int(label) for seg in drawn for label in _points_of(seg).labels}
-    has_maps = any(model.segs or model.nearest for model in result.models)
-    return _figure(result, of_seg, lambda model: _refusal(result, model), _together, labels, has_maps)
-
-
-def layers_figure(result: ImageResult) -> Image.Image:
-    """For each [SEG] of each model its map at every layer, from the embeddings to the last."""
-
-    def of_seg(model: ModelResult, k: int) -> list[Block]:
-        layers = model.segs[k].layers
-        titles = {0: "layer 0: embeddings", len(layers) - 1: f"layer {len(layers) - 1}: last, after the norm"}
-        side = WIDTH // LAYER_COLUMNS
-        cells = [_map_cell(result, one, titles.get(k, f"layer {k}"), side=side) for k, one in enumerate(layers)]
-        return [_grid(cells, LAYER_COLUMNS)]
-
-    has_maps = any(model.segs for model in result.models)
-    return _figure(result, of_seg, lambda model: [_text(_no_seg(model))], lambda *_: "", (), has_maps)
-
-
-def _figure(
-    result: ImageResult,
-    of_seg: Callable[[ModelResult, int], list[Block]],
-    without_seg: Callable[[ModelResult], list[Block]],
-    beneath: Callable[[ImageResult, ModelResult], str],
-    labels: Iterable[int],
-    has_maps: bool,
-) -> Image.Image:
-    """The question, each model's answer with what is drawn of each [SEG], and the meaning of colours and numbers."""
     blocks = [_text(f"question: {result.query}", _LARGE, lines=4)]
-    left = MOST_ROWS
+    drawn: list[SegResult] = []
     for model in result.models:
         blocks += _head(model)
         if not model.segs:
-            blocks += without_seg(model)
-        for k in range(min(left, len(model.segs))):
+            blocks.append(_text(_no_seg(model)))
+            if not layers:
+                blocks.append(_grid(_refusal_cells(result, model), COLUMNS))
+        shown = model.segs[: MOST_ROWS - len(drawn)]
+        for k, seg in enumerate(shown):
             if len(model.segs) > 1:
-                words = f": {model.segs[k].words}" if model.segs[k].words else ""
+                words = f": {seg.words}" if seg.words else ""
                 blocks.append(_text(f"[SEG] {k + 1} of {len(model.segs)}{words}", _LARGE, lines=2))
-            blocks += of_seg(model, k)
-        if len(model.segs) > left:
-            blocks.append(_text(f"{len(model.segs) - left} more [SEG] are in the JSON file.", lines=1))
-        blocks.append(_text(beneath(result, model), lines=2))
-        left = max(0, left - len(model.segs))
+            if layers:
+                blocks.append(_grid(_layer_cells(result, seg), LAYER_COLUMNS))
+            else:
+                blocks += [_grid(_seg_cells(result, model, k), COLUMNS), _text(_agreement(seg), lines=2)]
+        drawn += shown
+        if len(model.segs) > len(shown):
+            blocks.append(_text(f"{len(model.segs) - len(shown)} more [SEG] are in the JSON file.", lines=1))
+        if not layers:
+            blocks.append(_text(_together(result, model), lines=2))
+    has_maps = any(model.segs or (model.nearest and not layers) for model in result.models)
     if has_maps:
         blocks.append(scale_legend(WIDTH // 2, _LETTERS))
-    if marks := {label: None for label in _LABELS if label in set(labels)}:
-        blocks.append(points_legend(marks, WIDTH // 2, _LETTERS))
+    labels = set() if layers else {int(label) for seg in drawn for label in _shown_points(seg).labels}
+    if labels:
+        blocks.append(points_legend(dict.fromkeys(labels), WIDTH // 2, _LETTERS))
     if has_maps and result.wanted:
         blocks.append(_text(_BOUND))
     return stack(blocks)
@@ -120,7 +97,7 @@ def _text(text: str, letters: int = _LETTERS, *, lines: int = 3) -> Block:
 def _head(model: ModelResult) -> list[Block]:
     """A line, the model's name and its answer."""
     rule = Image.new("RGB", (WIDTH, 14), _WHITE)
-    ImageDraw.Draw(rule).line((0, 8, WIDTH, 8), fill=(190, 190, 190), width=2)
+    ImageDraw.Draw(rule).line((0, 8, WIDTH, 8), fill=_RULE, width=2)
     answer = f"answer{' (given to the model)' if model.given else ''}: {model.answer or '(no words)'}"
     if not model.finished:
         answer += " ... (cut off at its longest length)"
@@ -166,58 +143,65 @@ def _agreement(seg: SegResult) -> str:
 # -- panels ------------------------------------------------------------------------------------------------------------
 
 
-def _cells(result: ImageResult, model: ModelResult, k: int) -> list[Cell]:
+def _seg_cells(result: ImageResult, model: ModelResult, k: int) -> list[Cell]:
     """The two lines of panels of one [SEG]."""
-    seg, target = model.segs[k], target_of(result.truths, k)
-    points = _points_of(seg)
+    seg, target, points = model.segs[k], target_of(result.truths, k), _shown_points(model.segs[k])
     counts = [(int(np.count_nonzero(points.labels == label)), name) for label, name in _LABELS.items()]
     marked = ", ".join(f"{count} {name}" for count, name in counts if count) or "no"
-    where = "" if model.prompt != "seg" else ", not in its prompt"
-    maps = {name: f"map: {MAPS[name].title}" for name in ("before", "sam", "words")}
-    words = f'{maps["words"]}: "{seg.words}"'
-    others = [prompt for prompt in ("both", "seg", "points") if prompt != model.prompt]
-    original = f"mask: {PROMPTS['plain_points'].title}"
-    return [
-        Cell(_panel(result), "image", f"{result.image.width} x {result.image.height}"),
-        _map_cell(result, seg.maps["lmm"], f"map: {MAPS['lmm'].title}; {marked} points{where}", points=points),
-        _map_cell(result, seg.maps["before"], maps["before"]),
-        _map_cell(result, seg.maps["sam"], maps["sam"]),
-        _map_cell(result, seg.maps["words"], words)
-        if "words" in seg.maps
-        else _blank(result, maps["words"], "the answer has no words for this [SEG]"),
-        _mask_cell(result, seg.masks["own"], f"the model's mask: {PROMPTS[model.prompt].title}"),
-        *(_mask_cell(result, seg.masks[prompt], f"mask: {PROMPTS[prompt].title}") for prompt in others),
-        _mask_cell(result, seg.masks["plain_points"], original, points=True)
-        if "plain_points" in seg.masks
-        else _blank(result, original, "the model comes without the original SAM"),
-        *([] if target is None else [_truth_cell(result, target)]),
-    ]
+    details = {"lmm": f"; {marked} points{', not in its prompt' if model.prompt == 'seg' else ''}"}
+    if "words" in seg.maps:
+        details["words"] = f': "{seg.words}"'
+    cells = [_image_cell(result, "image")]
+    for name in ("lmm", "before", "sam", "words"):
+        title = f"map: {MAPS[name].title}{details.get(name, '')}"
+        if name in seg.maps:
+            cells.append(_map_cell(result, seg.maps[name], title, points if name == "lmm" else None))
+        else:
+            cells.append(_blank(result, title, "the answer has no words for this [SEG]"))
+    cells.append(_mask_cell(result, seg.masks["own"], f"the model's mask: {PROMPTS[model.prompt].title}"))
+    for prompt in ("both", "seg", "points", "plain_points"):
+        title = f"mask: {PROMPTS[prompt].title}"
+        if prompt not in seg.masks:
+            cells.append(_blank(result, title, "the model comes without the original SAM"))
+        elif prompt != model.prompt:
+            cells.append(_mask_cell(result, seg.masks[prompt], title, points=prompt == "plain_points"))
+    return cells if target is None else [*cells, _truth_cell(result, target)]
 
 
-def _refusal(result: ImageResult, model: ModelResult) -> list[Block]:
-    """What there is to see of an answer without [SEG]: words, and what is no answer named as such."""
-    cells = [Cell(_panel(result), "image, no mask", f"{result.image.width} x {result.image.height}")]
-    nearest = model.nearest
-    if nearest is not None:
+def _layer_cells(result: ImageResult, seg: SegResult) -> list[Cell]:
+    last = len(seg.layers) - 1
+    names = {0: ": embeddings", last: ": last, after the norm"}
+    side = WIDTH // LAYER_COLUMNS
+    return [_map_cell(result, layer, f"layer {k}{names.get(k, '')}", side=side) for k, layer in enumerate(seg.layers)]
+
+
+def _refusal_cells(result: ImageResult, model: ModelResult) -> list[Cell]:
+    """What there is to see of an answer without [SEG]; what is no answer is named as such."""
+    cells = [_image_cell(result, "image, no mask")]
+    if nearest := model.nearest:
         title = f'NOT an answer: where the state looks that came nearest to [SEG], at "{nearest.token}"'
         cell = _map_cell(result, nearest.map, title)
         numbers = [f"chance of [SEG] there {nearest.probability:.1g}", cell.numbers]
         cells.append(cell._replace(numbers="; ".join(filter(None, numbers))))
-    if result.truths:
-        cells.append(_truth_cell(result, joined_target(result.truths)))
-    return [_text(_no_seg(model)), _grid(cells, COLUMNS)]
+    return [*cells, _truth_cell(result, joined_target(result.truths))] if result.truths else cells
 
 
-def _points_of(seg: SegResult) -> MaskResult:
+def _shown_points(seg: SegResult) -> MaskResult:
     """The prompt whose points are shown on the map: the model's own, or what it would be with points."""
     own = seg.masks["own"]
     return own if len(own.labels) else seg.masks["points"]
 
 
-def _panel(result: ImageResult, side: int = WIDTH // COLUMNS, points: MaskResult | None = None, **parts: Any) -> Any:
+def _panel(
+    result: ImageResult, side: int = WIDTH // COLUMNS, points: MaskResult | None = None, **parts: Any
+) -> Image.Image:
     if points is not None:
         parts |= {"points_xy": points.points_xy, "point_labels": points.labels}
     return panel(result.image, side=side - _GAP, **parts)
+
+
+def _image_cell(result: ImageResult, title: str) -> Cell:
+    return Cell(_panel(result), title, f"{result.image.width} x {result.image.height}")
 
 
 def _map_cell(
@@ -263,16 +247,13 @@ def _grid(cells: Sequence[Cell], columns: int) -> Image.Image:
     width = WIDTH // columns
     lines = []
     for start in range(0, len(cells), columns):
-        part = cells[start : start + columns]
-        tall = max(cell.picture.height for cell in part)
+        line = cells[start : start + columns]
+        tall = max(cell.picture.height for cell in line)
         blocks = []
-        for cell in part:
+        for cell in line:
             room = Image.new("RGB", (width, tall + _GAP), _WHITE)
             room.paste(cell.picture, (_GAP // 2, _GAP // 2 + (tall - cell.picture.height) // 2))
             texts = [text_block(text, width, _LETTERS, lines=_LINES) for text in (cell.title, cell.numbers)]
             blocks.append(stack([room, *texts]))
-        line = Image.new("RGB", (WIDTH, max(block.height for block in blocks)), _WHITE)
-        for column, block in enumerate(blocks):
-            line.paste(block, (column * width, 0))
-        lines.append(line)
+        lines.append(beside(blocks, columns))
     return stack(lines)

@@ -22,7 +22,7 @@ from pydantic import NonNegativeInt
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
 from readseg.analysis.cases import Case, TargetMask, cases_of
 from readseg.analysis.similarity_maps import layer_maps
-from readseg.analysis.studies.map_records import MapScores, iou_of, maximum_of, measure_maps
+from readseg.analysis.studies.map_records import MapScores, iou_of, measure_maps
 from readseg.analysis.studies.maps import (
     MAP_COLUMNS,
     MAP_RULES,
@@ -106,7 +106,7 @@ def measure_layers(segmenter: Segmenter, case: Case, options: ExamineOptions | N
 def target_maps(states: AnswerStates, targets: Sequence[TargetMask], layer: int) -> list[np.ndarray | None]:
     """The map (H, W) of one layer for each expected mask; None where there is none."""
     maps = layer_maps(states, layer)
-    return [maximum_of([maps[seg] for seg in target.seg_indices]) for target in targets]
+    return [measure_maps([maps[seg] for seg in target.seg_indices], None).map for target in targets]
 
 
 def spread(layers: Sequence[int], most: int) -> list[int]:

@@ -10,9 +10,8 @@ Source: section 3.2, appendices A.1, B and C.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -29,7 +28,7 @@ from readseg.analysis.similarity_maps import MAPS, MapSpec, SimilarityMap
 from readseg.core import sasp
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
 from readseg.core.token_grid import axes, cells_inside
-from readseg.evaluation.predictions import same_words, words_of
+from readseg.evaluation.predictions import Rle, same_words, words_of
 from readseg.inference.segmenter import Segmenter
 
 RECORD = 2
@@ -53,31 +52,10 @@ def _sound_counts(counts: Counts) -> Counts:
 
 
 def _sound_grid(grid: Grid) -> Grid:
-    try:
-        size = len(base64.b64decode(grid.levels, validate=True))
-    except binascii.Error as error:
-        raise ValueError("levels are no base64") from error
+    size = len(base64.b64decode(grid.levels, validate=True))  # its error is a ValueError
     if size != grid.hw[0] * grid.hw[1]:
         raise ValueError(f"expected {grid.hw[0]} x {grid.hw[1]} levels, got {size}")
     return grid
-
-
-def _sound_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    size = rle.get("size")
-    if not isinstance(size, list) or list(map(type, size)) != [int, int] or not isinstance(rle.get("counts"), str):
-        raise ValueError("expected a mask: size (H, W) and counts")
-    return rle
-
-
-def _known(names: Iterable[str]) -> AfterValidator:
-    known = frozenset(names)
-
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError("there is none of this name")
-        return name
-
-    return AfterValidator(check)
 
 
 # JSON has no NaN: null stands for it.
@@ -86,9 +64,8 @@ Number = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
 ]
-MapName = Annotated[str, _known(MAPS)]
-PromptName = Annotated[str, _known(PROMPTS)]
-Rle = Annotated[dict[str, Any], AfterValidator(_sound_rle)]
+MapName = Annotated[str, Field(pattern=f"^({'|'.join(MAPS)})$")]
+PromptName = Annotated[str, Field(pattern=f"^({'|'.join(PROMPTS)})$")]
 
 
 class Counts(NamedTuple):
@@ -108,19 +85,14 @@ class PointPrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class MapScores:
-    """What one map knows of its target.
+    """What one map knows of its target (`map_metrics.localisation`; NaN without a pixel on the target)."""
 
-    counts: of the mask at the map's best threshold for this target (appendix A.1), which is `threshold`.
-    pointing, mass_inside, auc: see `map_metrics.localisation`; NaN without a pixel on the target.
-    intersections, unions: (T,) of the masks at all thresholds; empty where the curve is not kept.
-    """
-
-    counts: Annotated[Counts, AfterValidator(_sound_counts)]
+    counts: Annotated[Counts, AfterValidator(_sound_counts)]  # at the best threshold for this target (appendix A.1)
     threshold: Number
     pointing: Number
     mass_inside: Number
     auc: Number
-    intersections: tuple[NonNegativeInt, ...] = field(default=(), repr=False)
+    intersections: tuple[NonNegativeInt, ...] = field(default=(), repr=False)  # (T,), empty where they are not kept
     unions: tuple[NonNegativeInt, ...] = field(default=(), repr=False)
 
 
@@ -131,18 +103,13 @@ class Grid:
     Pixel (x, y) of the image shows the grid, interpolated between the centres of its cells and constant beyond the
     outermost, at column (x + 0.5 - x0) w / (x1 - x0) - 0.5 and row (y + 0.5 - y0) h / (y1 - y0) - 0.5; 0 outside of
     the box. Where the model rounds (alignment "reference") that is the map to within a pixel.
-
-    hw: (h, w), its sides.
-    box: (x0, y0, x1, y1) in image pixels, the rectangle that it covers; it may reach beyond the image.
-    low, high: the least score, which is 0 on the map, and the greatest one, 1 on the map.
-    levels: base64 of h * w bytes in raster order, round(255 v) of the value v on the map.
     """
 
     hw: tuple[NonNegativeInt, NonNegativeInt]
-    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
-    low: Number
-    high: Number
-    levels: str = field(repr=False)
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]  # (x0, y0, x1, y1) in image pixels, or beyond
+    low: Number  # the least score, which is 0 on the map
+    high: Number  # the greatest one, which is 1
+    levels: str = field(repr=False)  # base64 of h * w bytes in raster order: round(255 v) of the value v on the map
 
     @property
     def values(self) -> Float[np.ndarray, "h w"]:
@@ -154,60 +121,38 @@ class Grid:
 class MapRecord:
     """One expected mask of one question, and all that is measured of it.
 
-    key: of the question, unique within the benchmark.
-    unit: which of the question's expected masks, from 0.
-    image: name of the page: what scores are grouped by.
-    place: the image's file relative to the folder of all data, or the name of a scene.
-    section, kind: part of the benchmark, and kind of question.
-    tags: what else scores are grouped by, sorted.
-    size: (H, W).
-    question: in the data set's words.
-    answer: the model's words with its [SEG].
-    expected: the answer that is expected, where the data set has one.
-    given: whether the model was given its answer.
-    segs: how many [SEG] the answer holds.
-    places: which of them speak of this mask, from 0.
-    words: the answer's own words for it, "" where it has none.
-    words_right: whether the answer names what was asked for; None where that cannot be told.
-    misaligned: the words are right and the model's own mask misses the target.
-    wanted, counted: pixels on the target, and pixels that count, on it or not.
-    maps: by the names of `MAPS`; None where there is no such map of this mask (no [SEG], no words, a constant map), and
-        no entry where it was not asked for or is not available.
-    prompts: counts by the names of `PROMPTS`, None and no entry in the same cases.
-    consistency: IoU of the masks of the maps "lmm" and "sam", each at its own best threshold; NaN without both.
-    spearman: rank correlation of the two maps; NaN without both.
-    target, ignored, mask: what is expected; the pixels that do not count, None where all do; the model's own mask.
-    points: the points of the model's own prompt, of all `places`.
-    grids: of the maps that keep them, one for each of `places` that has a map; the map shows their maximum.
+    Maps and prompts are None where there is none of this mask (no [SEG], no words, a constant map), and have no entry
+    where they were not asked for or are not available.
     """
 
-    key: str
-    unit: NonNegativeInt
-    image: str
-    place: str
+    key: str  # of the question, unique within the benchmark
+    unit: NonNegativeInt  # which of the question's expected masks, from 0
+    image: str  # name of the page: what scores are grouped by
+    place: str  # the image's file relative to the folder of all data, or the name of a scene
     section: str
     kind: str
-    tags: tuple[str, ...]
-    size: tuple[NonNegativeInt, NonNegativeInt]
-    question: str
-    answer: str
-    expected: str | None
-    given: bool
-    segs: NonNegativeInt
-    places: tuple[NonNegativeInt, ...]
-    words: str
-    words_right: bool | None
-    misaligned: bool
-    wanted: NonNegativeInt
-    counted: NonNegativeInt
+    tags: tuple[str, ...]  # sorted
+    size: tuple[NonNegativeInt, NonNegativeInt]  # (H, W)
+    question: str  # in the data set's words
+    answer: str  # the model's words with its [SEG]
+    expected: str | None  # the answer, where the data set has one
+    given: bool  # whether the model was given its answer
+    segs: NonNegativeInt  # how many [SEG] the answer holds
+    places: tuple[NonNegativeInt, ...]  # which of them speak of this mask, from 0
+    words: str  # the answer's own words for it
+    words_right: bool | None  # whether it names what was asked for; None where that cannot be told
+    misaligned: bool  # the words are right and the model's own mask misses the target
+    wanted: NonNegativeInt  # pixels on the target
+    counted: NonNegativeInt  # pixels that count, on it or not
     maps: Mapping[MapName, MapScores | None] = field(repr=False)
     prompts: Mapping[PromptName, Annotated[Counts, AfterValidator(_sound_counts)] | None] = field(repr=False)
-    consistency: Number
-    spearman: Number
+    consistency: Number  # IoU of the masks of the maps "lmm" and "sam" at their best thresholds; NaN without both
+    spearman: Number  # rank correlation of the two
     target: Rle = field(repr=False)
-    ignored: Rle | None = field(repr=False)
-    mask: Rle = field(repr=False)
-    points: tuple[PointPrompt, ...] = field(repr=False)
+    ignored: Rle | None = field(repr=False)  # the pixels that do not count; None where all do
+    mask: Rle = field(repr=False)  # the model's own
+    points: tuple[PointPrompt, ...] = field(repr=False)  # of the model's own prompt, of all `places`
+    # Of the maps that keep them, one for each of `places` that has a map; the map shows their maximum.
     grids: Mapping[MapName, tuple[Annotated[Grid, AfterValidator(_sound_grid)], ...]] = field(repr=False)
 
     @property
@@ -243,16 +188,11 @@ def iou_of(counts: Counts) -> float:
 
 
 class MapResult(NamedTuple):
-    """The maps of a target's [SEG], their pixelwise maximum (H, W), and what it knows of the target.
+    """The maps of a target's [SEG], their pixelwise maximum, and what it knows of the target."""
 
-    maps: none where there is no such map at all.
-    map: None where all of them are constant.
-    scores: None without a map, or without a target to hold it against.
-    """
-
-    maps: tuple[SimilarityMap, ...]
-    map: Map | None
-    scores: MapScores | None
+    maps: tuple[SimilarityMap, ...]  # none where there is no such map at all
+    map: Map | None  # (H, W); None where all of them are constant
+    scores: MapScores | None  # None without a map, or without a target to hold it against
 
 
 class MaskResult(NamedTuple):
@@ -266,20 +206,13 @@ class MaskResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TargetResult:
-    """All that is measured of one target of an answer.
+    """All that is measured of one target of an answer, by the names of the available `MAPS` and `PROMPTS`."""
 
-    words: the answer's own words for it, "" where it has none.
-    maps: by the names of `MAPS`, what is available.
-    masks: by the names of `PROMPTS`; None where no [SEG] speaks of the target.
-    spearman: rank correlation of the maps "lmm" and "sam"; NaN where one is missing.
-    consistency: IoU of their masks at their best thresholds; NaN also where maps are held against no target.
-    """
-
-    words: str
+    words: str  # the answer's own for it
     maps: Mapping[str, MapResult]
-    masks: Mapping[str, MaskResult | None]
-    spearman: float
-    consistency: float
+    masks: Mapping[str, MaskResult | None]  # None where no [SEG] speaks of the target
+    spearman: float  # of the maps "lmm" and "sam"; NaN where one is missing
+    consistency: float  # of their masks at their best thresholds; NaN also where maps are held against no target
 
 
 Result = TypeVar("Result", SimilarityMap, PromptMask)
@@ -342,7 +275,8 @@ def measure_maps(
     maps: Sequence[SimilarityMap], target: Shaped[np.ndarray, "H W"] | None, *, curves: bool = False
 ) -> MapResult:
     """The pixelwise maximum of maps, and what it knows of a target; `curves` keeps its counts at all thresholds."""
-    value_map = maximum_of(maps)
+    values = [one.map for one in maps if one.map is not None]
+    value_map = np.maximum.reduce(values) if values else None
     if value_map is None or target is None:
         return MapResult(tuple(maps), value_map, None)
     curve, place = search_thresholds(value_map, target), localisation(value_map, target)
@@ -356,12 +290,6 @@ def measure_maps(
         unions=tuple(curve.unions.tolist()) if curves else (),
     )
     return MapResult(tuple(maps), value_map, scores)
-
-
-def maximum_of(maps: Iterable[SimilarityMap]) -> Map | None:
-    """The pixelwise maximum (H, W) of those maps that have one; None where none has."""
-    values = [one.map for one in maps if one.map is not None]
-    return np.maximum.reduce(values) if values else None
 
 
 def _measured_mask(masks: Sequence[PromptMask], target: Shaped[np.ndarray, "H W"] | None) -> MaskResult | None:
@@ -396,10 +324,11 @@ def examine(segmenter: Segmenter, case: Case, options: ExamineOptions | None = N
 def _record(case: Case, number: int, states: AnswerStates, result: TargetResult) -> MapRecord:
     query, page, expected = case.query, case.page, case.targets[number]
     target, hw = expected.target, states.frame.hw
-    right = words_right(case, expected, states.result.answer)
     wanted, ignored = int(np.count_nonzero(target == 1)), target == IGNORED
+    right = words_right(case, expected, states.result.answer)
     own = result.masks["own"]
-    own_counts = own.counts if own is not None and own.counts is not None else Counts(0, wanted)
+    prompts = {name: None if one is None else one.counts for name, one in result.masks.items()}
+    points = [] if own is None else zip(own.points_xy, own.labels, strict=True)
     return MapRecord(
         key=query.key,
         unit=number,
@@ -417,22 +346,17 @@ def _record(case: Case, number: int, states: AnswerStates, result: TargetResult)
         places=expected.seg_indices,
         words=result.words,
         words_right=right,
-        misaligned=right is True and iou_of(own_counts) < MISSED,
+        misaligned=right is True and iou_of(prompts["own"] or Counts(0, wanted)) < MISSED,
         wanted=wanted,
         counted=int(np.count_nonzero(~ignored)),
         maps={name: one.scores for name, one in result.maps.items()},
-        prompts={name: None if one is None else one.counts for name, one in result.masks.items()},
+        prompts=prompts,
         consistency=result.consistency,
         spearman=result.spearman,
         target=encode_rle(target == 1),
         ignored=encode_rle(ignored) if ignored.any() else None,
         mask=encode_rle(np.zeros(hw, bool) if own is None else own.mask),
-        points=()
-        if own is None
-        else tuple(
-            PointPrompt(round(float(x), 2), round(float(y), 2), int(label))
-            for (x, y), label in zip(own.points_xy, own.labels, strict=True)
-        ),
+        points=tuple(PointPrompt(round(float(x), 2), round(float(y), 2), int(label)) for (x, y), label in points),
         grids={
             name: tuple(_grid(states, MAPS[name], one) for one in maps.maps if one.map is not None)
             for name, maps in result.maps.items()
@@ -444,9 +368,8 @@ def _record(case: Case, number: int, states: AnswerStates, result: TargetResult)
 def words_right(case: Case, expected: TargetMask, answer: str) -> bool | None:
     """Whether an answer names what was asked for.
 
-    Where an answer is expected, it must be that one, word for word (`same_words`). Else the answer must hold the name
-    that was asked for, and a [SEG] for this mask. None where that cannot be told: the answer was given to the model, or
-    a whole sentence was asked and no answer is expected.
+    An answer that is expected must be that one, word for word. Else it must hold the name that was asked for, and a
+    [SEG] for this mask. None where that cannot be told: it was given to the model, or a whole sentence was asked.
     """
     if case.reply.is_forced:
         return None

@@ -1,11 +1,7 @@
 """One image and one question, looked at in every way: the numbers behind the figure of `readseg analyse IMAGE`.
 
-Of each [SEG] of each model's answer: the similarity maps at every place of the model, the masks of every kind of
-prompt, how well each of them finds the truth where one is given, and how far they agree where none is. Frame: pixels of
-the image, H x W.
-
-    result = examine_image(segmenter, load_image("desk.png"), "the cup")
-    result.segs[0].maps["sam"].map, result.segs[0].masks["points"].mask
+Of each [SEG] of each model's answer: all maps and masks, how well each finds the truth where one is given, and how far
+they agree where none is. Frame: pixels of the image, H x W.
 
 Source: section 3.2, appendices A.1 and B, figures 4 and 6.
 """
@@ -13,7 +9,7 @@ Source: section 3.2, appendices A.1 and B, figures 4 and 6.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -47,6 +43,7 @@ from readseg.viz.tables import plain as as_json
 FORMAT = "readseg.analysis.image/1"
 
 _COLUMNS = {"iou": "IoU", "threshold": "threshold", "pointing": "pointing", "mass": "mass inside", "auc": "AUC"}
+_MAP_SCORES = ("threshold", "pointing", "mass_inside", "auc")  # of `MapScores`, beside its counts
 _BOUND = (
     "Each map is taken at the threshold that suits the truth best: a bound, no score of a mask that a user would see"
 )
@@ -58,89 +55,54 @@ _SHORT = {name: spec.short for name, spec in PROMPTS.items() if spec.short}
 
 @dataclass(frozen=True, eq=False)
 class SegResult(TargetResult):
-    """All that is measured of one [SEG]: maps and masks that it has, and
-
-    model_agrees: of a given answer, whether the model itself would have said [SEG] here; None of its own answer.
-    layers: the maps of all layers 0 ... K, where they were asked for.
-    agreement: IoU of the masks of any two different prompts.
-    """
+    """All that is measured of one [SEG], with the maps and masks that it has."""
 
     masks: Mapping[str, MaskResult]
-    model_agrees: bool | None
-    layers: tuple[MapResult, ...] = field(repr=False)
-    agreement: Mapping[tuple[str, str], float]
+    model_agrees: bool | None  # of a given answer: would the model itself have said [SEG] here
+    layers: tuple[MapResult, ...] = field(repr=False)  # 0 ... K, where they were asked for
+    agreement: Mapping[tuple[str, str], float]  # IoU of the masks of any two different prompts
 
 
 @dataclass(frozen=True, eq=False)
 class ClosestToken:
-    """Where an answer without [SEG] came nearest to saying it: a state, and no answer.
+    """Where an answer without [SEG] came nearest to saying it: a state, and no answer."""
 
-    place: which token of the answer stands there.
-    token: its text.
-    probability: of [SEG] in its place.
-    rank: of [SEG] among all tokens there, 1 for the likeliest.
-    map: of that state at the last layer: s = h . h_img^T.
-    """
-
-    place: int
+    place: int  # which token of the answer stands there
     token: str
-    probability: float
-    rank: int
-    map: MapResult
+    probability: float  # of [SEG] in its place
+    rank: int  # of [SEG] among all tokens there, 1 for the likeliest
+    map: MapResult  # of that state at the last layer: s = h . h_img^T
 
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """What one model answers, and all that is found of it.
-
-    name: as the figure calls it.
-    source: folder or hub id; None for the embedded one.
-    settings: how it was loaded, JSON values.
-    question: as the model was asked.
-    answer: its words with its [SEG].
-    given: whether it was given its answer.
-    finished: False where the answer was cut off at the limit of its length.
-    present: as in `Segmentation`: None where no object was asked for.
-    prompt, points: what prompts the model's own masks, and how points are chosen.
-    extremes: how many highest and how many lowest cells make "plain_extremes".
-    original_sam: whether there is one.
-    segs: one for each [SEG].
-    together: by prompt, counts of the union of the masks of all [SEG] with that of all truths; empty without one.
-    nearest: of an answer without [SEG]; None where it has no word either.
-    """
+    """What one model answers, and all that is found of it. JSON has these fields in this order."""
 
     name: str
-    source: str | None
-    settings: Mapping[str, Any]
-    question: str
-    answer: str
-    given: bool
-    finished: bool
-    present: bool | None
+    source: str | None  # folder or hub id; None for the embedded one
+    settings: Mapping[str, Any]  # how it was loaded, JSON values
+    question: str  # as the model was asked
+    answer: str  # its words with its [SEG]
+    given: bool  # whether it was given its answer
+    finished: bool  # False where the answer was cut off at the limit of its length
+    present: bool | None  # as in `Segmentation`: None where no object was asked for
     prompt: Prompt
     points: PointConfig
     extremes: int
     original_sam: bool
     segs: tuple[SegResult, ...]
-    together: Mapping[str, Counts]
-    nearest: ClosestToken | None
+    together: Mapping[str, Counts]  # by prompt, of the union of all masks with that of all truths; empty without one
+    nearest: ClosestToken | None  # of an answer without [SEG]; None where it has no word either
 
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What several models make of one question about one image.
+    """What several models make of one question about one image."""
 
-    source: the image's file.
-    image: RGB, upright.
-    query: what was asked.
-    truths: what is expected: one mask for all [SEG], or the k-th for the k-th; none where that is not known.
-    models: in order.
-    """
-
-    source: str
-    image: Image.Image = field(repr=False)
+    source: str  # the image's file
+    image: Image.Image = field(repr=False)  # RGB, upright
     query: str
-    truths: tuple[GroundTruth, ...]
+    truths: tuple[GroundTruth, ...]  # one for all [SEG], or the k-th for the k-th; none where that is not known
     models: tuple[ModelResult, ...]
 
     @property
@@ -181,17 +143,13 @@ def examine_image(
         target = target_of(truths, k)
         judged = _judged(target)
         result = measure_target(states, maps, masks, (k,), target, judge_maps=judged is not None)
-        said = states.result.said
         own_masks = {kind: one for kind, one in result.masks.items() if one is not None}
         different = [(kind, one.mask) for kind, one in own_masks.items() if kind != states.prompt]
         segs.append(
             SegResult(
-                words=result.words,
-                maps={name: one for name, one in result.maps.items() if one.maps},
-                masks=own_masks,
-                spearman=result.spearman,
-                consistency=result.consistency,
-                model_agrees=None if said is None else said[k],
+                **vars(result)
+                | {"maps": {name: one for name, one in result.maps.items() if one.maps}, "masks": own_masks},
+                model_agrees=None if states.result.said is None else states.result.said[k],
                 layers=tuple(measure_maps([one[k]], judged) for one in all_layers),
                 agreement={(a, b): iou(mask, other) for (a, mask), (b, other) in combinations(different, 2)},
             )
@@ -223,9 +181,8 @@ def examine_image(
 
 def target_of(truths: Sequence[GroundTruth], k: int) -> UInt8[np.ndarray, "H W"] | None:
     """The target (H, W) that the k-th [SEG] is held against, from 0; None where there is none for it."""
-    if len(truths) == 1:
-        return truths[0].target
-    return truths[k].target if k < len(truths) else None
+    place = 0 if len(truths) == 1 else k
+    return truths[place].target if place < len(truths) else None
 
 
 def _judged(target: UInt8[np.ndarray, "H W"] | None) -> UInt8[np.ndarray, "H W"] | None:
@@ -234,21 +191,17 @@ def _judged(target: UInt8[np.ndarray, "H W"] | None) -> UInt8[np.ndarray, "H W"]
 
 
 def _closest_token(states: AnswerStates, target: UInt8[np.ndarray, "H W"] | None) -> ClosestToken | None:
-    answer, segmenter = states.reply.answer, states.segmenter
+    answer, model = states.reply.answer, states.segmenter.model
     if not answer.ids:
         return None
-    seg = segmenter.model.config.seg_token_id
-    logits = segmenter.model.lmm.lm_head(answer.states).float()
+    seg = model.config.seg_token_id
+    logits = model.lmm.lm_head(answer.states).float()
     log_probabilities = logits.log_softmax(-1)[:, seg]
     place = int(log_probabilities.argmax())
-    token = segmenter.processor.decode(answer.ids[place : place + 1])
-    return ClosestToken(
-        place=place,
-        token=token,
-        probability=float(log_probabilities[place].exp()),
-        rank=1 + int((logits[place] > logits[place, seg]).sum()),
-        map=measure_maps([token_map(states, [place], token)], _judged(target)),
-    )
+    token = states.segmenter.processor.decode(answer.ids[place : place + 1])
+    rank = 1 + int((logits[place] > logits[place, seg]).sum())
+    value_map = measure_maps([token_map(states, [place], token)], _judged(target))
+    return ClosestToken(place, token, float(log_probabilities[place].exp()), rank, value_map)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -299,37 +252,32 @@ def _seg_json(seg: SegResult) -> dict[str, Any]:
         "layers": [_map_json(one) for one in seg.layers],
         "spearman": seg.spearman,
         "consistency": seg.consistency,
-        "masks": {
-            kind: {
-                "share": float(one.mask.mean()),
-                "truth": None if one.counts is None else _counts_json(one.counts),
-                "points": [
-                    [_short(x), _short(y), int(label)] for (x, y), label in zip(one.points_xy, one.labels, strict=True)
-                ],
-                "mask": encode_rle(one.mask),
-            }
-            for kind, one in seg.masks.items()
-        },
+        "masks": {kind: _mask_json(one) for kind, one in seg.masks.items()},
         "agreement": [{"prompts": list(pair), "iou": value} for pair, value in seg.agreement.items()],
+    }
+
+
+def _mask_json(one: MaskResult) -> dict[str, Any]:
+    points = zip(one.points_xy, one.labels, strict=True)
+    return {
+        "share": float(one.mask.mean()),
+        "truth": None if one.counts is None else _counts_json(one.counts),
+        "points": [[_short(x), _short(y), int(label)] for (x, y), label in points],
+        "mask": encode_rle(one.mask),
     }
 
 
 def _map_json(result: MapResult) -> dict[str, Any]:
     (one,), scores = result.maps, result.scores
+    truth = None
+    if scores is not None:
+        truth = _counts_json(scores.counts) | {name: getattr(scores, name) for name in _MAP_SCORES}
     return {
         "layer": one.layer,
         "of": one.of,
         "grid": list(one.grid_hw),
         "constant": one.map is None,
-        "truth": None
-        if scores is None
-        else {
-            **_counts_json(scores.counts),
-            "threshold": scores.threshold,
-            "pointing": scores.pointing,
-            "mass_inside": scores.mass_inside,
-            "auc": scores.auc,
-        },
+        "truth": truth,
         "scores": [_short(score) for score in one.scores],
     }
 
@@ -348,66 +296,57 @@ def _short(value: np.floating) -> float:
 
 def tables_of(result: ImageResult) -> list[Table]:
     """The tables of one image: masks always, maps where there is something to find; none for answers without [SEG]."""
-    segs = list(_segs(result))
+    segs = [
+        (model.name if len(model.segs) == 1 else f"{model.name}, [SEG] {number}", model, seg)
+        for model in result.models
+        for number, seg in enumerate(model.segs, start=1)
+    ]
     if not segs:
         return []
+    held_against = []
+    if len(result.truths) > 1:
+        held_against.append("The k-th [SEG] is held against the k-th truth")
+    elif result.truths and any(len(model.segs) > 1 for model in result.models):
+        held_against.append("The truth is one mask: each [SEG] is held against all of it")
+    rows, notes = [], []
+    for group, model, seg in segs:
+        rows += _mask_rows(group, model, seg)
+        if not math.isnan(seg.spearman):
+            what = "rank correlation of the maps of the language model and of the mask decoder"
+            notes.append(f"{group}: {what} {seg.spearman:.3f}")
+    columns = {"share": "of the image"} | ({"iou": "IoU"} if result.truths else {})
+    columns |= {kind: short for kind, short in _SHORT.items() if any(kind in row.cells for row in rows)}
+    title = "The masks of each prompt: how much of the image, IoU with the truth, and with each other's masks"
+    masks = Table(title, "prompt", columns, rows, [*notes, *held_against])
     if not result.wanted:
-        return [_mask_table(result)]
-    maps = [Row(MAPS[name].title, _map_cells(one), group) for group, _, seg in segs for name, one in seg.maps.items()]
-    tables = [Table("Where the maps look", "map", _COLUMNS, maps, [_BOUND, *_notes(result)]), _mask_table(result)]
-    layers = [Row(f"layer {k}", _map_cells(one), group) for group, _, seg in segs for k, one in enumerate(seg.layers)]
-    if layers:
-        tables.append(Table("The map at each layer of the language model", "layer", _COLUMNS, layers, [_BOUND]))
+        return [masks]
+    rows = [Row(MAPS[name].title, _map_cells(one), group) for group, _, seg in segs for name, one in seg.maps.items()]
+    tables = [Table("Where the maps look", "map", _COLUMNS, rows, [_BOUND, *held_against]), masks]
+    rows = [Row(f"layer {k}", _map_cells(one), group) for group, _, seg in segs for k, one in enumerate(seg.layers)]
+    if rows:
+        tables.append(Table("The map at each layer of the language model", "layer", _COLUMNS, rows, [_BOUND]))
     return tables
-
-
-def _segs(result: ImageResult) -> Iterator[tuple[str, ModelResult, SegResult]]:
-    """Every [SEG] with its model and the name of its group of rows."""
-    for model in result.models:
-        for number, seg in enumerate(model.segs, start=1):
-            yield model.name if len(model.segs) == 1 else f"{model.name}, [SEG] {number}", model, seg
 
 
 def _map_cells(one: MapResult) -> dict[str, Cell]:
     scores = one.scores
     if scores is None:
         return {}
-    values = (iou_of(scores.counts), scores.threshold, scores.pointing, scores.mass_inside, scores.auc)
+    values = (iou_of(scores.counts), *(getattr(scores, name) for name in _MAP_SCORES))
     return dict(zip(_COLUMNS, values, strict=True))
 
 
-def _mask_table(result: ImageResult) -> Table:
+def _mask_rows(group: str, model: ModelResult, seg: SegResult) -> list[Row]:
     rows = []
-    notes = []
-    for group, model, seg in _segs(result):
-        for kind, one in seg.masks.items():
-            if kind == model.prompt:
-                continue  # the same mask as its own
-            cells: dict[str, Cell] = {"share": float(one.mask.mean())}
-            if one.counts is not None:
-                cells["iou"] = iou_of(one.counts)
-            for (first, second), value in seg.agreement.items():
-                if kind in (first, second):
-                    cells[second if kind == first else first] = value
-            title = f"own: {PROMPTS[model.prompt].title}" if kind == "own" else PROMPTS[kind].title
-            rows.append(Row(title, cells, group))
-        if not math.isnan(seg.spearman):
-            what = "rank correlation of the maps of the language model and of the mask decoder"
-            notes.append(f"{group}: {what} {seg.spearman:.3f}")
-    columns = {"share": "of the image"} | ({"iou": "IoU"} if result.truths else {})
-    columns |= {kind: short for kind, short in _SHORT.items() if any(kind in row.cells for row in rows)}
-    return Table(
-        title="The masks of each prompt: how much of the image, IoU with the truth, and with each other's masks",
-        first="prompt",
-        columns=columns,
-        rows=rows,
-        notes=[*notes, *_notes(result)],
-    )
-
-
-def _notes(result: ImageResult) -> list[str]:
-    if len(result.truths) > 1:
-        return ["The k-th [SEG] is held against the k-th truth"]
-    if result.truths and any(len(model.segs) > 1 for model in result.models):
-        return ["The truth is one mask: each [SEG] is held against all of it"]
-    return []
+    for kind, one in seg.masks.items():
+        if kind == model.prompt:
+            continue  # the same mask as its own
+        cells: dict[str, Cell] = {"share": float(one.mask.mean())}
+        if one.counts is not None:
+            cells["iou"] = iou_of(one.counts)
+        for (first, second), value in seg.agreement.items():
+            if kind in (first, second):
+                cells[second if kind == first else first] = value
+        title = f"own: {PROMPTS[model.prompt].title}" if kind == "own" else PROMPTS[kind].title
+        rows.append(Row(title, cells, group))
+    return rows
