@@ -32,7 +32,7 @@ from readseg.core.io import atomic_write
 from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.run import StudyResult, run_study
+from readseg.evaluation.run import run_study
 from readseg.viz.tables import Cell, Row, Table, printable, to_markdown
 
 _TRUTH = "plain_truth"  # its masks are missing for reasons of their own
@@ -44,7 +44,8 @@ MAP_COLUMNS: Mapping[str, str] = {
     "mass": "mass inside",
     "auc": "AUC",
 }
-"""Headings of what a map knows."""
+# By their columns: the score of a map, and what counts where there is none.
+_MAP_SCORES = {"pointing": ("pointing", 0.0), "mass": ("mass_inside", 0.0), "auc": ("auc", 0.5)}
 
 MAP_RULES = (
     "at the best threshold of each mask, found with the truth (appendix A.1): bounds on what a threshold could reach, "
@@ -52,11 +53,7 @@ MAP_RULES = (
     "AUC below 0.5: the map is darker on the target than elsewhere",
     "where there is no map, an empty mask, 0, 0 and AUC 0.5 count",
 )
-"""How to read them."""
-
-WHOLE = "area: the whole image"
-"""The row of a map that knows nothing."""
-
+WHOLE = "area: the whole image"  # the row of a map that knows nothing
 WHOLE_NOTE = (
     f"{WHOLE}: all of the image as the mask; for pointing and mass inside the area of the target, which is what a "
     "constant map gets, and 0.5 for AUC"
@@ -88,19 +85,12 @@ R = TypeVar("R", bound=Target, covariant=True)
 
 @dataclass(frozen=True)
 class ModelStudy(Generic[R]):
-    """What a study measured of one model.
-
-    name: the model's.
-    records: one for each expected mask, in the benchmark's order.
-    protocol: of `benchmarks.Protocol`.
-    about: of the study: how many images of how many.
-    benchmark: its name, for titles.
-    """
+    """What a study measured of one model."""
 
     name: str
-    records: Sequence[R] = field(repr=False)
+    records: Sequence[R] = field(repr=False)  # one for each expected mask, in the benchmark's order
     protocol: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)  # how many images of how many
     benchmark: str = ""
 
 
@@ -123,9 +113,8 @@ def map_table(studies: Sequence[MapStudy]) -> Table:
         rows.append(Row(WHOLE, area_cells(study.records), group))
     notes = [*MAP_RULES, *_spec_notes(MAPS, rows), WHOLE_NOTE]
     for study in studies:
-        nowhere = sum(not _defined(record, "pointing") for record in study.records)
-        if nowhere:
-            notes.append(f"{_prefix(study, studies)}{nowhere} targets are empty: they count in gIoU and cIoU only")
+        if empty := sum(record.wanted == 0 for record in study.records):
+            notes.append(f"{_prefix(study, studies)}{empty} targets are empty: they count in gIoU and cIoU only")
     return Table("What the maps know", "map", MAP_COLUMNS, rows, [*notes, *_notes(studies, MAPS, "maps")])
 
 
@@ -140,15 +129,13 @@ def prompt_table(studies: Sequence[MapStudy]) -> Table:
     for study in studies:
         if study.own:
             notes.append(f"{_prefix(study, studies)}{PROMPTS['own'].title}: {PROMPTS[study.own].title}")
-        pointless = sum(record.prompts.get(_TRUTH, ()) is None for record in study.records)
-        if pointless:
+        if pointless := sum(record.prompts.get(_TRUTH, ()) is None for record in study.records):
             notes.append(
                 f"{_prefix(study, studies)}{PROMPTS[_TRUTH].title}: {pointless} true masks cover all cells alike, none "
                 "or every one: no points, and an empty mask counts"
             )
-    columns = {"giou": "gIoU", "ciou": "cIoU"}
     notes += _notes(studies, PROMPTS, "prompts")
-    return Table("What prompts the mask decoder", "prompt", columns, rows, notes)
+    return Table("What prompts the mask decoder", "prompt", {"giou": "gIoU", "ciou": "cIoU"}, rows, notes)
 
 
 def agreement_table(studies: Sequence[MapStudy]) -> Table:
@@ -160,10 +147,8 @@ def agreement_table(studies: Sequence[MapStudy]) -> Table:
         "words": "words right",
         "misaligned": "misaligned",
     }
-    rows = []
-    for study in studies:
-        group = _group(study, studies)
-        rows += [Row(name, _agreement_cells(records), group) for name, records in _parts(study.records)]
+    parts = [(study, name, records) for study in studies for name, records in _parts(study.records)]
+    rows = [Row(name, _agreement_cells(records), _group(study, studies)) for study, name, records in parts]
     notes = [
         f"IoU of the maps: of the masks of the maps {MAPS['lmm'].title!r} and {MAPS['sam'].title!r}, each at its own "
         "best threshold; Spearman: their rank correlation over all pixels; both over the masks that have both maps",
@@ -172,12 +157,10 @@ def agreement_table(studies: Sequence[MapStudy]) -> Table:
         f"misaligned: of those with right words, the share whose mask misses the target (IoU below {MISSED:g})",
         *coverage(studies),
     ]
-    parts = [part for study in studies for _, part in _parts(study.records)]
-    if any(len({record.image for record in part}) == 1 for part in parts):
+    if any(len({record.image for record in records}) == 1 for _, _, records in parts):
         notes.append("of parts about a single image the interval has no width: it says nothing of other images")
     for study in studies:
-        lacking = sum(math.isnan(record.consistency) for record in study.records)
-        if lacking:
+        if lacking := sum(math.isnan(record.consistency) for record in study.records):
             notes.append(f"{_prefix(study, studies)}{lacking} of {len(study.records)} masks lack one of the two maps")
     return Table("Do the maps agree, and do words and masks?", "questions", columns, rows, notes)
 
@@ -194,8 +177,8 @@ def misaligned_table(study: MapStudy, most: int = 100) -> Table:
     columns = {"question": "question", "answer": "answer", "own": "own mask", "lmm": "lmm map", "sam": "sam map"}
     rows = []
     for record in misaligned[:most]:
-        cells: dict[str, Cell] = {"question": record.question, "answer": record.answer, "own": record.own_iou}
-        cells |= {name: iou_of(record.map_counts(name)) for name in ("lmm", "sam")}
+        ious = {name: iou_of(record.map_counts(name)) for name in ("lmm", "sam")}
+        cells: dict[str, Cell] = {"question": record.question, "answer": record.answer, "own": record.own_iou, **ious}
         rows.append(Row(f"{record.key}, mask {record.unit + 1}" if record.unit else record.key, cells))
     right = sum(record.words_right is True for record in study.records)
     judged = sum(record.words_right is not None for record in study.records)
@@ -243,14 +226,9 @@ def map_cells(targets: Sequence[Target], scores: Sequence[MapScores | None]) -> 
     """
     pairs = list(zip(targets, scores, strict=True))
     cells = iou_cells(targets, [Counts(0, t.wanted) if one is None else one.counts for t, one in pairs])
-    numbers: Mapping[str, tuple[Callable[[MapScores], float], float]] = {
-        "pointing": (lambda one: one.pointing, 0.0),
-        "mass": (lambda one: one.mass_inside, 0.0),
-        "auc": (lambda one: one.auc, 0.5),
-    }
-    for column, (number, absent) in numbers.items():
+    for column, (name, absent) in _MAP_SCORES.items():
         defined = [(target, one) for target, one in pairs if _defined(target, column)]
-        values = [math.nan if one is None else number(one) for _, one in defined]
+        values = [getattr(one, name, math.nan) for _, one in defined]
         known = [absent if math.isnan(value) else value for value in values]
         cells[column] = estimate(known, groups=[target.image for target, _ in defined])
     return cells
@@ -259,7 +237,7 @@ def map_cells(targets: Sequence[Target], scores: Sequence[MapScores | None]) -> 
 def area_cells(targets: Sequence[Target]) -> dict[str, Cell]:
     """The scores of a constant map, whose one mask is the whole image, by the columns of `MAP_COLUMNS`."""
     cells = iou_cells(targets, [Counts(target.wanted, target.counted) for target in targets])
-    for column in ("pointing", "mass", "auc"):
+    for column in _MAP_SCORES:
         defined = [target for target in targets if _defined(target, column)]
         values = [0.5 if column == "auc" else target.wanted / target.counted for target in defined]
         cells[column] = estimate(values, groups=[target.image for target in defined])
@@ -270,10 +248,8 @@ def iou_cells(targets: Sequence[Target], counts: Sequence[Counts]) -> dict[str, 
     """The columns "giou" and "ciou" of masks."""
     inter, union = [c.intersection for c in counts], [c.union for c in counts]
     images = [target.image for target in targets]
-    return {
-        "giou": estimate(mask_ious(inter, union), groups=images),
-        "ciou": estimate(inter, union, groups=images),
-    }
+    giou, ciou = estimate(mask_ious(inter, union), groups=images), estimate(inter, union, groups=images)
+    return {"giou": giou, "ciou": ciou}
 
 
 def _defined(target: Target, column: str) -> bool:
@@ -333,16 +309,11 @@ def _notes(studies: Sequence[MapStudy], specs: Mapping[str, Spec], field: str) -
     notes = []
     for study in studies:
         prefix, measured, total = _prefix(study, studies), _measured(study, specs, field), len(study.records)
-        without = sum(not record.places for record in study.records)
-        if without:
+        if without := sum(not record.places for record in study.records):
             notes.append(f"{prefix}{without} of {total} masks: the answer holds no [SEG] for them")
-        lacking = {
-            name: sum(getattr(record, field)[name] is None for record in study.records)
-            for name in measured
-            if name != _TRUTH
-        }
-        listed = ", ".join(f"{specs[name].title} {n}" for name, n in lacking.items() if n not in (0, without))
-        if listed:
+        lacking = {name: sum(getattr(record, field)[name] is None for record in study.records) for name in measured}
+        lacking.pop(_TRUTH, None)
+        if listed := ", ".join(f"{specs[name].title} {n}" for name, n in lacking.items() if n not in (0, without)):
             notes.append(f"{prefix}empty, also for want of words or of a range: {listed}")
         for name, spec in specs.items():
             if name not in measured and total:
@@ -377,21 +348,20 @@ class MapOptions:
 
 def run(context: StudyContext, options: MapOptions) -> StudyOutput:
     """The tables of section 3.2; for each model its records, its misaligned cases and a page."""
-    examined: list[MapStudy] = []
+    studies: list[MapStudy] = []
     files: list[Path] = []
     for model in context.models:
-        measured = _measure(context, model, options)
-        examined.append(_study_of(context, model, measured))
+        studies.append(_measure(context, model, options))
         folder = context.folder_of(model)
         with atomic_write(folder / MISALIGNED) as place:
-            place.write_text(to_markdown(misaligned_table(examined[-1])), encoding="utf-8", errors="replace")
-        _write_page(context, examined[-1], measured, folder / PAGE)
+            place.write_text(to_markdown(misaligned_table(studies[-1])), encoding="utf-8", errors="replace")
+        _write_page(context, studies[-1], folder / PAGE)
         files += [folder / MISALIGNED, folder / PAGE]
-    return StudyOutput(tables(examined), files=files)
+    return StudyOutput(tables(studies), files=files)
 
 
-def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> StudyResult[MapRecord]:
-    """The records of every expected mask, from disk where they were measured before."""
+def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> MapStudy:
+    """The records of every expected mask, from disk where they were measured before, and what was not available."""
     segmenter = model.segmenter
     prompt, points = context.points(segmenter)
     sam = load_original_sam(segmenter, options.sam)
@@ -411,7 +381,7 @@ def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> S
         cases = cases_of(segmenter, context.benchmark, page)
         return [record for case in cases for record in examine(segmenter, case, examine_options)]
 
-    return run_study(
+    study = run_study(
         context.benchmark,
         measure,
         MapRecord,
@@ -421,42 +391,34 @@ def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> S
         limit=context.limit,
         progress=True,
     )
-
-
-def _study_of(context: StudyContext, model: StudyModel, measured: StudyResult[MapRecord]) -> MapStudy:
-    """What the tables need of a model's records."""
-    settings, specs = measured.settings, {**MAPS, **PROMPTS}
-    lacking = {name: spec.requires for name, spec in specs.items() if spec.requires and settings[spec.requires] is None}
+    lacking = {name: spec.requires for name, spec in {**MAPS, **PROMPTS}.items() if spec.requires}
     return MapStudy(
         model.name,
-        measured.records,
-        str(settings["protocol"]),
-        measured.about,
+        study.records,
+        str(study.settings["protocol"]),
+        study.about,
         context.benchmark.name,
-        own=settings["prompt"] or model.segmenter.model.config.prompt,
-        missing={name: MISSING[required] for name, required in lacking.items()},
+        own=prompt or segmenter.model.config.prompt,
+        missing={name: MISSING[required] for name, required in lacking.items() if settings[required] is None},
     )
 
 
-def _write_page(context: StudyContext, examined: MapStudy, study: StudyResult[MapRecord], path: Path) -> None:
+def _write_page(context: StudyContext, study: MapStudy, path: Path) -> None:
     """The page with all units, and pictures of some."""
-    records = examined.records
+    records, benchmark = study.records, context.benchmark
     pictured = pick_units([record.own_iou for record in records], [record.misaligned for record in records])
-    numbers = {name: number for number, name in enumerate(context.benchmark.names)}
+    numbers = {name: number for number, name in enumerate(benchmark.names)}
     console = Console(stderr=True)
     units = track(pictured, "pictures", console=console, disable=not console.is_terminal, transient=True)
-    pictures = {
-        unit: small_picture(load_image(context.benchmark[numbers[records[unit].image]].image)) for unit in units
-    }
+    pictures = {unit: small_picture(load_image(benchmark[numbers[records[unit].image]].image)) for unit in units}
     facts = {
-        "model": examined.name,
-        "benchmark": context.benchmark.name,
-        "protocol": examined.protocol,
+        "model": study.name,
+        "benchmark": benchmark.name,
+        "protocol": study.protocol,
         "images": f"{study.about['images']} of {study.about['of']}",
         "masks": str(len(records)),
     }
-    title = f"Maps of {examined.name} on {context.benchmark.name}"
-    write_page(path, title, facts, tables([examined]), records, pictures)
+    write_page(path, f"Maps of {study.name} on {benchmark.name}", facts, tables([study]), records, pictures)
 
 
 STUDY = Study("maps", MapOptions, run, takes_points=True)
