@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -27,13 +28,7 @@ def sesame(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count(shapes: dict[str, tuple[int, ...]]) -> int:
-    total = 0
-    for shape in shapes.values():
-        size = 1
-        for side in shape:
-            size *= side
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def printed(data: Path, start: Path, preset: str, *changes: str) -> str:

@@ -128,13 +128,11 @@ def test_half_written_state_is_not_used(tmp_path: Path) -> None:
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(
-        "from pathlib import Path\n"
-        "from test_loop import Line, options, train\n"
-        "from readseg.core.io import processes\n"
-        "stage = Line()\n"
-        f"train(stage, options(4), Path({str(tmp_path / 'run')!r}))\n"
-        f"out = Path({str(tmp_path)!r}) / f'rank{{processes().process_index}}.txt'\n"
-        "out.write_text(f'{processes().num_processes} {stage.layer.weight.tolist()}')\n",
+        "from pathlib import Path; from test_loop import Line, options, train; from readseg.core.io import processes\n"
+        f"stage, out = Line(), Path({str(tmp_path)!r})\n"
+        "train(stage, options(4), out / 'run')\n"
+        "text = f'{processes().num_processes} {stage.layer.weight.tolist()}'\n"
+        "(out / f'rank{processes().process_index}.txt').write_text(text)\n",
         encoding="utf-8",
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
