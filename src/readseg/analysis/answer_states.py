@@ -39,18 +39,13 @@ _NO_TEXT = "\ufffd"
 
 @dataclass(frozen=True)
 class ExamineOptions:
-    """What answers are examined with: the model's own prompt and points, by default its configured ones, and more.
-
-    original_sam: of `load_original_sam`; its prompts are left out without it.
-    clip: a CLIPModel and its tokenizer (`load_clip`); its map is left out without them.
-    extremes: k, so many highest cells and lowest ones make the prompt "plain_extremes".
-    """
+    """What answers are examined with: the model's own prompt and points, by default its configured ones, and more."""
 
     prompt: Prompt | None = None
     points: PointConfig | None = None
-    original_sam: SamModel | None = field(default=None, repr=False)
-    clip: tuple[CLIPModel, Any] | None = field(default=None, repr=False)
-    extremes: int = EXTREMES
+    original_sam: SamModel | None = field(default=None, repr=False)  # its prompts are left out without it
+    clip: tuple[CLIPModel, Any] | None = field(default=None, repr=False)  # with its tokenizer; its map likewise
+    extremes: int = EXTREMES  # so many highest cells and lowest ones make the prompt "plain_extremes"
 
 
 class Phrase(NamedTuple):
@@ -64,35 +59,23 @@ class Phrase(NamedTuple):
 class AnswerStates:
     """An answer and the states behind it: what all maps and prompts are made of.
 
-    Attributes:
-        segmenter: the model.
-        encoded: the image.
-        reply: the answer in words.
-        result: its masks and points, as `Segmenter.segment` gives them.
-        h_img: (K + 1, N, D), states of the image tokens at all layers. Layer 0 are the embeddings, layer k < K what
-            block k leaves, not normed; layer K is after the final norm, as everywhere in this package.
-        h_answer: (K + 1, T, D), in the same layers the states that predict each token of the answer.
-        spans: for each token of the answer its first and last character (exclusive) in `result.answer`.
-        seg_positions: which of the answer's tokens are [SEG].
-        prompt, points: of the model's own masks.
-        options: as they were given.
-        targets: the masks that are expected; none where that is not known.
-        name: what was asked for, where the question is the name of a thing.
+    Layer 0 are the embeddings, layer k < K what block k leaves, not normed; layer K is after the final norm, as
+    everywhere in this package.
     """
 
     segmenter: Segmenter = field(repr=False)
     encoded: EncodedImage = field(repr=False)
     reply: ModelAnswer = field(repr=False)
     result: Segmentation
-    h_img: Float[Tensor, "layers N D"] = field(repr=False)
-    h_answer: Float[Tensor, "layers T D"] = field(repr=False)
-    spans: tuple[tuple[int, int], ...] = field(repr=False)
-    seg_positions: tuple[int, ...]
-    prompt: Prompt
+    h_img: Float[Tensor, "layers N D"] = field(repr=False)  # states of the image tokens
+    h_answer: Float[Tensor, "layers T D"] = field(repr=False)  # the states that predict each token of the answer
+    spans: tuple[tuple[int, int], ...] = field(repr=False)  # of each token its characters (first, end) in the answer
+    seg_positions: tuple[int, ...]  # which of the answer's tokens are [SEG]
+    prompt: Prompt  # of the model's own masks
     points: PointConfig
     options: ExamineOptions
-    targets: Sequence[TargetMask] = field(default=(), repr=False)
-    name: str = ""
+    targets: Sequence[TargetMask] = field(default=(), repr=False)  # none where that is not known
+    name: str = ""  # what was asked for, where the question is the name of a thing
     _decoded: dict[Prompt, Segmentation] = field(default_factory=dict, init=False, repr=False)
 
     def decode(self, prompt: Prompt) -> Segmentation:
@@ -258,20 +241,13 @@ def dot_products(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> F
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What an entry of `similarity_maps.MAPS` or `prompts.PROMPTS` says of itself.
+    """What an entry of `similarity_maps.MAPS` or `prompts.PROMPTS` says of itself."""
 
-    title: what it is, in tables and figures.
-    note: what the title does not say, beneath tables.
-    per_target: it is computed for each target, not for each [SEG].
-    requires: a part of `ExamineOptions` that it needs.
-    absent: why no mask has one, where none has.
-    """
-
-    title: str
-    note: str = ""
-    per_target: bool = False
-    requires: str = ""
-    absent: str = "no mask has one"
+    title: str  # in tables and figures
+    note: str = ""  # what the title does not say, beneath tables
+    per_target: bool = False  # computed for each target, not for each [SEG]
+    requires: str = ""  # a part of `ExamineOptions` that it needs
+    absent: str = "no mask has one"  # why, where none has
 
 
 NO_WORDS = "no answer has words of its own for what a [SEG] stands for"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
-from readseg.core.masks import IGNORED, intersection_and_union, union
+from readseg.core.masks import IGNORED, union
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
 from readseg.inference.queries import EncodedImage, ModelAnswer
@@ -20,28 +20,21 @@ from readseg.inference.segmenter import Segmenter
 
 
 class TargetMask(NamedTuple):
-    """One mask that is expected, and whose it is.
+    """One mask that is expected, and whose it is."""
 
-    target: (H, W) in {0, 1, 255}.
-    seg_indices: which [SEG] of the answer speak of it, from 0; none where the answer holds too few.
-    """
-
-    target: UInt8[np.ndarray, "H W"]
-    seg_indices: tuple[int, ...]
+    target: UInt8[np.ndarray, "H W"]  # in {0, 1, 255}
+    seg_indices: tuple[int, ...]  # which [SEG] of the answer speak of it, from 0; none where it holds too few
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A question about an object of a page, the model's reply under the benchmark's protocol, and the truth.
-
-    targets: the masks that are expected with their [SEG], as the benchmark matches them; none for a false premise.
-    """
+    """A question about an object of a page, the model's reply under the benchmark's protocol, and the truth."""
 
     query: Question
     page: ImageQuestions
     encoded: EncodedImage = field(repr=False)
     reply: ModelAnswer = field(repr=False)
-    targets: tuple[TargetMask, ...] = field(repr=False)
+    targets: tuple[TargetMask, ...] = field(repr=False)  # as the benchmark matches them; none for a false premise
 
 
 def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -> list[Case]:
@@ -67,12 +60,6 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -
         targets = _targets(benchmark, page, page.questions[k], encoded.frame.hw, replies[k].answer.ids.count(seg))
         cases.append(Case(page.questions[k], page, encoded, replies[k], targets))
     return cases
-
-
-def counts_of(masks: Bool[np.ndarray, "S H W"], target: TargetMask) -> tuple[int, int]:
-    """Intersection and union, in pixels that count, of the masks (one a [SEG] of the answer) with a target."""
-    mask = union([masks[k] for k in target.seg_indices], (target.target.shape[0], target.target.shape[1]))
-    return intersection_and_union(mask, target.target)
 
 
 def _targets(

@@ -235,7 +235,9 @@ def spearman(
     ranks = []
     for value_map in (first, second):
         values, kept, _ = _flat_pixels(value_map, pixels)
-        ranks.append(_centred_ranks(values[kept]))
+        _, place, counts = np.unique(values[kept], return_inverse=True, return_counts=True)
+        ends = counts.cumsum()  # equal values share the mean of their ranks 1 to P, whose mean is (P + 1) / 2
+        ranks.append((ends - (counts - 1) / 2)[place] - (len(place) + 1) / 2)
     r, s = ranks
     spread = math.sqrt(float(r @ r) * float(s @ s))
     return min(1.0, max(-1.0, float(r @ s) / spread)) if spread else math.nan
@@ -341,10 +343,3 @@ def _flat_pixels(
 def _sums_above(histogram: Int[np.ndarray, " bins"]) -> Int[np.ndarray, " T"]:
     """sum_{c > k} h(c) for every k."""
     return histogram[::-1].cumsum()[::-1][1:]
-
-
-def _centred_ranks(values: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
-    """Ranks 1 to P, equal values sharing their mean, less the mean of all, (P + 1) / 2."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = counts.cumsum() - (counts - 1) / 2
-    return ranks[place] - (len(values) + 1) / 2

@@ -111,14 +111,10 @@ def _on_image(frame: ImageFrame, low_res: Float[Tensor, "S h w"]) -> Iterable[Ma
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec(Spec):
-    """A kind of prompt: tables, figures and the page go through the entries of `PROMPTS`.
+    """A kind of prompt: tables, figures and the page go through the entries of `PROMPTS`."""
 
-    compute: the mask of each [SEG], or of each target; None where there is none.
-    short: heading in the tables of one image; without it the prompt is made for benchmarks only.
-    """
-
-    compute: Callable[[AnswerStates], Sequence[PromptMask | None]]
-    short: str = ""
+    compute: Callable[[AnswerStates], Sequence[PromptMask | None]]  # of each [SEG] or target; None where there is none
+    short: str = ""  # heading in the tables of one image; without it the prompt is made for benchmarks only
 
 
 PROMPTS: Mapping[str, PromptSpec] = {

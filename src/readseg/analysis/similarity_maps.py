@@ -14,8 +14,7 @@ Source: paper section 3.2, appendices A.1 and B.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import CLIPModel, SamModel
 
-from readseg.analysis.answer_states import NO_WORDS, AnswerStates, Phrase, Spec, dot_products, phrase_tokens
+from readseg.analysis.answer_states import NO_WORDS, AnswerStates, Spec, dot_products, phrase_tokens
 from readseg.checkpoints.files import fetch, read_config_json
 from readseg.checkpoints.load import quiet_libraries
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
 from readseg.core.token_grid import Alignment, Box
 from readseg.errors import ReadsegError
+from readseg.model.config import Prompt
 from readseg.model.families import SEG
 from readseg.model.mask_prompts import full_precision
 from readseg.model.processing import CLIP_MEAN, CLIP_STD, load_tokenizer
@@ -42,21 +42,13 @@ _CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 @dataclass(frozen=True, eq=False)
 class SimilarityMap:
-    """Dot products ("clip": cosines) with image tokens, and the map that they make on the image.
+    """Dot products ("clip": cosines) with image tokens, and the map that they make on the image."""
 
-    Attributes:
-        layer: of the language model, 0 (embeddings) ... K (last, after the final norm); None where it has none.
-        of: whose map it is: "[SEG]", a phrase of the answer, or the text given to CLIP.
-        scores: (h * w,) float32, row-major.
-        grid_hw: (h, w), sides of the grid of scores.
-        map: (H, W) float32 in [0, 1], image frame; None where the scores are constant or no numbers.
-    """
-
-    layer: int | None
-    of: str
-    scores: np.ndarray = field(repr=False)
-    grid_hw: tuple[int, int]
-    map: np.ndarray | None = field(repr=False)
+    layer: int | None  # of the language model, 0 (embeddings) ... K (last, after the final norm); None of others
+    of: str  # "[SEG]", a phrase of the answer, or the text given to CLIP
+    scores: np.ndarray = field(repr=False)  # (h * w,) float32, row-major
+    grid_hw: tuple[int, int]  # (h, w)
+    map: np.ndarray | None = field(repr=False)  # (H, W) float32 in [0, 1]; None of scores that are equal or no numbers
 
 
 # -- maps of a model ---------------------------------------------------------------------------------------------------
@@ -114,11 +106,12 @@ def _before_maps(states: AnswerStates) -> list[SimilarityMap]:
 
 def _phrase_maps(states: AnswerStates) -> list[SimilarityMap | None]:
     """Of each [SEG] the map of the answer's own words for it, of the states as they were generated."""
-
-    def of_phrase(phrase: Phrase) -> SimilarityMap:
-        return _image_token_map(states, states.num_layers, phrase.text, states.phrase_scores(phrase)[1][0])
-
-    return [None if phrase is None else of_phrase(phrase) for phrase in states.phrases]
+    return [
+        None
+        if phrase is None
+        else _image_token_map(states, states.num_layers, phrase.text, states.phrase_scores(phrase)[1][0])
+        for phrase in states.phrases
+    ]
 
 
 @torch.inference_mode()
@@ -134,16 +127,16 @@ def _sam_maps(states: AnswerStates) -> list[SimilarityMap]:
     maps = []
     for h_seg in states.h_seg:
         scores = dot_products(h_seg[None], states.h_img[-1])
-        with _outputs_of(model.sam.mask_decoder.transformer) as outputs:
+        image = torch.zeros(1, dtype=torch.long, device=scores.device)
+        prompt: Prompt = "both" if states.prompt == "points" else states.prompt
+        outputs: list[Any] = []
+        hook = model.sam.mask_decoder.transformer.register_forward_hook(lambda *call, to=outputs: to.append(call[-1]))
+        try:
             points, _ = model.decode_masks(
-                h_seg[None],
-                scores,
-                torch.zeros(1, dtype=torch.long, device=scores.device),
-                embeddings,
-                [states.frame],
-                points=states.points,
-                prompt="both" if states.prompt == "points" else states.prompt,
+                h_seg[None], scores, image, embeddings, [states.frame], points=states.points, prompt=prompt
             )
+        finally:
+            hook.remove()
         tokens, image_tokens = (part[0, 0] for part in outputs[0])
         seg_token = tokens[sam_token_index(model.sam, len(points[0].labels))]
         similar = dot_products(seg_token[None], image_tokens)[0]
@@ -186,11 +179,12 @@ def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame:
         return _numbers(frame.masks_to_image(grid)[0]) if usable.item() else None
 
 
-def _image_token_map(states: AnswerStates, layer: int | None, of: str, scores: Float[Tensor, " N"]) -> SimilarityMap:
+def _image_token_map(
+    states: AnswerStates, layer: int | None, of: str, scores: Float[Tensor, " N"], frame: ImageFrame | None = None
+) -> SimilarityMap:
     """Scores of the image tokens (N,) with their map, aligned as the model's points are."""
-    side, alignment = math.isqrt(len(scores)), states.points.alignment
-    box = states.frame.lmm_box if alignment == "exact" else None
-    value_map = lmm_frame_map(scores, states.frame.hw, alignment, box)
+    side, alignment, frame = math.isqrt(len(scores)), states.points.alignment, frame or states.frame
+    value_map = lmm_frame_map(scores, frame.hw, alignment, frame.lmm_box if alignment == "exact" else None)
     return SimilarityMap(layer, of, _numbers(scores), (side, side), value_map)
 
 
@@ -203,17 +197,6 @@ def _known_layer(states: AnswerStates, layer: int | None) -> int:
 
 def _numbers(values: Tensor) -> np.ndarray:
     return values.float().cpu().numpy()
-
-
-@contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Any]]:
-    """Collects what a module returns at each call within the context."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
 
 
 # -- CLIP --------------------------------------------------------------------------------------------------------------
@@ -269,15 +252,7 @@ def clip_scores(
 
 
 def clip_map(states: AnswerStates, text: str) -> SimilarityMap:
-    """`clip_scores` of a text on the image as the model's own language model sees it, at CLIP's resolution.
-
-    Args:
-        states: of an answer, with a CLIP in its options.
-        text: a word or a phrase, such as "a photo of a cat".
-
-    Returns:
-        One map with N scores, N of the CLIP.
-    """
+    """`clip_scores` of a text on the image as the model's own language model sees it, at CLIP's resolution."""
     assert states.options.clip is not None
     clip_model, tokenizer = states.options.clip
     frame = replace(states.frame, lmm_size=clip_model.config.vision_config.image_size)
@@ -285,11 +260,7 @@ def clip_map(states: AnswerStates, text: str) -> SimilarityMap:
     pixels = (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
     words = tokenizer(text=text, return_tensors="pt", truncation=True)
     scores = clip_scores(clip_model, words["input_ids"], words["attention_mask"], pixels[None])
-    alignment, side = states.points.alignment, math.isqrt(len(scores))
-    box = frame.lmm_box if alignment == "exact" else None
-    return SimilarityMap(
-        None, text, scores.cpu().numpy(), (side, side), lmm_frame_map(scores, frame.hw, alignment, box)
-    )
+    return _image_token_map(states, None, text, scores, frame)
 
 
 def _clip_maps(states: AnswerStates) -> list[SimilarityMap]:
@@ -307,16 +278,11 @@ def _clip_maps(states: AnswerStates) -> list[SimilarityMap]:
 
 @dataclass(frozen=True, kw_only=True)
 class MapSpec(Spec):
-    """A kind of map: tables, figures and the page go through the entries of `MAPS`.
+    """A kind of map: tables, figures and the page go through the entries of `MAPS`."""
 
-    compute: the map of each [SEG], or of each target; None where one has none.
-    keeps_curve: its counts at all thresholds and its grid are recorded, for the page.
-    in_mask_frame: its grid covers the mask model's square, not what the language model sees.
-    """
-
-    compute: Callable[[AnswerStates], Sequence[SimilarityMap | None]]
-    keeps_curve: bool = False
-    in_mask_frame: bool = False
+    compute: Callable[[AnswerStates], Sequence[SimilarityMap | None]]  # of each [SEG] or target; None for none
+    keeps_curve: bool = False  # its counts at all thresholds and its grid are recorded, for the page
+    in_mask_frame: bool = False  # its grid covers the mask model's square, not what the language model sees
 
 
 MAPS: Mapping[str, MapSpec] = {
