@@ -349,22 +349,22 @@ def grey(*values: int) -> np.ndarray:
     return image
 
 
-def test_255_is_the_object_where_there_is_no_1(tmp_path: Path) -> None:
-    truth = read_ground_truth(write(tmp_path / "t.png", grey(255, 0, 255)), HW)
-    np.testing.assert_array_equal(truth.target, grey(1, 0, 1))
-    assert (truth.object_value, truth.wanted, truth.counted) == (255, 2, 24)
+@pytest.mark.parametrize(
+    ("values", "target", "numbers"),
+    [
+        ((255, 0, 255), (1, 0, 1), (255, 2, 24)),
+        ((255, 1, 1, 255), (255, 1, 1, 255), (1, 2, 22)),
+        ((), (), (255, 0, 24)),
+    ],
+    ids=["255 is the object where there is no 1", "255 is not counted beside a 1", "only 0 expects nothing"],
+)
+def test_values_of_a_file(
+    tmp_path: Path, values: tuple[int, ...], target: tuple[int, ...], numbers: tuple[int, int, int]
+) -> None:
+    truth = read_ground_truth(write(tmp_path / "t.png", grey(*values)), HW)
+    np.testing.assert_array_equal(truth.target, grey(*target))
+    assert (truth.object_value, truth.wanted, truth.counted) == numbers
     assert truth.source == str(tmp_path / "t.png")
-
-
-def test_255_is_not_counted_beside_a_1(tmp_path: Path) -> None:
-    truth = read_ground_truth(write(tmp_path / "t.png", grey(255, 1, 1, 255)), HW)
-    np.testing.assert_array_equal(truth.target, grey(255, 1, 1, 255))
-    assert (truth.object_value, truth.wanted, truth.counted) == (1, 2, 22)
-
-
-def test_only_0_expects_nothing(tmp_path: Path) -> None:
-    truth = read_ground_truth(write(tmp_path / "t.png", grey()), HW)
-    assert (truth.wanted, truth.counted) == (0, 24)
 
 
 @pytest.mark.parametrize("mode", ["1", "RGB", "RGBA", "LA"])
@@ -395,28 +395,20 @@ def test_turned_upright_like_the_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ground_truth(tmp_path / "t.png", HW).target, grey(1, 1))
 
 
-def test_wrong_size_is_told_with_both_sizes(tmp_path: Path) -> None:
-    with pytest.raises(ReadsegError, match=r"t\.png: the truth has 6 x 4 pixels \(width x height\), the image 4 x 6"):
-        read_ground_truth(write(tmp_path / "t.png", grey()), (6, 4))
-
-
-def test_wrong_values_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ReadsegError, match="holds the values 2, 128: expected 0 and 255"):
-        read_ground_truth(write(tmp_path / "t.png", grey(128, 255, 2)), HW)
-    with pytest.raises(ReadsegError, match="holds the values 2, 3, 4, 5, 6 and 18 more"):
-        read_ground_truth(write(tmp_path / "t.png", np.arange(2, 26, dtype=np.uint8).reshape(HW)[:, :6] % 25), HW)
-    with pytest.raises(ReadsegError, match=r"holds the values 0\.5"):
-        read_ground_truth(write(tmp_path / "t.tiff", grey(1).astype(np.float32) / 2), HW)
-
-
-def test_wrong_colours_and_transparency_are_told(tmp_path: Path) -> None:
-    red = np.zeros((*HW, 3), np.uint8)
-    red[0, 0, 0] = 255
-    with pytest.raises(ReadsegError, match="has colours"):
-        read_ground_truth(write(tmp_path / "t.png", red), HW)
-    clear = np.zeros((*HW, 4), np.uint8)
-    with pytest.raises(ReadsegError, match="is transparent"):
-        read_ground_truth(write(tmp_path / "t.png", clear), HW)
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros((6, 4), np.uint8), r"t\.tiff: the truth has 4 x 6 pixels \(width x height\), the image 6 x 4"),
+        (grey(128, 255, 2), "holds the values 2, 128: expected 0 and 255"),
+        (np.arange(2, 26, dtype=np.uint8).reshape(HW) % 25, "holds the values 2, 3, 4, 5, 6 and 18 more"),
+        (grey(1).astype(np.float32) / 2, r"holds the values 0\.5"),
+        (np.stack([grey(255), grey(), grey()], axis=2), "has colours"),
+        (np.zeros((*HW, 4), np.uint8), "is transparent"),
+    ],
+)
+def test_wrong_sizes_values_colours_and_transparency_are_told(tmp_path: Path, values: np.ndarray, said: str) -> None:
+    with pytest.raises(ReadsegError, match=said):
+        read_ground_truth(write(tmp_path / "t.tiff", values), HW)
 
 
 def test_wrong_files_are_told(tmp_path: Path) -> None:

@@ -66,9 +66,8 @@ def _with_decoder(sam: SamModel, weights: Mapping[str, Tensor], place: Path) -> 
     original.mask_decoder.load_state_dict(
         {name: weight.to(like.device, like.dtype, copy=True) for name, weight in decoder.items()}, assign=True
     )
-    original.vision_encoder = sam.vision_encoder
-    original.prompt_encoder = sam.prompt_encoder
-    original.shared_image_embedding = sam.shared_image_embedding
+    for shared in ("vision_encoder", "prompt_encoder", "shared_image_embedding"):
+        setattr(original, shared, getattr(sam, shared))
     original.mask_decoder.requires_grad_(requires_grad=False)
     return original.eval()
 
@@ -76,16 +75,12 @@ def _with_decoder(sam: SamModel, weights: Mapping[str, Tensor], place: Path) -> 
 def _check_prompt_encoder(sam: SamModel, weights: Mapping[str, Tensor], place: Path) -> None:
     """SAMs of all sizes have decoders of one shape: the prompt encoder's weights tell whose it is."""
     for name, own in sam.prompt_encoder.state_dict().items():
-        other = weights.get(_PROMPTS + name)
-        if other is None or other.shape != own.shape or not _close(other, own):
+        other, like = weights.get(_PROMPTS + name), own.float().cpu()
+        room = _ROUNDED * float(like.abs().max())
+        if other is None or other.shape != own.shape or not other.float().cpu().allclose(like, _ROUNDED, room):
             raise ReadsegError(
                 f"{place} is another SAM than the model was trained from: {_PROMPTS}{name} differs; give that one."
             )
-
-
-def _close(first: Tensor, second: Tensor) -> bool:
-    first, second = first.float().cpu(), second.float().cpu()
-    return bool(torch.allclose(first, second, rtol=_ROUNDED, atol=_ROUNDED * float(second.abs().max())))
 
 
 # -- points of the truth -----------------------------------------------------------------------------------------------

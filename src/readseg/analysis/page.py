@@ -135,10 +135,9 @@ def _spread(units: Sequence[int], count: int) -> list[int]:
 
 def _curve(record: MapRecord, name: str) -> dict[str, Sequence[int]]:
     """Counts of a map at all thresholds, those of an empty mask where there is none."""
-    scores = record.maps.get(name)
-    if scores is None:
-        return {"I": [0] * (STEPS + 1), "U": [record.wanted] * (STEPS + 1)}
-    return {"I": scores.intersections, "U": scores.unions}
+    if scores := record.maps.get(name):
+        return {"I": scores.intersections, "U": scores.unions}
+    return {"I": [0] * (STEPS + 1), "U": [record.wanted] * (STEPS + 1)}
 
 
 def _view(record: MapRecord, picture: Image.Image, maps: Sequence[str]) -> dict[str, Any]:

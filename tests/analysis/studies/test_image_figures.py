@@ -21,20 +21,7 @@ HW = (80, 120)
 GREY = (128, 128, 128)
 SIDE = figures.WIDTH // figures.COLUMNS
 # Places of an image that maps and masks light up, as (top, left) of a rectangle of 20 x 30 pixels.
-SPOTS = [
-    (0, 0),
-    (0, 30),
-    (0, 60),
-    (0, 90),
-    (20, 0),
-    (20, 30),
-    (20, 60),
-    (20, 90),
-    (40, 0),
-    (40, 30),
-    (40, 60),
-    (40, 90),
-]
+SPOTS = [(top, left) for top in (0, 20, 40) for left in (0, 30, 60, 90)]
 CENTRES = [(top + 10, left + 15) for top, left in SPOTS]
 
 

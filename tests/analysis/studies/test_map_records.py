@@ -99,13 +99,14 @@ def case_of(
     return Case(page.questions[0], page, encoded, reply, tuple(targets))
 
 
-FIRST = TargetMask(target_of(0), (0,))
+TARGETS = (target_of(0), target_of(1, ignored=True))
+FIRST = TargetMask(TARGETS[0], (0,))
 
 
 @cache
 def each() -> tuple[MapRecord, ...]:
     """Two masks, a [SEG] for each."""
-    units = (FIRST, TargetMask(target_of(1, ignored=True), (1,)))
+    units = (FIRST, TargetMask(TARGETS[1], (1,)))
     return tuple(examine(small(), case_of(units), ExamineOptions(original_sam=other_sam())))
 
 
@@ -189,7 +190,7 @@ def test_each_map_is_measured_against_its_own_target(name: str) -> None:
     found = []
     for place, record in enumerate(each()):
         scores, value_map = record.maps[name], maps_of(name)[place].map
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+        target = TARGETS[place]
         assert (scores.counts, scores.threshold) == best(value_map, target)
         wanted, counted = target == 1, target != 255
         peak = counted & (value_map == value_map[counted].max())
@@ -236,8 +237,7 @@ def test_several_seg_of_one_mask_show_their_maximum() -> None:
 
 
 def test_consistency_of_the_two_maps() -> None:
-    for place, record in enumerate(each()):
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+    for place, (record, target) in enumerate(zip(each(), TARGETS, strict=True)):
         lmm, sam = maps_of("lmm")[place].map, maps_of("sam")[place].map
         masks = [one >= best(one, target)[1] for one in (lmm, sam)]
         both, either = counts(masks[0], np.where(target == 255, 255, masks[1]))
@@ -287,8 +287,7 @@ def test_grids_draw_their_maps(view: str) -> None:
 @pytest.mark.parametrize("prompt", ["both", "seg", "points"])
 def test_masks_of_each_prompt_are_those_of_a_forward_pass(prompt: str) -> None:
     masks = [on_image(logits) for logits in forward(prompt).low_res_logits]
-    for place, record in enumerate(each()):
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+    for place, (record, target) in enumerate(zip(each(), TARGETS, strict=True)):
         assert record.prompts[prompt] == counts(masks[place], target)
     assert together().prompts[prompt] == counts(masks[0] | masks[1], target_of(2))
 
@@ -314,7 +313,7 @@ def test_own_mask_and_points_are_kept() -> None:
         xy, labels = output.points[place]
         np.testing.assert_allclose([(p.x, p.y) for p in record.points], xy, atol=0.006)
         assert [p.label for p in record.points] == labels.tolist()
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+        target = TARGETS[place]
         np.testing.assert_array_equal(decode_rle(dict(record.target)), target == 1)
         if place:
             np.testing.assert_array_equal(decode_rle(dict(record.ignored)), target == 255)
@@ -325,8 +324,7 @@ def test_own_mask_and_points_are_kept() -> None:
 
 def test_points_alone_in_the_original_sam() -> None:
     output = forward()
-    for place, record in enumerate(each()):
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+    for place, (record, target) in enumerate(zip(each(), TARGETS, strict=True)):
         xy, labels = output.points[place]
         assert record.prompts["plain_points"] == counts(decoded(other_sam(), xy, labels, None), target)
         assert record.prompts["plain_points"] != record.prompts["points"], "another decoder, another mask"
@@ -350,8 +348,7 @@ def test_extremes_in_the_original_sam(count: int) -> None:
 
 def test_points_from_the_true_mask_in_the_original_sam() -> None:
     """Written out: cells of 10 x 15 pixels, the model's five points, from the highest share and from the lowest."""
-    for place, record in enumerate(each()):
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+    for record, target in zip(each(), TARGETS, strict=True):
         share = (target == 1).reshape(4, 10, 4, 15).mean(axis=(1, 3)).flatten()
         assert share.min() == 0 < share.max()
         share /= share.max()
@@ -379,7 +376,7 @@ def test_words_as_prompts() -> None:
     """Points of the words' map with the projected [SEG], and the words' mean state projected in its place."""
     model, output = small().model, forward()
     for place, phrase in enumerate(("the red cup", "a saw")):
-        target = target_of(0) if place == 0 else target_of(1, ignored=True)
+        target = TARGETS[place]
         ids = states().result.answer_ids
         places = [k for k in range(len(ids)) if small().processor.decode(ids[k : k + 1]) in phrase.split()]
         places = places[: len(phrase.split())] if place == 0 else places[-len(phrase.split()) :]
