@@ -36,7 +36,7 @@ from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.model.tokenizer import LegacyTokenizer
+from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
 
 EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
 """The folder of the model that comes with the package."""
@@ -229,7 +229,10 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: Literal["reads
 def _read_ours(folder: Path) -> Checkpoint:
     with reraise_as_readseg_error(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
-    tokenizer = None if (folder / "tokenizer.json").is_file() else LegacyTokenizer.from_folder(folder)
+    legacy = not (folder / "tokenizer.json").is_file()
+    if legacy and not (folder / MODEL_FILE).is_file():
+        raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
+    tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
     weights = key_mapping.with_both_fourier_names(read_weights(folder), "sam.")
     check_weights(weights, empty_weights(config, folder), folder)
     if tokenizer is not None:
