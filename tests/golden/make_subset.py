@@ -1,17 +1,19 @@
-"""Cuts the part of the reference values that tests/golden keeps, in the same format.
+"""Cuts the part of the reference values that tests/golden keeps: copied from the reference, never computed.
 
-    python tests/golden/make_subset.py REFERENCE
+    PYTHONPATH=tests python -m golden.make_subset REFERENCE
 
 A_sasp: of each kind of map, downsampling and cropping the smallest case; of the maps the smallest of
 each variant; of the similarities the first 64 patches, of which the others are independent.
-B_prompt: the weights of the prompt encoder and the mask decoder, all sparse prompts of few points, the logits
-that are not too many, the coordinates and the smaller cases of post-processing.
-C_read: the two smallest images and what the models see of them (what is whole is kept as a slice), the LoRA weights
-before and after their merge, and the tokenizer.
-D_data: the conversations and their ids, masks and scores, and some pixels of two images. E_other: the prompts and
-their ids, and the added tokens.
+B_prompt: all sparse prompts of few points, the logits that are not too many, the coordinates and the smaller cases of
+post-processing. Its weights are part C's.
+C_read: the checkpoint with its tower; of each kind of case the smallest one, the errors of those that crash, and all
+generations; the two smallest images and what the models see of them; the LoRA weights before and after their merge.
+D_data: the conversations and their ids, masks and scores, and some pixels of two images.
+E_other: the checkpoints of the other families and their cases.
 
-No whole model is kept: the smallest one takes 8 MB.
+Large tensors are kept as slices, named as the reference names its own. Of weights the values that take no part in a
+case are zeros: rows of tokens that no text of the part has, and of part E the heads of the masks that are not used.
+What is large is packed (packing.py), and of equal files one is kept (copies.json).
 """
 
 from __future__ import annotations
@@ -20,22 +22,47 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from golden.packing import COPIES, PACKED, SHARDS, pack
 
 GOLDEN = Path(__file__).parent
+PARTS = ("A_sasp", "B_prompt", "C_read", "D_data", "E_other")
 PATCHES = 64
 MOST_TOKENS = 40
 MOST_PIXELS = 15_000
 MOST_LOGITS = 50_000
-KEPT_WEIGHTS = ("model.visual_model.prompt_encoder.", "model.visual_model.mask_decoder.")
+MOST_TEXT = 10_000
 IMAGES = 2
 EVERY = 4
 PIXELS_EVERY = 6
 Case = dict[str, Any]
+
+TEACHER_FORCED = ("C1_img1", "C2_all_seg", "C2_both_none", "C2_img0_none", "C2_two_seg_row")
+GENERATED = ("C3_a", "C3_b", "C3_c", "C3_d")
+GENERATED_IDS = ("input_ids", "output_ids", "pred_mask")
+GENERATED_VALUES = ("hidden_last", "similarity.*", "points.*", "labels.*", "prompt.*.text_embeds", "decoder.*.low_res")
+# Of part C the states of whole rows, of part E those of some positions of all rows.
+ROWS_OF_STATES = {"C1_img1": slice(None, None, 2), "C2_all_seg": slice(None, None, 3)}
+ROW_OF_TWO_SEG = slice(1, 2)
+ALL, FOURTH, EIGHTH = slice(None), slice(None, None, 4), slice(None, None, 8)
+SLICES = {
+    "clip_projected": (ALL, FOURTH),
+    "decoder.*.low_res": (ALL, ALL, EIGHTH, EIGHTH),
+    "prompt.*.sparse": (ALL, ALL, EIGHTH),
+    "pred_masks*": (ALL, FOURTH, FOURTH),
+    "*.clip_cropped_rgb_u8": (FOURTH, FOURTH),
+}
+UNUSED_HEADS = ("*.mask_decoder.output_hypernetworks_mlps.[123].*", "*.mask_decoder.iou_prediction_head.*")
+# These two need all rows of the text head.
+TEXT_LOSSES = ("loss", "ce_loss")
 
 
 def size(case: Case) -> tuple[int, int]:
@@ -118,37 +145,134 @@ def cut_prompts(reference: Path) -> None:
     save_file({name: value for name, value in tensors.items() if kept(name)}, target / "vectors.safetensors")
     (target / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
-    weights = Path(index["weights"].split(",")[0])
-    (GOLDEN / weights).parent.mkdir(parents=True, exist_ok=True)
-    state = load_file(reference / weights)
-    save_file({name: value for name, value in state.items() if name.startswith(KEPT_WEIGHTS)}, GOLDEN / weights)
-
 
 def write_index(target: Path, index: Case) -> None:
     target.mkdir(parents=True, exist_ok=True)
     (target / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def cut_read(reference: Path) -> None:
-    """Part C: images, LoRA weights and the tokenizer; the index tells of images alone."""
-    source, target = reference / "C_read", GOLDEN / "C_read"
-    sizes = json.loads((source / "index.json").read_text(encoding="utf-8"))["images"]
-    names = sorted(sizes["sizes"], key=lambda name: math.prod(sizes["sizes"][name]["original_hw"]))[:IMAGES]
-    write_index(target, {"images": {**sizes, "sizes": {name: sizes["sizes"][name] for name in sorted(names)}}})
+# -- whole models ------------------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """Files of the reference that are kept whole, each content once."""
+
+    def __init__(self, reference: Path) -> None:
+        self.reference = reference
+        self.names: dict[bytes, str] = {}
+        self.copies: dict[str, str] = {}
+
+    def keep(self, folder: str, *names: str) -> None:
+        for name in (f"{folder}/{name}" for name in names):
+            content = (self.reference / name).read_bytes()
+            first = self.names.setdefault(content, name)
+            if first != name:
+                self.copies[name] = first
+            elif name.endswith(".safetensors") or (name.endswith(".json") and len(content) > MOST_TEXT):
+                write_packed(GOLDEN / name, content)
+            else:
+                (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
+                (GOLDEN / name).write_bytes(content)
+
+    def keep_folder(self, folder: str, *but: str) -> None:
+        names = sorted(path.name for path in (self.reference / folder).iterdir())
+        self.keep(folder, *(name for name in names if name not in but))
+
+    def write_copies(self) -> None:
+        (GOLDEN / COPIES).write_text(json.dumps(self.copies, indent=1) + "\n", encoding="utf-8")
+
+
+def write_packed(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_name(target.name + PACKED).write_bytes(pack(content, target.suffix))
+
+
+def sliced(tensors: dict[str, Tensor], states: tuple[slice, ...] = (ALL,)) -> dict[str, Tensor]:
+    """What is kept of a case's tensors, under the names of slices."""
     kept = {}
+    for key, value in tensors.items():
+        slices = next((slices for pattern, slices in SLICES.items() if fnmatchcase(key, pattern)), (ALL,))
+        slices = states if key == "hidden_last" else slices
+        if "_sub[" in key or all(part == ALL for part in slices):
+            kept[key] = value
+        else:
+            kept[f"{key}_sub[{', '.join(map(written, slices))}]"] = value[slices].contiguous()
+    return kept
+
+
+def written(part: slice) -> str:
+    """A slice as it is written in Python."""
+    ends = ":".join("" if end is None else str(end) for end in (part.start, part.stop))
+    return ends if part.step is None else f"{ends}:{part.step}"
+
+
+def write_cut_weights(folder: Path, target: Path, zeroed: dict[str, Tensor]) -> None:
+    """A checkpoint's weights without those rows of a tensor that are `zeroed`."""
+    weights = load_file(folder / "model.safetensors")
+    for name, rows in zeroed.items():
+        weights[name][rows] = 0
+    write_packed(target / "model.safetensors", save(weights, metadata={"format": "pt"}))
+
+
+def unused_rows(count: int, tensors: Iterable[dict[str, Tensor]]) -> Tensor:
+    """Which tokens no text of these cases has."""
+    unused = torch.ones(count, dtype=torch.bool)
+    for values in tensors:
+        for key, ids in values.items():
+            if "_ids" in key:
+                unused[ids[(ids >= 0) & (ids < count)]] = False
+    return unused
+
+
+def cut_read(reference: Path, files: Kept) -> None:
+    """Part C: the model, its cases, images, LoRA weights and the tokenizer."""
+    source, target = reference / "C_read", GOLDEN / "C_read"
+    whole = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    corrected = json.loads((source / "corrected.json").read_text(encoding="utf-8"))
+    crashing = [name for name, record in whole.items() if record.get("status") == "error"]
+    sizes = whole["images"]["sizes"]
+    images = sorted(sizes, key=lambda name: math.prod(sizes[name]["original_hw"]))[:IMAGES]
+    index = {name: record for name, record in whole.items() if name in {*TEACHER_FORCED, *crashing, *GENERATED}}
+    index["images"] = {**whole["images"], "sizes": {name: sizes[name] for name in sorted(images)}}
+    write_index(target, index)
+    text = json.dumps({name: corrected[name] for name in TEACHER_FORCED if name in corrected}, indent=1)
+    (target / "corrected.json").write_text(text + "\n", encoding="utf-8")
+
+    cases = {path.stem: load_file(path) for path in sorted(source.glob("C[123]_*.safetensors"))}
+    for name, tensors in cases.items():
+        if name in GENERATED:
+            wanted = GENERATED_IDS if name != GENERATED[0] else (*GENERATED_IDS, *GENERATED_VALUES)
+            kept = {key: value for key, value in tensors.items() if any(fnmatchcase(key, kind) for kind in wanted)}
+            kept = sliced(kept)
+        elif name.removesuffix(".corrected") in TEACHER_FORCED:
+            kept = sliced(tensors, (ROWS_OF_STATES.get(name, ROW_OF_TWO_SEG),))
+        else:
+            continue
+        write_packed(target / f"{name}.safetensors", save(kept))
+
+    pixels = {}
     for key, value in load_file(source / "images.safetensors").items():
         name, _, what = key.partition(".")
-        if name not in names:
+        if name not in images:
             continue
         if what == "sam_resized_rgb_u8":
-            kept[f"{key}_sub[::{EVERY}, ::{EVERY}]"] = value[::EVERY, ::EVERY].contiguous()
+            pixels[f"{key}_sub[::{EVERY}, ::{EVERY}]"] = value[::EVERY, ::EVERY].contiguous()
         else:
-            kept[key] = value
-    save_file(kept, target / "images.safetensors")
+            pixels[key] = value
+    save_file(pixels, target / "images.safetensors")
     shutil.copyfile(source / "lora_merge.safetensors", target / "lora_merge.safetensors")
-    (target / "ckpt").mkdir(exist_ok=True)
-    for name in ("tokenizer.model", "added_tokens.json"):
-        shutil.copyfile(source / "ckpt" / name, target / "ckpt" / name)
+    files.keep("C_read", "extra.json", "extra2.json", "premerge_keys.json", "state_dict_keys.json")
+    files.keep_folder("C_read/clip336")
+    files.keep_folder("C_read/ckpt", "model.safetensors")
+    # The shards are made of the whole file, as their index says.
+    shards = set(json.loads((source / "ckpt_sharded" / SHARDS).read_text(encoding="utf-8"))["weight_map"].values())
+    files.keep_folder("C_read/ckpt_sharded", *shards)
+    unused = unused_rows(whole_rows(source), cases.values())
+    write_cut_weights(source / "ckpt", target / "ckpt", {"model.embed_tokens.weight": unused})
+
+
+def whole_rows(source: Path) -> int:
+    return json.loads((source / "ckpt" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
 
 
 def cut_data(reference: Path) -> None:
@@ -186,25 +310,58 @@ def cut_data_values(reference: Path) -> None:
         shutil.copyfile(path, target / "json" / path.name)
 
 
-def cut_families(reference: Path) -> None:
-    """Part E: the prompts of each family; their tokenizer.model is part C's."""
+def cut_families(reference: Path, files: Kept) -> None:
+    """Part E: each family's model and its cases; of the losses those that need no text logits."""
     for source in sorted(place for place in (reference / "E_other").iterdir() if place.is_dir()):
-        target = GOLDEN / "E_other" / source.name
+        name, target = source.name, GOLDEN / "E_other" / source.name
         index = json.loads((source / "index.json").read_text(encoding="utf-8"))
-        write_index(target, {key: index[key] for key in ("prompts", "added_tokens", "seg_token_idx", "image_tokens")})
+        losses = index["train"]["losses"]
+        index["train"]["losses"] = {key: value for key, value in losses.items() if key not in TEXT_LOSSES}
+        index["train"]["left_out"] = list(TEXT_LOSSES)
+        write_index(target, index)
         tensors = load_file(source / "vectors.safetensors")
-        kept = {key: tensors[key] for key in ("input_ids", "attention_masks")}
-        save_file(kept, target / "vectors.safetensors")
-        (target / "ckpt").mkdir(exist_ok=True)
-        shutil.copyfile(source / "ckpt" / "added_tokens.json", target / "ckpt" / "added_tokens.json")
+        write_packed(target / "vectors.safetensors", save(sliced(tensors, (ALL, FOURTH))))
+        files.keep_folder(f"E_other/{name}/ckpt", "model.safetensors")
+        for tower in sorted(source.glob("clip*")):
+            files.keep_folder(f"E_other/{name}/{tower.name}")
+
+        weights = load_file(source / "ckpt" / "model.safetensors")
+        unused = unused_rows(whole_rows(source), [tensors])
+        silent = unused.clone()
+        silent[most_likely(index, tensors, weights["lm_head.weight"])] = False
+        zeroed = {"model.embed_tokens.weight": unused, "lm_head.weight": silent}
+        for key, value in weights.items():
+            if any(fnmatchcase(key, head) for head in UNUSED_HEADS):
+                zeroed[key] = torch.ones(len(value), dtype=torch.bool)
+        write_cut_weights(source / "ckpt", target / "ckpt", zeroed)
+
+
+def most_likely(index: Case, tensors: dict[str, Tensor], head: Tensor) -> list[int]:
+    """The tokens that win where a family's answers are asked for the most likely one: no row of zeros may win there."""
+    if "[REJ]" not in index["added_tokens"]:
+        return []
+    ids, asked = tensors["input_ids"], [index["added_tokens"][token] for token in ("[SEG]", "[REJ]")]
+    winners = []
+    for row, place in torch.isin(ids, torch.tensor(asked)).nonzero().tolist():
+        logits = head.float() @ tensors["hidden_last"][row, place + index["image_tokens"] - 2]
+        if logits.max() <= 0:
+            raise ValueError(f"row {row}, token {place}: rows of lm_head that are left out would win")
+        winners.append(int(logits.argmax()))
+    return winners
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} REFERENCE (the folder with reference values)")
-    cut_sasp(Path(sys.argv[1]))
-    cut_prompts(Path(sys.argv[1]))
-    cut_read(Path(sys.argv[1]))
-    cut_data(Path(sys.argv[1]))
-    cut_data_values(Path(sys.argv[1]))
-    cut_families(Path(sys.argv[1]))
+        sys.exit("usage: python -m golden.make_subset REFERENCE (the folder with reference values)")
+    whole = Path(sys.argv[1])
+    for part in PARTS:
+        shutil.rmtree(GOLDEN / part, ignore_errors=True)
+    kept = Kept(whole)
+    cut_sasp(whole)
+    cut_prompts(whole)
+    cut_read(whole, kept)
+    cut_data(whole)
+    cut_data_values(whole)
+    cut_families(whole, kept)
+    kept.keep(".", "classes.json")
+    kept.write_copies()

@@ -15,7 +15,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -47,11 +46,10 @@ def read_json(place: Path) -> Any:
     return json.loads(place.read_text(encoding="utf-8"))
 
 
-def part_or_skip(folder: Path, *needed: str) -> Path:
-    """The folder of a part that holds these files; a part that is cut skips."""
+def part_with(folder: Path, *needed: str) -> Path:
+    """The folder of a part, which holds these files: the whole reference has them, and so has tests/golden."""
     missing = [name for name in needed if not (folder / name).exists()]
-    if missing:
-        pytest.skip(f"{folder} has no {', '.join(missing)}")
+    assert not missing, f"{folder} has no {', '.join(missing)}"
     return folder
 
 
@@ -197,20 +195,9 @@ def mask_logits(output: ReadOutput, frames: Sequence[ImageFrame], images: int) -
     return [frames[i].masks_to_image(output.low_res_logits[output.seg_images == i]) for i in range(images)]
 
 
-def model_folder(folder: Path) -> Path:
-    """Where the tokenizer.model of a checkpoint's folder lies."""
-    if (folder / MODEL_FILE).is_file():
-        return folder
-    return part_or_skip(folder.parents[2] / "C_read" / "ckpt", MODEL_FILE)
-
-
 def processor_alone(folder: Path, family: str, lmm_size: int = 56, mask_size: int = 1024) -> ReadProcessor:
-    """A family's processor from tokenizer.model and added_tokens.json: where only text and pixels matter.
-
-    A folder that is cut may lack the first, 0.6 MB: it is then that of part C, as it is in the whole reference.
-    """
-    added = read_json(part_or_skip(folder, ADDED_FILE) / ADDED_FILE)
-    tokenizer = LegacyTokenizer((model_folder(folder) / MODEL_FILE).read_bytes(), added)
+    """A family's processor from tokenizer.model and added_tokens.json: where only text and pixels matter."""
+    tokenizer = LegacyTokenizer((folder / MODEL_FILE).read_bytes(), read_json(folder / ADDED_FILE))
     own = FAMILIES[family]
     config = ReadConfig(
         lmm_config=LlavaConfig(

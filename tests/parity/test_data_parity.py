@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from parity.released_cases import close, part_or_skip, processor_alone, read_json, stored
+from parity.released_cases import close, part_with, processor_alone, read_json, stored
 from readseg.core import stats
 from readseg.core.frames import ImageFrame
 from readseg.core.masks import encode_rle, intersection_and_union
 from readseg.data.annotations import segmentation_mask
+from readseg.data.class_names import ADE20K, COCO_STUFF
 from readseg.data.readers import reasonseg, refer
 from readseg.model.tokenizer import MODEL_FILE
 
@@ -33,7 +34,7 @@ PIXELS = 1e-5
 
 @pytest.fixture(scope="module")
 def folder(reference: Path) -> Path:
-    return part_or_skip(reference / "D_data", "index.json", "data.safetensors")
+    return part_with(reference / "D_data", "index.json", "data.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,14 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def told(index: dict[str, Any], *keys: str) -> list[Any]:
-    """What the index says under these keys; a part that is cut skips."""
-    if missing := [key for key in keys if key not in index]:
-        pytest.skip(f"the index has no {', '.join(missing)}")
+    """What the index says under these keys."""
     return [index[key] for key in keys]
+
+
+def test_names_of_classes(reference: Path) -> None:
+    names = read_json(reference / "classes.json")
+    assert list(ADE20K) == names["ade20k"]
+    assert list(COCO_STUFF) == names["cocostuff"]
 
 
 # -- masks of annotation files -----------------------------------------------------------------------------------------
@@ -58,8 +63,7 @@ def told(index: dict[str, Any], *keys: str) -> list[Any]:
 
 def test_reasonseg_files(folder: Path, index: dict[str, Any], tensors: dict[str, Tensor], tmp_path: Path) -> None:
     facts = {key.removeprefix("mask."): fact for key, fact in index.items() if key.startswith("mask.")}
-    if not facts:
-        pytest.skip("the index has no masks")
+    assert facts
     place = tmp_path / reasonseg.FOLDER / "val"
     place.mkdir(parents=True)
     for name, fact in facts.items():
@@ -241,7 +245,7 @@ def test_counting_leaves_its_input(index: dict[str, Any]) -> None:
 def test_pixels_that_models_see(reference: Path, index: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     (facts,) = told(index, "preprocess")
     assert facts
-    checkpoint = part_or_skip(reference / "C_read" / "ckpt", MODEL_FILE)
+    checkpoint = part_with(reference / "C_read" / "ckpt", MODEL_FILE)
     for fact in facts:
         what = f"prep.{fact['i']}"
         processor = processor_alone(

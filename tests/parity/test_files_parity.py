@@ -16,7 +16,7 @@ from torch import Tensor
 from parity.released_cases import (
     Released,
     close,
-    part_or_skip,
+    part_with,
     processor_alone,
     read_json,
     released,
@@ -32,7 +32,7 @@ SAM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 @pytest.fixture(scope="module")
 def folder(reference: Path) -> Path:
-    return part_or_skip(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
+    return part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def read(folder: Path) -> Released:
 
 def test_images_are_seen_as_the_reference_saw_them(reference: Path) -> None:
     """No weights are needed: this runs in every clone."""
-    folder = part_or_skip(reference / "C_read", "index.json", "images.safetensors")
+    folder = part_with(reference / "C_read", "index.json", "images.safetensors")
     tensors, sizes = load_file(folder / "images.safetensors"), read_json(folder / "index.json")["images"]["sizes"]
     names = [name.removesuffix(".orig_rgb_u8") for name in tensors if name.endswith(".orig_rgb_u8")]
     assert names
@@ -92,13 +92,13 @@ def same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def test_sharded_files_hold_the_same_weights(folder: Path) -> None:
-    part_or_skip(folder, "ckpt_sharded")
+    part_with(folder, "ckpt_sharded")
     whole, sharded = read_checkpoint(folder / "ckpt"), read_checkpoint(folder / "ckpt_sharded")
     same_weights(sharded.weights, whole.weights)
 
 
 def test_names_of_the_weights(folder: Path, read: Released) -> None:
-    said = read_json(part_or_skip(folder, "state_dict_keys.json") / "state_dict_keys.json")
+    said = read_json(part_with(folder, "state_dict_keys.json") / "state_dict_keys.json")
     ours = key_mapping.to_released(read.model.state_dict(), "visual_model")
     theirs = key_mapping.without_computed(
         {name: torch.empty(size) for name, (size, _) in said["with_vision_tower"].items()}
@@ -113,7 +113,7 @@ def test_names_of_the_weights(folder: Path, read: Released) -> None:
 @pytest.fixture(scope="module")
 def run_weights(reference: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Un-merged weights as a training run leaves them, and the merged ones under the checkpoint's names."""
-    tensors = load_file(part_or_skip(reference / "C_read", "lora_merge.safetensors") / "lora_merge.safetensors")
+    tensors = load_file(part_with(reference / "C_read", "lora_merge.safetensors") / "lora_merge.safetensors")
     pre, merged = (
         {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
         for kind in ("pre.", "merged.")
@@ -139,7 +139,7 @@ def test_weights_of_a_training_run_load_merged(
     with_tower: bool,
 ) -> None:
     pre, merged = run_weights
-    keys = read_json(part_or_skip(folder, "premerge_keys.json") / "premerge_keys.json")
+    keys = read_json(part_with(folder, "premerge_keys.json") / "premerge_keys.json")
     prefix = "base_model.model."
     state = {f"{prefix}{name}": value for name, value in load_file(folder / "ckpt" / "model.safetensors").items()} | pre
     tower = {

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from answers import read_answer
-from parity.released_cases import LOGITS, Case, close, part_or_skip, teacher_forced, turns_of, values
+from parity.released_cases import LOGITS, Case, close, part_with, teacher_forced, turns_of, values
 from readseg.analysis.answer_states import AnswerStates
 from readseg.analysis.similarity_maps import layer_maps, lmm_frame_map, mask_frame_map
 from readseg.core.frames import ImageFrame
@@ -26,7 +26,7 @@ MAP_TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def readings(reference: Path) -> list[tuple[Case, list[AnswerStates]]]:
     """Each case of one image: its conversations, every one read by itself."""
-    folder = part_or_skip(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
+    folder = part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
     found = []
     for case in teacher_forced(folder):
         if not case.name.startswith("C1_") or case.own is None or case.fixed is not None:
@@ -66,17 +66,18 @@ def test_states_and_patches(readings: list[tuple[Case, list[AnswerStates]]]) -> 
     for case, rows in readings:
         for theirs, kept, what in values(case, "clip_projected"):
             close(rows[0].encoded.patches[None][kept], theirs, what)
-        for theirs, _, what in values(case, "hidden_last"):
+        for theirs, kept, what in values(case, "hidden_last"):
             places = case.rows["input_ids"] == case.read.model.config.image_token_id
-            for row, (reading, at) in enumerate(zip(rows, places, strict=True)):
-                close(reading.h_img[-1], theirs[row][at], what, atol=LOGITS)
+            assert len(rows) == len(places)
+            for row, states in zip(torch.arange(len(rows))[kept].tolist(), theirs, strict=True):
+                close(rows[row].h_img[-1], states[places[row]], what, atol=LOGITS)
                 compared += 1
     assert compared
 
 
 def test_maps_of_both_frames(reference: Path) -> None:
     """`get_similarity_map`: the language model's frame, and the mask model's, cropped to the image's part."""
-    folder = part_or_skip(reference / "A_sasp", "index.json", "get_similarity_map.safetensors")
+    folder = part_with(reference / "A_sasp", "index.json", "get_similarity_map.safetensors")
     tensors = load_file(folder / "get_similarity_map.safetensors")
     compared = {"llava": 0, "sam": 0}
     for case in json.loads((folder / "index.json").read_text(encoding="utf-8"))["get_similarity_map"]:

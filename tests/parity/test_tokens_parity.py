@@ -19,7 +19,7 @@ from parity.released_cases import (
     IMAGE_PLACE,
     PAD,
     collapsed,
-    part_or_skip,
+    part_with,
     pieces_of,
     processor_alone,
     read_json,
@@ -51,7 +51,7 @@ def tokenizer_folder(reference: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def read(tokenizer_folder: Path) -> ReadProcessor:
-    part_or_skip(tokenizer_folder, MODEL_FILE)
+    part_with(tokenizer_folder, MODEL_FILE)
     return processor_alone(tokenizer_folder, "read")
 
 
@@ -70,7 +70,7 @@ def names_of(ids: list[int], processor: ReadProcessor, folder: Path) -> list[str
 
 @pytest.fixture(scope="module")
 def folder(reference: Path) -> Path:
-    return part_or_skip(reference / "D_data", "index.json", "data.safetensors")
+    return part_with(reference / "D_data", "index.json", "data.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_labels_follow_the_structure(conversations: dict[str, Any], read: ReadPr
 
 @pytest.fixture(scope="module")
 def read_folder(reference: Path) -> Path:
-    return part_or_skip(reference / "C_read", "index.json", "corrected.json")
+    return part_with(reference / "C_read", "index.json", "corrected.json")
 
 
 def test_conversations_of_part_c(read_folder: Path, read: ReadProcessor) -> None:
@@ -257,7 +257,7 @@ def test_prompts_of_generations(read_folder: Path, read: ReadProcessor, tokenize
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_prompts_of_part_e(reference: Path, name: str) -> None:
-    folder = part_or_skip(reference / "E_other" / name, "index.json", "vectors.safetensors")
+    folder = part_with(reference / "E_other" / name, "index.json", "vectors.safetensors")
     processor = processor_alone(folder / "ckpt", name.lower())
     tensors, texts = load_file(folder / "vectors.safetensors"), read_json(folder / "index.json")["prompts"]
     rows = rows_of(tensors, "input_ids", "attention_masks")
