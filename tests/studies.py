@@ -18,7 +18,9 @@ import numpy as np
 import tiny_segmenter
 from readseg.analysis.study import StudyContext, StudyModel
 from readseg.cli.benchmark import run_study
+from readseg.core.io import read_lines
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
+from readseg.evaluation.run import MEASURED
 from readseg.inference.segmenter import Segmenter
 from small import picture
 
@@ -39,6 +41,12 @@ def block(top: int, left: int, bottom: int, right: int, *, ignored: int = 0) -> 
     target[top:bottom, left:right] = 1
     target[:ignored] = 255
     return target
+
+
+def recorded(path: Path) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+    """What a file of records holds: its header, the names of its images, and the records of all of them."""
+    lines = read_lines(path, MEASURED)
+    return lines.header, list(lines.records), [record for image in lines.records.values() for record in image.records]
 
 
 Asked = tuple[str, bool | None, Sequence[np.ndarray]]

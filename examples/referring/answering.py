@@ -152,7 +152,7 @@ class Referring:
 
 
 def scene_system(referring: Referring, head: Head, name: str) -> System:
-    """The model with one of its heads, as a system for `readseg.evaluation.run.run`.
+    """The model with one of its heads, as a system for `readseg.evaluation.run.run_systems`.
 
     Args:
         referring: the model.

@@ -17,7 +17,7 @@ from readseg.analysis.studies.map_records import MapRecord
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import benchmark
 from readseg.errors import ReadsegError
-from readseg.evaluation.run import RECORDS, read_study
+from readseg.evaluation.run import RECORDS
 from released import write_released, write_sam
 from small import picture
 
@@ -46,13 +46,14 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     first = (tmp_path / RECORDS).read_bytes()
     assert run(monkeypatch, *words, 2) == 0
     assert (tmp_path / RECORDS).read_bytes().startswith(first), "a larger sample goes on from a smaller one"
-    study = read_study(tmp_path / RECORDS)
-    assert study.name == "maps" and list(study.images) == ["scene-500000", "scene-500001"]
-    records = MAP_RECORDS.validate_python(study.records)
-    assert {record.image for record in records} == set(study.images)
+    header, images, records = studies.recorded(tmp_path / RECORDS)
+    assert header["study"] == "maps" and images == ["scene-500000", "scene-500001"]
+    records = MAP_RECORDS.validate_python(records)
+    assert {record.image for record in records} == set(images)
     for prompt in ("plain_points", "plain_truth"):
         assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
-    assert study.settings["original_sam"] and study.settings["clip"] is None and study.settings["extremes"] == 5
+    settings = header["settings"]
+    assert settings["original_sam"] and settings["clip"] is None and settings["extremes"] == 5
     printed = capsys.readouterr().out
     assert "language model, last layer" in printed and "points alone, original SAM" in printed
     maps = rows(tmp_path / "maps-1.csv")
@@ -78,7 +79,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(maps_study, "examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         studies.run("maps", studies.context(half))
-    assert list(contents(half)) == [RECORDS] and len(read_study(half / RECORDS).images) == 1
+    assert list(contents(half)) == [RECORDS] and len(studies.recorded(half / RECORDS)[1]) == 1
     studies.run("maps", studies.context(half))
     assert contents(half) == contents(whole), "the same to the byte, the page too"
     before = len(calls)
@@ -127,10 +128,10 @@ def test_a_released_family_on_a_data_set(
     out = tmp_path / "maps"
     options = ("--sam", tmp_path / "sam.pth", "--extremes", 2, "--num-points", 4)
     assert run(monkeypatch, "maps", "reasonseg/val", *model, "--out", out, *options) == 0
-    study = read_study(out / RECORDS)
-    records = MAP_RECORDS.validate_python(study.records)
+    header, images, records = studies.recorded(out / RECORDS)
+    records = MAP_RECORDS.validate_python(records)
     assert len(records) == 2 and all(record.given and record.places == (0,) for record in records)
-    assert study.settings["protocol"] == "forced" and study.settings["points"]["num_points"] == 4
+    assert header["settings"]["protocol"] == "forced" and header["settings"]["points"]["num_points"] == 4
     assert all(len(record.points) <= 4 for record in records)
     # This SAM's decoder is the checkpoint's own: points alone give the same masks in both.
     assert all(record.prompts["plain_points"] == record.prompts["points"] for record in records)

@@ -7,14 +7,15 @@ pixels of the image; targets hold 0, 1 and 255, which is not counted.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from readseg.core.masks import IGNORED, union
-from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
+from readseg.evaluation.run import ask_together
 from readseg.inference.queries import EncodedImage, ModelAnswer
 from readseg.inference.segmenter import Segmenter
 
@@ -44,21 +45,12 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -
     the answer is given, as in `evaluation.run`. A [SEG] too many has no target: it is left to evaluation.
     """
     encoded = segmenter.encode(page.image)
-    forced = benchmark.protocol == "forced"
-    replies: dict[int, ModelAnswer] = {}
-    for sentence in dict.fromkeys(query.sentence for query in page.questions):
-        numbers = [
-            k for k, query in enumerate(page.questions) if query.sentence is sentence and query.present is not None
-        ]
-        worded = sentence is not None
-        texts = [page.questions[k].text for k in numbers]
-        answered = segmenter.reply(encoded, texts, asks=worded, force=forced and worded, sentence=sentence)
-        replies.update(zip(numbers, answered, strict=True))
+    queries = [query for query in page.questions if query.present is not None]
     seg = segmenter.model.config.seg_token_id
     cases = []
-    for k in sorted(replies):
-        targets = _targets(benchmark, page, page.questions[k], encoded.frame.hw, replies[k].answer.ids.count(seg))
-        cases.append(Case(page.questions[k], page, encoded, replies[k], targets))
+    for query, reply in zip(queries, ask_together(benchmark, queries, partial(segmenter.reply, encoded)), strict=True):
+        targets = _targets(benchmark, page, query, encoded.frame.hw, reply.answer.ids.count(seg))
+        cases.append(Case(query, page, encoded, reply, targets))
     return cases
 
 
@@ -68,18 +60,11 @@ def _targets(
     """What a question expects, with the `segs` [SEG] of its answer."""
     if not query.present:
         return ()
-    masks = [np.asarray(target) for target in query.targets()]
-    for mask in masks:
-        if mask.shape != hw:
-            raise ReadsegError(
-                f"{page.image_id}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, mask.shape))} "
-                "(height x width)"
-            )
-    ignored = union([mask == IGNORED for mask in masks], hw)
+    masks, ignored = page.read_targets(query, hw)
 
     def counted(mask: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-        return np.where(ignored, IGNORED, mask == 1).astype(np.uint8)
+        return np.where(ignored, IGNORED, mask).astype(np.uint8)
 
     if benchmark.match == "order":
         return tuple(TargetMask(counted(mask), (k,) if k < segs else ()) for k, mask in enumerate(masks))
-    return (TargetMask(counted(union([mask == 1 for mask in masks], hw)), tuple(range(segs))),)
+    return (TargetMask(counted(union(masks, hw)), tuple(range(segs))),)

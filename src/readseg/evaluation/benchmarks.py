@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from readseg.core.masks import IGNORED, union
 from readseg.data.readers.refer import preferred
 from readseg.data.registry import DATA_SETS as ALL_DATA_SETS
 from readseg.data.types import DataSet, Entry, Expression
@@ -68,6 +69,22 @@ class ImageQuestions:
     image_id: str  # in records: the file relative to the folder of all data, or the name of a scene
     section: str  # part of the benchmark
     questions: tuple[Question, ...]  # at least one
+
+    @property
+    def source(self) -> Path | str:
+        """What an error calls the image."""
+        return self.image if isinstance(self.image, Path) else self.name
+
+    def read_targets(self, question: Question, hw: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The expected masks of one of the questions, bool (H, W) each, and the pixels (H, W) that do not count."""
+        targets = [np.asarray(target) for target in question.targets()]
+        for target in targets:
+            if target.shape != hw:
+                raise ReadsegError(
+                    f"{self.source}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
+                    "(height x width)"
+                )
+        return [target == 1 for target in targets], union([target == IGNORED for target in targets], hw)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
@@ -30,7 +31,7 @@ from rich.progress import track
 
 from readseg.core.images import load_image
 from readseg.core.io import JsonlStore, LineFormat, parse, read_lines, write_lines
-from readseg.core.masks import IGNORED, encode_rle, union
+from readseg.core.masks import encode_rle
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question, chosen
@@ -42,7 +43,7 @@ MERGED, PARTS, RECORDS = "predictions.jsonl", "predictions-rank*.jsonl", "record
 VARIANTS: tuple[Prompt, ...] = ("both", "points", "seg")
 """What prompts the mask decoder: points and [SEG] (the method), points only, [SEG] only."""
 
-R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,32 +61,25 @@ Answer = Segmentation | FixedAnswer
 
 @dataclass(frozen=True)
 class System:
-    """Something that answers questions: a model with its settings, or a baseline.
+    """Something that answers questions: a model with its settings, or a baseline."""
 
-    name: of its results; also of its folder, but for the first system of a run.
-    settings: what its answers depend on; JSON values.
-    answer: all questions about an image, in their order.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    answer: Callable[[ImageQuestions, Image.Image], Sequence[Answer]]
+    name: str  # of its results; also of its folder, but for the first system of a run
+    settings: Mapping[str, Any]  # what its answers depend on; JSON values
+    answer: Callable[[ImageQuestions, Image.Image], Sequence[Answer]]  # all questions about an image, in their order
 
 
-def run(
+def _run(
     benchmark: Benchmark,
+    numbers: Sequence[int],
     asks: Sequence[Callable[[ImageQuestions], None]],
     *,
-    title: str | None = None,
-    limit: int | None = None,
+    title: str,
+    progress: bool,
     rank: int = 0,
-    world: int = 1,
-    progress: bool = False,
 ) -> None:
-    """Hands every image of a benchmark, or of this process's share, to each `ask`, which keeps what it finds out."""
+    """Hands the images of these numbers to each `ask`, one image after the other."""
     console = Console(stderr=True)
     quiet = not progress or rank > 0 or not console.is_terminal
-    numbers = chosen(benchmark, limit)[rank::world]
     with warnings.catch_warnings():
         show, shown, image = warnings.showwarning, rank > 0, ""
 
@@ -99,19 +93,34 @@ def run(
             show(message, category, *where, **more)
 
         warnings.showwarning = show_hidden_parts_once
-        for number in track(numbers, title or benchmark.name, console=console, disable=quiet, transient=True):
+        for number in track(numbers, title, console=console, disable=quiet, transient=True):
             questions = benchmark[number]
             image = questions.image_id
             for ask in asks:
                 ask(questions)
 
 
-def _header(benchmark: Benchmark, settings: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+def _header(benchmark: Benchmark, settings: Mapping[str, Any], images: int) -> dict[str, Any]:
     """What decides the answers to a benchmark, and what else is known of them."""
-    numbers = chosen(benchmark, limit)
-    about = {**benchmark.about, "images": len(numbers), "of": len(benchmark)}
+    about = {**benchmark.about, "images": images, "of": len(benchmark)}
     identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
     return {"settings": {**settings, **identity, **benchmark.settings}, "about": about}
+
+
+def ask_together(benchmark: Benchmark, questions: Sequence[Question], ask: Callable[..., Sequence[T]]) -> list[T]:
+    """The replies of `ask`, such as `Segmenter.segment` with its image, under a benchmark's protocol, in order.
+
+    Names of things are asked in one call, sentences in another.
+    """
+    replies: dict[int, T] = {}
+    for sentence in dict.fromkeys(question.sentence for question in questions):
+        group = [k for k, question in enumerate(questions) if question.sentence is sentence]
+        # What is neither name nor sentence goes to the model as it stands, and need not ask for an object.
+        worded = sentence is not None
+        force = benchmark.protocol == "forced" and worded
+        answers = ask([questions[k].text for k in group], asks=worded, force=force, sentence=sentence)
+        replies.update(zip(group, answers, strict=True))
+    return [replies[k] for k in range(len(questions))]
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -135,14 +144,13 @@ def evaluate(
     Args:
         segmenter: the model, or whatever has `Segmenter.segment`.
         benchmark: of `benchmarks.open_benchmark` or `scenes.scene_benchmark`.
-        folder: keeps the predictions; what is there already is not asked again. Shared by all processes. In memory
-            only where left out.
+        folder: keeps the predictions, shared by all processes; what is there is not asked again. None: memory only.
         settings: of the model, JSON values kept with the predictions: a folder made with others is refused.
-        prompt: as in `Segmenter.segment`.
-        points: as in `Segmenter.segment`.
+        prompt: as in `Segmenter.segment`, and so are `points`.
+        points: see `prompt`.
         rank: of this process, of `world` that were launched together and all call this.
         world: number of processes.
-        limit: how many images, see `benchmarks.chosen`; all where left out.
+        limit: how many images, see `benchmarks.chosen`; None for all.
         progress: show a bar, in the first process.
 
     Returns:
@@ -170,23 +178,8 @@ def model_system(
         raise ReadsegError(f"prompt: expected one of {', '.join(get_args(Prompt))}, got {prompt!r}")
 
     def answer(questions: ImageQuestions, image: Image.Image) -> list[Answer]:
-        """Names of things are asked in one call, sentences in another."""
-        answers: dict[int, Answer] = {}
-        for sentence in dict.fromkeys(question.sentence for question in questions.questions):
-            group = [k for k, question in enumerate(questions.questions) if question.sentence is sentence]
-            # What is neither name nor sentence goes to the model as it stands, and need not ask for an object.
-            worded = sentence is not None
-            replies = segmenter.segment(
-                image,
-                [questions.questions[k].text for k in group],
-                asks=worded,
-                prompt=prompt,
-                points=points,
-                force=benchmark.protocol == "forced" and worded,
-                sentence=sentence,
-            )
-            answers.update(zip(group, replies, strict=True))
-        return [answers[k] for k in range(len(questions.questions))]
+        segment = partial(segmenter.segment, image, prompt=prompt, points=points)
+        return ask_together(benchmark, questions.questions, segment)
 
     options = {"prompt": prompt, "points": None if points is None else asdict(points)}
     return System(prompt or "model", {**(settings or {}), **options}, answer)
@@ -207,37 +200,42 @@ def run_systems(
     The first system's predictions lie in `folder` itself, another's beside it in a folder that has its name too.
     """
     numbers = chosen(benchmark, limit)
-    with ExitStack() as stack:
+    names = [benchmark.names[number] for number in numbers]
+    with ExitStack() as files:
         stores = []
         for system in systems:
-            header = _header(benchmark, system.settings, limit)
+            header = _header(benchmark, system.settings, len(numbers))
             if benchmark.left_out:
                 header["about"]["left_out"] = sum(benchmark.left_out[number] for number in numbers)
             path = folder
             if folder is not None and system is not systems[0]:
                 path = folder.with_name(f"{folder.name}_{system.name.replace(' ', '-')}")
-            stores.append(PredictionStore(system, header, path, rank, [benchmark.names[number] for number in numbers]))
-            stack.callback(stores[-1].close)
+            stores.append(_PredictionStore(system, header, path, rank, names, files))
         asks = [store.answer_missing for store in stores]
-        run(benchmark, asks, limit=limit, rank=rank, world=world, progress=progress)
+        _run(benchmark, numbers[rank::world], asks, title=benchmark.name, progress=progress, rank=rank)
     return {store.system.name: store.finish(world) for store in stores}
 
 
-class PredictionStore:
+class _PredictionStore:
     """The predictions of one system: what is on disk, what this process adds, and the file that it adds them to."""
 
     def __init__(
-        self, system: System, header: Mapping[str, Any], folder: Path | None, rank: int, names: Sequence[str]
+        self,
+        system: System,
+        header: Mapping[str, Any],
+        folder: Path | None,
+        rank: int,
+        names: Sequence[str],  # of all images that are asked about, in order
+        files: ExitStack,  # closes the file
     ) -> None:
         self.system = system
-        self._header, self._folder, self._rank, self._names = header, folder, rank, names
+        self._header, self._folder, self._rank, self._names, self._files = header, folder, rank, names, files
         self._known: dict[str, Prediction] = {}
         self._own: dict[str, list[Prediction]] = {}
-        self._file: JsonlStore[Prediction] | None = None
-        if folder is not None:
-            for path in (folder / MERGED, *sorted(folder.glob(PARTS))):
-                if path.exists():
-                    self._known = {**read_lines(path, PREDICTIONS, header).records, **self._known}
+        self._store: JsonlStore[Prediction] | None = None
+        for path in [] if folder is None else [folder / MERGED, *sorted(folder.glob(PARTS))]:
+            if path.exists():
+                self._known = {**read_lines(path, PREDICTIONS, header).records, **self._known}
         surplus = {key.rpartition("/")[0] for key in self._known} - set(names)
         if surplus:  # they would be lost when files are merged
             raise ReadsegError(
@@ -245,18 +243,17 @@ class PredictionStore:
                 "before, or give another folder"
             )
 
-    def close(self) -> None:
-        """Closes the file of this process."""
-        if self._file is not None:
-            self._file.close()
-
     def answer_missing(self, questions: ImageQuestions) -> None:
         """Sees to it that every question about an image has its prediction."""
-        if any(question.key not in self._known for question in questions.questions):
-            for prediction in _predict(questions, self.system):
-                if prediction.key not in self._known:
-                    self._add(prediction)
-        self._own[questions.name] = [self._stored(questions, question) for question in questions.questions]
+        missing = {question.key for question in questions.questions} - self._known.keys()
+        for prediction in _predict(questions, self.system) if missing else ():
+            if prediction.key in missing:
+                if self._store is None:  # nothing is written where nothing is missing
+                    path = None if self._folder is None else self._folder / PARTS.replace("*", str(self._rank))
+                    self._store = self._files.enter_context(JsonlStore(path, PREDICTIONS, self._header))
+                self._store.add(prediction)
+                self._known[prediction.key] = prediction
+        self._own[questions.name] = [self._checked(questions, question) for question in questions.questions]
 
     def finish(self, world: int) -> Result:
         """All processes' predictions, scored; the first process puts them in one file."""
@@ -275,7 +272,8 @@ class PredictionStore:
                 path.unlink()
         return result
 
-    def _stored(self, questions: ImageQuestions, question: Question) -> Prediction:
+    def _checked(self, questions: ImageQuestions, question: Question) -> Prediction:
+        """The prediction of a question, which must be about what the data ask now."""
         known = self._known[question.key]
         before = (known.question, known.present, known.image, known.kind, known.tags, known.expected)
         now = (question.text, question.present, questions.image_id, question.kind, question.tags, question.expected)
@@ -287,13 +285,6 @@ class PredictionStore:
             )
         return known
 
-    def _add(self, prediction: Prediction) -> None:
-        if self._file is None:  # nothing is written where nothing is missing
-            path = None if self._folder is None else self._folder / PARTS.replace("*", str(self._rank))
-            self._file = JsonlStore(path, PREDICTIONS, self._header)
-        self._file.add(prediction)
-        self._known[prediction.key] = prediction
-
 
 def _predict(questions: ImageQuestions, system: System) -> list[Prediction]:
     """What a system says to all questions about an image; what cannot be read is known before it is asked."""
@@ -302,29 +293,21 @@ def _predict(questions: ImageQuestions, system: System) -> list[Prediction]:
     try:
         answers = system.answer(questions, image)
     except ReadsegError as error:
-        source = questions.image if isinstance(questions.image, Path) else questions.name
-        raise ReadsegError(f"{source}: {error}") from error
+        raise ReadsegError(f"{questions.source}: {error}") from error
     return [answered(*pair) for pair in zip(open_predictions, answers, strict=True)]
 
 
 def unanswered(questions: ImageQuestions, question: Question, image: Image.Image) -> Prediction:
     """A question about an image with its truth, and without an answer yet."""
     hw = (image.height, image.width)
-    targets = [np.asarray(target) for target in question.targets()]
-    for target in targets:
-        if target.shape != hw:
-            raise ReadsegError(
-                f"{questions.image}: the image is {hw[0]} x {hw[1]}, a mask of it {' x '.join(map(str, target.shape))} "
-                "(height x width)"
-            )
-    ignored = union([target == IGNORED for target in targets], hw)
+    targets, ignored = questions.read_targets(question, hw)
     return Prediction(
         key=question.key,
         image=questions.image_id,
         size=hw,
         question=question.text,
         present=question.present,
-        targets=tuple(encode_rle(target == 1) for target in targets),
+        targets=tuple(map(encode_rle, targets)),
         ignored=encode_rle(ignored) if ignored.any() else None,
         expected=question.expected,
         section=questions.section,
@@ -348,16 +331,11 @@ def answered(prediction: Prediction, answer: Answer) -> Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredImage:
-    """A line of a study: the records of an image.
+    """A line of a study: the records of an image."""
 
-    page: the name of the image within its benchmark.
-    asked: digest of its questions: where the data have changed, records are not passed off as measured on them.
-    sum: digest of the records: a number that was damaged on the disk is not passed off as measured.
-    """
-
-    page: str
-    asked: str | None = None
-    sum: str | None = None
+    page: str  # the name of the image within its benchmark
+    asked: str | None = None  # digest of its questions: changed data do not pass for what was measured on them
+    sum: str | None = None  # digest of the records: a number that was damaged on the disk does not pass either
     records: list[dict[str, Any]]
 
     def __post_init__(self) -> None:
@@ -371,72 +349,59 @@ MEASURED = LineFormat("readseg-analysis-1", MeasuredImage, key="page")
 
 
 @dataclass(frozen=True)
-class StudyResult(Generic[R]):
-    """What a study measured: its header, and the records of each image by its name, in the benchmark's order."""
+class StudyResult(Generic[T]):
+    """What a study measured: its header, and the records of all images in the benchmark's order."""
 
-    name: str
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
-    images: Mapping[str, Sequence[R]]
-
-    @property
-    def records(self) -> list[R]:
-        """Of all images, in the benchmark's order."""
-        return [record for records in self.images.values() for record in records]
+    records: list[T]
 
 
 def run_study(
     benchmark: Benchmark,
-    measure: Callable[[ImageQuestions], Sequence[R]],
-    record: type[R],
+    measure: Callable[[ImageQuestions], Sequence[T]],
+    record: type[T],
     *,
     name: str,
     settings: Mapping[str, Any],
     folder: Path | None = None,
     limit: int | None = None,
     progress: bool = False,
-) -> StudyResult[R]:
+) -> StudyResult[T]:
     """Measures every image of a benchmark once, and keeps the records in `folder`, in memory only where left out.
 
     `record` is their type: what pydantic writes as JSON and reads again. `settings`, JSON values, are what they depend
     on beside the benchmark.
     """
-    adapter = TypeAdapter(list[record])  # type: ignore[valid-type]
-    header = {"study": name, **_header(benchmark, settings, limit)}
+    adapter: TypeAdapter[list[T]] = TypeAdapter(list[record])  # type: ignore[valid-type]
+    numbers = chosen(benchmark, limit)
+    header = {"study": name, **_header(benchmark, settings, len(numbers))}
     path = None if folder is None else folder / RECORDS
-    images: dict[str, list[R]] = {}
+    measured: list[T] = []
     with JsonlStore(path, MEASURED, header) as store:
 
         def measure_missing(questions: ImageQuestions) -> None:
-            asked = _asked(questions)
+            # What is known of each question before its masks are read.
+            asked = [
+                (q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in questions.questions
+            ]
+            digest = _digest([questions.image_id, asked])
             if questions.name not in store.records:
                 records = adapter.dump_python(list(measure(questions)), mode="json")
-                store.add(MeasuredImage(page=questions.name, asked=asked, sum=_digest(records), records=records))
+                store.add(MeasuredImage(page=questions.name, asked=digest, sum=_digest(records), records=records))
             known = store.records[questions.name]
-            if known.asked not in (None, asked):
+            if known.asked not in (None, digest):
                 raise ReadsegError(
                     f"{path}: what was measured on {questions.image_id} is about other questions than the data now "
                     "ask: the data have changed; give another folder"
                 )
             # As they come back from disk: a resumed study is the same study.
             values = json.dumps(known.records).encode()
-            images[questions.name] = parse(adapter, values, f"{path}, the records of {questions.name}")
+            records_of_image = parse(adapter, values, f"{path}, the records of {questions.name}")
+            measured.extend(records_of_image)
 
-        run(benchmark, [measure_missing], title=f"{benchmark.name}: {name}", limit=limit, progress=progress)
-    return StudyResult(name, json.loads(json.dumps(header["settings"])), header["about"], images)
-
-
-def read_study(path: Path) -> StudyResult[dict[str, Any]]:
-    """What a file of records holds, as JSON values; a half last line is left out."""
-    lines = read_lines(path, MEASURED)
-    images = {name: image.records for name, image in lines.records.items()}
-    return StudyResult(lines.header["study"], lines.header["settings"], lines.header["about"], images)
-
-
-def _asked(questions: ImageQuestions) -> str:
-    """A digest of the questions about an image and of what is known of each before its masks are read."""
-    asked = [(q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in questions.questions]
-    return _digest([questions.image_id, asked])
+        _run(benchmark, numbers, [measure_missing], title=f"{benchmark.name}: {name}", progress=progress)
+    return StudyResult(json.loads(json.dumps(header["settings"])), header["about"], measured)
 
 
 def _digest(values: Any) -> str:

@@ -7,18 +7,17 @@ and what it draws is compared with the exact masks, in pixels of the image: the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image
 
-from readseg.core.masks import union
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import FIRST_TEST_SEED, SCENES, Benchmark, ImageQuestions, Question
 from readseg.evaluation.run import FixedAnswer, System
 from readseg.scenes.questions import Question as SceneQuestion
-from readseg.scenes.questions import ask
+from readseg.scenes.questions import ask, target_masks
 from readseg.scenes.render import RenderedScene, make_scene, render
 
 SECTIONS = ("scenes",) * 6 + ("phrasings",) * 2 + ("descriptions", "pairs")
@@ -32,11 +31,7 @@ BLIND = ("largest object", "random object")
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Which scenes and questions: by default the fixed test set.
-
-    Of ten scenes in a row six are new by their seed only; the others hold more out, as `SECTIONS` says. Any first part
-    of the set is mixed alike, so a small number of scenes is a fair sample.
-    """
+    """Which scenes and questions: by default the fixed test set. Any first part of a set is mixed alike."""
 
     scenes: int = 600
     questions: int = 6  # about each scene
@@ -50,16 +45,16 @@ class SceneSet:
 
 @dataclass(frozen=True)
 class Case:
-    """One scene of a set: its name, its section of `SECTIONS`, its pixels, and what is asked about it."""
+    """One scene of a set, and what is asked about it."""
 
     name: str
-    section: str
+    section: str  # of `SECTIONS`
     picture: RenderedScene
     questions: tuple[SceneQuestion, ...]
 
 
 def scene_cases(which: SceneSet) -> Iterator[Case]:
-    """Draws the scenes of a set one after the other with their questions: a function of `which`."""
+    """Draws the scenes of a set with their questions, one after the other."""
     return (scene_case(number, which) for number in range(which.scenes))
 
 
@@ -88,15 +83,14 @@ def scene_case(number: int, which: SceneSet) -> Case:
 def scene_benchmark(which: SceneSet | None = None) -> Benchmark:
     """A set of scenes as a benchmark; the fixed test set where left out."""
     which = which or SceneSet()
-    # The number of scenes only says where to stop: a longer run goes on from a shorter one.
-    settings = {name: value for name, value in asdict(which).items() if name != "scenes"}
     return Benchmark(
         name=SCENES,
         protocol="generated",
         match="order",
         names=tuple(f"scene-{which.first_seed + number}" for number in range(which.scenes)),
         page=lambda number: image_questions(scene_case(number, which)),
-        settings=settings,
+        # The number of scenes only says where to stop: a longer run goes on from a shorter one.
+        settings={"questions": which.questions, "first_seed": which.first_seed},
         ordered=True,
     )
 
@@ -109,7 +103,7 @@ def image_questions(case: Case) -> ImageQuestions:
             text=question.question,
             sentence=None,
             present=question.present,
-            targets=partial(_targets, case, question),
+            targets=partial(target_masks, question, case.picture.masks),
             expected=question.answer,
             kind=question.kind,
             tags=question.tags,
@@ -117,12 +111,6 @@ def image_questions(case: Case) -> ImageQuestions:
         for k, question in enumerate(case.questions)
     )
     return ImageQuestions(case.name, case.picture.image, case.name, case.section, questions)
-
-
-def _targets(case: Case, question: SceneQuestion) -> list[np.ndarray]:
-    """The masks (H, W) that a question asks for."""
-    hw = case.picture.masks.shape[1:]
-    return [union([case.picture.masks[index] for index in target], hw) for target in question.targets]
 
 
 def blind_systems(which: SceneSet) -> list[System]:

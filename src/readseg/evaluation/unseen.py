@@ -16,8 +16,7 @@ Protocol: generated, as for scenes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,18 +28,17 @@ from readseg.scenes.facts import TARGET_AREA, is_a
 from readseg.scenes.phrases import EXPRESSIONS, RELATIONS, REQUESTS
 from readseg.scenes.render import BACKGROUNDS, SIZES_HW, Scene, make_scene, render
 
-FIRST_UNSEEN_SEED = 800_000
-"""Seeds of the set begin here; training draws from 1,000,000 on, the test set of scenes from 500,000 on."""
-IMAGES, QUESTIONS = 250, 4
-"""Images of the set, and the most questions about one."""
+FIRST_UNSEEN_SEED = 800_000  # training draws from 1,000,000 on, the test set of scenes from 500,000 on
+IMAGES, QUESTIONS = 250, 4  # of the set, and the most about one image
 EMPTY = "empty"
-EMPTY_EVERY = 5
-"""Every fifth image is an empty background: any first part of the set is mixed as all of it is."""
+EMPTY_EVERY = 5  # every fifth image is an empty background: any first part of the set is mixed as all of it is
 EMPTY_KINDS = ("category", "reasoning", "colour", "relation")
-"""What an empty background is asked for, once each: by name, by description, by tint and name, beside something else;
-all of trained classes."""
+"""What an empty background is asked for, once each, of trained classes: by name, description, tint, neighbour."""
 _NEVER_TRAINED = frozenset(CLASSES) - set(TRAINED)
 _NOT_THERE = frozenset(name for name in TRAINED if not any(is_a(other, name) for other in _NEVER_TRAINED))
+_CLASS_OF_WORD = {form: name for name, c in CLASSES.items() for form in (c.plural, c.counted, name)}
+# The longest name counts: "a palm tree" is no tree.
+_WORDS = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(_CLASS_OF_WORD, key=len, reverse=True)))})\b")
 
 
 def unseen_benchmark() -> Benchmark:
@@ -58,11 +56,7 @@ def unseen_benchmark() -> Benchmark:
 
 @lru_cache(maxsize=1)  # several models look at one image in turn
 def unseen_page(number: int) -> ImageQuestions:
-    """Draws the image of a number, from 0 on, with its questions.
-
-    Raises:
-        ReadsegError: the packages of the extra "scenes" are not installed.
-    """
+    """Draws the image of a number, from 0 on, with its questions."""
     seed = FIRST_UNSEEN_SEED + number
     name, rng = f"unseen-{seed}", np.random.default_rng([seed, 17])
     if number % EMPTY_EVERY == EMPTY_EVERY - 1:
@@ -75,7 +69,10 @@ def unseen_page(number: int) -> ImageQuestions:
         picture = render(scene)
         # A thing of which hardly anything shows could be overlooked by whoever knows it.
         seen = {thing.name for thing, area in zip(scene.objects, picture.areas, strict=True) if area >= TARGET_AREA[0]}
-        texts = [("category", _by_name(rng, str(which))) for which in rng.permutation(sorted(seen))[:QUESTIONS]]
+        texts = [
+            ("category", _request(rng, "category", "name", str(which)))
+            for which in rng.permutation(sorted(seen))[:QUESTIONS]
+        ]
     questions = tuple(
         Question(f"{name}/{k}", text, sentence=None, present=False, targets=tuple, kind=kind, tags=tags)
         for k, (kind, text) in enumerate(texts)
@@ -84,34 +81,26 @@ def unseen_page(number: int) -> ImageQuestions:
 
 
 def empty_scene(number: int) -> Scene:
-    """The background of a number, from 0 on, without a thing.
-
-    The textures of `BACKGROUNDS` come in turn, and so do the image sizes of `SIZES_HW`: 30 in a row are all pairs.
-    """
+    """The background of a number, from 0 on: textures and image sizes come in turn, 30 in a row are all pairs."""
     height, width = SIZES_HW[number % len(SIZES_HW)]
     seed = FIRST_UNSEEN_SEED + EMPTY_EVERY * number + EMPTY_EVERY - 1
     return Scene(seed, height, width, (), BACKGROUNDS[number % len(BACKGROUNDS)])
-
-
-def _by_name(rng: np.random.Generator, name: str) -> str:
-    """Asks for a class by its name, in a wording of training."""
-    return _request(rng, "category", "name", name, {})
 
 
 def _about_nothing(rng: np.random.Generator, kind: str) -> str:
     """Asks in a wording of training for one of the trained classes, drawn by lot; of a kind of `EMPTY_KINDS`."""
     name, other = (str(drawn) for drawn in rng.choice(TRAINED, size=2, replace=False))
     if kind == "category":
-        return _by_name(rng, name)
+        return _request(rng, kind, "name", name)
     if kind == "reasoning":
-        return _request(rng, kind, "description", name, {"d": str(rng.choice(CLASSES[name].descriptions))})
+        return _request(rng, kind, "description", name, d=str(rng.choice(CLASSES[name].descriptions)))
     if kind == "colour":
-        return _request(rng, kind, "tint", name, {"c": str(rng.choice(TINTS))})
+        return _request(rng, kind, "tint", name, c=str(rng.choice(TINTS)))
     where = RELATIONS[str(rng.choice(sorted(RELATIONS)))].draw(rng, {"o": f"the {other}"})
-    return _request(rng, kind, "relation", name, {"rel": where})
+    return _request(rng, kind, "relation", name, rel=where)
 
 
-def _request(rng: np.random.Generator, kind: str, way: str, name: str, words: Mapping[str, str]) -> str:
+def _request(rng: np.random.Generator, kind: str, way: str, name: str, **words: str) -> str:
     """A request of a kind of `REQUESTS` for what an expression of `EXPRESSIONS` says of a class."""
     thing = CLASSES[name]
     phrase = EXPRESSIONS[way].draw(rng, {"n": thing.name, "ns": thing.plural, **words})
@@ -123,36 +112,29 @@ def _request(rng: np.random.Generator, kind: str, way: str, name: str, words: Ma
 
 
 def remarks(result: Result) -> list[str]:
-    """What the share refused hides: which refusals are of the thing that was asked for, and which of them invent.
+    """What the share refused hides: how many refusals are of the thing that was asked for, and how many invent one.
 
     A model that takes a word it never read for another one, and does not see that other thing, refuses too. And a
-    refusal may go on to say that something else is there: "the cow is not here, but there is a dog." In this set no
-    class of training is there, so any that is named so is invented. Both are read from the words of the answer.
-
-    Args:
-        result: of the benchmark `unseen`, or of a part of it.
-
-    Returns:
-        For each that can be told a sentence with the share and its 95% interval, which draws whole images.
+    refusal may go on: "the cow is not here, but there is a dog." No class of training is in this set, so it invents.
     """
     pairs = list(zip(result.predictions, result.outcomes, strict=True))
-    refused = [(prediction, outcome) for prediction, outcome in pairs if not outcome.said]
-    told = []
+    sentences = []
     asked = [(prediction, outcome) for prediction, outcome in pairs if outcome.section == UNTRAINED]
     if asked:
         by_name = [not outcome.said and names_what_was_asked(p.question, p.answer) for p, outcome in asked]
         share = estimate([float(right) for right in by_name], groups=[outcome.image for _, outcome in asked])
-        told.append(
+        sentences.append(
             f"classes never trained that are refused by their name: {share} of the questions; the other refusals name "
             "something else, or nothing"
         )
+    refused = [(prediction, outcome) for prediction, outcome in pairs if not outcome.said]
     if refused:
         invented = [names_what_is_not_there(prediction.answer) for prediction, _ in refused]
         share = estimate([float(wrong) for wrong in invented], groups=[outcome.image for _, outcome in refused])
-        told.append(f"refusals that go on to name a thing that is not there: {share}")
+        sentences.append(f"refusals that go on to name a thing that is not there: {share}")
     if pairs:
-        told.append("whoever refuses everything has 1 here; beside it belongs the share answered on scenes")
-    return told
+        sentences.append("whoever refuses everything has 1 here; beside it belongs the share answered on scenes")
+    return sentences
 
 
 def names_what_was_asked(question: str, answer: str) -> bool:
@@ -167,7 +149,7 @@ def names_what_was_asked(question: str, answer: str) -> bool:
 
 
 def names_what_is_not_there(answer: str) -> bool:
-    """Whether a refusal says that a thing of a trained class is there, in the form of `question_forms.refusal`.
+    """Whether a refusal, as of `question_forms.refusal`, says that a thing of a trained class is there.
 
     A tree does not count: there may be a palm tree.
 
@@ -180,14 +162,5 @@ def names_what_is_not_there(answer: str) -> bool:
 
 
 def _named(text: str) -> frozenset[str]:
-    """The classes that a text names; the longest name counts: "a palm tree" is no tree."""
-    names, pattern = _names()
-    return frozenset(names[found] for found in pattern.findall(text.lower()))
-
-
-@cache
-def _names() -> tuple[Mapping[str, str], re.Pattern[str]]:
-    """The class of each word for one or several of it, and what finds these words."""
-    names = {form: name for name, c in CLASSES.items() for form in (c.plural, c.counted, name)}
-    longest = sorted(names, key=len, reverse=True)
-    return names, re.compile(rf"\b(?:{'|'.join(map(re.escape, longest))})\b")
+    """The classes that a text names, by a word for one or several of it."""
+    return frozenset(_CLASS_OF_WORD[word] for word in _WORDS.findall(text.lower()))
