@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from rich.text import Text
 
 from readseg import Segmentation, Segmenter
 from readseg.core.masks import iou, load_png
-from readseg.viz.overlays import contact_sheet, overlay, stack, text_block
+from readseg.viz.overlays import contact_sheet, overlay, panel, points_legend, scale_legend, stack, text_block
 
 HERE = Path(__file__).resolve().parent
 BAR = 0.7
+_TILE = 400  # pixels of a panel
 
 
 def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "demo_output") -> int:
@@ -62,18 +64,23 @@ def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "dem
 def explanation(result: Segmentation, truth: np.ndarray | None, note: str) -> Image.Image:
     """How an answer came about: question and answer above image | map and points of each [SEG] | masks | truth."""
     assert result.image is not None
-    panels = {"image" if len(result.masks) else "image, without any mask": result.image}
-    for k in range(len(result.masks)):
-        panels[f"similarity and points of [SEG] {k + 1}"] = result.heatmap(k)
+    image, many = result.image, len(result.masks) > 1
+    panels = {"image" if len(result.masks) else "image, without any mask": panel(image, side=_TILE)}
+    for k, similarity in enumerate(result.similarity):
+        xy, labels = result.points_xy[k], result.point_labels[k]
+        name = f"similarity and points of [SEG] {k + 1}" if many else "similarity and points"
+        panels[name] = panel(image, side=_TILE, value_map=similarity, points_xy=xy, point_labels=labels)
     if len(result.masks):
-        panels["masks"] = overlay(result.image, result.masks)
+        panels[f"{len(result.masks)} masks" if many else "mask"] = overlay(image, result.masks)
     if truth is not None:
-        panels["truth"] = overlay(result.image, truth[None])
-    sheet = contact_sheet(list(panels.values()), list(panels), tile=400)
-    blocks = [text_block(f"question: {result.query}", sheet.width, 20, lines=4)]
-    blocks += [text_block(f"answer: {result.answer}", sheet.width, 20, lines=4), sheet]
-    blocks += [text_block(note, sheet.width, 20, lines=2)]
-    return stack(blocks)
+        panels["truth"] = overlay(image, truth[None])
+    sheet = contact_sheet(list(panels.values()), list(panels), columns=min(len(panels), 4), tile=_TILE)
+    words = (f"question: {result.query}", f"answer: {result.answer}")
+    blocks = [*(text_block(text, sheet.width, 20, lines=4) for text in words), sheet]
+    if len(result.masks):
+        counts = Counter(int(label) for labels in result.point_labels for label in labels)
+        blocks += [scale_legend(_TILE, 14), points_legend(counts, _TILE, 14)]
+    return stack([*blocks, text_block(note, sheet.width, 20, lines=2)])
 
 
 if __name__ == "__main__":
