@@ -108,17 +108,16 @@ def difference(one: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[Estima
         raise ReadsegError("difference: expected outcomes of the same questions in the same order")
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.present]
     images, count = [a.image for a, _ in pairs], sum(len(a.unions) for a, _ in pairs)
-    ious = [[number for o in pair for number in (_sum_of_ious(o), len(o.unions))] for pair in pairs]
+    ious = [
+        [number for o in pair for number in (mask_ious(o.intersections, o.unions).sum(), len(o.unions))]
+        for pair in pairs
+    ]
     areas = [[sum(counts) for o in pair for counts in (o.intersections, o.unions)] for pair in pairs]
     giou, ciou = (
         bootstrap_sums(np.array(terms, float).reshape(-1, 4), ratio_difference, groups=images, count=count)
         for terms in (ious, areas)
     )
     return giou, ciou
-
-
-def _sum_of_ious(outcome: Outcome) -> float:
-    return float(mask_ious(outcome.intersections, outcome.unions).sum())
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -179,12 +178,12 @@ REPORTS = (
     ),
 )
 """The tables of the field's data sets, in their order."""
+_DATASETS = [name for report in REPORTS for name in report.datasets]
 
-PROTOCOLS: Mapping[str, str] = {
+PROTOCOLS: Mapping[str, str] = {  # for a note under a table
     "forced": "teacher-forced: the answer with [SEG] is given to the model, its mask is scored",
     "generated": "generated: the model answers by itself",
 }
-"""What each protocol of `benchmarks` is, for a note under a table."""
 
 
 def score_row(name: str, outcomes: Sequence[Outcome]) -> Row:
@@ -212,7 +211,7 @@ def breakdown(outcomes: Sequence[Outcome]) -> list[Row]:
 def score_tables(results: Sequence[Result]) -> list[Table]:
     """All tables of some results: the field's data sets, a table for each protocol, then what is drawn."""
     results = ordered(results)
-    known = [*DRAWN, *(name for report in REPORTS for name in report.datasets)]
+    known = [*DRAWN, *_DATASETS]
     for result in results:
         if _dataset(result) not in known or result.settings["protocol"] not in PROTOCOLS:
             name = f"benchmark {result.settings['benchmark']!r}, protocol {result.settings['protocol']!r}"
@@ -237,7 +236,7 @@ def score_tables(results: Sequence[Result]) -> list[Table]:
 
 def ordered(results: Sequence[Result]) -> list[Result]:
     """Results as the tables have them, whatever order they were made in: by data set and split, models first."""
-    datasets = [*(name for report in REPORTS for name in report.datasets), *DRAWN]
+    datasets = [*_DATASETS, *DRAWN]
 
     def position(result: Result) -> tuple[int, bool, str, bool, str]:
         name = str(result.settings["benchmark"])

@@ -50,11 +50,11 @@ Finder = Callable[[Result, Prediction], Image.Image | None]
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A question to look at, how its answer went, and the mean IoU of its masks."""
+    """A question to look at, and how its answer went."""
 
     prediction: Prediction
     verdict: Verdict
-    iou: float
+    iou: float  # mean over its masks
 
 
 def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Table], *, data: Path | None = None) -> None:
@@ -105,16 +105,14 @@ def worst_and_best(result: Result, count: int) -> tuple[list[Example], list[Exam
     first; else the lowest IoU. The best: the highest IoU, and up to a quarter false premises that were refused. Where
     all premises are false there are no others, and both lists are filled with these.
     """
-    pairs: dict[Verdict, list[tuple[Outcome, Example]]] = {verdict: [] for verdict in _VERDICTS}
-    for prediction, outcome in zip(result.predictions, result.outcomes, strict=True):
-        if outcome.present is not None:
-            iou = float(mask_ious(outcome.intersections, outcome.unions).mean())
-            example = Example(prediction, _verdict(outcome), iou)
-            pairs[example.verdict].append((outcome, example))
-    examples = {
-        verdict: [example for _, example in sorted(group, key=lambda pair: (pair[1].iou, -sum(pair[0].unions)))]
-        for verdict, group in pairs.items()
-    }
+    pairs = [pair for pair in zip(result.predictions, result.outcomes, strict=True) if pair[1].present is not None]
+    examples: dict[Verdict, list[Example]] = {verdict: [] for verdict in _VERDICTS}
+    for prediction, outcome in sorted(pairs, key=lambda pair: (_mean_iou(pair[1]), -sum(pair[1].unions))):
+        if outcome.present:
+            verdict: Verdict = "mask" if outcome.said else "refused"
+        else:
+            verdict = "invented" if outcome.said else "refused rightly"
+        examples[verdict].append(Example(prediction, verdict, _mean_iou(outcome)))
     true = bool(examples["mask"] or examples["refused"])
     worst = _select(examples["invented"], count // 3 if true else count, ())
     worst += _select(examples["refused"], count // 3, worst)
@@ -125,21 +123,19 @@ def worst_and_best(result: Result, count: int) -> tuple[list[Example], list[Exam
     return worst, [*_select(rest, count - len(best), best), *best]
 
 
-def _verdict(outcome: Outcome) -> Verdict:
-    if outcome.present:
-        return "mask" if outcome.said else "refused"
-    return "invented" if outcome.said else "refused rightly"
+def _mean_iou(outcome: Outcome) -> float:
+    return float(mask_ious(outcome.intersections, outcome.unions).mean())
 
 
 def _select(examples: Sequence[Example], count: int, beside: Sequence[Example]) -> list[Example]:
     """The first ones, those of images that are not shown yet before all others; in the given order."""
     images = {example.prediction.image for example in beside}
-    fresh: list[int] = []
-    others: list[int] = []
-    for k, example in enumerate(examples):
-        (others if example.prediction.image in images else fresh).append(k)
+    is_repeated = []
+    for example in examples:
+        is_repeated.append(example.prediction.image in images)
         images.add(example.prediction.image)
-    return [examples[k] for k in sorted([*fresh, *others][: max(0, count)])]
+    fresh_first = sorted(range(len(examples)), key=is_repeated.__getitem__)
+    return [examples[k] for k in sorted(fresh_first[: max(0, count)])]
 
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
@@ -170,7 +166,7 @@ def _gallery(result: Result, count: int, find: Finder) -> dict[str, Any]:
     worst, best = worst_and_best(result, count)
     pictures = {id(example): find(result, example.prediction) for example in (*worst, *best)}
     # How many true premises lie in each tenth of IoU: a mean hides whether all are fair or half of them lost.
-    ious = [mask_ious(o.intersections, o.unions).mean() for o in result.outcomes if o.present]
+    ious = [_mean_iou(outcome) for outcome in result.outcomes if outcome.present]
     return {
         "histogram": np.histogram(ious, bins=10, range=(0, 1))[0].tolist() if ious else [],
         "lost": sum(picture is None for picture in pictures.values()),
