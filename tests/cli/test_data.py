@@ -91,7 +91,7 @@ def test_names_that_look_like_markup_are_names(
     assert run(monkeypatch, "check", "a[/b]") == 1
     printed = capsys.readouterr().out
     assert "a[/b]" in printed and "refcoco|unc|va[/red]l\\x1b[2J" in printed and "\x1b" not in printed
-    assert "no image 7" in printed
+    assert "expected image 7, which refs(unc).p names" in printed
 
 
 @pytest.mark.parametrize(
