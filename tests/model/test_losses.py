@@ -98,8 +98,9 @@ def test_map_loss_of_no_seg() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="size"):
-        bce_loss(torch.zeros(2, 2), torch.zeros(2, 3))
+    for loss in (bce_loss, dice_loss):
+        with pytest.raises(ValueError, match="size"):
+            loss(torch.zeros(2, 2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="shorter"):
         mask_losses([torch.zeros(2, 2)], [])
     with pytest.raises(ValueError, match="size"):

@@ -86,8 +86,8 @@ def map_loss(
 
 def _prepared(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits in float32 at least, the truth as 0 or 1, and 1 where a pixel counts."""
-    # Other shapes would broadcast without a word.
-    assert logits.shape == target.shape, f"logits {tuple(logits.shape)}, target {tuple(target.shape)}"
+    if logits.shape != target.shape:  # others would broadcast without a word
+        raise ValueError(f"expected a target of the logits' size {tuple(logits.shape)}, got {tuple(target.shape)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     counts = (target != IGNORED).to(logits)
     return logits, target.to(logits) * counts, counts
