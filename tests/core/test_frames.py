@@ -119,8 +119,13 @@ class TestLmmView:
 
 
 class TestLmmBox:
-    def test_crop(self) -> None:
+    def test_crop_and_stretch(self) -> None:
         assert ImageFrame(480, 641, 336, 1024).lmm_box == (80.5, 0, 560.5, 480)
+        assert ImageFrame(480, 640, 336, 1024, "stretch").lmm_box == (0, 0, 640, 480)
+
+    def test_another_view_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="view must be one of crop, letterbox, stretch; got 'wide'"):
+            ImageFrame(480, 640, 336, 1024, "wide")  # type: ignore[arg-type]
 
     @few
     @given(side, side, st.sampled_from([224, 336]))
@@ -135,14 +140,14 @@ class TestLmmBox:
         assert scale_x * width == pytest.approx(max(1, size * width / max(height, width)), abs=0.51)
         assert scale_y * height == pytest.approx(max(1, size * height / max(height, width)), abs=0.51)
 
-    def test_stretch(self) -> None:
-        assert ImageFrame(480, 640, 336, 1024, "stretch").lmm_box == (0, 0, 640, 480)
-
     def test_hidden_fraction(self) -> None:
-        assert ImageFrame(480, 640, 336, 1024).hidden_fraction == pytest.approx(0.25)
-        assert ImageFrame(640, 480, 336, 1024, "crop").hidden_fraction == pytest.approx(0.25)
-        assert ImageFrame(480, 640, 336, 1024, "letterbox").hidden_fraction == 0
-        assert ImageFrame(480, 640, 336, 1024, "stretch").hidden_fraction == 0
+        for hw, view, expected in (
+            ((480, 640), "crop", 0.25),
+            ((640, 480), "crop", 0.25),
+            ((480, 640), "letterbox", 0),
+            ((480, 640), "stretch", 0),
+        ):
+            assert ImageFrame(*hw, 336, 1024, view).hidden_fraction == pytest.approx(expected)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("view", VIEWS)
     @pytest.mark.parametrize("hw", [(90, 160), (160, 90), (100, 100), (101, 163)])

@@ -435,6 +435,7 @@ class TestSampleFeatures:
         (lambda: select_points(torch.zeros(1, 0), (4, 4), config()), "square number"),
         (lambda: select_points(torch.zeros(1, 16), (0, 4), config()), "at least 1"),
         (lambda: select_points(torch.zeros(1, 16), (4, 4), config(downsample=5)), "downsample"),
+        (lambda: full_map(torch.zeros(1, 16), (4, 4), alignment="rough"), "alignment must be one of reference, exact"),
         (lambda: full_map(torch.zeros(1, 16), (4, 4), box=(3, 0, 1, 4)), "box"),
         (lambda: full_map(torch.zeros(1, 16), (4, 8), alignment="reference", box=(0, 0, 8, 4)), "centre crop"),
     ],

@@ -119,7 +119,18 @@ class ImageFrame:
             square = Image.new("RGB", (size, size), PADDING_COLOUR)
             square.paste(image.resize((new_width, new_height), Image.Resampling.BICUBIC), (left, top))
             return square
-        return self._centre_crop(image)
+        # Shortest side to lmm_size, the other rounded down, then the centre.
+        short, long = min(self.hw), max(self.hw)
+        new_long = int(size * long / short)
+        new_width, new_height = (size, new_long) if self.width <= self.height else (new_long, size)
+        left, top = (new_width - size) // 2, (new_height - size) // 2
+        if long <= EXTREME_RATIO * short:
+            resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+            return resized.crop((left, top, left + size, top + size))
+        # The same pixels up to rounding, without the parts that are cut away.
+        to_x, to_y = self.width / new_width, self.height / new_height
+        region = (left * to_x, top * to_y, (left + size) * to_x, (top + size) * to_y)
+        return image.resize((size, size), Image.Resampling.BICUBIC, box=region)
 
     def mask_view(self, image: Image.Image) -> Image.Image:
         """The image resized to `mask_hw` with Pillow's bilinear filter (SAM's ResizeLongestSide), not padded."""
@@ -131,20 +142,6 @@ class ImageFrame:
         """Left, top, width and height of the image inside the LMM's square, in its pixels."""
         height, width = self._fitted_hw(self.lmm_size)
         return (self.lmm_size - width) // 2, (self.lmm_size - height) // 2, width, height
-
-    def _centre_crop(self, image: Image.Image) -> Image.Image:
-        """Shortest side to lmm_size, the other rounded down, then the centre."""
-        size, short, long = self.lmm_size, min(self.hw), max(self.hw)
-        new_long = int(size * long / short)
-        new_width, new_height = (size, new_long) if self.width <= self.height else (new_long, size)
-        left, top = (new_width - size) // 2, (new_height - size) // 2
-        if long <= EXTREME_RATIO * short:
-            resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-            return resized.crop((left, top, left + size, top + size))
-        # The same pixels up to rounding, without the parts that are cut away.
-        to_x, to_y = self.width / new_width, self.height / new_height
-        region = (left * to_x, top * to_y, (left + size) * to_x, (top + size) * to_y)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=region)
 
     def _checked(self, image: Image.Image) -> Image.Image:
         assert image.size == (self.width, self.height), "a frame is made from the image's own size"

@@ -20,11 +20,12 @@ from PIL import Image
 from readseg.checkpoints.load import load_model
 from readseg.core.images import load_image
 from readseg.core.sasp import PointConfig
+from readseg.core.token_grid import check_choice
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.queries import EncodedImage, ModelAnswer, QueryError, check_query, question_for, requests_mask
 from readseg.inference.result import Segmentation
-from readseg.model.config import Prompt, check_choice
+from readseg.model.config import Prompt
 from readseg.model.families import REJ, SEG
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
@@ -299,7 +300,7 @@ class Segmenter:
             raise ReadsegError("the answer to force is empty: expected a text, with [SEG] where a mask should be")
         try:
             if options.get("prompt") is not None:
-                check_choice("prompt", options["prompt"] or "")
+                check_choice("prompt", options["prompt"], Prompt)
             self.model.config.check_points(options.get("points") or self.model.config.points)
         except ValueError as error:
             raise ReadsegError(str(error)) from error

@@ -10,24 +10,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import yaml
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig, SamConfig
 
 from readseg.core.frames import View
 from readseg.core.sasp import PointConfig
+from readseg.core.token_grid import check_choice
 
 Prompt = Literal["both", "seg", "points"]
 Projector = Literal["mlp", "linear"]
-
-_CHOICES = {"prompt": get_args(Prompt), "view": get_args(View), "projector": get_args(Projector)}
-
-
-def check_choice(name: str, value: str) -> None:
-    """Raises ValueError where `value` is not one of the words that the setting `name` can have."""
-    if value not in _CHOICES[name]:
-        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,9 @@ class ReadConfig(PreTrainedConfig):
         for name, kind in (("points", PointConfig), ("conversation", ConversationConfig)):
             value = getattr(self, name)
             setattr(self, name, value if isinstance(value, kind) else _from_dict(kind, value or {}))
-        for name in _CHOICES:
-            check_choice(name, getattr(self, name))
+        check_choice("prompt", self.prompt, Prompt)
+        check_choice("view", self.view, View)
+        check_choice("projector", self.projector, Projector)
         for name in ("text_loss_weight", "bce_loss_weight", "dice_loss_weight", "map_loss_weight"):
             weight = getattr(self, name)
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:

@@ -21,10 +21,11 @@ from transformers.utils import ModelOutput
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
+from readseg.core.token_grid import check_choice
 from readseg.core.types import IGNORE_INDEX
 from readseg.errors import ReadsegError, first_five
 from readseg.model import generation, losses
-from readseg.model.config import Prompt, ReadConfig, check_choice
+from readseg.model.config import Prompt, ReadConfig
 from readseg.model.generation import Generation, Ids
 from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing
@@ -250,7 +251,7 @@ class ReadModel(PreTrainedModel):
         An unknown prompt, or points that do not fit the model, are a ValueError.
         """
         prompt, points = prompt or self.config.prompt, points or self.config.points
-        check_choice("prompt", prompt)
+        check_choice("prompt", prompt, Prompt)
         self.config.check_points(points)
         images = seg_images.tolist()
         # The parts of a model that is spread over devices meet where the mask model is.

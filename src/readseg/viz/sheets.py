@@ -60,23 +60,18 @@ def answer_sheet(rows: Sequence[SheetRow], systems: Sequence[str], *, title: str
     blocks = [text_block(title, whole, letters + 5, lines=2), beside(heads, len(titles))]
     for row in rows:
         rule = Image.new("RGB", (whole, 2), _LINE)
-        blocks += [rule, text_block(row.question, whole, letters + 2, lines=3), _row(row, width, letters)]
+        blocks += [rule, text_block(row.question, whole, letters + 2, lines=3)]
+        height, wide = row.size
+        picture = row.picture or Image.new("RGB", (wide, height), _NOTHING)
+        bare = MaskPanel(np.zeros((0, height, wide), bool), "" if row.picture else "the image is not there")
+        known = np.array(picture.convert("RGB"))
+        if row.ignored is not None:
+            known[row.ignored] = _LINE
+        cells = [_cell(picture, bare, width, letters), _cell(Image.fromarray(known), row.truth, width, letters)]
+        cells += [_cell(picture, answer, width, letters) for answer in row.answers]
+        blocks.append(beside(cells, len(cells)))
     blocks.append(text_block(note, whole, letters - 2, lines=4))
     return stack(blocks)
-
-
-def _row(row: SheetRow, width: int, letters: int) -> Image.Image:
-    height, wide = row.size
-    bare = row.picture if row.picture is not None else Image.new("RGB", (wide, height), _NOTHING)
-    first = MaskPanel(np.zeros((0, height, wide), bool), "" if row.picture is not None else "the image is not there")
-    known = bare
-    if row.ignored is not None:
-        pixels = np.array(bare.convert("RGB"))
-        pixels[row.ignored] = _LINE
-        known = Image.fromarray(pixels)
-    cells = [_cell(bare, first, width, letters), _cell(known, row.truth, width, letters)]
-    cells += [_cell(bare, answer, width, letters) for answer in row.answers]
-    return beside(cells, len(cells))
 
 
 def _cell(picture: Image.Image, panel: MaskPanel, width: int, letters: int) -> Image.Image:

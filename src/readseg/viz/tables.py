@@ -71,8 +71,9 @@ def to_markdown(table: Table, *, bullet: str = "- ") -> str:
         if row.group != group:
             group = row.group
             lines.append(f"| **{escape_cell(group)}** |" + " |" * len(table.columns))
-        cells = [escape_cell(_long(row.cells.get(column))) for column in table.columns]
-        lines.append("| " + " | ".join([escape_cell(row.name), *cells]) + " |")
+        values = [row.cells.get(column) for column in table.columns]
+        cells = [str(value) if isinstance(value, Estimate) else _short(value) for value in values]
+        lines.append("| " + " | ".join(map(escape_cell, [row.name, *cells])) + " |")
     return "\n".join([*lines, "", *(f"{bullet}{escape_cell(note)}." for note in table.notes)]).rstrip() + "\n"
 
 
@@ -136,10 +137,6 @@ def _short(value: Cell) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:z.3f}"
     return "-" if value is None else printable(str(value))
-
-
-def _long(value: Cell) -> str:
-    return str(value) if isinstance(value, Estimate) else _short(value)
 
 
 def _number(value: float) -> str | float:
