@@ -35,6 +35,13 @@ def result(count: int = 2, *, image: bool = True, **changes: Any) -> Segmentatio
     return Segmentation(**{**values, **changes})
 
 
+def test_an_old_result_is_read_and_written_again_byte_for_byte() -> None:
+    old = (Path(__file__).parents[1] / "golden" / "old_files" / "result.json").read_text(encoding="utf-8")
+    again = Segmentation.from_json(old)
+    assert (again.answer, again.masks.shape) == ("the parrot [SEG].", (1, 256, 320))
+    assert again.to_json() == old.rstrip("\n")
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_json_round_trip_is_exact(count: int) -> None:
     before = result(count)

@@ -13,12 +13,14 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from readseg.core.sasp import PointConfig
-from readseg.evaluation.benchmarks import Benchmark
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
+from readseg.evaluation.run import StudyResult, run_study
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.viz.tables import Table
 
 Options = TypeVar("Options")
+Record = TypeVar("Record")
 PointChoice = Callable[[Segmenter], "tuple[Prompt | None, PointConfig | None]"]
 """What prompts a model's own masks, and how points are chosen, where options say so."""
 
@@ -57,6 +59,26 @@ class StudyContext:
     limit: int | None = None  # how many images; all for None
     data: Path | None = None  # the folder of all data sets
     points: PointChoice = lambda segmenter: (None, None)  # what prompts each model
+
+    def measure(
+        self,
+        model: StudyModel,
+        measure: Callable[[ImageQuestions], Sequence[Record]],
+        record: type[Record],
+        name: str,
+        settings: Mapping[str, Any],
+    ) -> StudyResult[Record]:
+        """The records of a model on every image, from its folder where they were measured before."""
+        return run_study(
+            self.benchmark,
+            measure,
+            record,
+            name=name,
+            settings=settings,
+            folder=self.folder_of(model),
+            limit=self.limit,
+            progress=True,
+        )
 
     def folder_of(self, model: StudyModel) -> Path:
         """Where the records of one model are kept: the study's folder, with several models one below it for each."""

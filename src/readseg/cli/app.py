@@ -31,6 +31,8 @@ def lazy_group(commands: dict[str, str], load: Callable[[str], Any]) -> type[Typ
     """A group that knows the first line of help of its commands, and loads the one that is called."""
 
     class LazyGroup(TyperGroup):
+        """Stubs for `--help`; a command takes the place of its stub when it is called."""
+
         def __init__(self, **settings: Any) -> None:
             stubs = {name: TyperCommand(name, help=text) for name, text in commands.items()}
             super().__init__(**{**settings, "commands": stubs})

@@ -38,7 +38,6 @@ from readseg.analysis.study import NoOptions, Study, StudyContext, StudyModel, S
 from readseg.core.masks import IGNORED
 from readseg.core.stats import Estimate
 from readseg.evaluation.benchmarks import ImageQuestions
-from readseg.evaluation.run import run_study
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.charts import Curve, line_chart
 from readseg.viz.overlays import contact_sheet, panel, scale_legend, stack
@@ -171,15 +170,12 @@ def _measure_model(context: StudyContext, model: StudyModel, examine: ExamineOpt
         cases = cases_of(segmenter, context.benchmark, page)
         return [record for case in cases for record in measure_layers(segmenter, case, examine)]
 
-    study = run_study(
-        context.benchmark,
+    study = context.measure(
+        model,
         measure,
         LayerRecord,
-        name="layers",
-        settings={**model.settings, "points": asdict(examine.points or segmenter.model.config.points)},
-        folder=context.folder_of(model),
-        limit=context.limit,
-        progress=True,
+        "layers",
+        {**model.settings, "points": asdict(examine.points or segmenter.model.config.points)},
     )
     return LayerStudy(model.name, study.records, study.settings["protocol"], study.about, context.benchmark.name)
 

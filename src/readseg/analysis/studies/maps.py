@@ -32,7 +32,6 @@ from readseg.core.io import atomic_write
 from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.run import run_study
 from readseg.viz.tables import Cell, Row, Table, printable, to_markdown
 
 _TRUTH = "plain_truth"  # its masks are missing for reasons of their own
@@ -381,16 +380,7 @@ def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> M
         cases = cases_of(segmenter, context.benchmark, page)
         return [record for case in cases for record in examine(segmenter, case, examine_options)]
 
-    study = run_study(
-        context.benchmark,
-        measure,
-        MapRecord,
-        name="maps",
-        settings=settings,
-        folder=context.folder_of(model),
-        limit=context.limit,
-        progress=True,
-    )
+    study = context.measure(model, measure, MapRecord, "maps", settings)
     lacking = {name: spec.requires for name, spec in {**MAPS, **PROMPTS}.items() if spec.requires}
     return MapStudy(
         model.name,

@@ -38,7 +38,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, chosen
 from readseg.evaluation.predictions import score
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.run import FixedAnswer, answered, run_study, unanswered
+from readseg.evaluation.run import FixedAnswer, answered, unanswered
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.charts import Curve, line_chart
 from readseg.viz.tables import Cell, Row, Table
@@ -527,15 +527,8 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     pictures: dict[str, Image.Image] = {}
     points: dict[str, Any] = {}
     for model in context.models:
-        result = run_study(
-            context.benchmark,
-            partial(measure, model.segmenter, context.benchmark),
-            DecisionRecord,
-            name="necessity",
-            settings=model.settings,
-            folder=context.folder_of(model),
-            limit=context.limit,
-            progress=True,
+        result = context.measure(
+            model, partial(measure, model.segmenter, context.benchmark), DecisionRecord, "necessity", model.settings
         )
         images = f"{result.about['images']} of {result.about['of']} images"
         tables += necessity_tables(result.records, model.name, context.benchmark.name, images)
