@@ -103,12 +103,12 @@ def _outward(corners: np.ndarray) -> list[list[float]]:
         steps = steps / np.hypot(steps[:, 0], steps[:, 1])[:, None]
     # OpenCV walks with the outside on this hand.
     normals = np.stack((-steps[:, 1], steps[:, 0]), axis=1)
-    moved: list[list[float]] = []
-    for corner, step, before, after in zip(corners, np.roll(steps, 1, 0), np.roll(normals, 1, 0), normals, strict=True):
-        towards = np.round(before + after, 6)
-        for side in (towards,) if towards.any() else (before + step, after + step):
-            moved.append(np.round(corner + 0.5 + 0.4 * np.sign(np.round(side, 6)), 1).tolist())
-    return moved
+    came, before = np.roll(steps, 1, 0), np.roll(normals, 1, 0)
+    towards = np.round(before + normals, 6)
+    turns = ~towards.any(axis=1)
+    sides = np.stack((np.where(turns[:, None], before + came, towards), normals + came), axis=1)
+    moved = np.round(corners[:, None] + 0.5 + 0.4 * np.sign(np.round(sides, 6)), 1)
+    return moved[np.stack((np.ones_like(turns), turns), axis=1)].tolist()
 
 
 def halves(mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -101,9 +101,11 @@ def write_refer_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
     for subfolder, images in (("mscoco/images/train2014", coco), ("saiapr_tc-12", clef)):
         for image in images:
             write_bytes(folder / "images" / subfolder / image.file_name, image.picture.jpeg)
+    instances = _instances(coco)
     for name, ref_set in _REF_SETS.items():
         images = clef if name == "refclef" else coco
-        write_json(folder / name / "instances.json", _instances(images, run_lengths=name == "refclef"))
+        own = _instances(clef, run_lengths=True) if name == "refclef" else instances
+        write_json(folder / name / "instances.json", own)
         refs = _with_ids((image, ref) for image in images for ref in _refs(ref_set, image))
         counts[name] = len(refs)
         for split_by, splitter in ref_set.files.items():
@@ -111,7 +113,7 @@ def write_refer_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
             # The first ones were written by Python 2; through JSON, so that the same values are the same bytes.
             data = pickle.dumps(json.loads(json.dumps(kept)), protocol=2 if "_" in split_by else 0)
             write_bytes(folder / name / f"refs({split_by}).p", data)
-    write_json(folder / "grefcoco/instances.json", _instances(coco))
+    write_json(folder / "grefcoco/instances.json", instances)
     refs = _with_ids((image, ref) for image in coco for ref in _grefs(image))
     write_json(folder / "grefcoco/grefs(unc).json", [{**ref, "split": _unc(number)} for number, ref in refs])
     return {**counts, "grefcoco": len(refs)}
