@@ -178,7 +178,7 @@ def save(model: Referrer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> N
     values = {
         "format": _FORMAT,
         "sizes": model.config.to_dict(),
-        "points": model.points.to_dict(),
+        "points": vars(model.points),
         "encoders": digest([model.sam.vision_encoder]),
     }
     with atomic_write(folder) as place:
@@ -200,7 +200,7 @@ def load(folder: Path) -> Referring:
     processor = ReadProcessor(_tokenizer(folder, own.config), own.config)
     try:
         sizes = ReferringConfig.from_dict(values["sizes"])
-        points = type(processor.config.points).from_dict(values["points"])
+        points = sasp.PointConfig(**values["points"])
         model = Referrer(sizes, processor.config.mask_config, points)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReadsegError(f"{folder / 'config.json'}: not the sizes of a referring model ({error})") from error

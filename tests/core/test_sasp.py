@@ -88,13 +88,6 @@ def test_settings_that_make_no_sense_are_errors(values: dict[str, object]) -> No
         PointConfig(**values)  # type: ignore[arg-type]
 
 
-def test_settings_survive_plain_data() -> None:
-    points = PointConfig(num_points=60, t_pos=0.6, alignment="exact", dtoc=False)
-    assert PointConfig.from_dict(points.to_dict()) == points
-    with pytest.raises(ValueError, match="num_pionts"):
-        PointConfig.from_dict({"num_pionts": 30})
-
-
 class TestSimilarity:
     def test_one_set_of_image_tokens_or_one_for_each_row(self) -> None:
         h_seg, h_img = torch.randn(3, 8), torch.randn(3, 25, 8)

@@ -39,7 +39,7 @@ def test_weights_sum_to_one_where_the_grid_lies(
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 24), st.sampled_from(["exact", "reference"]))
 def test_cells_inside_name_pixels_of_the_image(height: int, width: int, cells: int, alignment: str) -> None:
     axis_y, axis_x = axes((height, width), alignment, None)  # type: ignore[arg-type]
-    inside = cells_inside(axis_y, axis_x, cells, torch.device("cpu"))
+    inside = cells_inside((axis_y, axis_x), cells, torch.device("cpu"))
     for axis, own in ((axis_y, inside.any(1)), (axis_x, inside.any(0))):
         pixels, valid = cell_pixels(axis, cells)
         assert torch.equal(own, valid & inside.any())
@@ -49,7 +49,7 @@ def test_cells_inside_name_pixels_of_the_image(height: int, width: int, cells: i
 def test_a_box_beyond_the_image_has_cells_outside() -> None:
     axis_y, axis_x = axes((4, 8), "exact", (0, -2, 8, 6))
     assert cell_pixels(axis_y, 4)[1].tolist() == [False, True, True, False]
-    assert cells_inside(axis_y, axis_x, 4, torch.device("cpu")).sum() == 8
+    assert cells_inside((axis_y, axis_x), 4, torch.device("cpu")).sum() == 8
 
 
 def test_wrong_boxes_are_errors() -> None:

@@ -54,7 +54,7 @@ def test_config_survives_a_file(tmp_path: Path) -> None:
         ({"bce_loss_weight": None}, "loss_weight"),
         ({"text_loss_weight": -1.0}, "loss_weight"),
         ({"map_loss_weight": float("nan")}, "loss_weight"),
-        ({"points": {"k": 1}}, "setting"),
+        ({"points": {"k": 1}}, "PointConfig has no setting k; it has alignment"),
         ({"points": PointConfig(alignment="reference"), "view": "stretch"}, "alignment"),
         ({"points": PointConfig(downsample=25)}, "downsample"),
         *(({"projector": value}, "projector must be one of mlp, linear") for value in ("linear ", "mlp2x", None, 2)),

@@ -13,26 +13,16 @@ Source: "Reasoning to Attend: Try to Understand How <SEG> Token Works" (CVPR 202
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from readseg.core.token_grid import (
-    Alignment,
-    Box,
-    GridAxis,
-    axes,
-    cell_pixels,
-    cells_inside,
-    check_choice,
-    pixel_weights,
-)
+from readseg.core.token_grid import Alignment, Axes, Box, axes, cell_pixels, cells_inside, check_choice, pixel_weights
 
 Threshold = Literal["range", "std"]
 # exp(-r^2) is below the resolution of float32 beyond r = 5: this many bandwidths make the window of DtoC.
@@ -73,18 +63,6 @@ class PointConfig:
             raise ValueError(f"downsample must be 1 or more; got {self.downsample}.")
         if not 0.0 < self.bandwidth < math.inf:
             raise ValueError(f"bandwidth must be above 0 and finite; got {self.bandwidth}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values as plain data; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PointConfig:
-        """Raises ValueError for a name that is not a setting of points."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"PointConfig has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
-        return cls(**values)
 
 
 class Points(NamedTuple):
@@ -143,18 +121,12 @@ def normalise(
     finite = flat.isfinite().all(dim=1, keepdim=True)
     # Zeros instead of NaN before any arithmetic, so that no NaN enters the backward pass either.
     flat = torch.where(finite, flat, 0)
-    if inside is None:
-        low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
-    else:
-        outside = ~inside.flatten()
-        low = flat.masked_fill(outside, math.inf).amin(dim=1, keepdim=True)
-        high = flat.masked_fill(outside, -math.inf).amax(dim=1, keepdim=True)
-    extent = high - low
+    outside = flat.new_zeros((), dtype=torch.bool) if inside is None else ~inside.flatten()
+    low = flat.masked_fill(outside, math.inf).amin(dim=1, keepdim=True)
+    extent = flat.masked_fill(outside, -math.inf).amax(dim=1, keepdim=True) - low
     usable = finite & (extent > 0) & extent.isfinite()
     unit = torch.where(usable, flat - torch.where(usable, low, 0), 0) / torch.where(usable, extent, 1)
-    if inside is not None:
-        unit = unit.clamp(0, 1)
-    return unit.view_as(maps), usable.squeeze(1)
+    return unit.clamp(0, 1).view_as(maps), usable.squeeze(1)
 
 
 def full_map(
@@ -171,12 +143,11 @@ def full_map(
 
     ValueError where N is no square number, the image is empty, or the box does not fit the alignment.
     """
-    axis_y, axis_x = axes(image_hw, alignment, box)
-    grid, _ = _value_grid(scores, axis_y, axis_x)
-    side = grid.shape[-1]
-    rows = torch.arange(axis_y.length, device=grid.device, dtype=grid.dtype)
-    columns = torch.arange(axis_x.length, device=grid.device, dtype=grid.dtype)
-    return pixel_weights(axis_y, rows, side) @ grid @ pixel_weights(axis_x, columns, side).transpose(0, 1)
+    yx = axes(image_hw, alignment, box)
+    grid, _ = _value_grid(scores, yx)
+    pixels = [torch.arange(axis.length, device=grid.device, dtype=grid.dtype) for axis in yx]
+    along_y, along_x = (pixel_weights(axis, all_of, grid.shape[-1]) for axis, all_of in zip(yx, pixels, strict=True))
+    return along_y @ grid @ along_x.transpose(0, 1)
 
 
 def select_cells(
@@ -222,9 +193,10 @@ def select_points(
 
     ValueError where downsample exceeds n, and as for `full_map`, which explains `box`.
     """
-    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, config.downsample, config.alignment, box)
-    cells, labels, valid = select_cells(grid, cells_inside(axis_y, axis_x, grid.shape[-1], grid.device), config)
-    return _points_of_cells(cells, labels, valid & usable[:, None], grid, axis_y, axis_x)
+    yx = axes(image_hw, config.alignment, box)
+    grid, usable = _selection_grid(scores, yx, config.downsample)
+    cells, labels, valid = select_cells(grid, cells_inside(yx, grid.shape[-1], grid.device), config)
+    return _points_of_cells(cells, labels, valid & usable[:, None], grid, yx)
 
 
 def select_extremes(
@@ -240,19 +212,19 @@ def select_extremes(
     This is the choice for points that are the only prompt of an original SAM (the paper's appendix). Where
     the image holds fewer than 2 * count cells, half of the cells are positive and half negative.
     """
-    grid, usable, axis_y, axis_x = _selection_grid(scores, image_hw, 1, alignment, box)
+    yx = axes(image_hw, alignment, box)
+    grid, usable = _selection_grid(scores, yx, downsample=1)
     side = grid.shape[-1]
     # Counted on the host, where the layout is known: the shape of the result does not wait for the device.
-    available = math.prod(cell_pixels(axis, side)[1].tolist().count(True) for axis in (axis_y, axis_x))
+    available = math.prod(cell_pixels(axis, side)[1].tolist().count(True) for axis in yx)
     count = min(count, available // 2)
-    values, outside = grid.flatten(1), ~cells_inside(axis_y, axis_x, side, grid.device).flatten()
+    values, outside = grid.flatten(1), ~cells_inside(yx, side, grid.device).flatten()
     highest = values.masked_fill(outside, -math.inf).argsort(dim=1, descending=True, stable=True)
     lowest = values.masked_fill(outside, math.inf).argsort(dim=1, stable=True)
     cells = torch.cat([highest[:, :count], lowest[:, :count]], dim=1)
     labels = torch.ones_like(cells)
     labels[:, count:] = 0
-    valid = usable[:, None].expand(cells.shape)
-    return _points_of_cells(cells, labels, valid, grid, axis_y, axis_x)
+    return _points_of_cells(cells, labels, usable[:, None].expand(cells.shape), grid, yx)
 
 
 def discrete_to_continuous(
@@ -275,13 +247,12 @@ def discrete_to_continuous(
     The points come from `select_points` with the same other arguments. Returns image pixels, at least float32; 0 where
     not valid. Source: paper section 3.3.
     """
-    axis_y, axis_x = axes(image_hw, config.alignment, box)
-    grid, usable = _value_grid(scores, axis_y, axis_x)
-    side = grid.shape[-1]
+    yx = axes(image_hw, config.alignment, box)
+    grid, usable = _value_grid(scores, yx)
 
     def values_at(columns: Tensor, rows: Tensor) -> Tensor:
-        along_y = pixel_weights(axis_y, rows, side)  # (S, P, K, n)
-        along_x = pixel_weights(axis_x, columns, side)
+        along_y = pixel_weights(yx[0], rows, grid.shape[-1])  # (S, P, K, n)
+        along_x = pixel_weights(yx[1], columns, grid.shape[-1])
         return (along_y.flatten(1, 2) @ grid).view_as(along_y) @ along_x.transpose(-1, -2)
 
     radius = math.ceil(WINDOW_BANDWIDTHS * config.bandwidth)
@@ -359,36 +330,34 @@ def _square(scores: Float[Tensor, "S N"]) -> Float[Tensor, "S n n"]:
     return scores.unflatten(1, (side, side))
 
 
-def _value_grid(
-    scores: Float[Tensor, "S N"], axis_y: GridAxis, axis_x: GridAxis
-) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
+def _normalise_on_image(grid: Float[Tensor, "S n n"], yx: Axes) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
+    # With "reference" the padded and the cropped cells count for the range, as in training of released weights.
+    return normalise(grid, cells_inside(yx, grid.shape[-1], grid.device) if yx[0].short is None else None)
+
+
+def _value_grid(scores: Float[Tensor, "S N"], yx: Axes) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
     """The grid V of `full_map`: normalised in the dtype of the scores, then at least float32."""
-    square = _square(scores)
-    inside = cells_inside(axis_y, axis_x, square.shape[-1], scores.device) if axis_y.exact else None
-    grid, usable = normalise(square, inside)
+    grid, usable = _normalise_on_image(_square(scores), yx)
     return grid.to(torch.promote_types(scores.dtype, torch.float32)), usable
 
 
 def _selection_grid(
-    scores: Float[Tensor, "S N"], image_hw: tuple[int, int], downsample: int, alignment: Alignment, box: Box | None
-) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"], GridAxis, GridAxis]:
+    scores: Float[Tensor, "S N"], yx: Axes, downsample: int
+) -> tuple[Float[Tensor, "S m m"], Bool[Tensor, " S"]]:
     """The m x m grid that points are selected on, normalised in float32 (or float64), and which rows have one."""
-    axis_y, axis_x = axes(image_hw, alignment, box)
     grid = _square(scores.detach())
     side = grid.shape[-1]
     if not 1 <= downsample <= side:
         raise ValueError(f"downsample must be 1 to {side} for a grid of {side} x {side} tokens, got {downsample}")
-    grid = grid.to(torch.promote_types(grid.dtype, torch.float32) if axis_y.exact else torch.float32)
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32) if yx[0].short is None else torch.float32)
     _, has_range = normalise(grid)
     cells = side // downsample
     if downsample > 1 and len(grid):
         grid = nn.functional.interpolate(grid[:, None], (cells, cells), mode="bilinear", align_corners=False)[:, 0]
     elif downsample > 1:
         grid = grid.new_zeros(0, cells, cells)  # interpolation refuses an empty batch
-    # With "reference" the padded and the cropped cells count for the range, as in training of released weights.
-    inside = cells_inside(axis_y, axis_x, cells, grid.device) if axis_y.exact else None
-    grid, usable = normalise(grid, inside)
-    return grid, usable & has_range, axis_y, axis_x
+    grid, usable = _normalise_on_image(grid, yx)
+    return grid, usable & has_range
 
 
 def _points_of_cells(
@@ -396,13 +365,11 @@ def _points_of_cells(
     labels: Int[Tensor, "S P"],
     valid: Bool[Tensor, "S P"],
     grid: Float[Tensor, "S m m"],
-    axis_y: GridAxis,
-    axis_x: GridAxis,
+    yx: Axes,
 ) -> PointPrompts:
     """Turns cells into pixels and blanks what is not valid."""
     side = grid.shape[-1]
-    pixel_y = cell_pixels(axis_y, side)[0].to(grid.device, grid.dtype)
-    pixel_x = cell_pixels(axis_x, side)[0].to(grid.device, grid.dtype)
+    pixel_y, pixel_x = (cell_pixels(axis, side)[0].to(grid.device, grid.dtype) for axis in yx)
     row = cells.div(side, rounding_mode="floor")
     xy = torch.stack([pixel_x[cells - row * side], pixel_y[row]], dim=-1)
     return PointPrompts(torch.where(valid[..., None], xy, 0), torch.where(valid, labels, -1), valid)

@@ -45,13 +45,12 @@ class GridAxis(NamedTuple):
     high: float
     short: int | None
 
-    @property
-    def exact(self) -> bool:
-        """Whether the alignment is "exact"."""
-        return self.short is None
+
+Axes = tuple[GridAxis, GridAxis]
+"""The y and the x axis."""
 
 
-def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> tuple[GridAxis, GridAxis]:
+def axes(image_hw: tuple[int, int], alignment: Alignment, box: Box | None) -> Axes:
     """The y and the x axis of a grid on an image; without a box it covers the centred square of side min(H, W)."""
     check_choice("alignment", alignment, Alignment)
     height, width = image_hw
@@ -96,9 +95,9 @@ def cell_pixels(axis: GridAxis, cells: int) -> tuple[Int[Tensor, " m"], Bool[Ten
     return centre.long().clamp(0, axis.length - 1), inside
 
 
-def cells_inside(axis_y: GridAxis, axis_x: GridAxis, cells: int, device: torch.device) -> Bool[Tensor, "m m"]:
-    """Cells of an m x m grid whose centres lie in the image (m, m): those that may be selected."""
-    return (cell_pixels(axis_y, cells)[1][:, None] & cell_pixels(axis_x, cells)[1]).to(device)
+def cells_inside(yx: Axes, cells: int, device: torch.device) -> Bool[Tensor, "m m"]:
+    """Cells of an m x m grid whose centres lie in the image: those that may be selected."""
+    return (cell_pixels(yx[0], cells)[1][:, None] & cell_pixels(yx[1], cells)[1]).to(device)
 
 
 def _hat(position: Float[Tensor, "*q"], cells: int) -> Float[Tensor, "*q n"]:

@@ -54,7 +54,7 @@ class ConversationConfig:
                 raise ValueError(f"{field} must contain {part!r} once; got {getattr(self, field)!r}.")
 
 
-def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """A dataclass from plain data; ValueError names a setting that it does not have."""
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
@@ -106,7 +106,7 @@ class ReadConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name, kind in (("points", PointConfig), ("conversation", ConversationConfig)):
             value = getattr(self, name)
-            setattr(self, name, value if isinstance(value, kind) else _from_dict(kind, value or {}))
+            setattr(self, name, value if isinstance(value, kind) else from_dict(kind, value or {}))
         check_choice("prompt", self.prompt, Prompt)
         check_choice("view", self.view, View)
         check_choice("projector", self.projector, Projector)

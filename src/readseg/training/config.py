@@ -25,6 +25,7 @@ from pydantic import (
 from readseg.core.sasp import PointConfig
 from readseg.data.mixture import parse_ratio
 from readseg.errors import ReadsegError
+from readseg.model.config import from_dict
 
 _RESERVED_NAMES = {"model", "cache"}  # folders of a run that hold something else than a stage
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -173,7 +174,7 @@ class FinetuningStageConfig(ScoredStageConfig):
     @classmethod
     def _check_points(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            PointConfig.from_dict(value)
+            from_dict(PointConfig, value)
         except TypeError as error:
             raise ValueError(f"a value is of a wrong type ({error})") from error
         return value

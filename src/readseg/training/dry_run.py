@@ -88,7 +88,7 @@ def print_dry_run(
     images = options.images_per_step, options.accumulation, world
     settings = {
         **{name: value for name, value in options.model_dump().items() if name not in ("kind", "name", "points")},
-        **{f"points.{name}": str(value) for name, value in config.points.to_dict().items()},
+        **{f"points.{name}": str(value) for name, value in vars(config.points).items()},
         "images a step": "{} ({} x {} x {} processes)".format(math.prod(images), *images),
     }
     model = {

@@ -1,8 +1,7 @@
-"""Owns every chart: curves and bars with their intervals, as pictures that a reader of black and white can tell apart.
+"""Charts: curves and bars with their intervals, as PIL images 1200 pixels wide.
 
-Speaks numbers and words, and returns PIL images about 1200 pixels wide, whose words can be read at three quarters of
-it. Nothing is kept between calls, and the same numbers give the same bytes whatever the user's own settings are.
-Colours are those of Okabe and Ito; curves differ in their line and their mark as well, bars carry their names.
+The same numbers give the same bytes, whatever the user's own settings are. Colours are those of Okabe and Ito; curves
+differ in their line and their mark as well, bars carry their names, so that they can be told apart without colour.
 """
 
 from __future__ import annotations
@@ -49,36 +48,23 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve with its intervals [low, high], or, with `mark`, single points that no line joins.
+    """A curve of scores, with a band where they are estimates; with `mark` single points that no line joins.
 
-    A value that is not finite leaves a gap. An empty name leaves the curve out of the legend.
+    A score that is not finite leaves a gap. An empty name leaves the curve out of the legend.
     """
 
     name: str
     x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    y: Sequence[float | Estimate]
     mark: bool = False
-
-    @classmethod
-    def of(cls, name: str, x: Sequence[float], scores: Sequence[Estimate], *, mark: bool = False) -> Curve:
-        """The curve of scores with their intervals."""
-        value, low, high = ([getattr(score, part) for score in scores] for part in ("value", "low", "high"))
-        return cls(name, x, value, low, high, mark)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar with its interval (NaN: none); a value of NaN is written as "no value".
-
-    Neighbours of one `group` stand together under its name; "" for none.
-    """
+    """A bar with its interval; neighbours of one `group` stand together under its name, "" for none."""
 
     name: str
-    value: float
-    low: float
-    high: float
+    score: Estimate
     group: str = ""
 
 
@@ -95,11 +81,7 @@ def line_chart(
 ) -> Image.Image:
     """Curves with their intervals as bands, single points with theirs as whiskers, a legend and a note beneath.
 
-    With `diagonal` there is the line y = x, thin and grey: what guessing gives in an ROC. Both axes have one scale
-    then, and the legend stands beside them.
-
-    >>> line_chart([Curve("IoU", [0, 1], [0.2, 0.4])], title="IoU", x_label="layer", y_label="IoU").mode
-    'RGB'
+    With `diagonal` both axes have one scale, and the line y = x shows what guessing gives in an ROC.
     """
     longest = max((len(one_line(curve.name, _LONGEST_NAME)) for curve in curves), default=0)
     columns = 1 if diagonal else max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
@@ -136,13 +118,7 @@ def line_chart(
 def bar_chart(
     bars: Sequence[Bar], *, title: str, x_label: str, limits: tuple[float, float] = (0.0, 1.0), note: str = ""
 ) -> Image.Image:
-    """Horizontal bars from top to bottom, whiskers for their intervals, and the numbers at the right.
-
-    Bars begin at the lower one of the `limits` of the x axis, or at 0 within them.
-
-    >>> bar_chart([Bar("points", 0.5, 0.4, 0.6)], title="prompts", x_label="gIoU").width
-    1200
-    """
+    """Horizontal bars from the lower one of `limits`, or 0 within them, whiskers for intervals, and the numbers."""
     # One row each, a group's name first.
     rows: list[tuple[str, Bar | None, str]] = []
     for index, (group, members) in enumerate(groupby(bars, key=lambda bar: bar.group)):
@@ -156,13 +132,12 @@ def bar_chart(
             if bar is None:
                 continue
             text = "no value"
-            if math.isfinite(bar.value):
-                axes.barh(row, bar.value - start, left=start, height=0.62, color=colour)
-                text = f"{bar.value:.3f}"
-                if math.isfinite(bar.low) and math.isfinite(bar.high):
-                    axes.hlines(row, bar.low, bar.high, color=_INK, linewidth=2)
-                    axes.vlines([bar.low, bar.high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
-                    text += f" [{bar.low:.3f}, {bar.high:.3f}]"
+            value, low, high = bar.score.value, bar.score.low, bar.score.high
+            if math.isfinite(value):
+                axes.barh(row, value - start, left=start, height=0.62, color=colour)
+                axes.hlines(row, low, high, color=_INK, linewidth=2)
+                axes.vlines([low, high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
+                text = f"{value:.3f} [{low:.3f}, {high:.3f}]"
             # Beside the axes, where nothing hides it.
             axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
         if not rows:
@@ -189,8 +164,9 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> Any:
         zorder=4 if curve.mark else 3,  # a point on a curve of its own colour is seen
         markevery=1 if curve.mark else max(1, math.ceil(len(x) / _MOST_MARKS)),
     )  # fmt: skip
-    if curve.low is not None and curve.high is not None:
-        low, high = _finite(curve.low), _finite(curve.high)
+    estimates = [score for score in curve.y if isinstance(score, Estimate)]
+    if estimates:
+        low, high = (_finite([getattr(score, end) for score in estimates]) for end in ("low", "high"))
         if curve.mark:
             axes.vlines(x, low, high, color=colour, linewidth=2, zorder=3.5)
         else:
@@ -220,12 +196,12 @@ def _figure(height: float, note: str, title: str, x_label: str, y_label: str = "
 
 
 def _has_values(curve: Curve) -> bool:
-    return bool((np.isfinite(_finite(curve.x)) & np.isfinite(_finite(curve.y))).any())
+    return bool(np.isfinite(_finite(curve.x) + _finite(curve.y)).any())
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _finite(scores: Sequence[float | Estimate]) -> np.ndarray:
     """(K,) float64 with NaN for all that is not finite: infinite values would stretch the axes."""
-    numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    numbers = np.array([score.value if isinstance(score, Estimate) else score for score in scores], np.float64)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 

@@ -194,7 +194,7 @@ def test_masks_are_those_that_segment_makes(learned: Segmenter, match: str, prot
         path = folder if variant.own else folder.with_name(f"predictions_{variant.key}")
         lines = read_lines(path / "predictions.jsonl", PREDICTIONS)
         settings, predictions = lines.header["settings"], lines.records
-        assert settings["prompt"] == variant.prompt and settings["points"] == variant.points.to_dict()
+        assert settings["prompt"] == variant.prompt and settings["points"] == vars(variant.points)
         assert tuple(predictions.values()) == ablated.results[variant.key].predictions
         for number, size in enumerate(SIZES):
             # As evaluation asks: what is a name or a sentence in one call, what is neither in another.

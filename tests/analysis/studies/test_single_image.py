@@ -320,7 +320,7 @@ def test_json_holds_what_was_found() -> None:
     np.testing.assert_array_equal(decode_rle(told["truths"][0]["ignored"]), ONE.target == 255)
     one = told["models"][0]
     assert (one["name"], one["answer"], one["present"], one["prompt"]) == ("small", TWO, True, "both")
-    assert one["points"] == small().model.config.points.to_dict()
+    assert one["points"] == vars(small().model.config.points)
     for seg, said in zip(found.segs, one["segs"], strict=True):
         for kind, mask in seg.masks.items():
             entry = said["masks"][kind]

@@ -420,13 +420,11 @@ def _curves(ablation: AblationResult, grid: Sequence[Variant], title: str) -> Im
         variants.sort(key=lambda variant: variant.points.num_points)
         scores = [summarise(ablation.results[v.key].outcomes)["giou"] for v in variants]
         numbers = [v.points.num_points for v in variants]
-        curves.append(Curve.of(f"t_pos/t_neg = {t_pos:g}/{t_neg:g}", numbers, scores))
+        curves.append(Curve(f"t_pos/t_neg = {t_pos:g}/{t_neg:g}", numbers, scores))
     own, score = ablation.own_variant, summarise(ablation.own.outcomes)["giou"]
     name, x = ("its own: [SEG] only", 0) if own.prompt == "seg" else ("its own setting", own.points.num_points)
-    if own.key == "own":
-        curves.append(Curve.of(name, [x], [score], mark=True))
-    else:  # on a curve it has that curve's interval
-        curves.append(Curve(name, [x], [score.value], mark=True))
+    # On a curve it has that curve's interval.
+    curves.append(Curve(name, [x], [score if own.key == "own" else score.value], mark=True))
     note = "one trained model, prompted in different ways; bands and whiskers: 95% intervals over images"
     most = min(cells(ablation.config, v.points) for v in grid)
     if any(v.points.num_points > most for v in grid):
@@ -441,7 +439,7 @@ def _bars(table: Table, title: str) -> Image.Image:
             score = row.cells.get(column)
             if not isinstance(score, Estimate):  # what is impossible is shown as such
                 score = Estimate(math.nan, math.nan, math.nan, 0)
-            bars.append(Bar(row.name, score.value, score.low, score.high, group=heading))
+            bars.append(Bar(row.name, score, heading))
     prompted = table.rows[0].cells["kind"] == PROMPTED
     kind = "one trained model, prompted in different ways" if prompted else "models trained in different ways"
     note = f"{kind}; whiskers: 95% intervals over images"

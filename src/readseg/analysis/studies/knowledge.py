@@ -276,9 +276,7 @@ def run(context: StudyContext, options: SystemOptions) -> StudyOutput:
     benchmark, notes = context.benchmark, [*_notes(context, systems), *left_out(answers, systems)]
     tables = knowledge_tables(benchmark.name, benchmark.protocol, systems, notes)
     bars = [
-        Bar(row.name, score.value, score.low, score.high, row.group)
-        for row in tables[0].rows
-        if isinstance(score := row.cells["giou"], Estimate)
+        Bar(row.name, score, row.group) for row in tables[0].rows if isinstance(score := row.cells["giou"], Estimate)
     ]
     note = next((note[0].upper() + note[1:] for note in tables[0].notes if note.startswith("questions: ")), "")
     return StudyOutput(

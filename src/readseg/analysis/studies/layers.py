@@ -188,7 +188,7 @@ def _chart(context: StudyContext, studies: Sequence[LayerStudy], table: Table) -
         rows = [row for row in table.rows if row.group == ("" if single else study.name) and "layer" in row.name]
         for column, heading in _SCORES.items() if single else [("giou", study.name)]:
             scores = [score for row in rows if isinstance(score := row.cells[column], Estimate)]
-            curves.append(Curve.of(heading, range(len(rows)), scores))
+            curves.append(Curve(heading, range(len(rows)), scores))
     name = f"{studies[0].name} on {context.benchmark.name}" if single else context.benchmark.name
     return line_chart(
         curves,

@@ -401,7 +401,7 @@ def _grid(states: AnswerStates, spec: MapSpec, one: SimilarityMap) -> Grid:
         height, width = frame.mask_hw
         box = (0.0, 0.0, frame.width * frame.mask_size / width, frame.height * frame.mask_size / height)
     elif states.points.alignment == "exact":
-        inside = cells_inside(*axes(frame.hw, "exact", frame.lmm_box), one.grid_hw[0], torch.device("cpu"))
+        inside = cells_inside(axes(frame.hw, "exact", frame.lmm_box), one.grid_hw[0], torch.device("cpu"))
     values = sasp.normalise(torch.from_numpy(one.scores).view(1, *one.grid_hw), inside)[0][0].numpy()
     within = one.scores if inside is None else one.scores[inside.flatten().numpy()]
     x0, y0, x1, y1 = box

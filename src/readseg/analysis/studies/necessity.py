@@ -217,7 +217,7 @@ def _score_state(
     similarity = model.similarity(h_seg, case.encoded.h_img)
     box = frame.lmm_box if model.config.points.alignment == "exact" else None
     side = math.isqrt(similarity.shape[1])
-    inside = cells_inside(*axes(frame.hw, model.config.points.alignment, box), side, similarity.device).flatten()
+    inside = cells_inside(axes(frame.hw, model.config.points.alignment, box), side, similarity.device).flatten()
     if not inside.any():  # an image so narrow that no cell's centre lies in it
         inside = torch.ones_like(inside)
     bias = float(model.map_bias) if model.config.map_loss_weight else 0.0
@@ -550,7 +550,7 @@ def _roc_chart(
         name: {axis: rates.tolist() for axis, rates in curve._asdict().items()}
         for name, curve in curves(decided).items()
     }
-    charted = [Curve.of(_NAMES[SAID], own["false_positive"], [true_positive], mark=True)]
+    charted = [Curve(_NAMES[SAID], own["false_positive"], [true_positive], mark=True)]
     for name, curve in values.items():
         label = f"{SCORES[name].name} ({auc(decided.scores[name], decided.present)[0]:.3f})"
         charted.append(Curve(label, curve["false_positive"], curve["true_positive"]))

@@ -237,7 +237,7 @@ def _truth_json(truth: GroundTruth) -> dict[str, Any]:
 def _model_json(model: ModelResult) -> dict[str, Any]:
     nearest = model.nearest
     return vars(model) | {
-        "points": model.points.to_dict(),
+        "points": vars(model.points),
         "segs": [_seg_json(seg) for seg in model.segs],
         "together": {kind: _counts_json(counts) for kind, counts in model.together.items()},
         "nearest": None if nearest is None else vars(nearest) | {"map": _map_json(nearest.map)},
