@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from readseg.data import class_names, templates
-from readseg.miniatures import names
+from readseg.miniatures import pictures, semantic
 from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 
@@ -68,9 +68,9 @@ def word_list(name: str) -> object:
         "groups": [astuple(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values())],
         "families": [sorted(family) for family in class_names._FAMILIES],
         "doubtful": sorted(class_names._DOUBTFUL),
-        "mini_coco_stuff": list(names.COCO_STUFF.items()),
-        "mini_ade20k": names.ADE20K,
-        "mini_lvis": [names.lvis_name(c) for c in CLASSES],
+        "mini_coco_stuff": list(pictures.COCO_STUFF.items()),
+        "mini_ade20k": semantic.ADE20K,
+        "mini_lvis": [semantic.lvis_name(c) for c in CLASSES],
     }
     if name in others:
         return others[name]

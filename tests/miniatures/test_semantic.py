@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from readseg.core.masks import iou
-from readseg.miniatures.names import COCO_STUFF, lvis_name
+from readseg.miniatures.pictures import COCO_STUFF
+from readseg.miniatures.semantic import lvis_name
 from readseg.scenes.classes import CLASSES
 
 

@@ -38,28 +38,25 @@ def write_labels(path: Path, labels: np.ndarray, palette: Sequence[int] = ()) ->
     image.save(path, format="PNG")
 
 
+def write_coco(path: Path, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
+    """Writes a file of annotations as COCO lays it out."""
+    about = {
+        "info": {"description": "readseg miniature", "version": "1.0", "year": 2024},
+        "licenses": [{"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}],
+    }
+    write_json(path, {**about, "images": images, "annotations": annotations, "categories": categories})
+
+
 def coco_image(picture: Picture, image_id: int, file_name: str) -> dict[str, Any]:
     """A picture's entry among COCO's `images`."""
     height, width = picture.hw
     return {"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1}
 
 
-def coco_file(images: list[dict[str, Any]], annotations: list[dict[str, Any]], categories: list[Any]) -> dict[str, Any]:
-    """The whole of a file of annotations as COCO lays it out."""
-    return {
-        "info": {"description": "readseg miniature", "version": "1.0", "year": 2024},
-        "licenses": [{"id": 1, "name": "CC BY-SA 4.0", "url": "https://creativecommons.org/licenses/by-sa/4.0/"}],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-
-
 def coco_annotation(
     number: int, image_id: int, category_id: int, mask: np.ndarray, *, run_lengths: bool = False
 ) -> dict[str, Any]:
     """A mask (H, W) as an annotation of COCO: polygons, or a list of one RLE as RefCLEF's; area and box are exact."""
-    box = cv2.boundingRect(mask.astype(np.uint8))
     polygons = [] if run_lengths else [[value for point in polygon for value in point] for polygon in trace(mask)]
     return {
         "id": number,
@@ -67,7 +64,7 @@ def coco_annotation(
         "category_id": category_id,
         "segmentation": polygons or [encode_rle(mask)],
         "area": float(mask.sum()),
-        "bbox": [float(value) for value in box],
+        "bbox": [float(value) for value in cv2.boundingRect(mask.astype(np.uint8))],
         "iscrowd": 0,
     }
 
@@ -114,11 +111,9 @@ def _outward(corners: np.ndarray) -> list[list[float]]:
 def halves(mask: np.ndarray) -> dict[str, np.ndarray]:
     """The two halves of an object, (H, W) each, cut across its longer side in the middle of its box."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    first, second = mask.copy(), mask.copy()
+    rows, columns = np.indices(mask.shape)
     if height >= width:
-        middle = y + height // 2
-        first[middle:], second[:middle] = False, False
-        return {"top half": first, "bottom half": second}
-    middle = x + width // 2
-    first[:, middle:], second[:, :middle] = False, False
-    return {"left half": first, "right half": second}
+        first, names = rows < y + height // 2, ("top half", "bottom half")
+    else:
+        first, names = columns < x + width // 2, ("left half", "right half")
+    return dict(zip(names, (mask & first, mask & ~first), strict=True))

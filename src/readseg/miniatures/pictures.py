@@ -5,49 +5,49 @@ Frame: masks in pixels of the picture, (y, x).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from readseg.miniatures.expressions import (
-    MULTIPLE,
-    SINGLE,
-    FalsePremise,
-    ReferringExpression,
-    absent_names,
-    false_premises,
-    referring_expressions,
-    text_dialogue,
-)
-from readseg.miniatures.names import COCO_STUFF
+from readseg.core.io import read_yaml
+from readseg.scenes.classes import CLASSES, GROUPS, TINTS
 from readseg.scenes.facts import TARGET_AREA, VISIBLE_AREA, SceneFacts
+from readseg.scenes.question_forms import TEXT_ONLY
+from readseg.scenes.questions import WEIGHTS, Question, ask
 from readseg.scenes.render import RenderedScene, make_scene, render
 
+NAMES: Mapping[str, Any] = read_yaml(Path(__file__).with_name("names.yaml"))
+"""What the data sets call the classes of scenes, as far as a miniature needs their tables."""
+COCO_STUFF: Mapping[str, int] = NAMES["coco_stuff"]
+"""Pixel value in COCO-Stuff's label maps of each class that has one there, by our name."""
 QUALITY = 90
 """JPEG quality of the pictures."""
 FIRST_ID = 581_000
 """Image id of the first picture in data sets that number their images as COCO does."""
 _SEEDS_APART = 100_000
+_SINGLE = ("category", "colour", "group", "size", "position", "relation", "reasoning")  # kinds that mean one object
 
 
 @dataclass(frozen=True)
 class Picture:
     """One drawn scene, the `number`-th from 0, with what is true of it and its file `jpeg`.
 
-    expressions: each means one object. multiple: each means several objects; a few mean none that is there. dialogue:
-    questions and answers in words.
+    expressions: questions whose `subject` ("left cow") means one object. multiple: those that mean several objects; a
+    few mean none that is there. dialogue: questions and answers in words.
     """
 
     number: int
     rendered: RenderedScene
     facts: SceneFacts
-    expressions: tuple[ReferringExpression, ...]
-    multiple: tuple[ReferringExpression, ...]
+    expressions: tuple[Question, ...]
+    multiple: tuple[Question, ...]
     dialogue: tuple[tuple[str, str], ...]
     jpeg: bytes
 
@@ -75,19 +75,43 @@ class Picture:
     @cached_property
     def described(self) -> tuple[int, ...]:
         """Those of `unique` that can be asked for by a description, and of whose group a class is not there."""
-        groups = self.facts.groups
-        return tuple(
-            i for i in self.unique if absent_names(self.facts, groups[i]) and self.expressions_of(i, ("reasoning",))
-        )
+        return tuple(i for i in self.unique if self.absent_relatives(i) and self.expressions_of(i, ("reasoning",)))
 
-    def expressions_of(self, index: int, kinds: tuple[str, ...] = SINGLE) -> list[ReferringExpression]:
+    def absent_relatives(self, index: int) -> list[str]:
+        """Trained classes of an object's group of which no object is there."""
+        names = GROUPS[self.facts.groups[index]].classes
+        return [name for name in names if CLASSES[name].trained and not self.facts.class_noun(name).members]
+
+    def expressions_of(self, index: int, kinds: Sequence[str] = _SINGLE) -> list[str]:
         """What means this one object, of these kinds, in their order."""
-        own = [e for e in self.expressions if e.objects == (index,) and e.kind in kinds]
-        return sorted(own, key=lambda expression: kinds.index(expression.kind))
+        own = [e for e in self.expressions if e.targets == ((index,),) and e.kind in kinds]
+        return [e.subject for e in sorted(own, key=lambda expression: kinds.index(expression.kind))]
 
-    def false_premises_of(self, index: int) -> list[FalsePremise]:
-        """False premises that are nearly true of this object."""
-        return false_premises(self.facts, self.expressions, index)
+    def false_premises_of(self, index: int) -> list[tuple[str, str]]:
+        """What is false by one word ("red cow"), with the true expression of this object ("blue cow") that it was.
+
+        Of those by name, description or colour: the same of an absent class, or another colour.
+        """
+        facts = self.facts
+        name, turn, others = facts.names[index], facts.scene.seed + index, self.absent_relatives(index)
+        used = {facts.tints[i] for i in facts.class_noun(name).members}
+        tints = [tint for tint in TINTS if tint not in used]
+        premises: list[tuple[str, str]] = []
+        for true in self.expressions:
+            if true.targets != ((index,),):
+                continue
+            if true.kind == "colour" and true.subject == f"{facts.tints[index]} {name}":
+                premises.append((f"{tints[turn % len(tints)]} {name}", true.subject))
+            elif others and true.kind in ("category", "reasoning"):
+                other = others[(turn + len(premises)) % len(others)]
+                text = other if true.kind == "category" else CLASSES[other].descriptions[0].removeprefix("the ")
+                premises.append((text, true.subject))
+        return list(dict(premises).items())
+
+
+def capitalised(text: str) -> str:
+    """The text with a capital letter."""
+    return text[0].upper() + text[1:]
 
 
 def draw_pictures(seed: int, images: int) -> Iterator[Picture]:
@@ -102,15 +126,17 @@ def draw_pictures(seed: int, images: int) -> Iterator[Picture]:
         if sum(name in COCO_STUFF for name in facts.names) < 3:
             continue
         rng = np.random.default_rng([draw, 2024])
-        expressions = referring_expressions(scene, rendered, rng, SINGLE, 60)
+        about = partial(ask, scene, rendered.areas, rendered.boxes, rng)
+        single = about(count=60, kinds={kind: WEIGHTS[kind] for kind in _SINGLE}, false_premise_rate=0.0)
+        several = about(count=8, kinds={kind: WEIGHTS[kind] for kind in ("all", "several")}, false_premise_rate=0.3)
+        in_words = about(count=4, kinds={kind: WEIGHTS[kind] for kind in TEXT_ONLY})
+        expressions = tuple({e.subject: e for e in single}.values())
         # "the cow and the fish" where only the cow is: whether that means nothing is open to dispute.
-        multiple = referring_expressions(scene, rendered, rng, MULTIPLE, 8, absent=0.3)
-        multiple = tuple(e for e in multiple if e.objects or e.kind == "all")
-        dialogue = text_dialogue(scene, rendered, rng, 4)
+        multiple = tuple(e for e in {e.subject: e for e in several}.values() if e.targets or e.kind == "all")
+        dialogue = tuple((capitalised(e.question), capitalised(e.answer)) for e in in_words)
         stream = BytesIO()
         Image.fromarray(rendered.image).save(stream, format="JPEG", quality=QUALITY)
         picture = Picture(number, rendered, facts, expressions, multiple, dialogue, stream.getvalue())
-        several = sum(len(expression.objects) > 1 for expression in multiple)
-        if len(picture.described) >= 3 and several >= 2 and len(dialogue) >= 2:
+        if len(picture.described) >= 3 and sum(bool(e.targets) for e in multiple) >= 2 and len(dialogue) >= 2:
             yield picture
             number += 1

@@ -12,116 +12,64 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from readseg.miniatures.expressions import ReferringExpression, capitalised
-from readseg.miniatures.files import coco_annotation, coco_file, coco_image, write_bytes, write_json
-from readseg.miniatures.pictures import Picture
+from readseg.core.io import read_yaml
+from readseg.miniatures.files import coco_annotation, coco_image, write_bytes, write_coco, write_json
+from readseg.miniatures.pictures import Picture, capitalised
 from readseg.scenes.classes import CLASSES
 
-Splitter = Callable[[int], str]
+_REF_SETS: Mapping[str, dict[str, Any]] = read_yaml(Path(__file__).with_suffix(".yaml"))
 _CATEGORY = {name: index + 1 for index, name in enumerate(CLASSES)}
 _CATEGORIES = [{"supercategory": c.group, "id": _CATEGORY[name], "name": name} for name, c in CLASSES.items()]
 _OBJECTS_PER_IMAGE = 100
 
+Image = tuple[Picture, dict[str, Any]]
+"""A picture with its entry among COCO's `images`, in COCO or in RefCLEF."""
+Ref = dict[str, Any]
 
-def _unc(number: int) -> str:
-    """RefCOCO's splits; testB from the eighth picture on."""
+
+def _split(split_by: str, number: int) -> str:
+    """The split of the picture of a number, as those who published a set of references part it."""
+    splitter = split_by.partition("_")[0]
+    if splitter == "berkeley":
+        return "val" if number % 2 else "train"
+    if splitter == "umd":  # it holds out a picture that RefCOCO trains on
+        return "val" if number == 2 else ("train", "val", "train", "test")[number % 4]
     return ("train", "val", "train", "testB" if number // 4 % 2 else "testA")[number % 4]
 
 
-def _umd(number: int) -> str:
-    """RefCOCOg's; it holds out a picture that RefCOCO trains on."""
-    return "val" if number == 2 else ("train", "val", "train", "test")[number % 4]
-
-
-def _berkeley(number: int) -> str:
-    return "val" if number % 2 else "train"
-
-
-@dataclass(frozen=True)
-class _RefSet:
-    """How one folder of refer_seg is filled.
-
-    kinds: of expression, the preferred ones first. files: a splitter for each split_by. marks: how sentences are marked
-    as false premises. article: whether expressions are full noun phrases.
-    """
-
-    kinds: tuple[str, ...]
-    files: Mapping[str, Splitter]
-    marks: Literal["", "exist", "gt_sent"] = ""
-    article: bool = False
-
-    def phrase(self, text: str) -> str:
-        """An expression as this set writes it."""
-        return f"the {text}" if self.article and not text.startswith("something ") else text
-
-
-_SHORT = ("category", "position", "size", "colour", "group")
-_NO_POSITIONS = ("colour", "category", "reasoning", "size", "group")
-_LONG = ("relation", "reasoning", "colour", "size", "category")
-_UNC: Mapping[str, Splitter] = {"unc": _unc, "unc_exclude_unified": _unc}
-_UMD: Mapping[str, Splitter] = {"umd": _umd, "umd_exclude_unified": _umd}
-_BERKELEY: Mapping[str, Splitter] = {"berkeley_exclude_unified": _berkeley}
-_REF_SETS: Mapping[str, _RefSet] = {
-    "refclef": _RefSet(_SHORT, {"unc": _unc}),
-    "refcoco": _RefSet(_SHORT, _UNC),
-    "refcoco+": _RefSet(_NO_POSITIONS, _UNC),
-    "refcocog": _RefSet(_LONG, _UMD, article=True),
-    "R-refcoco": _RefSet(_SHORT, _UNC, "exist"),
-    "R-refcoco+": _RefSet(_NO_POSITIONS, _UNC, "exist"),
-    "R-refcocog": _RefSet(_LONG, _UMD, "exist", article=True),
-    "fprefcoco": _RefSet(_SHORT, _BERKELEY, "gt_sent"),
-    "fprefcoco+": _RefSet(_NO_POSITIONS, _BERKELEY, "gt_sent"),
-    "fprefcocog": _RefSet(_LONG, _BERKELEY, "gt_sent", article=True),
-}
-
-
-@dataclass(frozen=True)
-class _Image:
-    """A picture with its id and file name in COCO or in RefCLEF."""
-
-    picture: Picture
-    id: int
-    file_name: str
-
-
-Ref = dict[str, Any]
+def _keeps(split_by: str, number: int) -> bool:
+    is_held_out = _split("unc", number) != "train" or _split("umd", number) != "train"
+    return not (split_by.endswith("_exclude_unified") and _split(split_by, number) == "train" and is_held_out)
 
 
 def write_refer_seg(root: Path, pictures: Sequence[Picture]) -> dict[str, int]:
     """Writes refer_seg. Returns for each folder the number of refs, in its first file."""
     folder, counts = root / "refer_seg", {}
-    coco = [_Image(p, p.image_id, f"COCO_train2014_{p.image_id:012d}.jpg") for p in pictures]
+    coco = [(p, coco_image(p, p.image_id, f"COCO_train2014_{p.image_id:012d}.jpg")) for p in pictures]
     numbers = [1000 * (p.number % 3) + p.number + 25 for p in pictures]
-    clef = [_Image(p, n, f"{n // 1000:02d}/images/{n}.jpg") for p, n in zip(pictures, numbers, strict=True)]
+    clef = [(p, coco_image(p, n, f"{n // 1000:02d}/images/{n}.jpg")) for p, n in zip(pictures, numbers, strict=True)]
     for subfolder, images in (("mscoco/images/train2014", coco), ("saiapr_tc-12", clef)):
-        for image in images:
-            write_bytes(folder / "images" / subfolder / image.file_name, image.picture.jpeg)
-    instances = _instances(coco)
+        for picture, image in images:
+            write_bytes(folder / "images" / subfolder / image["file_name"], picture.jpeg)
+    annotations = _annotations(coco)
     for name, ref_set in _REF_SETS.items():
-        images = clef if name == "refclef" else coco
-        own = _instances(clef, run_lengths=True) if name == "refclef" else instances
-        write_json(folder / name / "instances.json", own)
+        images, own = (clef, _annotations(clef, run_lengths=True)) if name == "refclef" else (coco, annotations)
+        write_coco(folder / name / "instances.json", [image for _, image in images], own, _CATEGORIES)
         refs = _with_ids((image, ref) for image in images for ref in _refs(ref_set, image))
         counts[name] = len(refs)
-        for split_by, splitter in ref_set.files.items():
-            kept = [{**ref, "split": splitter(number)} for number, ref in refs if _keeps(split_by, splitter, number)]
+        for split_by in ref_set["files"]:
+            kept = [{**ref, "split": _split(split_by, number)} for number, ref in refs if _keeps(split_by, number)]
             # The first ones were written by Python 2; through JSON, so that the same values are the same bytes.
             data = pickle.dumps(json.loads(json.dumps(kept)), protocol=2 if "_" in split_by else 0)
             write_bytes(folder / name / f"refs({split_by}).p", data)
-    write_json(folder / "grefcoco/instances.json", instances)
+    write_coco(folder / "grefcoco/instances.json", [image for _, image in coco], annotations, _CATEGORIES)
     refs = _with_ids((image, ref) for image in coco for ref in _grefs(image))
-    write_json(folder / "grefcoco/grefs(unc).json", [{**ref, "split": _unc(number)} for number, ref in refs])
+    write_json(folder / "grefcoco/grefs(unc).json", [{**ref, "split": _split("unc", number)} for number, ref in refs])
     return {**counts, "grefcoco": len(refs)}
-
-
-def _keeps(split_by: str, splitter: Splitter, number: int) -> bool:
-    held_out = _unc(number) != "train" or _umd(number) != "train"
-    return not (split_by.endswith("_exclude_unified") and splitter(number) == "train" and held_out)
 
 
 def _annotation_id(picture: Picture, index: int) -> int:
@@ -132,35 +80,33 @@ def _category_id(picture: Picture, index: int) -> int:
     return _CATEGORY[picture.facts.names[index]]
 
 
-def _instances(images: Sequence[_Image], *, run_lengths: bool = False) -> dict[str, Any]:
-    annotations = [
-        coco_annotation(
-            _annotation_id(image.picture, index),
-            image.id,
-            _category_id(image.picture, index),
-            image.picture.rendered.masks[index],
-            run_lengths=run_lengths,
-        )
-        for image in images
-        for index in image.picture.visible
-    ]
-    return coco_file([coco_image(i.picture, i.id, i.file_name) for i in images], annotations, _CATEGORIES)
+def _annotations(images: Sequence[Image], *, run_lengths: bool = False) -> list[dict[str, Any]]:
+    annotations = []
+    for picture, image in images:
+        for index in picture.visible:
+            ids = _annotation_id(picture, index), image["id"], _category_id(picture, index)
+            annotations.append(coco_annotation(*ids, picture.rendered.masks[index], run_lengths=run_lengths))
+    return annotations
 
 
-def _refs(ref_set: _RefSet, image: _Image) -> Iterator[Ref]:
+def _refs(ref_set: Mapping[str, Any], image: Image) -> Iterator[Ref]:
     """The refs of one picture, without their ids and splits."""
-    picture = image.picture
+
+    def phrase(text: str) -> str:
+        return f"the {text}" if ref_set.get("article") and not text.startswith("something ") else text
+
+    picture, _ = image
     denied: list[dict[str, Any]] = []
     for index in picture.visible:
-        true = [ref_set.phrase(e.text) for e in picture.expressions_of(index, ref_set.kinds)]
+        true = [phrase(text) for text in picture.expressions_of(index, ref_set["kinds"])]
         # A false premise takes the place that a second expression has elsewhere.
-        false = [(ref_set.phrase(p.text), ref_set.phrase(p.instead)) for p in picture.false_premises_of(index)]
+        false = [(phrase(text), phrase(instead)) for text, instead in picture.false_premises_of(index)]
         sentences: list[dict[str, Any]]
-        if ref_set.marks == "exist":
+        if ref_set.get("marks") == "exist":
             sentences = [{"sent": text, "exist": True} for text in true[:2]]
             sentences += [{"sent": text, "exist": False} for text, _ in false[:1]]
             denied += [{"sent": text, "exist": False} for text, _ in false[1:2]]
-        elif ref_set.marks == "gt_sent":
+        elif ref_set.get("marks") == "gt_sent":
             sentences = [{"sent": text, "is_false_premise": False} for text in true[:1]]
             sentences += [{"sent": text, "is_false_premise": True, "gt_sent": instead} for text, instead in false[:2]]
         else:
@@ -171,36 +117,36 @@ def _refs(ref_set: _RefSet, image: _Image) -> Iterator[Ref]:
         yield _ref(image, -1, -1, denied[:2])
 
 
-def _grefs(image: _Image) -> Iterator[Ref]:
+def _grefs(image: Image) -> Iterator[Ref]:
     """The refs of gRefCOCO about one picture: of several objects, of one, of none."""
-    picture = image.picture
-    single = [expression for index in picture.visible for expression in picture.expressions_of(index)[:1]]
-    premises = [premise for index in picture.unique for premise in picture.false_premises_of(index)[:1]]
-    absent = [ReferringExpression("", premise.text, ()) for premise in premises]
-    for expression in (*picture.multiple, *single[:3], *absent[:2]):
-        ids = [_annotation_id(picture, index) for index in expression.objects] or [-1]
-        categories = list(dict.fromkeys(_category_id(picture, index) for index in expression.objects)) or [-1]
-        yield _ref(image, ids, categories, [{"sent": expression.text}])
+    picture, _ = image
+    multiple = [(e.subject, [i for target in e.targets for i in target]) for e in picture.multiple]
+    single = [(text, [index]) for index in picture.visible for text in picture.expressions_of(index)[:1]]
+    absent = [(text, list[int]()) for index in picture.unique for text, _ in picture.false_premises_of(index)[:1]]
+    for text, objects in (*multiple, *single[:3], *absent[:2]):
+        ids = [_annotation_id(picture, index) for index in objects] or [-1]
+        categories = list(dict.fromkeys(_category_id(picture, index) for index in objects)) or [-1]
+        yield _ref(image, ids, categories, [{"sent": text}])
 
 
-def _ref(image: _Image, ann_id: int | list[int], category_id: int | list[int], sentences: list[dict[str, Any]]) -> Ref:
+def _ref(image: Image, ann_id: int | list[int], category_id: int | list[int], sentences: list[dict[str, Any]]) -> Ref:
     number = (ann_id if isinstance(ann_id, int) else ann_id[0]) % _OBJECTS_PER_IMAGE
     return {
-        "image_id": image.id,
+        "image_id": image[1]["id"],
         "ann_id": ann_id,
         "category_id": category_id,
         # A ref's own file name is no file: real ones have the number of the object behind the image's.
-        "file_name": f"{Path(image.file_name).stem}_{number}.jpg",
+        "file_name": f"{Path(image[1]['file_name']).stem}_{number}.jpg",
         "sentences": [{**s, "raw": f"{capitalised(s['sent'])}.", "tokens": s["sent"].split()} for s in sentences],
     }
 
 
-def _with_ids(refs: Iterable[tuple[_Image, Ref]]) -> list[tuple[int, Ref]]:
+def _with_ids(refs: Iterable[tuple[Image, Ref]]) -> list[tuple[int, Ref]]:
     """The refs with ref_id and sent_ids, behind the numbers of their pictures."""
     numbered, next_id = [], 0
-    for ref_id, (image, ref) in enumerate(refs):
+    for ref_id, ((picture, _), ref) in enumerate(refs):
         sentences = [{**sentence, "sent_id": i} for i, sentence in enumerate(ref["sentences"], next_id)]
         ids = [sentence["sent_id"] for sentence in sentences]
         next_id += len(ids)
-        numbered.append((image.picture.number, {**ref, "ref_id": ref_id, "sent_ids": ids, "sentences": sentences}))
+        numbered.append((picture.number, {**ref, "ref_id": ref_id, "sent_ids": ids, "sentences": sentences}))
     return numbered

@@ -17,17 +17,22 @@ import numpy as np
 
 from readseg.miniatures.files import (
     coco_annotation,
-    coco_file,
     coco_image,
     halves,
     write_bytes,
+    write_coco,
     write_json,
     write_labels,
 )
-from readseg.miniatures.names import ADE20K, BACKDROP, COCO_STUFF, UNLABELLED, lvis_name
-from readseg.miniatures.pictures import Picture
+from readseg.miniatures.pictures import COCO_STUFF, NAMES, Picture
 from readseg.scenes.classes import CLASSES
 
+UNLABELLED = 255
+"""COCO-Stuff's pixel value of what has no label."""
+BACKDROP = "backdrop"
+"""What is behind the objects of a scene, in the data sets whose names are the miniature's own."""
+ADE20K = [*(NAMES["ade20k_synonyms"].get(name, name) for name in CLASSES), BACKDROP, *NAMES["ade20k_absent"]][:150]
+"""The miniature's own 150 names, in the order of their pixel values 1 to 150: `CLASSES`, the backdrop, others."""
 _ORDER = {name: index for index, name in enumerate((*CLASSES, BACKDROP))}
 _MARGIN = 3
 
@@ -91,8 +96,7 @@ def write_mapillary(root: Path, pictures: Sequence[Picture]) -> int:
         write_bytes(root / f"mapillary/training/images/{stem}.jpg", picture.jpeg)
         maps = label_map(picture, _ORDER, len(_ORDER))
         write_labels(root / f"mapillary/training/v2.0/labels/{stem}.png", maps, palette)
-    config = {"version": "2.0", "mapping": "public", "labels": labels}
-    write_json(root / "mapillary/config_v2.0.json", config)
+    write_json(root / "mapillary/config_v2.0.json", {"version": "2.0", "mapping": "public", "labels": labels})
     return len(pictures)
 
 
@@ -128,5 +132,10 @@ def _write_parts(path: Path, pictures: Sequence[Picture], images: list[dict[str,
                 new = {"supercategory": "PART" if ":" in full else "OBJECT", "id": len(categories) + 1, "name": full}
                 category = categories.setdefault(full, new)
                 annotations.append(coco_annotation(len(annotations) + 1, image["id"], category["id"], piece) | owner)
-    write_json(path, coco_file(images, annotations, list(categories.values())))
+    write_coco(path, images, annotations, list(categories.values()))
     return len(annotations)
+
+
+def lvis_name(name: str) -> str:
+    """A class as LVIS and PACO write it: "car_(automobile)", "palm_tree"."""
+    return str(NAMES["lvis"].get(name, name.replace(" ", "_")))
