@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +52,7 @@ def curve_of(value_map: np.ndarray, target: np.ndarray) -> MapScores:
 
 def grid_of(levels: np.ndarray, box: tuple[float, float, float, float]) -> Grid:
     """A grid of bytes (h, w)."""
-    content = base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
-    return Grid((levels.shape[0], levels.shape[1]), box, -1.0, 1.0, content)
+    return Grid((levels.shape[0], levels.shape[1]), box, -1.0, 1.0, levels.astype(np.uint8).tobytes())
 
 
 def study(count: int, seed: int = 0, pictures: int = 30) -> list[Known]:

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from readseg.analysis.map_metrics import (
-    THRESHOLDS,
     ThresholdCurve,
     consistency,
     joined_target,
     localisation,
-    mask_at,
     read_ground_truth,
     search_thresholds,
     spearman,
@@ -51,11 +49,6 @@ def by_masks(value_map: np.ndarray, target: np.ndarray) -> tuple[list[int], list
 
 def counts_of(curve: ThresholdCurve) -> tuple[list[int], list[int]]:
     return curve.intersections.tolist(), curve.unions.tolist()
-
-
-def test_thresholds_are_the_floats_next_to_the_hundredths() -> None:
-    assert THRESHOLDS.tolist() == HUNDREDTHS
-    assert not THRESHOLDS.flags.writeable
 
 
 @st.composite
@@ -98,9 +91,6 @@ def test_every_threshold_and_its_neighbours(dtype: Any) -> None:
         curve = search_thresholds(values, target)
         assert counts_of(curve) == by_masks(values, target)
         assert curve.intersections.tolist() == [1] * (k + 1) + [0] * (100 - k)  # it reaches its own threshold
-        # The mask is that of the counts, whichever kind of number names the threshold.
-        assert np.array_equal(mask_at(values, THRESHOLDS[k]), values >= dtype(k / 100))
-        assert mask_at(values, k / 100)[1, k]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -152,27 +142,10 @@ def test_a_little_above_one_is_rounding() -> None:
     assert counts_of(search_thresholds(value_map, np.array([[1, 0]]))) == by_masks(value_map, np.array([[1, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("value_map", "target", "said"),
-    [
-        (np.array([[0.1, np.nan]]), np.array([[0, 1]]), "finite values, got 1 others"),
-        (np.array([[0.1, np.nan]]), np.array([[0, 255]]), "finite"),
-        (np.array([[0.1, np.inf]]), np.array([[0, 1]]), "finite"),
-        (np.array([[0.1, 1.01]]), np.array([[0, 1]]), "from 0 to 1, got 0.1 to 1.01"),
-        (np.array([[-0.1, 1.0]]), np.array([[0, 1]]), "got -0.1 to 1"),
-        (np.array([[0, 1]]), np.array([[0, 1]]), "float16, float32 or float64, got int64"),
-        (np.array([0.1, 0.2]), np.array([0, 1]), r"two axes \(H, W\)"),
-        (np.zeros((0, 3)), np.zeros((0, 3)), "a pixel"),
-        (np.array([[0.1, 0.2]]), np.array([[0], [1]]), r"shape \(1, 2\), got \(2, 1\)"),
-        (np.array([[0.1, 0.2]]), np.array([[0, 254]]), "0, 1 and 255 only, got 254"),
-        (np.array([[0.1, 0.2]]), np.array([[0, 0.5]]), "got 0.5"),
-    ],
-)
-def test_wrong_input_is_an_error_that_says_what_was_expected(
-    value_map: np.ndarray, target: np.ndarray, said: str
-) -> None:
-    with pytest.raises(ReadsegError, match=said):
-        search_thresholds(value_map, target)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.01, -0.1])
+def test_a_map_of_other_values_is_refused(value: float) -> None:
+    with pytest.raises(AssertionError, match=r"values in \[0, 1\]"):
+        search_thresholds(np.array([[0.1, value]]), np.array([[0, 255]]))
 
 
 # -- a map and the truth, two maps -------------------------------------------------------------------------------------
@@ -247,7 +220,7 @@ def test_spearman_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray])
 @given(maps_and_target())
 def test_consistency_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     first, second, target = drawn
-    masks, thresholds, ious = [], [], []
+    masks = []
     for value_map in (first, second):
         scored = []
         for k in range(101):
@@ -256,14 +229,10 @@ def test_consistency_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarra
             scored.append(inter / union if union else 1.0)
         k = scored.index(max(scored))
         masks.append(value_map >= value_map.dtype.type(k / 100))
-        thresholds.append(k / 100)
-        ious.append(max(scored))
     chosen = [{i for i in np.flatnonzero(m) if target.flat[i] != 255} for m in masks]
     both, either = chosen[0] & chosen[1], chosen[0] | chosen[1]
     found = consistency(first, second, target)
     assert found.iou == (len(both) / len(either) if either else 1.0)
-    assert found.thresholds == tuple(thresholds)
-    assert found.best_ious == tuple(ious)
     assert same(found.spearman, spearman(first, second, target != 255))
     back = consistency(second, first, target)
     assert back.iou == found.iou
@@ -315,22 +284,6 @@ def test_large_maps_of_many_pairs() -> None:
     assert localisation(value_map, target).auc == 1 - 50 * 50 / (500 * 500)
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda: localisation(np.array([[np.nan, 1.0]]), np.array([[0, 1]])), "finite"),
-        (lambda: localisation(np.array([[-0.1, 1.0]]), np.array([[0, 1]])), "from 0 to inf, got -0.1"),
-        (lambda: localisation(np.array([[0.1, 1.0]]), np.array([[0, 2]])), "0, 1 and 255 only, got 2"),
-        (lambda: spearman(np.zeros((2, 2)), np.zeros((2, 3))), r"expected the map's shape \(2, 3\), got \(2, 2\)"),
-        (lambda: consistency(np.zeros((2, 2)), np.zeros((2, 3)), np.ones((2, 2))), "target: expected the map's shape"),
-        (lambda: consistency(np.zeros((2, 2)), np.full((2, 2), 7.0), np.ones((2, 2))), "from 0 to 1"),
-    ],
-)
-def test_wrong_input_is_an_error(call: object, said: str) -> None:
-    with pytest.raises(ReadsegError, match=said):
-        call()  # type: ignore[operator]
-
-
 # -- targets that a user draws -----------------------------------------------------------------------------------------
 
 HW = (4, 6)
@@ -352,18 +305,18 @@ def grey(*values: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("values", "target", "numbers"),
     [
-        ((255, 0, 255), (1, 0, 1), (255, 2, 24)),
-        ((255, 1, 1, 255), (255, 1, 1, 255), (1, 2, 22)),
-        ((), (), (255, 0, 24)),
+        ((255, 0, 255), (1, 0, 1), (255, 2)),
+        ((255, 1, 1, 255), (255, 1, 1, 255), (1, 2)),
+        ((), (), (255, 0)),
     ],
     ids=["255 is the object where there is no 1", "255 is not counted beside a 1", "only 0 expects nothing"],
 )
 def test_values_of_a_file(
-    tmp_path: Path, values: tuple[int, ...], target: tuple[int, ...], numbers: tuple[int, int, int]
+    tmp_path: Path, values: tuple[int, ...], target: tuple[int, ...], numbers: tuple[int, int]
 ) -> None:
     truth = read_ground_truth(write(tmp_path / "t.png", grey(*values)), HW)
     np.testing.assert_array_equal(truth.target, grey(*target))
-    assert (truth.object_value, truth.wanted, truth.counted) == numbers
+    assert (truth.object_value, truth.wanted) == numbers
     assert truth.source == str(tmp_path / "t.png")
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SamModel
 
-from readseg.analysis.original_sam import ground_truth_points, load_original_sam, true_coverage
+from readseg.analysis.prompts import ground_truth_points, load_original_sam, true_coverage
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.checkpoints.checkpoint import EMBEDDED
 from readseg.checkpoints.files import read_weights

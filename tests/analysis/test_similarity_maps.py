@@ -21,13 +21,11 @@ from readseg.analysis.similarity_maps import (
     MAPS,
     SimilarityMap,
     clip_map,
-    clip_scores,
     layer_maps,
     lmm_frame_map,
     load_clip,
     mask_frame_map,
     phrase_map,
-    sam_token_index,
 )
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, full_map
@@ -301,7 +299,7 @@ def test_sam_map_is_that_of_the_seg_token_and_of_no_other(prompt: str, count: in
         scores = tokens @ image.T
         np.testing.assert_allclose(ours.scores, scores[-1], **CLOSE)
         # One token early is SAM's padding point (or a mask token): the well-known trap.
-        assert len(tokens) == sam_token_index(model.sam, count) + 1
+        assert len(tokens) == 1 + 4 + (count + 1 if count else 0) + 1
         for other in range(len(tokens) - 1):
             assert np.abs(ours.scores - scores[other].numpy()).max() > 0.05, other
             wrong = mask_frame_map(scores[other], (4, 4), reading.frame)
@@ -324,7 +322,7 @@ def test_what_enters_the_decoder_at_that_place_is_the_projected_seg() -> None:
     assert len(entered) == 2
     for tokens, seg in zip(entered, expected, strict=True):
         same = (tokens[0, 0] - seg).abs().amax(-1) < 1e-5
-        assert same.nonzero().flatten().tolist() == [sam_token_index(model.sam, 5)]
+        assert same.nonzero().flatten().tolist() == [1 + 4 + 5 + 1], "iou, masks, points, padding point, [SEG]"
 
 
 def test_the_decoder_is_left_as_it_was() -> None:
@@ -469,21 +467,18 @@ def test_missing_and_damaged_parts_are_errors(tmp_path: Path) -> None:
         load_clip(folder, CPU)
 
 
-@torch.inference_mode()
-def test_clip_scores_are_cosines_of_text_and_patches() -> None:
-    model, said, pixels = small_clip(), clip_words("red cup"), torch.randn(1, 3, 24, 24)
-    ours = clip_scores(model, said["input_ids"], said["attention_mask"], pixels)
+def cosines(model: CLIPModel, text: str, pixels: Tensor) -> Tensor:
+    """Of a text and the class token (first) and each patch, of CLIP's own pieces."""
     states = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
     patches = model.visual_projection(model.vision_model.post_layernorm(states))[0]
-    text = model.text_projection(model.text_model(**said).pooler_output)
-    torch.testing.assert_close(ours, F.cosine_similarity(text, patches[1:]), **CLOSE)
-    assert ours.shape == (9,)
-    # The class token in the patches' place is CLIP's own score of image and text.
-    whole = model(**said, pixel_values=pixels).logits_per_image[0, 0] / model.logit_scale.exp()
-    torch.testing.assert_close(F.cosine_similarity(text, patches[:1])[0], whole, **CLOSE)
-    other = clip_scores(model, **clip_words("saw"), pixel_values=pixels)
-    assert (ours - other).abs().max() > 0.01
-    torch.testing.assert_close(clip_scores(model, said["input_ids"], None, pixels), ours)
+    return F.cosine_similarity(model.text_projection(model.text_model(**clip_words(text)).pooler_output), patches)
+
+
+@torch.inference_mode()
+def test_the_class_token_in_the_patches_place_is_clips_own_score() -> None:
+    model, pixels = small_clip(), torch.randn(1, 3, 24, 24)
+    whole = model(**clip_words("red cup"), pixel_values=pixels).logits_per_image[0, 0] / model.logit_scale.exp()
+    torch.testing.assert_close(cosines(model, "red cup", pixels)[0], whole, **CLOSE)
 
 
 @pytest.mark.parametrize("view", ["crop", "letterbox", "stretch"])
@@ -497,6 +492,7 @@ def test_clip_map_sees_what_the_model_sees(view: str) -> None:
     # With a tower of the model's own size, the pixels are the processor's.
     same = clip_map(seen_by(small_clip(32), clip_words, view), "red cup")
     pixels = small(view).processor.lmm_pixels(picture(*SIZE))[None]
-    np.testing.assert_allclose(
-        same.scores, clip_scores(small_clip(32), **clip_words("red cup"), pixel_values=pixels), **CLOSE
-    )
+    with torch.inference_mode():
+        np.testing.assert_allclose(same.scores, cosines(small_clip(32), "red cup", pixels)[1:], **CLOSE)
+        other = cosines(small_clip(32), "saw", pixels)[1:].numpy()
+    assert np.abs(same.scores - other).max() > 0.01

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from commandline import run
+from readseg.analysis.studies.maps import SamOptions
 from readseg.analysis.studies.single_image import ImageResult
 from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli import analyse as command
@@ -57,12 +58,12 @@ def analyse(
     answer: str | None = None,
     layers: bool = False,
     points: PointChoice = lambda segmenter: (None, None),
-    **options: Any,
+    sam: str | None = None,
 ) -> None:
     files = [Path(file) for file in ([truth] if isinstance(truth, str) else truth)]
     image, truths, folder = command.check_inputs(target, [query], files, out, answer)
-    shared = {"truths": truths, "answer": answer, "layers": layers, "extremes": 5}
-    found = command.analyse_image(image, query, models, points, **shared, **options)
+    shared = {"truths": truths, "answer": answer, "layers": layers}
+    found = command.analyse_image(image, query, models, points, SamOptions(sam), **shared)
     command.write_analysis(folder, ImageResult(target, image, writable(query), truths, tuple(found)), layers)
 
 
@@ -100,7 +101,7 @@ def test_the_default_folder(desk: str, model: StudyModel) -> None:
 
 def test_several_models_truths_and_layers(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
     second = loaded_model("another", model.segmenter, {})
-    options = {"truth": ["truth.png", "truth.png"], "layers": True, "sam": None}
+    options = {"truth": ["truth.png", "truth.png"], "layers": True}
     analyse(desk, "all the birds and the tree", model, second, **options)
     told = numbers()
     assert [one["name"] for one in told["models"]] == ["the model", "another"]

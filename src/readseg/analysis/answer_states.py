@@ -1,27 +1,27 @@
 """An answer and the states behind it: what similarity maps and prompts of the mask decoder are made of.
 
 N counts image tokens, D is the language model's width, K its number of layers, T counts the answer's tokens, S its
-[SEG]; characters of the answer are counted from 0.
-
-Source: paper section 3.2, appendices A.1 and B.
+[SEG]. Source: section 3.2, appendices A.1 and B.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, SamModel
 
 from readseg.analysis.cases import TargetMask
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
+from readseg.core.io import read_yaml
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
@@ -33,6 +33,8 @@ from readseg.model.mask_prompts import full_precision
 
 EXTREMES = 5
 """k of the prompt "plain_extremes", where it is not given."""
+TEXTS = read_yaml(Path(__file__).with_name("maps_and_prompts.yaml"))
+"""What tables, figures and the page say of maps and prompts."""
 
 _NO_TEXT = "\ufffd"
 
@@ -59,8 +61,7 @@ class Phrase(NamedTuple):
 class AnswerStates:
     """An answer and the states behind it: what all maps and prompts are made of.
 
-    Layer 0 are the embeddings, layer k < K what block k leaves, not normed; layer K is after the final norm, as
-    everywhere in this package.
+    Layer 0 are the embeddings, layer k < K what block k leaves, not normed; layer K is after the final norm.
     """
 
     segmenter: Segmenter = field(repr=False)
@@ -83,8 +84,9 @@ class AnswerStates:
         if prompt == self.prompt:
             return self.result
         if prompt not in self._decoded:
-            decoded = self.segmenter.decode(self.encoded, [self.reply], prompt=prompt, points=self.points)
-            self._decoded[prompt] = decoded[0]
+            (self._decoded[prompt],) = self.segmenter.decode(
+                self.encoded, [self.reply], prompt=prompt, points=self.points
+            )
         return self._decoded[prompt]
 
     @property
@@ -99,7 +101,7 @@ class AnswerStates:
 
     @property
     def h_seg(self) -> Float[Tensor, "S D"]:
-        """(S, D), the states of the last layer that predict each [SEG]."""
+        """The states of the last layer that predict each [SEG]."""
         return self.h_answer[-1][list(self.seg_positions)]
 
     @cached_property
@@ -133,21 +135,22 @@ def collect_states(
         options: the model's prompt and points, and what else its maps and prompts need.
         targets: the masks that are expected, for those that need a truth.
         name: what was asked for, where the question is the name of a thing.
-
-    Raises:
-        ReadsegError: what `Segmenter.decode` raises.
     """
     model, options = segmenter.model, options or ExamineOptions()
     result = segmenter.decode(encoded, [reply], prompt=options.prompt, points=options.points)[0]
     asked = segmenter.processor.prompt_ids([Turn(reply.question)])
     ids = torch.tensor([[*asked, *result.answer_ids]], device=model.device)
-    hidden = _hidden_states(segmenter, ids, encoded.patches[None])
+    is_image = ids == model.config.image_token_id
+    embeddings = model.lmm.get_input_embeddings()(ids.masked_fill(is_image, 0))
+    embeddings = embeddings.masked_scatter(is_image[..., None], encoded.patches[None].to(embeddings.dtype))
+    output = model.lmm.model.language_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
+    hidden = torch.stack([states[0].to(ids.device) for states in output.hidden_states])
     return AnswerStates(
         segmenter,
         encoded,
         reply,
         result,
-        h_img=hidden[:, ids[0] == model.config.image_token_id],
+        h_img=hidden[:, is_image[0]],
         # The state one place before a token predicts it.
         h_answer=hidden[:, len(asked) - 1 : -1],
         spans=_spans(segmenter, result.answer_ids),
@@ -158,18 +161,6 @@ def collect_states(
         targets=targets,
         name=name,
     )
-
-
-def _hidden_states(
-    segmenter: Segmenter, ids: Int[Tensor, "1 L"], patches: Float[Tensor, "1 N D"]
-) -> Float[Tensor, "layers L D"]:
-    """States of one row at all layers, from the embeddings to the last layer after the final norm."""
-    lmm = segmenter.model.lmm
-    image_tokens = ids == segmenter.model.config.image_token_id
-    embeddings = lmm.get_input_embeddings()(ids.masked_fill(image_tokens, 0))
-    embeddings = embeddings.masked_scatter(image_tokens[..., None], patches.to(embeddings.dtype))
-    output = lmm.model.language_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
-    return torch.stack([states[0].to(ids.device) for states in output.hidden_states])
 
 
 def _spans(segmenter: Segmenter, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -236,24 +227,18 @@ def dot_products(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> F
         return sasp.similarity(states.float(), image.to(states.device).float())
 
 
-# -- entries of the registries of maps and prompts ---------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What an entry of `similarity_maps.MAPS` or `prompts.PROMPTS` says of itself."""
+    """An entry of `similarity_maps.MAPS` or `prompts.PROMPTS`, which tables, figures and the page go through."""
 
-    title: str  # in tables and figures
+    compute: Callable[
+        [AnswerStates], Sequence[Any]
+    ]  # of each [SEG] or target a map or a mask; None where there is none
+    title: str
     note: str = ""  # what the title does not say, beneath tables
+    short: str = ""  # of a prompt: its heading in the tables of one image; without it, it is made for benchmarks only
     per_target: bool = False  # computed for each target, not for each [SEG]
     requires: str = ""  # a part of `ExamineOptions` that it needs
     absent: str = "no mask has one"  # why, where none has
-
-
-NO_WORDS = "no answer has words of its own for what a [SEG] stands for"
-
-MISSING: Mapping[str, str] = {
-    "clip": "it needs a CLIP with a text encoder (--clip); the vision tower inside a model of this family has none",
-    "original_sam": "the original SAM is not beside the model (--sam)",
-}
-"""Why entries are not available that require a part of `ExamineOptions`."""
+    keeps_curve: bool = False  # of a map: its counts at all thresholds and its grid are recorded, for the page
+    in_mask_frame: bool = False  # of a map: its grid covers the mask model's square, not what the language model sees

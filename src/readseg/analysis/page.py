@@ -163,9 +163,9 @@ def _view(record: MapRecord, picture: Image.Image, maps: Sequence[str]) -> dict[
 
 
 def _grid(grid: Grid, width: int, height: int) -> dict[str, Any]:
-    levels = np.rint(grid.values * 255).astype(np.uint8)
+    levels = Image.frombytes("L", grid.hw[::-1], grid.levels)
     sides = zip(grid.box, (width, height, width, height), strict=True)
-    return {"image": data_uri(Image.fromarray(levels)), "box": [round(side / length, 6) for side, length in sides]}
+    return {"image": data_uri(levels), "box": [round(side / length, 6) for side, length in sides]}
 
 
 def _mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> str:

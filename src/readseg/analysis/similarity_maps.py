@@ -1,32 +1,25 @@
 """Similarity maps: where [SEG], or a word of the answer, looks at every place of a model; and CLIP's own map of a text.
 
-Owns the registry `MAPS`: a map is one entry of it. `core.sasp` makes a map of scores and
-`core.frames` puts it on the image. Maps are in the image frame (H, W); a grid of scores is row-major. N counts image
-tokens, D is the language model's width, K its number of layers, T counts the answer's tokens, S its [SEG].
-
-    encoded = segmenter.encode("desk.png")
-    states = collect_states(segmenter, encoded, segmenter.reply(encoded, ["something that tells the time"])[0])
-    MAPS["lmm"].compute(states)[0].map, layer_maps(states, 12)[0].map
-
-Source: paper section 3.2, appendices A.1 and B.
+Owns the registry `MAPS`: a map is one entry of it. Maps are in the image frame (H, W); a grid of scores is row-major.
+N counts image tokens, D is the language model's width, S counts the answer's [SEG]. Source: section 3.2, appendix B.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPModel, SamModel
+from transformers import CLIPModel
 
-from readseg.analysis.answer_states import NO_WORDS, AnswerStates, Spec, dot_products, phrase_tokens
-from readseg.checkpoints.files import fetch, read_config_json
+from readseg.analysis.answer_states import TEXTS, AnswerStates, Spec, dot_products, phrase_tokens
+from readseg.checkpoints.files import fetch, one_line, read_config_json
 from readseg.checkpoints.load import quiet_libraries
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
@@ -35,9 +28,7 @@ from readseg.errors import ReadsegError
 from readseg.model.config import Prompt
 from readseg.model.families import SEG
 from readseg.model.mask_prompts import full_precision
-from readseg.model.processing import CLIP_MEAN, CLIP_STD, load_tokenizer
-
-_CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+from readseg.model.processing import CLIP_MEAN, CLIP_STD, load_tokenizer, normalise_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +46,10 @@ class SimilarityMap:
 
 
 def layer_maps(states: AnswerStates, layer: int | None = None) -> list[SimilarityMap]:
-    """The map of each [SEG] at one layer k, by default the last: s = h_seg^k . h_img^k^T, both states of that layer.
+    """The map of each [SEG] at one layer k = 0 ... K, by default the last: s = h_seg^k . h_img^k^T.
 
     The last layer, after the final norm, is what the model makes points of. At layer 0 h_img are the projected patches
     and h_seg is the embedding of the token before [SEG]; layers 0 ... K - 1 are not normed.
-
-    Args:
-        states: of an answer.
-        layer: 0 ... K.
-
-    Returns:
-        S maps with N scores each.
-
-    Raises:
-        ReadsegError: there is no such layer.
     """
     layer = _known_layer(states, layer)
     rows = dot_products(states.h_answer[layer][list(states.seg_positions)], states.h_img[layer])
@@ -78,16 +59,8 @@ def layer_maps(states: AnswerStates, layer: int | None = None) -> list[Similarit
 def phrase_map(states: AnswerStates, phrase: str, layer: int | None = None) -> SimilarityMap:
     """The map of whole words of the answer instead of [SEG]: s = h . h_img^T, h the mean of the states that predict it.
 
-    Args:
-        states: of an answer.
-        phrase: in any case; where it stands more than once the first place counts. "[SEG]" is the first [SEG].
-        layer: 0 ... K, by default the last; see `layer_maps`.
-
-    Returns:
-        One map with N scores.
-
-    Raises:
-        ReadsegError: the phrase is not in the answer, or there is no such layer.
+    The phrase is in any case; where it stands more than once the first place counts. "[SEG]" is the first [SEG].
+    ReadsegError where it is not in the answer, or there is no such layer (see `layer_maps`).
     """
     return token_map(states, phrase_tokens(states, phrase), phrase, layer)
 
@@ -119,8 +92,7 @@ def _sam_maps(states: AnswerStates) -> list[SimilarityMap]:
     """The map of each [SEG] inside the mask decoder: s = t_seg . k^T, prompted as the model prompts it.
 
     t_seg (C,) is the decoder's final token of [SEG], k (h * w, C) are its final image tokens: both as the decoder's
-    transformer leaves them, before masks are made. Prompted with points alone a decoder has no [SEG] token to look at:
-    it gets one for this.
+    transformer leaves them, before masks are made.
     """
     model, embeddings = states.segmenter.model, states.encoded.mask_embeddings
     grid_hw = (embeddings.shape[-2], embeddings.shape[-1])
@@ -128,31 +100,23 @@ def _sam_maps(states: AnswerStates) -> list[SimilarityMap]:
     for h_seg in states.h_seg:
         scores = dot_products(h_seg[None], states.h_img[-1])
         image = torch.zeros(1, dtype=torch.long, device=scores.device)
+        # Prompted with points alone a decoder has no [SEG] token to look at: it gets one for this.
         prompt: Prompt = "both" if states.prompt == "points" else states.prompt
         outputs: list[Any] = []
         hook = model.sam.mask_decoder.transformer.register_forward_hook(lambda *call, to=outputs: to.append(call[-1]))
         try:
-            points, _ = model.decode_masks(
+            model.decode_masks(
                 h_seg[None], scores, image, embeddings, [states.frame], points=states.points, prompt=prompt
             )
         finally:
             hook.remove()
         tokens, image_tokens = (part[0, 0] for part in outputs[0])
-        seg_token = tokens[sam_token_index(model.sam, len(points[0].labels))]
-        similar = dot_products(seg_token[None], image_tokens)[0]
+        # iou token ++ mask tokens ++ points ++ SAM's padding point (only with points) ++ [SEG]
+        similar = dot_products(tokens[-1:], image_tokens)[0]
         maps.append(
             SimilarityMap(None, SEG, _numbers(similar), grid_hw, mask_frame_map(similar, grid_hw, states.frame))
         )
     return maps
-
-
-def sam_token_index(sam: SamModel, num_points: int) -> int:
-    """The place of the projected [SEG] among the tokens that the mask decoder puts out, with points of any label.
-
-    iou token ++ mask tokens ++ points ++ SAM's padding point (only with points) ++ [SEG]
-    """
-    num_masks: int = sam.mask_decoder.num_mask_tokens
-    return 1 + num_masks + (num_points + 1 if num_points else 0)
 
 
 def lmm_frame_map(
@@ -182,7 +146,7 @@ def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame:
 def _image_token_map(
     states: AnswerStates, layer: int | None, of: str, scores: Float[Tensor, " N"], frame: ImageFrame | None = None
 ) -> SimilarityMap:
-    """Scores of the image tokens (N,) with their map, aligned as the model's points are."""
+    """Scores of the image tokens with their map, aligned as the model's points are."""
     side, alignment, frame = math.isqrt(len(scores)), states.points.alignment, frame or states.frame
     value_map = lmm_frame_map(scores, frame.hw, alignment, frame.lmm_box if alignment == "exact" else None)
     return SimilarityMap(layer, of, _numbers(scores), (side, side), value_map)
@@ -211,8 +175,8 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
             f"{folder} is a model of type {kind!r}: expected a CLIP with a text encoder, such as "
             "openai/clip-vit-large-patch14-336; the vision tower alone knows no text."
         )
-    if not any(all((folder / file).is_file() for file in files) for files in _CLIP_TOKENIZERS):
-        # Without its files transformers makes one up.
+    files = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:  # transformers would make one up
         raise ReadsegError(f"{folder}: the tokenizer of this CLIP is missing: expected tokenizer.json in it.")
     try:
         with quiet_libraries():
@@ -223,43 +187,29 @@ def load_clip(source: str | Path, device: torch.device) -> tuple[CLIPModel, Any]
     except ReadsegError:
         raise
     except Exception as error:  # the libraries' own share no base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ReadsegError(f"{folder}: this CLIP cannot be read: {reason}") from error
-    lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if lost:
+        raise ReadsegError(f"{folder}: this CLIP cannot be read: {one_line(error)}") from error
+    if lost := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         raise ReadsegError(f"{folder}: weights of this CLIP are missing or of a wrong shape: {', '.join(lost)}.")
     return model.eval().to(device), tokenizer
 
 
-def clip_scores(
-    clip_model: CLIPModel,
-    input_ids: Int[Tensor, "1 L"],
-    attention_mask: Shaped[Tensor, "1 L"] | None,
-    pixel_values: Float[Tensor, "1 3 s s"],
-) -> Float[Tensor, " N"]:
-    """The cosine of a text's embedding and each patch's, (N,) float32 in [-1, 1]; no language model.
-
-    s_i = cos(W_t t, W_v norm(v_i)),   norm and W_v what CLIP applies to its class token
-    """
-    device, vision = clip_model.device, clip_model.vision_model
-    with torch.inference_mode(), full_precision(device):
-        mask = None if attention_mask is None else attention_mask.to(device)
-        text = clip_model.text_model(input_ids=input_ids.to(device), attention_mask=mask).pooler_output
-        seen = vision(pixel_values=pixel_values.to(device, clip_model.dtype)).last_hidden_state[0, 1:]
-        text = nn.functional.normalize(clip_model.text_projection(text).float(), dim=-1)
-        patches = nn.functional.normalize(clip_model.visual_projection(vision.post_layernorm(seen)).float(), dim=-1)
-        return sasp.similarity(text, patches)[0]
-
-
 def clip_map(states: AnswerStates, text: str) -> SimilarityMap:
-    """`clip_scores` of a text on the image as the model's own language model sees it, at CLIP's resolution."""
+    """The cosine of a text's embedding and each patch's, of the image as the model's own language model sees it.
+
+    s_i = cos(W_t t, W_v norm(v_i)),   norm and W_v what CLIP applies to its class token; at CLIP's resolution
+    """
     assert states.options.clip is not None
-    clip_model, tokenizer = states.options.clip
-    frame = replace(states.frame, lmm_size=clip_model.config.vision_config.image_size)
-    values = torch.from_numpy(np.array(frame.lmm_view(states.encoded.image))).permute(2, 0, 1).float() / 255
-    pixels = (values - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    clip, tokenizer = states.options.clip
+    frame = replace(states.frame, lmm_size=clip.config.vision_config.image_size)
+    pixels = normalise_pixels(frame.lmm_view(states.encoded.image), 255, CLIP_MEAN, CLIP_STD)[None]
     words = tokenizer(text=text, return_tensors="pt", truncation=True)
-    scores = clip_scores(clip_model, words["input_ids"], words["attention_mask"], pixels[None])
+    ids, mask = (words[name].to(clip.device) for name in ("input_ids", "attention_mask"))
+    with torch.inference_mode(), full_precision(clip.device):
+        said = clip.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        seen = clip.vision_model(pixel_values=pixels.to(clip.device, clip.dtype)).last_hidden_state[0, 1:]
+        patches = clip.visual_projection(clip.vision_model.post_layernorm(seen))
+        said, patches = (nn.functional.normalize(one.float(), dim=-1) for one in (clip.text_projection(said), patches))
+        scores = sasp.similarity(said, patches)[0]
     return _image_token_map(states, None, text, scores, frame)
 
 
@@ -273,50 +223,12 @@ def _clip_maps(states: AnswerStates) -> list[SimilarityMap]:
     return maps
 
 
-# -- the registry ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapSpec(Spec):
-    """A kind of map: tables, figures and the page go through the entries of `MAPS`."""
-
-    compute: Callable[[AnswerStates], Sequence[SimilarityMap | None]]  # of each [SEG] or target; None for none
-    keeps_curve: bool = False  # its counts at all thresholds and its grid are recorded, for the page
-    in_mask_frame: bool = False  # its grid covers the mask model's square, not what the language model sees
-
-
-MAPS: Mapping[str, MapSpec] = {
-    "lmm": MapSpec(
-        title="language model, last layer",
-        note="h_seg . h_img^T of the last layer after the final norm: the map that the points are made of",
-        compute=layer_maps,
-        keeps_curve=True,
-    ),
-    "sam": MapSpec(
-        title="mask decoder, at the [SEG] token",
-        note="the mask decoder's final token of [SEG] against its final image tokens",
-        compute=_sam_maps,
-        keeps_curve=True,
-        in_mask_frame=True,
-    ),
-    "before": MapSpec(
-        title="before the language model",
-        note="h_seg of the last layer against the projected CLIP patches that enter the language model",
-        compute=_before_maps,
-    ),
-    "words": MapSpec(
-        title="the answer's own words",
-        note="as the first row, with the mean of the states that predict the answer's own words for the object, "
-        "instead of the state that predicts [SEG]",
-        compute=_phrase_maps,
-        absent=NO_WORDS,
-    ),
-    "clip": MapSpec(
-        title="CLIP's text and patches",
-        note="cosines of CLIP's text embedding and its patches; no language model",
-        compute=_clip_maps,
-        per_target=True,
-        requires="clip",
-    ),
+_TEXTS = TEXTS["maps"]
+MAPS: Mapping[str, Spec] = {
+    "lmm": Spec(compute=layer_maps, keeps_curve=True, **_TEXTS["lmm"]),
+    "sam": Spec(compute=_sam_maps, keeps_curve=True, in_mask_frame=True, **_TEXTS["sam"]),
+    "before": Spec(compute=_before_maps, **_TEXTS["before"]),
+    "words": Spec(compute=_phrase_maps, **_TEXTS["words"]),
+    "clip": Spec(compute=_clip_maps, per_target=True, requires="clip", **_TEXTS["clip"]),
 }
 """Every map, in the order of the tables."""

@@ -14,11 +14,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from readseg.analysis.answer_states import EXTREMES, ExamineOptions
+from readseg.analysis.answer_states import ExamineOptions
 from readseg.analysis.map_metrics import GroundTruth, read_ground_truth
-from readseg.analysis.original_sam import load_original_sam
-from readseg.analysis.studies.image_figures import image_figure
-from readseg.analysis.studies.single_image import ImageResult, ModelResult, examine_image, tables_of, to_json
+from readseg.analysis.prompts import load_original_sam
+from readseg.analysis.studies.maps import SamOptions
+from readseg.analysis.studies.single_image import (
+    ImageResult,
+    ModelResult,
+    examine_image,
+    image_figure,
+    tables_of,
+    to_json,
+)
 from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli.benchmark import study_models
 from readseg.cli.errors import printable
@@ -42,6 +49,7 @@ def analyse(
     ],
     models: ModelsOptions,
     points: PointOptions,
+    sam: SamOptions,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the results, by default outputs/NAME_OF_IMAGE.", show_default=False),
@@ -52,16 +60,6 @@ def analyse(
     ] = None,
     answer: Annotated[str | None, typer.Option(help="Give the models this answer, with its SEG.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also the maps of all layers.")] = False,
-    sam: Annotated[
-        str | None,
-        typer.Option(
-            help="The SAM that the model was trained from: folder, hub id or .pth file; by default its mask decoder "
-            "beside the model."
-        ),
-    ] = None,
-    extremes: Annotated[
-        int, typer.Option(min=1, help="So many highest and lowest cells prompt that SAM too.")
-    ] = EXTREMES,
 ) -> None:
     """Draw where models look for an answer about one image, and what each prompt makes of it.
 
@@ -70,9 +68,9 @@ def analyse(
     """
     picture, truths, folder = check_inputs(image, queries, truth or (), out, answer)
     chosen = study_models(models.model, models)
-    asked: dict[str, Any] = {"sam": sam, "extremes": extremes, "truths": truths, "answer": answer, "layers": layers}
+    asked: dict[str, Any] = {"truths": truths, "answer": answer, "layers": layers}
     for number, query in enumerate(queries, start=1):
-        results = analyse_image(picture, query, chosen, points.choose, **asked)
+        results = analyse_image(picture, query, chosen, points.choose, sam, **asked)
         result = ImageResult(image, picture, writable(query), truths, tuple(results))
         write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
 
@@ -99,17 +97,15 @@ def analyse_image(
     query: str,
     models: Sequence[StudyModel],
     points: PointChoice,
-    *,
-    sam: str | None = None,
-    extremes: int = EXTREMES,
+    sam: SamOptions,
     **options: Any,
 ) -> list[ModelResult]:
     """What each model makes of a question; `options` are those of `examine_image`."""
     results = []
     console = Console(stderr=True)
     for model in track(models, "analysing", console=console, disable=not console.is_terminal, transient=True):
-        original_sam = load_original_sam(model.segmenter, sam)
-        options["options"] = ExamineOptions(*points(model.segmenter), original_sam, extremes=extremes)
+        original_sam = load_original_sam(model.segmenter, sam.sam)
+        options["options"] = ExamineOptions(*points(model.segmenter), original_sam, extremes=sam.extremes)
         about: dict[str, Any] = {"name": model.name, "source": model.source, "settings": model.settings}
         results.append(examine_image(model.segmenter, picture, query, **about, **options))
     return results

@@ -153,13 +153,16 @@ class Segmentation:
             "image_size": list(self.image_size),
             "masks": [encode_rle(mask) for mask in self.masks],
             "points": [
-                {"xy": [[_short(x), _short(y)] for x, y in xy], "labels": [int(label) for label in labels]}
+                {
+                    "xy": [[shortest_float(x), shortest_float(y)] for x, y in xy],
+                    "labels": [int(label) for label in labels],
+                }
                 for xy, labels in zip(self.points_xy, self.point_labels, strict=True)
             ],
             "similarity": {
                 "alignment": self.alignment,
                 "box": None if self.box is None else [float(side) for side in self.box],
-                "scores": [[_short(score) for score in row] for row in self.scores],
+                "scores": [[shortest_float(score) for score in row] for row in self.scores],
             },
         }
 
@@ -244,6 +247,6 @@ class Segmentation:
         return image
 
 
-def _short(value: np.floating) -> float | None:
+def shortest_float(value: np.floating) -> float | None:
     """The shortest number that reads back as this float32; None for what JSON cannot hold."""
     return float(str(np.float32(value))) if np.isfinite(value) else None

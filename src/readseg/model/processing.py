@@ -57,11 +57,11 @@ class ReadProcessor:
 
     def lmm_pixels(self, image: Image.Image) -> Tensor:
         """What the language model sees: (3, s, s) float32, (value / 255 - mean) / std of CLIP."""
-        return _normalised(self.frame(image).lmm_view(image), 255, CLIP_MEAN, CLIP_STD)
+        return normalise_pixels(self.frame(image).lmm_view(image), 255, CLIP_MEAN, CLIP_STD)
 
     def mask_pixels(self, image: Image.Image) -> Tensor:
         """What the mask model sees: (3, S, S) float32, (value - mean) / std of SAM, then 0 right and below."""
-        pixels = _normalised(self.frame(image).mask_view(image), 1, SAM_MEAN, SAM_STD)
+        pixels = normalise_pixels(self.frame(image).mask_view(image), 1, SAM_MEAN, SAM_STD)
         square = pixels.new_zeros(3, self.config.mask_size, self.config.mask_size)
         square[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         return square
@@ -225,7 +225,7 @@ def load_tokenizer(name: str | Path, **kwargs: Any) -> Any:
         ) from error
 
 
-def _normalised(image: Image.Image, scale: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise_pixels(image: Image.Image, scale: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(3, H, W) float32, (value / scale - mean) / std."""
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / scale
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

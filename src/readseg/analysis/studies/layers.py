@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import NonNegativeInt
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
 from readseg.analysis.cases import Case, TargetMask, cases_of
 from readseg.analysis.similarity_maps import layer_maps
-from readseg.analysis.studies.map_records import MapScores, iou_of, measure_maps
+from readseg.analysis.studies.map_records import LayerRecord, MapScores, iou_of, measure_maps
 from readseg.analysis.studies.maps import (
     MAP_COLUMNS,
     MAP_RULES,
@@ -50,19 +49,6 @@ MOST_LAYERS = 7
 
 _COLUMNS, _TILE = 4, 300  # pictures side by side, and their width in pixels
 _SCORES = {"giou": "gIoU at the best threshold", "pointing": "pointing", "auc": "AUC"}
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What the maps of all layers know of one expected mask."""
-
-    key: str
-    unit: NonNegativeInt
-    image: str
-    segs: NonNegativeInt
-    wanted: NonNegativeInt
-    counted: NonNegativeInt
-    layers: tuple[MapScores | None, ...] = field(repr=False)
 
 
 class LayerStudy(ModelStudy[LayerRecord]):

@@ -1,30 +1,27 @@
 """What is measured of one expected mask: every map and every prompt of section 3.2, once, as a record.
 
-`examine` makes records of a case; tables, the list of misaligned cases and the HTML page are made of them alone,
-without model or data. One image is measured by the same `measure_target`. Frame: pixels of the image, H x W. Counts are
-pixels that the target counts; its pixels of 255 are in none of them. T = 101 thresholds (see `map_metrics`).
-
-Source: section 3.2, appendices A.1, B and C.
+Tables, the list of misaligned cases and the HTML page are made of records alone, without model or data. One image is
+measured by the same `measure_target`. Frame: pixels of the image, H x W. Counts are pixels that the target counts; its
+pixels of 255 are in none of them. T = 101 thresholds. Source: section 3.2, appendices A.1, B and C.
 """
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PlainSerializer
+from pydantic import AfterValidator, Base64Bytes, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PlainSerializer
 
-from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
+from readseg.analysis.answer_states import AnswerStates, ExamineOptions, Spec, collect_states
 from readseg.analysis.cases import Case, TargetMask
-from readseg.analysis.map_metrics import consistency, localisation, search_thresholds, spearman
-from readseg.analysis.prompts import PROMPTS, Mask, PromptMask, PromptSpec
-from readseg.analysis.similarity_maps import MAPS, MapSpec, SimilarityMap
+from readseg.analysis.map_metrics import Consistency, consistency, localisation, search_thresholds, spearman
+from readseg.analysis.prompts import PROMPTS, Mask, PromptMask
+from readseg.analysis.similarity_maps import MAPS, SimilarityMap
 from readseg.core import sasp
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
 from readseg.core.token_grid import axes, cells_inside
@@ -49,13 +46,6 @@ def _sound_counts(counts: Counts) -> Counts:
     if counts.intersection > counts.union:
         raise ValueError("the intersection is larger than the union")
     return counts
-
-
-def _sound_grid(grid: Grid) -> Grid:
-    size = len(base64.b64decode(grid.levels, validate=True))  # its error is a ValueError
-    if size != grid.hw[0] * grid.hw[1]:
-        raise ValueError(f"expected {grid.hw[0]} x {grid.hw[1]} levels, got {size}")
-    return grid
 
 
 # JSON has no NaN: null stands for it.
@@ -109,12 +99,11 @@ class Grid:
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]  # (x0, y0, x1, y1) in image pixels, or beyond
     low: Number  # the least score, which is 0 on the map
     high: Number  # the greatest one, which is 1
-    levels: str = field(repr=False)  # base64 of h * w bytes in raster order: round(255 v) of the value v on the map
+    levels: Base64Bytes = field(repr=False)  # h * w bytes in raster order: round(255 v) of the value v on the map
 
-    @property
-    def values(self) -> Float[np.ndarray, "h w"]:
-        """The values on the map (h, w), float32 in [0, 1], rounded to 1 / 255."""
-        return np.frombuffer(base64.b64decode(self.levels), np.uint8).reshape(self.hw).astype(np.float32) / 255
+    def __post_init__(self) -> None:
+        if len(self.levels) != math.prod(self.hw):
+            raise ValueError(f"expected {self.hw[0]} x {self.hw[1]} levels, got {len(self.levels)}")
 
 
 @dataclass(frozen=True)
@@ -153,11 +142,11 @@ class MapRecord:
     mask: Rle = field(repr=False)  # the model's own
     points: tuple[PointPrompt, ...] = field(repr=False)  # of the model's own prompt, of all `places`
     # Of the maps that keep them, one for each of `places` that has a map; the map shows their maximum.
-    grids: Mapping[MapName, tuple[Annotated[Grid, AfterValidator(_sound_grid)], ...]] = field(repr=False)
+    grids: Mapping[MapName, tuple[Grid, ...]] = field(repr=False)
 
     @property
     def area(self) -> float:
-        """Share of the pixels that lie on the target, which a constant map's pointing is; NaN where none does."""
+        """Share of the pixels that lie on the target; NaN where none does."""
         return self.wanted / self.counted if self.wanted else math.nan
 
     @property
@@ -182,6 +171,19 @@ def iou_of(counts: Counts) -> float:
     (0.25, 1.0)
     """
     return counts.intersection / counts.union if counts.union else 1.0
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What the maps of all layers know of one expected mask."""
+
+    key: str
+    unit: NonNegativeInt
+    image: str
+    segs: NonNegativeInt
+    wanted: NonNegativeInt
+    counted: NonNegativeInt
+    layers: tuple[MapScores | None, ...] = field(repr=False)
 
 
 # -- one target of an answer -------------------------------------------------------------------------------------------
@@ -215,12 +217,7 @@ class TargetResult:
     consistency: float  # of their masks at their best thresholds; NaN also where maps are held against no target
 
 
-Result = TypeVar("Result", SimilarityMap, PromptMask)
-
-
-def compute_all(
-    states: AnswerStates, specs: Mapping[str, MapSpec] | Mapping[str, PromptSpec]
-) -> dict[str, Sequence[Any]]:
+def compute_all(states: AnswerStates, specs: Mapping[str, Spec]) -> dict[str, Sequence[Any]]:
     """What is available of `MAPS` or `PROMPTS`, by name: first those of each [SEG], then those of each target."""
     available = [
         name for name, spec in specs.items() if not spec.requires or getattr(states.options, spec.requires) is not None
@@ -245,29 +242,27 @@ def measure_target(
     """
     judged = target if judge_maps else None
 
-    def own(results: Sequence[Result | None], per_target: bool) -> list[Result]:
-        of_target = [results[number]] if per_target else [results[seg] for seg in seg_indices]
+    def own(spec: Spec, results: Sequence[Any]) -> list[Any]:
+        of_target = [results[number]] if spec.per_target else [results[seg] for seg in seg_indices]
         return [one for one in of_target if one is not None]
 
     map_results = {
-        name: measure_maps(own(results, MAPS[name].per_target), judged, curves=MAPS[name].keeps_curve)
+        name: measure_maps(own(MAPS[name], results), judged, curves=MAPS[name].keeps_curve)
         for name, results in maps.items()
     }
     lmm, sam = map_results["lmm"].map, map_results["sam"].map
-    iou = correlation = math.nan
-    if lmm is not None and sam is not None:
-        if judged is None:
-            correlation = spearman(lmm, sam, None if target is None else target != IGNORED)
-        else:
-            both = consistency(lmm, sam, judged)
-            iou, correlation = both.iou, both.spearman
+    agreement = Consistency(math.nan, math.nan)
+    if lmm is not None and sam is not None and judged is not None:
+        agreement = consistency(lmm, sam, judged)
+    elif lmm is not None and sam is not None:
+        agreement = Consistency(math.nan, spearman(lmm, sam, None if target is None else target != IGNORED))
     phrases = [phrase.text for seg in seg_indices if (phrase := states.phrases[seg]) is not None]
     return TargetResult(
         words=", ".join(dict.fromkeys(phrases)),
         maps=map_results,
-        masks={name: _measured_mask(own(results, PROMPTS[name].per_target), target) for name, results in masks.items()},
-        spearman=correlation,
-        consistency=iou,
+        masks={name: _measured_mask(own(PROMPTS[name], results), target) for name, results in masks.items()},
+        spearman=agreement.spearman,
+        consistency=agreement.iou,
     )
 
 
@@ -322,9 +317,8 @@ def examine(segmenter: Segmenter, case: Case, options: ExamineOptions | None = N
 
 
 def _record(case: Case, number: int, states: AnswerStates, result: TargetResult) -> MapRecord:
-    query, page, expected = case.query, case.page, case.targets[number]
-    target, hw = expected.target, states.frame.hw
-    wanted, ignored = int(np.count_nonzero(target == 1)), target == IGNORED
+    query, page, expected, hw = case.query, case.page, case.targets[number], states.frame.hw
+    wanted, ignored = int(np.count_nonzero(expected.target == 1)), expected.target == IGNORED
     right = words_right(case, expected, states.result.answer)
     own = result.masks["own"]
     prompts = {name: None if one is None else one.counts for name, one in result.masks.items()}
@@ -353,7 +347,7 @@ def _record(case: Case, number: int, states: AnswerStates, result: TargetResult)
         prompts=prompts,
         consistency=result.consistency,
         spearman=result.spearman,
-        target=encode_rle(target == 1),
+        target=encode_rle(expected.target == 1),
         ignored=encode_rle(ignored) if ignored.any() else None,
         mask=encode_rle(np.zeros(hw, bool) if own is None else own.mask),
         points=tuple(PointPrompt(round(float(x), 2), round(float(y), 2), int(label)) for (x, y), label in points),
@@ -366,10 +360,9 @@ def _record(case: Case, number: int, states: AnswerStates, result: TargetResult)
 
 
 def words_right(case: Case, expected: TargetMask, answer: str) -> bool | None:
-    """Whether an answer names what was asked for.
+    """Whether an answer is the expected one, or else holds the name that was asked for and a [SEG] for this mask.
 
-    An answer that is expected must be that one, word for word. Else it must hold the name that was asked for, and a
-    [SEG] for this mask. None where that cannot be told: it was given to the model, or a whole sentence was asked.
+    None where that cannot be told: the answer was given to the model, or a whole sentence was asked.
     """
     if case.reply.is_forced:
         return None
@@ -393,7 +386,7 @@ def contains_name(answer: str, name: str) -> bool:
     return count > 0 and any(words[k : k + count] == wanted for k in range(len(words) - count + 1))
 
 
-def _grid(states: AnswerStates, spec: MapSpec, one: SimilarityMap) -> Grid:
+def _grid(states: AnswerStates, spec: Spec, one: SimilarityMap) -> Grid:
     """A map's grid; cells beyond the image take no part in the range of a map that lies exactly on it."""
     frame, inside = states.frame, None
     box = frame.lmm_box
@@ -404,11 +397,5 @@ def _grid(states: AnswerStates, spec: MapSpec, one: SimilarityMap) -> Grid:
         inside = cells_inside(axes(frame.hw, "exact", frame.lmm_box), one.grid_hw[0], torch.device("cpu"))
     values = sasp.normalise(torch.from_numpy(one.scores).view(1, *one.grid_hw), inside)[0][0].numpy()
     within = one.scores if inside is None else one.scores[inside.flatten().numpy()]
-    x0, y0, x1, y1 = box
-    return Grid(
-        hw=one.grid_hw,
-        box=(float(x0), float(y0), float(x1), float(y1)),
-        low=float(within.min()),
-        high=float(within.max()),
-        levels=base64.b64encode(np.rint(values * 255).astype(np.uint8).tobytes()).decode("ascii"),
-    )
+    levels = np.rint(values * 255).astype(np.uint8).tobytes()
+    return Grid(one.grid_hw, box, float(within.min()), float(within.max()), levels)

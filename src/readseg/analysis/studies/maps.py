@@ -1,9 +1,7 @@
 """The tables of section 3.2, made of records: what maps know, what prompts are worth, and whether maps agree.
 
 All rows of a table are over the same expected masks. Where there is no map or no mask - no [SEG] in the answer, no
-words, a constant map - an empty mask counts, never nothing at all; notes say how many.
-
-Source: section 3.2, appendices A.1, B and C.
+words, a constant map - an empty mask counts, never nothing at all; notes say how many. Source: appendices A.1, B and C.
 """
 
 from __future__ import annotations
@@ -12,73 +10,45 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from readseg.analysis.answer_states import EXTREMES, MISSING, ExamineOptions, Spec
+from readseg.analysis.answer_states import EXTREMES, TEXTS, ExamineOptions, Spec
 from readseg.analysis.cases import cases_of
-from readseg.analysis.original_sam import load_original_sam
 from readseg.analysis.page import pick_units, small_picture, write_page
-from readseg.analysis.prompts import PROMPTS
+from readseg.analysis.prompts import PROMPTS, load_original_sam
 from readseg.analysis.similarity_maps import MAPS, load_clip
-from readseg.analysis.studies.map_records import MISSED, RECORD, Counts, MapRecord, MapScores, examine, iou_of
+from readseg.analysis.studies.map_records import (
+    MISSED,
+    RECORD,
+    Counts,
+    LayerRecord,
+    MapRecord,
+    MapScores,
+    examine,
+    iou_of,
+)
 from readseg.analysis.study import Study, StudyContext, StudyModel, StudyOutput
 from readseg.checkpoints.load import digest
 from readseg.core.images import load_image
-from readseg.core.io import atomic_write
+from readseg.core.io import atomic_write, read_yaml
 from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.report import PROTOCOLS
 from readseg.viz.tables import Cell, Row, Table, printable, to_markdown
 
 _TRUTH = "plain_truth"  # its masks are missing for reasons of their own
-
-MAP_COLUMNS: Mapping[str, str] = {
-    "giou": "gIoU at best t",
-    "ciou": "cIoU at best t",
-    "pointing": "pointing",
-    "mass": "mass inside",
-    "auc": "AUC",
-}
+_TEXTS = read_yaml(Path(__file__).with_suffix(".yaml"))
+MAP_COLUMNS: Mapping[str, str] = _TEXTS["map_columns"]
+MAP_RULES: Sequence[str] = _TEXTS["map_rules"]
+WHOLE, WHOLE_NOTE = _TEXTS["whole"], _TEXTS["whole_note"]  # of the row of a map that knows nothing
 # By their columns: the score of a map, and what counts where there is none.
 _MAP_SCORES = {"pointing": ("pointing", 0.0), "mass": ("mass_inside", 0.0), "auc": ("auc", 0.5)}
 
-MAP_RULES = (
-    "at the best threshold of each mask, found with the truth (appendix A.1): bounds on what a threshold could reach, "
-    "not scores that a user would see, and not to be ranked with those of a model's own masks",
-    "AUC below 0.5: the map is darker on the target than elsewhere",
-    "where there is no map, an empty mask, 0, 0 and AUC 0.5 count",
-)
-WHOLE = "area: the whole image"  # the row of a map that knows nothing
-WHOLE_NOTE = (
-    f"{WHOLE}: all of the image as the mask; for pointing and mass inside the area of the target, which is what a "
-    "constant map gets, and 0.5 for AUC"
-)
-
-
-class Target(Protocol):
-    """What a record says of the mask that it is about."""
-
-    @property
-    def key(self) -> str:
-        """Of the question."""
-
-    @property
-    def image(self) -> str:
-        """Whose scores are not independent."""
-
-    @property
-    def wanted(self) -> int:
-        """Pixels on the target."""
-
-    @property
-    def counted(self) -> int:
-        """Pixels that count."""
-
-
+Target = MapRecord | LayerRecord
 R = TypeVar("R", bound=Target, covariant=True)
 
 
@@ -129,39 +99,24 @@ def prompt_table(studies: Sequence[MapStudy]) -> Table:
         if study.own:
             notes.append(f"{_prefix(study, studies)}{PROMPTS['own'].title}: {PROMPTS[study.own].title}")
         if pointless := sum(record.prompts.get(_TRUTH, ()) is None for record in study.records):
-            notes.append(
-                f"{_prefix(study, studies)}{PROMPTS[_TRUTH].title}: {pointless} true masks cover all cells alike, none "
-                "or every one: no points, and an empty mask counts"
-            )
+            notes.append(f"{_prefix(study, studies)}{PROMPTS[_TRUTH].title}: {pointless} {_TEXTS['no_points']}")
     notes += _notes(studies, PROMPTS, "prompts")
     return Table("What prompts the mask decoder", "prompt", {"giou": "gIoU", "ciou": "cIoU"}, rows, notes)
 
 
 def agreement_table(studies: Sequence[MapStudy]) -> Table:
     """Table 3: do the maps of the language model and of the mask decoder agree, and do words and masks?"""
-    columns = {
-        "count": "masks",
-        "iou": "IoU of the maps",
-        "spearman": "Spearman",
-        "words": "words right",
-        "misaligned": "misaligned",
-    }
     parts = [(study, name, records) for study in studies for name, records in _parts(study.records)]
     rows = [Row(name, _agreement_cells(records), _group(study, studies)) for study, name, records in parts]
-    notes = [
-        f"IoU of the maps: of the masks of the maps {MAPS['lmm'].title!r} and {MAPS['sam'].title!r}, each at its own "
-        "best threshold; Spearman: their rank correlation over all pixels; both over the masks that have both maps",
-        "words right: the answer is the expected one word for word; where none is expected, it holds the name that was "
-        "asked for, and a [SEG]; not told for answers that were given to the model, or to whole sentences",
-        f"misaligned: of those with right words, the share whose mask misses the target (IoU below {MISSED:g})",
-        *coverage(studies),
-    ]
+    words = {"lmm": MAPS["lmm"].title, "sam": MAPS["sam"].title, "missed": MISSED}
+    notes = [*(note.format_map(words) for note in _TEXTS["agreement_notes"]), *coverage(studies)]
     if any(len({record.image for record in records}) == 1 for _, _, records in parts):
         notes.append("of parts about a single image the interval has no width: it says nothing of other images")
     for study in studies:
         if lacking := sum(math.isnan(record.consistency) for record in study.records):
             notes.append(f"{_prefix(study, studies)}{lacking} of {len(study.records)} masks lack one of the two maps")
-    return Table("Do the maps agree, and do words and masks?", "questions", columns, rows, notes)
+    title = "Do the maps agree, and do words and masks?"
+    return Table(title, "questions", _TEXTS["agreement_columns"], rows, notes)
 
 
 def tables(studies: Sequence[MapStudy]) -> list[Table]:
@@ -173,7 +128,6 @@ def tables(studies: Sequence[MapStudy]) -> list[Table]:
 def misaligned_table(study: MapStudy, most: int = 100) -> Table:
     """The misaligned cases (appendix C) of one model: the words are right, the mask is not; the worst first."""
     misaligned = sorted((r for r in study.records if r.misaligned), key=lambda r: (r.own_iou, r.key, r.unit))
-    columns = {"question": "question", "answer": "answer", "own": "own mask", "lmm": "lmm map", "sam": "sam map"}
     rows = []
     for record in misaligned[:most]:
         ious = {name: iou_of(record.map_counts(name)) for name in ("lmm", "sam")}
@@ -188,7 +142,8 @@ def misaligned_table(study: MapStudy, most: int = 100) -> Table:
     ]
     if judged < len(study.records):
         notes.append(f"of {len(study.records) - judged} masks it cannot be told whether the words are right")
-    return Table(titled("Misaligned", [study]), "question's key", columns, rows, [*notes, *coverage([study])])
+    title, notes = titled("Misaligned", [study]), [*notes, *coverage([study])]
+    return Table(title, "question's key", _TEXTS["misaligned_columns"], rows, notes)
 
 
 # -- what the studies of maps and of layers share ----------------------------------------------------------------------
@@ -226,7 +181,8 @@ def map_cells(targets: Sequence[Target], scores: Sequence[MapScores | None]) -> 
     pairs = list(zip(targets, scores, strict=True))
     cells = iou_cells(targets, [Counts(0, t.wanted) if one is None else one.counts for t, one in pairs])
     for column, (name, absent) in _MAP_SCORES.items():
-        defined = [(target, one) for target, one in pairs if _defined(target, column)]
+        # A target without a pixel has no place, one of all pixels no other pixel.
+        defined = [(t, one) for t, one in pairs if t.wanted > 0 and (column != "auc" or t.wanted < t.counted)]
         values = [getattr(one, name, math.nan) for _, one in defined]
         known = [absent if math.isnan(value) else value for value in values]
         cells[column] = estimate(known, groups=[target.image for target, _ in defined])
@@ -235,12 +191,10 @@ def map_cells(targets: Sequence[Target], scores: Sequence[MapScores | None]) -> 
 
 def area_cells(targets: Sequence[Target]) -> dict[str, Cell]:
     """The scores of a constant map, whose one mask is the whole image, by the columns of `MAP_COLUMNS`."""
-    cells = iou_cells(targets, [Counts(target.wanted, target.counted) for target in targets])
-    for column in _MAP_SCORES:
-        defined = [target for target in targets if _defined(target, column)]
-        values = [0.5 if column == "auc" else target.wanted / target.counted for target in defined]
-        cells[column] = estimate(values, groups=[target.image for target in defined])
-    return cells
+    areas = [target.wanted / max(target.counted, 1) for target in targets]
+    return map_cells(
+        targets, [MapScores(Counts(t.wanted, t.counted), 0.0, a, a, 0.5) for t, a in zip(targets, areas, strict=True)]
+    )
 
 
 def iou_cells(targets: Sequence[Target], counts: Sequence[Counts]) -> dict[str, Cell]:
@@ -249,11 +203,6 @@ def iou_cells(targets: Sequence[Target], counts: Sequence[Counts]) -> dict[str, 
     images = [target.image for target in targets]
     giou, ciou = estimate(mask_ious(inter, union), groups=images), estimate(inter, union, groups=images)
     return {"giou": giou, "ciou": ciou}
-
-
-def _defined(target: Target, column: str) -> bool:
-    """Whether a target allows a number: one without a pixel has no place, one of all pixels no other pixel."""
-    return target.wanted > 0 and (column != "auc" or target.wanted < target.counted)
 
 
 # -- rows and notes ----------------------------------------------------------------------------------------------------
@@ -329,8 +278,8 @@ MISALIGNED, PAGE = "misaligned.md", "report.html"
 
 
 @dataclass(frozen=True)
-class MapOptions:
-    """Of the study "maps"."""
+class SamOptions:
+    """Of the original SAM beside a model."""
 
     sam: Annotated[
         str | None,
@@ -342,6 +291,12 @@ class MapOptions:
     extremes: Annotated[int, typer.Option(min=1, help="So many highest and lowest cells prompt that SAM too.")] = (
         EXTREMES
     )
+
+
+@dataclass(frozen=True)
+class MapOptions(SamOptions):
+    """Of the study "maps"."""
+
     clip: Annotated[str | None, typer.Option(help="Folder or hub id of a CLIP with its text encoder.")] = None
 
 
@@ -389,7 +344,7 @@ def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> M
         study.about,
         context.benchmark.name,
         own=prompt or segmenter.model.config.prompt,
-        missing={name: MISSING[required] for name, required in lacking.items() if settings[required] is None},
+        missing={name: TEXTS["missing"][part] for name, part in lacking.items() if settings[part] is None},
     )
 
 

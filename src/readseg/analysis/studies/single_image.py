@@ -1,9 +1,8 @@
-"""One image and one question, looked at in every way: the numbers behind the figure of `readseg analyse IMAGE`.
+"""One image and one question, looked at in every way: the numbers and the figures of `readseg analyse IMAGE`.
 
 Of each [SEG] of each model's answer: all maps and masks, how well each finds the truth where one is given, and how far
-they agree where none is. Frame: pixels of the image, H x W.
-
-Source: section 3.2, appendices A.1 and B, figures 4 and 6.
+they agree where none is. Frame: pixels of the image, H x W. Pictures are 1400 pixels wide, with letters that can be
+read at 900. Source: section 3.2, appendices A.1 and B, figures 4 and 6.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
 from readseg.analysis.map_metrics import GroundTruth, joined_target
@@ -35,12 +34,18 @@ from readseg.analysis.studies.map_records import (
 )
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, iou, union
 from readseg.core.sasp import PointConfig
+from readseg.inference.result import shortest_float
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
+from readseg.viz.overlays import MASK_COLOURS, beside, panel, points_legend, scale_legend, stack, text_block
 from readseg.viz.tables import Cell, Row, Table
 from readseg.viz.tables import plain as as_json
 
 FORMAT = "readseg.analysis.image/1"
+WIDTH = 1400
+COLUMNS, LAYER_COLUMNS = 5, 7
+MOST_ROWS = 12
+"""So many [SEG], of all models together, are drawn; the JSON holds all."""
 
 _COLUMNS = {"iou": "IoU", "threshold": "threshold", "pointing": "pointing", "mass": "mass inside", "auc": "AUC"}
 _MAP_SCORES = ("threshold", "pointing", "mass_inside", "auc")  # of `MapScores`, beside its counts
@@ -48,9 +53,6 @@ _BOUND = (
     "Each map is taken at the threshold that suits the truth best: a bound, no score of a mask that a user would see"
 )
 _SHORT = {name: spec.short for name, spec in PROMPTS.items() if spec.short}
-
-
-# -- what is found -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +230,7 @@ def _truth_json(truth: GroundTruth) -> dict[str, Any]:
         "file": truth.source,
         "object_value": truth.object_value,
         "wanted": truth.wanted,
-        "counted": truth.counted,
+        "counted": int(np.count_nonzero(~ignored)),
         "mask": encode_rle(truth.target == 1),
         "ignored": encode_rle(ignored) if ignored.any() else None,
     }
@@ -262,7 +264,7 @@ def _mask_json(one: MaskResult) -> dict[str, Any]:
     return {
         "share": float(one.mask.mean()),
         "truth": None if one.counts is None else _counts_json(one.counts),
-        "points": [[_short(x), _short(y), int(label)] for (x, y), label in points],
+        "points": [[*map(shortest_float, xy), int(label)] for xy, label in points],
         "mask": encode_rle(one.mask),
     }
 
@@ -278,17 +280,12 @@ def _map_json(result: MapResult) -> dict[str, Any]:
         "grid": list(one.grid_hw),
         "constant": one.map is None,
         "truth": truth,
-        "scores": [_short(score) for score in one.scores],
+        "scores": [shortest_float(score) for score in one.scores],
     }
 
 
 def _counts_json(counts: Counts) -> dict[str, Any]:
     return {"iou": iou_of(counts), "intersection": counts.intersection, "union": counts.union}
-
-
-def _short(value: np.floating) -> float:
-    """The shortest number that reads back as this float32."""
-    return float(str(np.float32(value)))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -350,3 +347,232 @@ def _mask_rows(group: str, model: ModelResult, seg: SegResult) -> list[Row]:
         title = f"own: {PROMPTS[model.prompt].title}" if kind == "own" else PROMPTS[kind].title
         rows.append(Row(title, cells, group))
     return rows
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+_GAP = 8
+_LETTERS, _LARGE = 18, 23  # pixels
+_LINES = 4
+_LABELS = {1: "positive", 0: "negative", -1: "neutral"}
+_WHITE, _GREY, _RULE = (255, 255, 255), (235, 235, 235), (190, 190, 190)
+_MAP_BOUND = (
+    "IoU of a map: of its mask at t, the threshold that suits the truth best. It looks at the truth: a bound on what "
+    "the map could give, not a result."
+)
+
+
+class Panel(NamedTuple):
+    """A picture with its title and its numbers beneath."""
+
+    picture: Image.Image
+    title: str
+    numbers: str = ""
+
+
+def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
+    """The question, each model's answer with what is drawn of each [SEG], and the meaning of colours and numbers.
+
+    Line one: image | map and points in the language model | before it | in the mask decoder | of the answer's words.
+    Line two: the model's mask | two other prompts | the original SAM with the points alone | truth.
+    With `layers` instead its map at every layer, from the embeddings to the last.
+    """
+    blocks = [_text(f"question: {result.query}", _LARGE, lines=4)]
+    drawn: list[SegResult] = []
+    for model in result.models:
+        blocks += _head(model)
+        if not model.segs:
+            blocks.append(_text(_no_seg(model)))
+            if not layers:
+                blocks.append(_grid(_refusal_panels(result, model), COLUMNS))
+        shown = model.segs[: MOST_ROWS - len(drawn)]
+        for k, seg in enumerate(shown):
+            if len(model.segs) > 1:
+                words = f": {seg.words}" if seg.words else ""
+                blocks.append(_text(f"[SEG] {k + 1} of {len(model.segs)}{words}", _LARGE, lines=2))
+            if layers:
+                blocks.append(_grid(_layer_panels(result, seg), LAYER_COLUMNS))
+            else:
+                blocks += [_grid(_seg_panels(result, model, k), COLUMNS), _text(_agreement(seg), lines=2)]
+        drawn += shown
+        if len(model.segs) > len(shown):
+            blocks.append(_text(f"{len(model.segs) - len(shown)} more [SEG] are in the JSON file.", lines=1))
+        if not layers:
+            blocks.append(_text(_together(result, model), lines=2))
+    has_maps = any(model.segs or (model.nearest and not layers) for model in result.models)
+    if has_maps:
+        blocks.append(scale_legend(WIDTH // 2, _LETTERS))
+    labels = set() if layers else {int(label) for seg in drawn for label in _shown_points(seg).labels}
+    if labels:
+        blocks.append(points_legend(dict.fromkeys(labels), WIDTH // 2, _LETTERS))
+    if has_maps and result.wanted:
+        blocks.append(_text(_MAP_BOUND))
+    return stack(blocks)
+
+
+def _text(text: str, letters: int = _LETTERS, *, lines: int = 3) -> Image.Image | None:
+    return text_block(text, WIDTH, letters, lines=lines)
+
+
+def _head(model: ModelResult) -> list[Image.Image | None]:
+    """A line, the model's name and its answer."""
+    rule = Image.new("RGB", (WIDTH, 14), _WHITE)
+    ImageDraw.Draw(rule).line((0, 8, WIDTH, 8), fill=_RULE, width=2)
+    answer = f"answer{' (given to the model)' if model.given else ''}: {model.answer or '(no words)'}"
+    if not model.finished:
+        answer += " ... (cut off at its longest length)"
+    return [rule, _text(f"model: {model.name}", _LARGE, lines=2), _text(answer, _LARGE, lines=4)]
+
+
+def _no_seg(model: ModelResult) -> str:
+    if model.given:
+        return "The given answer holds no [SEG]: there is no mask."
+    if model.present is None:
+        return "No object was asked for, and the answer holds no [SEG]: there is no mask."
+    refusal = "The model refuses: its answer holds no [SEG], so it gives no mask."
+    if "own" not in model.together:
+        return refusal
+    if not model.together["own"].union:
+        return f"{refusal} Nothing is in the truth either: IoU 1."
+    return f"{refusal} IoU with the truth: 0, as for an empty mask."
+
+
+def _together(result: ImageResult, model: ModelResult) -> str:
+    """What several masks make together, of one truth or of several."""
+    if not model.segs or not result.truths or len(model.segs) == len(result.truths) == 1:
+        return ""
+    text = f"All masks together: IoU {iou_of(model.together['own']):.2f} with "
+    if len(result.truths) == 1:
+        return text + "the truth. It is one mask: each [SEG] above is held against all of it."
+    text += "all truths together."
+    if len(model.segs) != len(result.truths):
+        text += f" Expected: {len(result.truths)} masks; the answer holds {len(model.segs)} [SEG]."
+    return text
+
+
+def _agreement(seg: SegResult) -> str:
+    """How far the maps of the language model and of the mask decoder agree."""
+    if math.isnan(seg.spearman):
+        return ""
+    text = f"Maps of the language model and of the mask decoder: rank correlation {seg.spearman:.2f}"
+    if not math.isnan(seg.consistency):
+        text += f", IoU of their masks at best thresholds {seg.consistency:.2f}"
+    return f"{text}."
+
+
+def _seg_panels(result: ImageResult, model: ModelResult, k: int) -> list[Panel]:
+    """The two lines of panels of one [SEG]."""
+    seg, target, points = model.segs[k], target_of(result.truths, k), _shown_points(model.segs[k])
+    counts = [(int(np.count_nonzero(points.labels == label)), name) for label, name in _LABELS.items()]
+    marked = ", ".join(f"{count} {name}" for count, name in counts if count) or "no"
+    details = {"lmm": f"; {marked} points{', not in its prompt' if model.prompt == 'seg' else ''}"}
+    if "words" in seg.maps:
+        details["words"] = f': "{seg.words}"'
+    cells = [_panel(result, "image", f"{result.image.width} x {result.image.height}")]
+    for name in ("lmm", "before", "sam", "words"):
+        title = f"map: {MAPS[name].title}{details.get(name, '')}"
+        if name in seg.maps:
+            cells.append(_map_panel(result, seg.maps[name], title, points if name == "lmm" else None))
+        else:
+            cells.append(_blank(result, title, "the answer has no words for this [SEG]"))
+    cells.append(_mask_panel(result, seg.masks["own"], f"the model's mask: {PROMPTS[model.prompt].title}"))
+    for prompt in ("both", "seg", "points", "plain_points"):
+        title = f"mask: {PROMPTS[prompt].title}"
+        if prompt not in seg.masks:
+            cells.append(_blank(result, title, "the model comes without the original SAM"))
+        elif prompt != model.prompt:
+            cells.append(_mask_panel(result, seg.masks[prompt], title, points=prompt == "plain_points"))
+    return cells if target is None else [*cells, _truth_panel(result, target)]
+
+
+def _layer_panels(result: ImageResult, seg: SegResult) -> list[Panel]:
+    last = len(seg.layers) - 1
+    names = {0: ": embeddings", last: ": last, after the norm"}
+    titles = [f"layer {k}{names.get(k, '')}" for k in range(len(seg.layers))]
+    return [_map_panel(result, *one, columns=LAYER_COLUMNS) for one in zip(seg.layers, titles, strict=True)]
+
+
+def _refusal_panels(result: ImageResult, model: ModelResult) -> list[Panel]:
+    """What there is to see of an answer without [SEG]; what is no answer is named as such."""
+    cells = [_panel(result, "image, no mask", f"{result.image.width} x {result.image.height}")]
+    if nearest := model.nearest:
+        title = f'NOT an answer: where the state looks that came nearest to [SEG], at "{nearest.token}"'
+        cell = _map_panel(result, nearest.map, title)
+        numbers = [f"chance of [SEG] there {nearest.probability:.1g}", cell.numbers]
+        cells.append(cell._replace(numbers="; ".join(filter(None, numbers))))
+    return [*cells, _truth_panel(result, joined_target(result.truths))] if result.truths else cells
+
+
+def _shown_points(seg: SegResult) -> MaskResult:
+    """The prompt whose points are shown on the map: the model's own, or what it would be with points."""
+    own = seg.masks["own"]
+    return own if len(own.labels) else seg.masks["points"]
+
+
+def _panel(
+    result: ImageResult,
+    title: str,
+    numbers: str = "",
+    *,
+    columns: int = COLUMNS,
+    points: MaskResult | None = None,
+    **parts: Any,
+) -> Panel:
+    if points is not None:
+        parts |= {"points_xy": points.points_xy, "point_labels": points.labels}
+    return Panel(panel(result.image, side=WIDTH // columns - _GAP, **parts), title, numbers)
+
+
+def _map_panel(
+    result: ImageResult, one: MapResult, title: str, points: MaskResult | None = None, columns: int = COLUMNS
+) -> Panel:
+    if one.map is None:
+        return _blank(result, title, "all scores are equal, or no numbers: there is no map", columns)
+    numbers, scores = "", one.scores
+    if scores is not None:
+        numbers = f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f})"
+        # Where the truth covers all that counts, there is no other pixel to tell it from.
+        numbers += "" if math.isnan(scores.auc) else f", AUC {scores.auc:.2f}"
+    return _panel(result, title, numbers, columns=columns, points=points, value_map=one.map)
+
+
+def _mask_panel(result: ImageResult, one: MaskResult, title: str, points: bool = False) -> Panel:
+    numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {iou_of(one.counts):.2f}"
+    return _panel(result, title, numbers, points=one if points else None, mask=one.mask)
+
+
+def _truth_panel(result: ImageResult, target: np.ndarray) -> Panel:
+    wanted, ignored = target == 1, target == IGNORED
+    title, numbers = "truth", "nothing is expected"
+    if wanted.any():
+        title = "truth (grey: not counted)" if ignored.any() else "truth"
+        numbers = f"{wanted.sum() / (~ignored).sum():.1%} of {'what counts' if ignored.any() else 'the image'}"
+    hidden = ignored if ignored.any() else None
+    return _panel(result, title, numbers, mask=wanted, ignored=hidden, colour=MASK_COLOURS[2])
+
+
+def _blank(result: ImageResult, title: str, reason: str, columns: int = COLUMNS) -> Panel:
+    """A panel's place with the reason why it is empty."""
+    size = _panel(result, title, columns=columns).picture.height
+    picture = Image.new("RGB", (WIDTH // columns - _GAP, max(size, 4 * _LETTERS)), _GREY)
+    if text := text_block(reason, picture.width, _LETTERS, lines=_LINES):
+        ink = text.convert("L").point(lambda level: 255 * (level < 200))
+        picture.paste(text, (0, max(0, (picture.height - text.height) // 2)), ink)
+    return Panel(picture, title)
+
+
+def _grid(cells: Sequence[Panel], columns: int) -> Image.Image:
+    """Cells line by line, the panels of a line on one middle."""
+    width = WIDTH // columns
+    lines = []
+    for start in range(0, len(cells), columns):
+        line = cells[start : start + columns]
+        tall = max(cell.picture.height for cell in line)
+        blocks = []
+        for cell in line:
+            room = Image.new("RGB", (width, tall + _GAP), _WHITE)
+            room.paste(cell.picture, (_GAP // 2, _GAP // 2 + (tall - cell.picture.height) // 2))
+            texts = [text_block(text, width, _LETTERS, lines=_LINES) for text in (cell.title, cell.numbers)]
+            blocks.append(stack([room, *texts]))
+        lines.append(beside(blocks, columns))
+    return stack(lines)
