@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from readseg.evaluation.benchmarks import resolve
+from readseg.evaluation.benchmarks import DATA_SETS, resolve
 
 MOST_SECONDS = 240
 
@@ -30,15 +30,21 @@ def test_train_and_evaluate_on_miniatures(tmp_path: Path) -> None:
     data, run, scores = tmp_path / "mini", tmp_path / "run", tmp_path / "scores"
     readseg("data", "mini", "--out", data)
     readseg("train", "mini", "--data", data, "--out", run)
-    shown = readseg("evaluate", "all", "--model", run / "mini" / "adapter", "--data", data, "--out", scores)
+    words = ("all", "--model", run / "mini" / "adapter", "--data", data, "--limit", 1)
+    shown = readseg("evaluate", *words, "--out", scores)
     assert time.monotonic() - start < MOST_SECONDS
 
     lines = [json.loads(line) for line in (run / "mini" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     names = resolve(data, ["all"])
-    sets = {name.partition("/")[0] for name in names}
-    assert len(names) == 27 and {"reasonseg", "refcoco", "fprefcocog", "R-refcoco+", "grefcoco", "refclef"} <= sets
+    assert {name.partition("/")[0] for name in names} == set(DATA_SETS) and len(names) == 27
+    results = json.loads((scores / "report.json").read_text())["results"]
+    assert {result["about"]["images"] for result in results} == {1}
+    protocols = {result["settings"]["benchmark"]: result["settings"]["protocol"] for result in results}
+    assert protocols.keys() == set(names)
+    assert protocols["refcoco/val"] == "forced" and protocols["grefcoco/val"] == "generated"
+    assert not any("train" in name for name in names)
     for name in names:
         assert name in shown
         assert (scores / name.replace("/", "_") / "predictions.jsonl").is_file()

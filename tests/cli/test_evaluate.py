@@ -13,7 +13,6 @@ import pytest
 import commandline
 import readseg
 from readseg.core.io import read_lines
-from readseg.evaluation.benchmarks import DATA_SETS
 from readseg.evaluation.predictions import PREDICTIONS
 
 Capture = pytest.CaptureFixture[str]
@@ -64,23 +63,6 @@ def test_what_was_never_seen_is_scored_and_goes_on(
     assert "Never seen" in printed and "refused" in printed and "IoU" not in printed
     for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes(), name
-
-
-def test_every_benchmark_of_the_miniatures_runs(
-    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    out = tmp_path / "out"
-    assert run(monkeypatch, "all", "--model", model, "--data", data, "--out", out, "--limit", 1) == 0
-    printed = capsys.readouterr().out
-    report = json.loads((out / "report.json").read_text())
-    names = [result["settings"]["benchmark"] for result in report["results"]]
-    assert {name.split("/")[0] for name in names} == set(DATA_SETS)
-    assert len(names) == 27 and not any("train" in name for name in names)
-    for name in ("reasonseg/val", "reasonseg/test", "refcoco/testA", "refcocog/test", "grefcoco/testB"):
-        assert name in names and name in printed
-    assert {result["about"]["images"] for result in report["results"]} == {1}
-    protocols = {result["settings"]["benchmark"]: result["settings"]["protocol"] for result in report["results"]}
-    assert protocols["refcoco/val"] == "forced" and protocols["grefcoco/val"] == "generated"
 
 
 def test_two_processes_are_one(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
