@@ -13,10 +13,25 @@ from pathlib import Path
 
 from readseg.core.io import read_yaml
 
-TINTS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+TINT_RGB = {
+    "red": (214, 40, 40),
+    "orange": (245, 140, 20),
+    "yellow": (250, 220, 40),
+    "green": (50, 160, 60),
+    "blue": (45, 100, 220),
+    "purple": (130, 60, 180),
+    "pink": (250, 150, 200),
+    "brown": (125, 80, 45),
+}
+"""The paint of each tint, as RGB in 0..255."""
+TINTS = tuple(TINT_RGB)
 """Names of the colours that the objects of a tinted scene are drawn in."""
 
 _HELD_OUT_SHARE = 0.08
+_WIDE_GROUPS = {
+    "animal": ("four-legged animal", "bird", "sea creature", "insect"),
+    "food item": ("fruit", "vegetable", "snack"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +64,8 @@ class Group:
 
 
 def article(noun: str) -> str:
-    """The noun with its indefinite article.
-
-    >>> article("owl"), article("cow")
-    ('an owl', 'a cow')
-    """
+    """The noun with its indefinite article: "an owl", "a cow"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _class(name: str, row: Mapping[str, str]) -> Class:
-    return Class(
-        name=name,
-        glyph=row["glyph"],
-        group=row["group"],
-        trained=bool(row["trained"]),
-        plural=row.get("plural", f"{name}s"),
-        counted=row.get("counted", name),
-        is_plural=row.get("number") == "plural",
-        descriptions=tuple(row.get("seen", ())),
-        held_out_descriptions=tuple(row.get("unseen", ())),
-    )
 
 
 def _group(name: str, classes: tuple[str, ...]) -> Group:
@@ -78,7 +75,15 @@ def _group(name: str, classes: tuple[str, ...]) -> Group:
 
 
 CLASSES: Mapping[str, Class] = {
-    name: _class(name, row) for name, row in read_yaml(Path(__file__).with_suffix(".yaml")).items()
+    name: Class(
+        *(name, row["glyph"], row["group"], row["trained"]),
+        plural=row.get("plural", f"{name}s"),
+        counted=row.get("counted", name),
+        is_plural=row.get("number") == "plural",
+        descriptions=tuple(row.get("seen", ())),
+        held_out_descriptions=tuple(row["unseen"]),
+    )
+    for name, row in read_yaml(Path(__file__).with_suffix(".yaml")).items()
 }
 """Every class by its name, in the order of classes.yaml."""
 GROUPS: Mapping[str, Group] = {
@@ -87,13 +92,12 @@ GROUPS: Mapping[str, Group] = {
 }
 """The 15 groups by name: every class is in exactly one."""
 WIDE_GROUPS: Mapping[str, Group] = {
-    name: _group(name, tuple(c for member in members for c in GROUPS[member].classes))
-    for name, members in {
-        "animal": ("four-legged animal", "bird", "sea creature", "insect"),
-        "food item": ("fruit", "vegetable", "snack"),
-    }.items()
+    name: _group(name, tuple(c for group in groups for c in GROUPS[group].classes))
+    for name, groups in _WIDE_GROUPS.items()
 }
 """Groups of groups, for questions such as "the biggest animal"."""
+WIDE_GROUP_OF: Mapping[str, str] = {group: name for name, groups in _WIDE_GROUPS.items() for group in groups}
+"""The group of groups that holds a group, where there is one."""
 TRAINED: tuple[str, ...] = tuple(c.name for c in CLASSES.values() if c.trained)
 """Names of the classes that models are trained on."""
 HELD_OUT_PAIRS: frozenset[frozenset[str]] = frozenset(
@@ -101,7 +105,7 @@ HELD_OUT_PAIRS: frozenset[frozenset[str]] = frozenset(
     for pair in combinations(sorted(TRAINED), 2)
     if zlib.crc32("|".join(pair).encode()) % 1000 < 1000 * _HELD_OUT_SHARE
 )
-"""About 8% of the pairs of trained classes: chosen by CRC-32 of "a|b", so the same on every machine.
+"""About 8% of the pairs of trained classes, which no training scene holds both of.
 
-A training scene never holds both classes of such a pair.
+Chosen by CRC-32 of "a|b", so the same on every machine.
 """

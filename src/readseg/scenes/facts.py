@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS, Group
+from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 from readseg.scenes.render import Scene
 
 TARGET_AREA = (0.01, 0.15)
@@ -91,19 +91,23 @@ class SceneFacts:
     @cached_property
     def group_nouns(self) -> tuple[Noun, ...]:
         """One noun per group, and per group of groups, that is there."""
-        nouns = (self.group_noun(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values()))
-        return tuple(noun for noun in nouns if noun.members)
+        return tuple(noun for noun in self.all_group_nouns if noun.members)
+
+    @cached_property
+    def all_group_nouns(self) -> tuple[Noun, ...]:
+        """One noun per group, and per group of groups, there or not."""
+        groups = (*GROUPS.values(), *WIDE_GROUPS.values())
+        members = (tuple(i for i, name in enumerate(self.names) if name in group.classes) for group in groups)
+        return tuple(
+            Noun(group.singular, group.plural, group.singular, False, "group", own, group.name)
+            for group, own in zip(groups, members, strict=True)
+        )
 
     def class_noun(self, name: str) -> Noun:
         """The noun of a class, there or not."""
         c, covered = CLASSES[name], _called(name)
         members = tuple(i for i, n in enumerate(self.names) if n in covered)
         return Noun(c.name, c.plural, c.counted, c.is_plural, "class", members, c.group)
-
-    def group_noun(self, group: Group) -> Noun:
-        """The noun of a group or of a group of groups, there or not."""
-        members = tuple(i for i, n in enumerate(self.names) if n in group.classes)
-        return Noun(group.singular, group.plural, group.singular, False, "group", members, group.name)
 
     def are_visible(self, members: tuple[int, ...]) -> bool:
         """Whether none of these objects is hidden."""
@@ -146,12 +150,13 @@ class SceneFacts:
         best = order[0]
         return best if all(extents[best] <= extents[i] for i in members) else None
 
-    def _offset(self, index: int, anchor: int) -> tuple[float, float]:
-        """From the anchor's centre to the object's, in shares of the shorter side."""
+    def _offset(self, index: int, anchor: int, relation: Relation) -> tuple[float, float, float]:
+        """How far an object is from the anchor, in shares of the shorter side: in all, along the direction, across."""
         short = min(self.scene.height, self.scene.width)
         dx = (self.centres[index][0] - self.centres[anchor][0]) * self.scene.width / short
         dy = (self.centres[index][1] - self.centres[anchor][1]) * self.scene.height / short
-        return dx, dy
+        ux, uy = _STEPS_XY.get(relation, (0.0, 0.0))
+        return float(np.hypot(dx, dy)), dx * ux + dy * uy, abs(dx * uy) + abs(dy * ux)
 
     def related(self, members: tuple[int, ...], relation: Relation, anchor: int) -> int | None:
         """The member that lies, say, to the left of the anchor: the nearest one on that side.
@@ -166,18 +171,13 @@ class SceneFacts:
             return None
         near: list[tuple[float, bool, int]] = []
         for i in others:
-            dx, dy = self._offset(i, anchor)
-            distance = float(np.hypot(dx, dy))
+            distance, along, across = self._offset(i, anchor, relation)
             if relation == "next to":
                 near.append((distance, True, i))
-                continue
-            along, across = self._along(dx, dy, relation)
-            if along > 0 and across <= 2 * along:
+            elif along > 0 and across <= 2 * along:
                 near.append((distance, along >= POSITION_MARGIN and across <= 0.8 * along, i))
         near.sort()
-        if not near or not near[0][1]:
-            return None
-        if len(near) > 1 and near[1][0] < NEARNESS_RATIO * near[0][0]:
+        if not near or not near[0][1] or (len(near) > 1 and near[1][0] < NEARNESS_RATIO * near[0][0]):
             return None
         return near[0][2] if near[0][2] in members else None
 
@@ -185,28 +185,9 @@ class SceneFacts:
         """Whether no member can be said to lie on that side: all are level with the anchor or beyond it."""
         if relation == "next to" or not self.are_visible((*members, anchor)):
             return False
-        offsets = (self._offset(i, anchor) for i in members if i != anchor)
-        return all(self._along(dx, dy, relation)[0] <= 0.02 for dx, dy in offsets)
-
-    @staticmethod
-    def _along(dx: float, dy: float, relation: str) -> tuple[float, float]:
-        ux, uy = _STEPS_XY[relation]
-        return dx * ux + dy * uy, abs(dx * uy) + abs(dy * ux)
-
-    def similar(self, group: str | None) -> int | None:
-        """The largest visible object of the group (or group of groups), to name in a refusal."""
-        if group is None:
-            return None
-        names = (GROUPS.get(group) or WIDE_GROUPS[group]).classes
-        return self.largest(tuple(i for i, n in enumerate(self.names) if n in names))
+        return all(self._offset(i, anchor, relation)[1] <= 0.02 for i in members if i != anchor)
 
     def largest(self, members: tuple[int, ...]) -> int | None:
         """The largest of these objects, None if all are hidden."""
-        visible = [i for i in members if self.areas[i] >= VISIBLE_AREA]
-        return max(visible, key=lambda i: self.areas[i]) if visible else None
-
-
-def wide_group(group: str) -> str | None:
-    """The group of groups that holds a group, None where there is none."""
-    first = GROUPS[group].classes[0] if group in GROUPS else None
-    return next((g.name for g in WIDE_GROUPS.values() if first in g.classes), None)
+        visible = (i for i in members if self.areas[i] >= VISIBLE_AREA)
+        return max(visible, key=lambda i: self.areas[i], default=None)

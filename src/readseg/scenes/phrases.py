@@ -1,7 +1,6 @@
 """Templates of questions about scenes: how a mask is asked for, how objects are referred to, what is asked in words.
 
-Owns words only; phrases.yaml has them and explains their placeholders. Held-out templates are kept apart from those of
-training. The extra ones are for training alone: the fixed test set takes none of them.
+phrases.yaml has them, and explains their placeholders and which are for training and for tests.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -33,17 +33,8 @@ class TemplateBank:
     held_out: tuple[str, ...]
     extra: tuple[str, ...] = ()
 
-    @property
-    def train(self) -> tuple[str, ...]:
-        """All templates of training but the extra ones."""
-        return self.short + self.long
-
     def draw(self, rng: np.random.Generator, words: Mapping[str, str], *, held_out: bool = False) -> str:
-        """A random template filled with `words`; templates that need other words are passed over.
-
-        Raises:
-            KeyError: if every template needs other words.
-        """
+        """A random template filled with `words`; those that need other words are passed over, KeyError if all do."""
         part = self.held_out if held_out else self.short if not self.long or rng.random() < 0.5 else self.long
         for _ in range(20):
             template = part[int(rng.integers(len(part)))]
@@ -62,10 +53,10 @@ class TemplateGrammar:
     In one of four a word or two are made up: what is asked for has to be understood beside words never read before.
     """
 
-    openers: tuple[tuple[str, str], ...]
-    cores: tuple[str, ...]
-    closers: tuple[str, ...]
-    alone: tuple[str, ...]
+    openers: Sequence[tuple[str, str]]
+    cores: Sequence[str]
+    closers: Sequence[str]
+    alone: Sequence[str]
 
     def draw(self, rng: np.random.Generator, words: Mapping[str, str]) -> str:
         """A random template filled with `words`, of those that stand alone in half of the cases."""
@@ -79,37 +70,27 @@ class TemplateGrammar:
             if placeholders(template) <= words.keys():
                 return (_with_made_up_words(template, rng) if rng.random() < 0.25 else template).format_map(words)
 
-    def all(self) -> Iterator[str]:
-        """Every template."""
-        yield from self.alone
-        yield from _combine(self.openers, self.cores, self.closers)
 
-
-def _combine(openers: Iterable[Sequence[str]], cores: Sequence[str], closers: Sequence[str]) -> Iterator[str]:
-    for opener, end in openers:
-        for core in cores:
-            yield from (f"{opener}{core}{closer}{end}" for closer in closers)
-
-
-def _templates(items: Iterable[str | dict[str, Any]]) -> Iterator[str]:
+def templates(items: Iterable[str | Mapping[str, Any]]) -> Iterator[str]:
     """The templates of a list of phrases.yaml: an item {openers, cores, closers} stands for all that it combines to."""
     for item in items:
         if isinstance(item, str):
             yield item
         else:
-            yield from _combine(item.get("openers", [("", "")]), item["cores"], item["closers"])
+            parts = product(item.get("openers", [("", "")]), item["cores"], item["closers"])
+            yield from (f"{opener}{core}{closer}{end}" for (opener, end), core, closer in parts)
 
 
 def _bank(*tables: Mapping[str, Any]) -> TemplateBank:
     """The bank of one table, or of several, one behind the other."""
     parts = ("short", "long", "held_out", "extra")
-    return TemplateBank(*(tuple(t for table in tables for t in _templates(table.get(part, ()))) for part in parts))
+    return TemplateBank(*(tuple(t for table in tables for t in templates(table.get(part, ()))) for part in parts))
 
 
 def _grammar(openers: Any, cores: Any, closers: Any, alone: Any, own: Sequence[str]) -> TemplateGrammar:
     # A third of those that stand alone are the kind's own, where it has some.
     repeats = max(1, round(len(alone) / (2 * len(own)))) if own else 0
-    return TemplateGrammar(tuple(map(tuple, openers)), tuple(cores), tuple(closers), (*alone, *list(own) * repeats))
+    return TemplateGrammar(openers, cores, closers, [*alone, *list(own) * repeats])
 
 
 _TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
@@ -132,6 +113,8 @@ EXTRA_OBJECT_WORDS: list[str] = _TABLE["extra_object_words"]
 """What any object is called, by turns."""
 UNKNOWN_NOUNS: list[str] = _TABLE["unknown_nouns"]
 """Names of things that no scene shows."""
+NUMBERS: list[str] = _TABLE["numbers"]
+"""Counts as they are answered."""
 _SYLLABLE: list[list[str]] = [_TABLE["syllables"][part] for part in ("onsets", "vowels", "codas")]
 # Only what is filled in tells what these mean: their own words may be made up.
 _FILLED_IN = {"name", "tint", "relation", "all tint", "several"}

@@ -1,11 +1,9 @@
 """What may be asked about a scene: for each kind of question every true and false premise, and its answer.
 
 A question form is a function (context, present) -> drafts in random order: those whose premise is true, or those whose
-premise is false. Owns the few fixed forms of answers. An answer first says in plain words what was asked for, then
-settles whether it is there: "the cow [SEG]." or "the cow is not here, but there is a horse."; where the question named
-no class it goes on to say which object it is: "the bird above the cow is the owl [SEG]." So a model decides when what
-it has to look for stands just before, in words that do not depend on how the question was put. What is true comes from
-facts.py, the templates of questions from phrases.py.
+premise is false. An answer first says in plain words what was asked for, then settles whether it is there, then which
+object it is where the question named no class: "the bird above the cow is the owl [SEG].", "the cow is not here, but
+there is a horse." So a model decides when what it has to look for stands just before, however the question was put.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ import numpy as np
 
 from readseg.core.types import SEG
 from readseg.scenes import phrases
-from readseg.scenes.classes import CLASSES, GROUPS, TINTS, WIDE_GROUPS, article
-from readseg.scenes.facts import PART_AREA, RELATIONS, TARGET_AREA, Extreme, Noun, Relation, SceneFacts, wide_group
+from readseg.scenes.classes import CLASSES, TINTS, WIDE_GROUP_OF, article
+from readseg.scenes.facts import PART_AREA, RELATIONS, TARGET_AREA, Extreme, Noun, Relation, SceneFacts
 
 T = TypeVar("T")
 Source = Literal["train", "held_out"]
@@ -29,20 +27,9 @@ Scope = Literal["thing", "group", "class"]
 Words = Mapping[str, str]
 HARD_SHARE = 0.8
 """Share of false premises that ask for a class whose group is there."""
-NUMBERS = (
-    *("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen"),
-)
-"""Counts as they are answered."""
-
 # Of each extreme of many: what it is called of two.
-_SIZES: Mapping[Extreme, str] = {"biggest": "bigger", "smallest": "smaller"}
-_POSITIONS: Mapping[Extreme, str] = {
-    "leftmost": "left",
-    "rightmost": "right",
-    "topmost": "upper",
-    "bottommost": "lower",
-}
+_SIZES: dict[Extreme, str] = {"biggest": "bigger", "smallest": "smaller"}
+_POSITIONS: dict[Extreme, str] = {"leftmost": "left", "rightmost": "right", "topmost": "upper", "bottommost": "lower"}
 
 
 @dataclass(frozen=True)
@@ -73,16 +60,13 @@ class QuestionDraft:
 
 @dataclass(frozen=True)
 class Context:
-    """What forms draw from: the facts, a random generator, which descriptions, the classes that may be absent by group.
-
-    unknown_noun_rate: see `questions.ask`; at 0 no form draws anything for it.
-    """
+    """What forms draw from: facts, a random generator, which descriptions, the classes that may be absent by group."""
 
     facts: SceneFacts
     rng: np.random.Generator
     descriptions: Source
     class_pool: Mapping[str, Sequence[str]]
-    unknown_noun_rate: float = 0.0
+    unknown_noun_rate: float = 0.0  # see `questions.ask`; at 0 no form draws anything for it
 
     def leaves_test_set(self, times: float = 1.0) -> bool:
         """Whether a false premise goes beyond those of the test set: at random, `times` the rate of unknown nouns."""
@@ -107,11 +91,7 @@ def plain_form(template_key: str, words: Words, relation: Relation | None = None
 
 
 def refusal(what: str, *, are: bool = False, similar: str | None = None, nor: Noun | None = None) -> str:
-    """The answer to a false premise; `nor` is something else that is not there.
-
-    >>> refusal("cow", similar="a horse")
-    'the cow is not here, but there is a horse.'
-    """
+    """The answer to a false premise: "the cow is not here, but there is a horse."; `nor` is something else not there."""
     but = f", but there is {similar}" if similar else ""
     also = f", nor {'are' if nor.is_plural else 'is'} the {nor.word}" if nor else ""
     return f"the {what} {'are' if are else 'is'} not here{but}{also}."
@@ -133,7 +113,9 @@ def _a(facts: SceneFacts, index: int, *, tinted: bool = False) -> str:
 
 
 def _similar(context: Context, group: str | None) -> str | None:
-    index = context.facts.similar(group)
+    """The largest visible object of a group, or of a group of groups, with its article, to name in a refusal."""
+    members = (i for noun in context.facts.group_nouns if noun.group == group for i in noun.members)
+    index = context.facts.largest(tuple(members))
     return None if index is None else _a(context.facts, index)
 
 
@@ -159,10 +141,9 @@ def _absent_classes(context: Context, *, known: bool = False) -> Iterator[Noun]:
 
 def _absent_groups(context: Context) -> Iterator[Noun]:
     """Groups that are not there, first those that share a group of groups with one that is, mostly."""
-    nouns = [context.facts.group_noun(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values())]
-    nouns = context.shuffled([noun for noun in nouns if not noun.members])
+    nouns = context.shuffled([noun for noun in context.facts.all_group_nouns if not noun.members])
     if context.rng.random() < HARD_SHARE:
-        nouns.sort(key=lambda noun: _similar(context, wide_group(noun.group or "")) is None)
+        nouns.sort(key=lambda noun: _similar(context, WIDE_GROUP_OF.get(noun.group or "")) is None)
     yield from nouns
 
 
@@ -175,7 +156,7 @@ def _absent_draft(
 ) -> QuestionDraft:
     """A draft that asks for a class or a group that is not there; `all_of`: for all of it."""
     is_class, is_plural = noun.kind == "class", all_of or noun.is_plural
-    similar = _similar(context, noun.group if is_class else wide_group(noun.group or ""))
+    similar = _similar(context, noun.group if is_class else WIDE_GROUP_OF.get(noun.group or ""))
     what = noun.plural if all_of else plain_form(key, words, relation)
     answer, absent = refusal(what, are=is_plural, similar=similar), (noun.word,) if is_class else ()
     return QuestionDraft(key, words, answer, absent=absent, group=noun.group, relation=relation, is_plural=is_plural)
@@ -370,9 +351,9 @@ def _count(context: Context, present: bool) -> Iterator[QuestionDraft]:
     else:
         nouns = list(_absent_nouns(context, "class" if context.rng.random() < 0.5 else "group"))
     for noun in nouns:
-        if facts.are_visible(noun.members) and len(noun.members) < len(NUMBERS):
+        if facts.are_visible(noun.members) and len(noun.members) < len(phrases.NUMBERS):
             absent = (noun.word,) if noun.kind == "class" and not noun.members else ()
-            answer = f"{NUMBERS[len(noun.members)]}."
+            answer = f"{phrases.NUMBERS[len(noun.members)]}."
             yield QuestionDraft("all", _words(noun), answer, absent=absent, anchors=noun.members, group=noun.group)
 
 
@@ -383,9 +364,7 @@ def _exists(context: Context, present: bool, *, form: QuestionForm) -> Iterator[
         if present:
             answer = f"yes, there is {_a(context.facts, draft.targets[0][0], tinted=draft.template_key == 'tint')}."
         anchors = tuple(i for target in draft.targets for i in target)
-        yield QuestionDraft(
-            draft.template_key, draft.words, answer, anchors=anchors, absent=draft.absent, group=draft.group
-        )
+        yield replace(draft, answer=answer, targets=(), anchors=anchors, is_plural=False)
 
 
 def _tint(context: Context, present: bool) -> Iterator[QuestionDraft]:

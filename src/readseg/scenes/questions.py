@@ -1,50 +1,32 @@
-"""Random questions about a scene: which kind, true or false premise, which template, which tags.
+"""Random questions about a scene, as a function of it: which kind, true or false premise, which template, which tags.
 
-What may be asked comes from question_forms.py, the templates from phrases.py. Everything is a function of the scene and
-of the random generator that is passed.
+What may be asked comes from question_forms.py, the templates from phrases.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from readseg.core.io import read_yaml
 from readseg.core.types import Turn
 from readseg.data.types import Sample
-from readseg.errors import ReadsegError
 from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, article
 from readseg.scenes.facts import SceneFacts
 from readseg.scenes.question_forms import SEGMENTING, TEXT_ONLY, Context, QuestionDraft, Source
 from readseg.scenes.render import RenderedScene, Scene
 
-WEIGHTS: Mapping[str, float] = {
-    "category": 1.0,
-    "colour": 1.8,
-    "group": 1.2,
-    "size": 1.0,
-    "position": 1.2,
-    "relation": 1.3,
-    "all": 0.9,
-    "reasoning": 1.6,
-    "several": 0.8,
-    "count": 1.0,
-    "exists": 1.5,
-    "tint": 0.8,
-    "naming": 0.8,
-    "listing": 0.6,
-}
+_TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
+WEIGHTS: Mapping[str, float] = _TABLE["weights"]
 """How often each kind is drawn: those that segment among themselves, those answered in words among themselves."""
-
-TRUE_SHARE: Mapping[str, float] = {"exists": 0.5, "count": 0.8}
-"""Share of questions in words that are about something that is there, where both can be asked."""
-
 _FORMS = {**SEGMENTING, **TEXT_ONLY}
 _BANKS = {**phrases.REQUESTS, **phrases.TEXT_QUESTIONS}
 _TRAINED_POOL = {name: [c for c in group.classes if CLASSES[c].trained] for name, group in GROUPS.items()}
-_WHOLE_POOL = {name: list(group.classes) for name, group in GROUPS.items()}
+_WHOLE_POOL = {name: group.classes for name, group in GROUPS.items()}
 
 
 @dataclass(frozen=True)
@@ -95,9 +77,7 @@ def ask(
     Twice as often as that a colour or a relation is asked of a class that is not there at all.
     """
     kinds = WEIGHTS if kinds is None else kinds
-    unknown = sorted(kinds.keys() - WEIGHTS.keys())
-    if unknown:
-        raise ReadsegError(f"unknown kinds of question {unknown}: expected some of {sorted(WEIGHTS)}")
+    assert kinds.keys() <= WEIGHTS.keys(), f"kinds of question are {sorted(WEIGHTS)}, got {sorted(kinds)}"
     facts = SceneFacts(scene, areas, boxes)
     pool = _TRAINED_POOL if all(CLASSES[name].trained for name in facts.names) else _WHOLE_POOL
     context = Context(facts, rng, descriptions, pool, unknown_noun_rate)
@@ -128,13 +108,13 @@ def _draw(
 ) -> tuple[str, QuestionDraft, bool] | None:
     """A draft of a kind drawn by weight; one whose subject or targets were asked for already only if need be.
 
-    Where `premise` is None, whether it is true is drawn by the kind's `TRUE_SHARE`.
+    Where `premise` is None, whether it is true is drawn by the kind's share in questions.yaml.
     """
     # The order of u^(1/w) is that of drawing without replacement, each time in proportion to the weights w.
     keys = {kind: context.rng.random() ** (1 / weight) for kind, weight in weights.items()}
     second: tuple[str, QuestionDraft, bool] | None = None
     for kind in sorted(keys, key=lambda kind: -keys[kind]):
-        present = context.rng.random() < TRUE_SHARE.get(kind, 1.0) if premise is None else premise
+        present = context.rng.random() < _TABLE["true_share"].get(kind, 1.0) if premise is None else premise
         for form in context.shuffled(_FORMS[kind]):
             if not present and kind in SEGMENTING and next(form(context, True), None) is None:
                 continue
@@ -214,8 +194,8 @@ def target_masks(question: Question, masks: np.ndarray) -> list[np.ndarray]:
 
 def make_sample(name: str, rendered: RenderedScene, questions: list[Question]) -> Sample:
     """The scene's image with its questions as a `Sample`; masks are uint8 (H, W)."""
-    masks = [tuple(mask.astype(np.uint8) for mask in target_masks(q, rendered.masks)) for q in questions]
-    turns = (
-        Turn(q.question, q.answer, own, q.present, q.kind, q.tags) for q, own in zip(questions, masks, strict=True)
-    )
+    turns = []
+    for q in questions:
+        masks = tuple(mask.astype(np.uint8) for mask in target_masks(q, rendered.masks))
+        turns.append(Turn(q.question, q.answer, masks, q.present, q.kind, q.tags))
     return Sample(name, rendered.image, tuple(turns))

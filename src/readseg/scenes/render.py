@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from readseg.errors import ReadsegError
-from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINTS
+from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINT_RGB, TINTS
 
 SIZES_HW = ((320, 320), (256, 320), (320, 256), (240, 320), (320, 240))
 """Image sizes (height, width) that scenes are drawn in."""
@@ -25,17 +25,6 @@ BACKGROUNDS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
 """Names of the background textures."""
 GLYPH_SIDE = 160
 """Side of a rasterised glyph in pixels; larger than any object is drawn, so drawing only ever shrinks."""
-TINT_RGB: dict[str, tuple[int, int, int]] = {
-    "red": (214, 40, 40),
-    "orange": (245, 140, 20),
-    "yellow": (250, 220, 40),
-    "green": (50, 160, 60),
-    "blue": (45, 100, 220),
-    "purple": (130, 60, 180),
-    "pink": (250, 150, 200),
-    "brown": (125, 80, 45),
-}
-"""The paint of each of `TINTS`, as RGB in 0..255."""
 Pairs = Literal["seen", "held_out"]
 
 
