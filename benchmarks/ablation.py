@@ -54,7 +54,7 @@ def main() -> int:
         variant = next(variant for variant in variants if variant.key == key)
         fresh = Segmenter(loaded.model, loaded.processor)
         system = model_system(fresh, benchmark, prompt=variant.prompt, points=variant.points)
-        return timed(lambda: run_systems([system], benchmark)[system.name].predictions)
+        return timed(lambda: run_systems([system], benchmark)[system.name].outcomes)
 
     fresh = Segmenter(loaded.model, loaded.processor)
     shared, processor, clock = timed(lambda: ablate(fresh, benchmark, variants, name="model"))
@@ -62,9 +62,9 @@ def main() -> int:
     wrong = sum(
         a != b
         for key, (predictions, _, _) in single.items()
-        for a, b in zip(predictions, shared.results[key].predictions, strict=True)
+        for a, b in zip(predictions, shared.results[key].outcomes, strict=True)
     )
-    masks = sum(len(prediction.masks) for result in shared.results.values() for prediction in result.predictions)
+    masks = sum(len(prediction.masks) for result in shared.results.values() for prediction in result.outcomes)
 
     cost = [seconds for _, seconds, _ in single.values()]
     speedup = sum(cost) / processor

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from readseg.core.masks import encode_rle
-from readseg.evaluation.predictions import Prediction
+from readseg.evaluation.predictions import Outcome, Prediction
 from readseg.evaluation.run import FixedAnswer
 
 
@@ -58,3 +58,12 @@ def prediction(
         "finished": True,
     }
     return Prediction(**{**values, **changes})
+
+
+def outcome(
+    key: str, present: bool | None, said: bool, pairs: Sequence[tuple[int, int]] = (), **changes: Any
+) -> Outcome:
+    """How a question went: intersection and union of each mask; `changes` are fields."""
+    values: dict[str, Any] = {"answer": "", **vars(prediction(key, present, ""))}
+    counts = {"intersections": tuple(i for i, _ in pairs), "unions": tuple(u for _, u in pairs)}
+    return Outcome(**{**values, "said": said, **counts, "right_words": False, **changes})

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 import tiny_segmenter
-from readseg.analysis.study import StudyContext, StudyModel
+from readseg.analysis.study import MEASURED, StudyContext, StudyModel
 from readseg.cli.benchmark import run_study
 from readseg.core.io import read_lines
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
-from readseg.evaluation.run import MEASURED
 from readseg.inference.segmenter import Segmenter
 from small import picture
 

@@ -77,7 +77,7 @@ def compare(systems: Sequence[SystemResult]) -> str:
         systems: of `aligned`: all about the same questions.
     """
     found = [system.result for system in systems]
-    tables = [breakdown(result_of({**r.settings, "match": "union"}, r.about, r.predictions).outcomes) for r in found]
+    tables = [breakdown(result_of({**r.settings, "match": "union"}, r.about, r.outcomes).outcomes) for r in found]
     names = [system.name for system in systems]
     parts = []
     for column in _COMPARED:

@@ -14,10 +14,10 @@ import commandline
 import studies
 from readseg.analysis.studies import maps as maps_study
 from readseg.analysis.studies.map_records import MapRecord
+from readseg.analysis.study import RECORDS
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import benchmark
 from readseg.errors import ReadsegError
-from readseg.evaluation.run import RECORDS
 from released import write_released, write_sam
 from small import picture
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import rule_model
 from readseg.core.stats import estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation import report
@@ -27,8 +28,8 @@ def outcome(
     right: bool = False,
     section: str = "scenes",
 ) -> Outcome:
-    inter, union = tuple(i for i, _ in pairs), tuple(u for _, u in pairs)
-    return Outcome(key, key.split("/")[0], section, kind, frozenset(tags), present, said, inter, union, right)
+    told = {"section": section, "kind": kind, "tags": frozenset(tags), "right_words": right}
+    return rule_model.outcome(key, present, said, pairs, **told)
 
 
 OUTCOMES = [
@@ -88,7 +89,7 @@ def test_a_kind_called_all_is_a_row_of_its_own() -> None:
 
 def result(benchmark: str, outcomes: list[Outcome], protocol: str = "generated", **settings: object) -> Result:
     told = {"model": "tiny", "weights": "w", "benchmark": benchmark, "protocol": protocol, "match": "union"}
-    return Result({**told, **settings}, {"images": 2, "of": 2}, (), tuple(outcomes))
+    return Result({**told, **settings}, {"images": 2, "of": 2}, tuple(outcomes))
 
 
 def test_json_is_json() -> None:
@@ -135,7 +136,7 @@ def test_one_score_of_all_systems_by_group() -> None:
 def test_systems_side_by_side() -> None:
     systems = [
         result("scenes", OUTCOMES[:2], prompt="seg"),
-        Result({**result("scenes", []).settings, "model": "blind"}, {}, (), tuple(OUTCOMES[:1])),
+        Result({**result("scenes", []).settings, "model": "blind"}, {}, tuple(OUTCOMES[:1])),
         result("scenes", OUTCOMES),
     ]
     del systems[1].settings["weights"]  # type: ignore[attr-defined]
@@ -218,8 +219,7 @@ def test_unknown_benchmarks_are_errors() -> None:
 
 
 def answer(key: str, image: str, *counts: tuple[int, int], present: bool | None = True) -> Outcome:
-    inter, union = tuple(i for i, _ in counts), tuple(u for _, u in counts)
-    return Outcome(key, image, "", "", frozenset(), present, sum(inter) > 0, inter, union, False)
+    return rule_model.outcome(key, present, any(i for i, _ in counts), counts, image=image)
 
 
 def random_outcomes(seed: int) -> list[Outcome]:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import readseg
-import studies
 from readseg.core.images import load_image
 from readseg.core.io import read_lines
 from readseg.core.sasp import PointConfig
@@ -28,7 +23,7 @@ from readseg.errors import ReadsegError
 from readseg.evaluation import report
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question, open_benchmark
 from readseg.evaluation.predictions import PREDICTIONS
-from readseg.evaluation.run import RECORDS, FixedAnswer, StudyResult, evaluate, run_study
+from readseg.evaluation.run import FixedAnswer, evaluate
 from rule_model import RuleModel, left_or_nothing
 
 SETTINGS = {"model": "rule", "weights": "none"}
@@ -140,8 +135,6 @@ def test_other_settings_and_changed_data_are_refused(data: Path, tmp_path: Path)
     path.write_text(path.read_text(encoding="utf-8").replace(f'"{text}"', '"something else"', 1), encoding="utf-8")
     with pytest.raises(ReadsegError, match="the data have changed"):
         evaluate(RuleModel(), benchmark, folder=tmp_path, settings=SETTINGS)
-    with pytest.raises(ReadsegError, match="prompt: expected one of"):
-        evaluate(RuleModel(), benchmark, prompt="none")  # type: ignore[arg-type]
 
 
 def test_any_number_of_processes_leaves_parts_that_one_can_finish(data: Path, tmp_path: Path) -> None:
@@ -289,143 +282,3 @@ def test_killed_at_random_moments_and_resumed(data: Path, tmp_path: Path) -> Non
     assert evaluate(model, benchmark, folder=folder) == whole
     content = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"predictions.jsonl": content}
-
-
-# -- studies -----------------------------------------------------------------------------------------------------------
-
-BENCHMARK = studies.benchmark()
-
-
-def looking(seen: list[str], until: int | None = None) -> Callable[[ImageQuestions], list[dict[str, Any]]]:
-    """A look that notes whom it saw, and is interrupted before one page more than `until`."""
-
-    def look(page: ImageQuestions) -> list[dict[str, Any]]:
-        if until is not None and len(seen) == until:
-            raise KeyboardInterrupt
-        seen.append(page.name)
-        return [{"key": query.key, "text": query.text} for query in page.questions]
-
-    return look
-
-
-def study(folder: Path | None, seen: list[str] | None = None, until: int | None = None, **changes: Any) -> Any:
-    options = {"name": "maps", "settings": {"model": "tiny", "k": 3}, "folder": folder, **changes}
-    benchmark = options.pop("benchmark", BENCHMARK)
-    return run_study(benchmark, looking([] if seen is None else seen, until), dict[str, Any], **options)
-
-
-def images_of(found: StudyResult[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(record["key"].split("/")[0] for record in found.records))
-
-
-def test_a_study_is_what_was_looked_at(tmp_path: Path) -> None:
-    found = study(tmp_path)
-    keys = [query.key for number in range(len(BENCHMARK)) for query in BENCHMARK[number].questions]
-    assert [record["key"] for record in found.records] == keys
-    assert found.settings == {
-        "model": "tiny", "k": 3, "benchmark": "hand", "protocol": "generated", "match": "order",
-    }  # fmt: skip
-    assert found.about == {"images": 4, "of": 4}
-    header, images, records = studies.recorded(tmp_path / RECORDS)
-    assert (header["study"], header["settings"], header["about"]) == ("maps", found.settings, found.about)
-    assert images == list(BENCHMARK.names) and records == found.records
-    assert study(None) == found, "in memory only"
-    lines = (tmp_path / RECORDS).read_text().splitlines()
-    assert json.loads(lines[0])["format"] == "readseg-analysis-1" and len(lines) == 5
-
-
-def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
-    seen: list[str] = []
-    with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, seen, until=2)
-    assert studies.recorded(tmp_path / RECORDS)[1] == ["page-0", "page-1"]
-    again: list[str] = []
-    found = study(tmp_path, again)
-    assert again == ["page-2", "page-3"]
-    assert found == study(None)
-    before = (tmp_path / RECORDS).read_bytes()
-    study(tmp_path, again)
-    assert again == ["page-2", "page-3"] and (tmp_path / RECORDS).read_bytes() == before
-
-
-def test_a_larger_sample_goes_on_from_a_smaller_one(tmp_path: Path) -> None:
-    seen: list[str] = []
-    few = study(tmp_path, seen, limit=2)
-    assert seen == ["page-0", "page-2"] and images_of(few) == seen, "spread over the benchmark"
-    assert few.about == {"images": 2, "of": 4}
-    found = study(tmp_path, seen)
-    assert seen == ["page-0", "page-2", "page-1", "page-3"]
-    assert images_of(found) == list(BENCHMARK.names), "in the benchmark's order, whatever the file's"
-    assert study(tmp_path, seen, limit=2) == few, "what is known of other pages is left out, and left alone"
-    assert len((tmp_path / RECORDS).read_bytes().splitlines()) == 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"settings": {"model": "tiny", "k": 4}}, "k: 3 there, 4 now"),
-        ({"benchmark": studies.benchmark(protocol="forced")}, "protocol: 'generated' there, 'forced' now"),
-        ({"benchmark": studies.benchmark(settings={"split": "val"})}, "split: None there, 'val' now"),
-        ({"name": "layers"}, "study: 'maps' there, 'layers' now"),
-    ],
-)
-def test_other_settings_are_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    study(tmp_path, limit=1)
-    before = (tmp_path / RECORDS).read_bytes()
-    with pytest.raises(ReadsegError, match=message) as caught:
-        study(tmp_path, **changes)
-    assert str(tmp_path / RECORDS) in str(caught.value) and "give another folder" in str(caught.value)
-    assert (tmp_path / RECORDS).read_bytes() == before
-
-
-@pytest.mark.parametrize("change", ["text", "present", "place"])
-def test_other_data_under_the_same_names_are_an_error(tmp_path: Path, change: str) -> None:
-    study(tmp_path, limit=1)
-    before = (tmp_path / RECORDS).read_bytes()
-
-    def page(number: int) -> ImageQuestions:
-        own = BENCHMARK.page(number)
-        first = {"text": {"text": "the cow"}, "present": {"present": False}, "place": {}}[change]
-        questions = (replace(own.questions[0], **first), *own.questions[1:])
-        return replace(own, questions=questions, image_id="other.jpg" if change == "place" else own.image_id)
-
-    with pytest.raises(ReadsegError, match=f"{RECORDS}: .* the data have changed; give another folder"):
-        study(tmp_path, benchmark=Benchmark(**{**vars(BENCHMARK), "page": page}))
-    assert (tmp_path / RECORDS).read_bytes() == before
-
-
-def test_a_record_that_is_not_what_was_measured_is_an_error(tmp_path: Path) -> None:
-    found = study(tmp_path)
-    path = tmp_path / RECORDS
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b'"page-2/0"', b'"page-2/8"'))
-    assert path.read_bytes() != content
-    with pytest.raises(ReadsegError, match=f"{RECORDS}, line 4: the records of the page 'page-2' are not what was"):
-        study(tmp_path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:3] + lines[4:]))
-    seen: list[str] = []
-    assert study(tmp_path, seen) == found and seen == ["page-2"], "as the error says"
-
-
-def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
-    def look(page: ImageQuestions) -> list[dict[str, Any]]:
-        study(tmp_path)
-        return []
-
-    with pytest.raises(ReadsegError, match="another process is writing"):
-        run_study(BENCHMARK, look, dict[str, Any], name="maps", settings={"model": "tiny", "k": 3}, folder=tmp_path)
-
-
-def test_an_error_of_a_page_keeps_the_pages_before(tmp_path: Path) -> None:
-    def page(number: int) -> ImageQuestions:
-        if number == 2:
-            raise ReadsegError("page-2.jpg: cannot be read")
-        return BENCHMARK.page(number)
-
-    broken = Benchmark(**{**vars(BENCHMARK), "page": page})
-    with pytest.raises(ReadsegError, match=r"page-2\.jpg"):
-        study(tmp_path, benchmark=broken)
-    seen: list[str] = []
-    study(tmp_path, seen)
-    assert seen == ["page-2", "page-3"]

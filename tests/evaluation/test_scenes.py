@@ -224,10 +224,3 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scenes", "scenes_largest-object", "scenes_random-object"]
     with pytest.raises(ReadsegError, match="other settings"):
         evaluate_scenes(model, SMALL, folder=folder, settings={"model": "another"})
-
-
-def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ReadsegError, match="prompt"):
-        evaluate_scenes(FakeModel(silent), SMALL, prompts=("none",))
-    with pytest.raises(ReadsegError, match="scenes"):
-        SceneSet(scenes=0)

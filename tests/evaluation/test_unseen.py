@@ -239,13 +239,13 @@ def test_whether_a_refusal_invents(answer: str, invents: bool) -> None:
 
 def test_the_page_shows_pictures_and_no_truth_that_nobody_knows(tmp_path: Path) -> None:
     result = scored(RuleModel(claim), tmp_path / "claims")
-    for said in (result.predictions[0], result.predictions[-1]):
+    for said in (result.outcomes[0], result.outcomes[-1]):
         page = next(page for page in pages() if page.name == said.image)
         assert np.array_equal(np.asarray(find_picture(result, said)), page.image)
         elsewhere = replace(said, image="unseen-5")
         assert find_picture(result, elsewhere) is None
     tables = score_tables([result])
-    cards = to_html([result], tables, find_picture).split("<article>")[1:]
+    cards = to_html([result], tables).split("<article>")[1:]
     assert len(cards) == 12, "there is nothing but claims: they take all the room"
     assert sum("unseen-800004" in card for card in cards) >= 1, "the empty one is among them"
     for card in cards:

@@ -21,7 +21,7 @@ from readseg.evaluation.predictions import Prediction, Result, read_result, resu
 from readseg.evaluation.report import score_tables
 from readseg.evaluation.run import evaluate
 from readseg.evaluation.scenes import SceneSet, scene_case
-from readseg.evaluation.webpage import find_picture, to_html, worst_and_best, write_report
+from readseg.evaluation.webpage import find_picture, to_html, verdict_of, worst_and_best, write_report
 from rule_model import RuleModel
 
 HW = (10, 10)
@@ -58,19 +58,19 @@ def test_the_worst_are_of_all_kinds_and_the_best_come_last() -> None:
     masks = [prediction(f"m{k}", 0, True, k + 1) for k in range(9)]
     right = [prediction(f"n{k}", 0, False, 0) for k in range(5)]
     worst, best = worst_and_best(result(*right, *masks, *refusals, *inventions), 6)
-    assert [e.prediction.image for e in worst] == ["i4.png", "i3.png", "r0.png", "r1.png", "m0.png", "m1.png"]
-    assert [e.verdict for e in worst] == ["invented", "invented", "refused", "refused", "mask", "mask"]
+    assert [e.image for e in worst] == ["i4.png", "i3.png", "r0.png", "r1.png", "m0.png", "m1.png"]
+    assert [verdict_of(e) for e in worst] == ["invented", "invented", "refused", "refused", "mask", "mask"]
     assert [round(e.iou, 3) for e in worst] == [0, 0, 0, 0, 0.1, 0.2]
-    assert [e.prediction.image for e in best] == ["m8.png", "m7.png", "m6.png", "m5.png", "m4.png", "n0.png"]
-    assert best[-1].verdict == "refused rightly"
+    assert [e.image for e in best] == ["m8.png", "m7.png", "m6.png", "m5.png", "m4.png", "n0.png"]
+    assert verdict_of(best[-1]) == "refused rightly"
 
 
 def test_other_images_come_before_a_second_question_about_one() -> None:
     worst, best = worst_and_best(
         result(*(prediction("a", k, True, 1 + k) for k in range(3)), prediction("b", 0, True, 9)), 2
     )
-    assert [e.prediction.key for e in worst] == ["a/0", "b/0"]
-    assert [e.prediction.key for e in best] == ["a/2", "a/1"]
+    assert [e.key for e in worst] == ["a/0", "b/0"]
+    assert [e.key for e in best] == ["a/2", "a/1"]
     assert worst_and_best(result(), 3) == ([], [])
 
 
@@ -138,9 +138,10 @@ def test_the_page_is_one_file_with_pictures_of_both(data: Path, tmp_path: Path) 
         assert heading in text
 
 
-def test_the_picture_shows_the_mask() -> None:
+def test_the_picture_shows_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     grey = Image.new("RGB", (10, 10), (120, 120, 120))
-    text = to_html([result(prediction("a", 0, True, 5))], [], lambda *_: grey)
+    monkeypatch.setattr("readseg.evaluation.webpage.find_picture", lambda *_: grey)
+    text = to_html([result(prediction("a", 0, True, 5))], [])
     answer, truth = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
         for content in re.findall(r'base64,([^"]+)"', text)
@@ -153,7 +154,7 @@ def test_the_picture_shows_the_mask() -> None:
 def test_pictures_are_looked_for_below_the_folder_only(data: Path, tmp_path: Path) -> None:
     evaluate(RuleModel(), open_benchmark(data, "refcoco/testA"), folder=tmp_path, settings={"model": "m"})
     made = read_result(tmp_path / "predictions.jsonl")
-    one = made.predictions[0]
+    one = made.outcomes[0]
     assert find_picture(made, one) is not None
     assert find_picture(made, one, tmp_path) is None
     other_size = replace(one, size=(3, 3))
@@ -171,7 +172,7 @@ def test_scenes_are_drawn_again() -> None:
     for name, there in (("scene-500003", True), ("scene-500004", False), ("scene-x", False), ("scene-1", False)):
         size = drawn.shape[:2] if there else (3, 3)
         made = result_of(settings, {}, [rule_model.prediction(f"{name}/0", None, "there.", size=size)])
-        found = find_picture(made, made.predictions[0])
+        found = find_picture(made, made.outcomes[0])
         assert np.array_equal(found, drawn) if there else found is None  # type: ignore[arg-type]
 
 

@@ -149,10 +149,10 @@ def test_evaluation_writes_predictions_that_the_package_scores(
     words = ("evaluate", "--model", trained / "model", "--out", out, "-n", 2)
     assert run(monkeypatch, *words) == 0
     sam, features = (read_result(out / head / "predictions.jsonl") for head in ("sam", "features"))
-    assert [p.key for p in sam.predictions] == [p.key for p in features.predictions] and len(sam.predictions) == 12
+    assert [p.key for p in sam.outcomes] == [p.key for p in features.outcomes] and len(sam.outcomes) == 12
     presence = [json.loads(line) for line in (out / "presence.jsonl").read_text().splitlines()]
-    assert [record["key"] for record in presence] == [p.key for p in sam.predictions]
-    for record, prediction in zip(presence, sam.predictions, strict=True):
+    assert [record["key"] for record in presence] == [p.key for p in sam.outcomes]
+    for record, prediction in zip(presence, sam.outcomes, strict=True):
         there = record["presence"] > 0.5
         assert (prediction.claimed, len(prediction.masks)) == (there, int(there))
         assert prediction.answer == ("yes [SEG]." if there else "no.")
@@ -378,8 +378,8 @@ def test_what_stands_beside_it_answers_the_same_questions(
     few = tmp_path / "few" / "sam" / "predictions.jsonl"
     assert run(monkeypatch, *words, "--out", tmp_path / "all", "-n", 2, "--beside", few) == 0
     text = (tmp_path / "all" / "comparison.md").read_text()
-    count = len(read_result(few).predictions)
-    assert len(read_result(tmp_path / "all" / "sam" / "predictions.jsonl").predictions) > count
+    count = len(read_result(few).outcomes)
+    assert len(read_result(tmp_path / "all" / "sam" / "predictions.jsonl").outcomes) > count
     kinds = [line.split("|") for line in text.splitlines() if line.startswith("| new scenes")]
     assert kinds and all(cells[3] == cells[4] for cells in kinds), "over the questions that both were asked"
     assert "not all systems were asked are left out: 6 of" in text

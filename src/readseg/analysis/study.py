@@ -1,7 +1,12 @@
-"""What every study of a benchmark is made of: its context, its models, one after the other, and what comes out."""
+"""What every study of a benchmark is made of: its context, its models, one after the other, and what comes out.
+
+What was measured is in records.jsonl of a model's folder, a line for each image: a study goes on from there.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +16,42 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from PIL import Image
+from pydantic import TypeAdapter
 
+from readseg.core.io import JsonlStore, LineFormat, parse
 from readseg.core.sasp import PointConfig
-from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
-from readseg.evaluation.run import StudyResult, run_study
+from readseg.errors import ReadsegError
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, chosen
+from readseg.evaluation.run import ask_all, header_of
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.viz.tables import Table
+
+RECORDS = "records.jsonl"
 
 Options = TypeVar("Options")
 Record = TypeVar("Record")
 PointChoice = Callable[[Segmenter], "tuple[Prompt | None, PointConfig | None]"]
 """What prompts a model's own masks, and how points are chosen, where options say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredImage:
+    """A line of a study: the records of an image."""
+
+    page: str  # the name of the image within its benchmark
+    asked: str | None = None  # digest of its questions: changed data do not pass for what was measured on them
+    sum: str | None = None  # digest of the records: a number that was damaged on the disk does not pass either
+    records: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if self.sum not in (None, _digest(self.records)):
+            raise ValueError(
+                f"the records of the page {self.page!r:.80} are not what was measured; without this line it is redone"
+            )
+
+
+MEASURED = LineFormat("readseg-analysis-1", MeasuredImage, key="page")
 
 
 @dataclass(eq=False)
@@ -67,18 +96,47 @@ class StudyContext:
         record: type[Record],
         name: str,
         settings: Mapping[str, Any],
-    ) -> StudyResult[Record]:
-        """The records of a model on every image, from its folder where they were measured before."""
-        return run_study(
-            self.benchmark,
-            measure,
-            record,
-            name=name,
-            settings=settings,
-            folder=self.folder_of(model),
-            limit=self.limit,
-            progress=True,
-        )
+    ) -> list[Record]:
+        """The records of a model on every image, in the benchmark's order, measured where they are not on disk yet.
+
+        `record` is their type: what pydantic writes as JSON and reads again. `settings`, JSON values, are what they
+        depend on beside the benchmark.
+        """
+        adapter: TypeAdapter[list[Record]] = TypeAdapter(list[record])  # type: ignore[valid-type]
+        numbers = chosen(self.benchmark, self.limit)
+        header = {"study": name, **header_of(self.benchmark, settings, len(numbers))}
+        path = self.folder_of(model) / RECORDS
+        measured: list[Record] = []
+        with JsonlStore(path, MEASURED, header) as store:
+
+            def measure_missing(page: ImageQuestions) -> None:
+                # What is known of each question before its masks are read.
+                asked = [
+                    (q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in page.questions
+                ]
+                digest = _digest([page.image_id, asked])
+                if page.name not in store.records:
+                    records = adapter.dump_python(list(measure(page)), mode="json")
+                    store.add(MeasuredImage(page=page.name, asked=digest, sum=_digest(records), records=records))
+                known = store.records[page.name]
+                if known.asked not in (None, digest):
+                    raise ReadsegError(
+                        f"{path}: what was measured on {page.image_id} is about other questions than the data now "
+                        "ask: the data have changed; give another folder"
+                    )
+                # As they come back from disk: a resumed study is the same study.
+                values = json.dumps(known.records).encode()
+                records_of_page = parse(adapter, values, f"{path}, the records of {page.name}")
+                measured.extend(records_of_page)
+
+            ask_all(self.benchmark, numbers, [measure_missing], title=f"{self.benchmark.name}: {name}")
+        return measured
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of a study beside its settings: how many images of how many, the folder of the data."""
+        about: dict[str, Any] = header_of(self.benchmark, {}, len(chosen(self.benchmark, self.limit)))["about"]
+        return about
 
     def folder_of(self, model: StudyModel) -> Path:
         """Where the records of one model are kept: the study's folder, with several models one below it for each."""
@@ -110,6 +168,10 @@ class Study(Generic[Options]):
 @dataclass(frozen=True)
 class NoOptions:
     """Of a study without options of its own."""
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()[:16]
 
 
 def folder_name(name: str) -> str:

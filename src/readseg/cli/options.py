@@ -186,14 +186,20 @@ class OwnPoints:
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
-    """Which images of a benchmark, and how they are asked."""
+class DataOptions:
+    """Where benchmarks lie, and how they are asked."""
 
     data: Annotated[Path | None, typer.Option(help="The folder that all data sets lie in.")] = None
     protocol: Annotated[
         Literal["forced", "generated"] | None,
         typer.Option(help="Give the model its answer, or let it answer; by default as each set is published."),
     ] = None
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(DataOptions):
+    """Which images of a benchmark, and how they are asked."""
+
     count: Annotated[
         int | None,
         typer.Option(

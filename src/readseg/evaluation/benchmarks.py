@@ -1,19 +1,14 @@
 """Benchmarks by name: which images, what is asked about each, under which protocol. No model.
 
-    reasonseg/val, refcoco/testA, fprefcoco/val   a split of a data set below the folder of all data
-    refcoco/unc/testA                             the same, of one of several refs(SPLIT_BY) files
-    reasonseg, refcoco, all                       every split but "train" of one data set, or of all of them
-    scenes                                        the fixed set of drawn scenes (evaluation/scenes.py)
-    unseen                                        things that no model was trained on, and empty backgrounds
-                                                  (evaluation/unseen.py)
+    reasonseg/val, refcoco/testA, refcoco/unc/testA   a split of a data set below the folder of all data
+    reasonseg, refcoco, all                           every split but "train" of one data set, or of all of them
+    scenes, unseen                                    drawn: evaluation/scenes.py and evaluation/unseen.py
 
 Two protocols, never mixed in one number:
 
     "forced"     the answer with [SEG] is given to the model, its mask is scored: how ReasonSeg, RefCOCO/+/g and
                  RefCLEF are published. A false premise has no truth under it and is left out.
     "generated"  the model answers by itself: how sets with false premises, or with no target, are scored.
-
-ReasonSeg asks the first text of each file, as published, and under "generated" its false premises too.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -116,8 +111,6 @@ def chosen(benchmark: Benchmark, limit: int | None) -> list[int]:
     The numbers 0, 1, 2, ... with their bits reversed: 0, 1/2, 1/4, 3/4, 1/8, ... of the benchmark.
     """
     count = len(benchmark)
-    if limit is not None and limit < 1:
-        raise ReadsegError(f"limit: expected at least 1 image, got {limit}")
     if limit is None or limit >= count:
         return list(range(count))
     if benchmark.ordered:
@@ -132,8 +125,6 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
 
     Reads all its records, so that a broken one is known before any model asks.
     """
-    if protocol is not None and protocol not in get_args(Protocol):
-        raise ReadsegError(f"protocol: expected one of {', '.join(get_args(Protocol))}, got {protocol!r}")
     dataset, *middle = name.split("/")
     split = middle.pop() if middle else ""
     if dataset not in DATA_SETS or not split or len(middle) > DATA_SETS[dataset].has_variants:
@@ -144,17 +135,16 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
     data_set = DATA_SETS[dataset]
     protocol = protocol or data_set.protocol or "generated"
     reader = data_set.open(root, "|".join((dataset, *middle, split)) if data_set.has_variants else split)
-    images: list[ImageQuestions] = []
-    left_out, names = [], set()
+    images: dict[str, ImageQuestions] = {}
+    left_out = []
     for number in range(len(reader)):
         entry = reader[number]
         # ReasonSeg asks the first text of each file.
         asked = [e for e in entry.expressions if dataset != "reasonseg" or not e.present or "first" in e.tags]
         kept = [expression for expression in asked if expression.present or protocol == "generated"]
         if kept:
-            image_name = entry.name if entry.name not in names else f"{entry.name}#{number}"
-            names.add(image_name)
-            images.append(_image_questions(image_name, entry, kept, split, root))
+            image_name = entry.name if entry.name not in images else f"{entry.name}#{number}"
+            images[image_name] = _image_questions(image_name, entry, kept, split, root)
             left_out.append(len(asked) - len(kept))
     if not images:
         raise ReadsegError(f"benchmark {name!r}: nothing can be asked under the protocol {protocol!r}")
@@ -162,8 +152,8 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
         name=name,
         protocol=protocol,
         match="union",
-        names=tuple(image.name for image in images),
-        page=images.__getitem__,
+        names=tuple(images),
+        page=list(images.values()).__getitem__,
         settings={"split": reader.name},
         about={"data": str(root.absolute())},
         left_out=tuple(left_out),
@@ -197,10 +187,13 @@ def _paint(expression: Expression) -> list[np.ndarray]:
 
 
 def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
-    """Names of single benchmarks, in the given order and each once; an error says what belongs where below `root`."""
+    """Names of single benchmarks, in the given order and each once; what a name stands for is looked up below `root`.
+
+    A split that is named is taken as it is: `open_benchmark` knows whether it is there.
+    """
     benchmarks: list[str] = []
     for name in names:
-        dataset, _, split = name.partition("/")
+        dataset = name.partition("/")[0]
         if name in DRAWN:
             benchmarks.append(name)
             continue
@@ -209,57 +202,35 @@ def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
                 f"no benchmark {name!r}; there are {', '.join((*DRAWN, *DATA_SETS))}, a split of one of them such as "
                 f"refcoco/testA, and {ALL}"
             )
-        if root is None:
+        if root is None or not root.is_dir():
+            there = "" if root is None else f"; {root}: no such folder"
             raise ReadsegError(
-                f"benchmark {name}: it needs data; name the folder that the data sets lie in with --data"
+                f"benchmark {name}: it needs data; name the folder that the data sets lie in with --data{there}"
             )
-        if not root.is_dir():
-            raise ReadsegError(f"{root}: no such folder; name the one that the data sets lie in with --data")
-        if "/" in name:  # a wrong one is known before a model is loaded
-            _check_split(root, DATA_SETS[dataset], split)
+        if "/" in name:
             benchmarks.append(name)
-        elif name == ALL:
-            benchmarks += (
-                all_splits := [split for dataset in DATA_SETS.values() for split in _test_splits(root, dataset)]
+            continue
+        data_sets = DATA_SETS.values() if name == ALL else [DATA_SETS[name]]
+        splits = [split for data_set in data_sets for split in _test_splits(root, data_set)]
+        if not splits:
+            raise ReadsegError(
+                f"benchmark {name}: nothing to evaluate is below {root}; readseg data check {root} says what belongs "
+                "where"
             )
-            if not all_splits:
-                raise ReadsegError(f"{root}: no benchmark is there; readseg data check {root} says what belongs where")
-        else:
-            benchmarks += (splits := _test_splits(root, DATA_SETS[dataset]))
-            if not splits:
-                why = _what_is_missing(root, DATA_SETS[dataset])
-                raise ReadsegError(f"benchmark {dataset}: nothing to evaluate is below {root}: {why}")
+        benchmarks += splits
     return list(dict.fromkeys(benchmarks))
-
-
-def _check_split(root: Path, dataset: DataSet, split: str) -> None:
-    parts = [part.split("|")[dataset.has_variants :] for part in _splits_on_disk(root, dataset)]
-    known = dict.fromkeys(name for part in parts for name in (part[-1], "/".join(part)))
-    if split not in known:
-        names = ", ".join(f"{dataset.name}/{name}" for name in known)
-        why = f"there is {names}" if known else _what_is_missing(root, dataset)
-        raise ReadsegError(f"benchmark {dataset.name}/{split}: no such split is below {root}: {why}")
-
-
-def _what_is_missing(root: Path, dataset: DataSet) -> str:
-    missing = [f"put {what} at {path}" for path, what in dataset.files(root) if not path.exists()]
-    return "; ".join(missing) or "no split but train is there"
-
-
-def _splits_on_disk(root: Path, dataset: DataSet) -> list[str]:
-    names, damaged = dataset.splits(root)
-    if damaged:
-        raise ReadsegError(damaged[0])
-    return names
 
 
 def _test_splits(root: Path, dataset: DataSet) -> list[str]:
     """All splits but those for training, of the refs file that is preferred; of each where none is."""
-    splits = [name.split("|") for name in _splits_on_disk(root, dataset) if not name.split("|")[-1].startswith("train")]
+    names, damaged = dataset.splits(root)
+    if damaged:
+        raise ReadsegError(damaged[0])
+    splits = [name.split("|") for name in names if not name.split("|")[-1].startswith("train")]
     if not dataset.has_variants:
-        return [f"{dataset.name}/{split[-1]}" for split in sorted(splits, key=lambda split: split[-1] != "val")]
-    sources = dict.fromkeys(split[1] for split in splits)
+        return [f"{dataset.name}/{split}" for (split,) in sorted(splits, key=lambda split: split != ["val"])]
+    sources = dict.fromkeys(source for _, source, _ in splits)
     best = next((source for source in preferred(dataset.name) if source in sources), None)
     if best is None and len(sources) > 1:
         return ["/".join(split) for split in splits]
-    return [f"{dataset.name}/{split[2]}" for split in splits if best is None or split[1] == best]
+    return [f"{dataset.name}/{split}" for _, source, split in splits if best in (None, source)]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -32,6 +32,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PositiveInt
 from readseg.core.images import MAX_PIXELS
 from readseg.core.io import LineFormat, read_lines
 from readseg.core.masks import IGNORED, decode_rle, intersection_and_union, union
+from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
 
 Match = Literal["union", "order"]
@@ -72,30 +73,23 @@ class Prediction:
     masks: tuple[Rle, ...]  # one for each [SEG] of the answer, in reading order
     finished: bool  # False where the answer was cut off at its longest length
 
-    @property
-    def truth(self) -> dict[str, Any]:
-        """The question and what is true, by field: all that no model decides."""
-        return {name: value for name, value in vars(self).items() if name not in _ANSWER}
 
-
-_ANSWER = ("answer", "claimed", "masks", "finished")
 PREDICTIONS = LineFormat("readseg-predictions-2", Prediction)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one question went: all that the scores need of it."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Prediction):
+    """A prediction with how it went."""
 
-    key: str  # of the question
-    image: str  # what it is about; questions about one image are not independent
-    section: str  # part of the benchmark
-    kind: str
-    tags: frozenset[str]
-    present: bool | None  # whether the object is there; None for a question that is answered in words
     said: bool  # whether the answer has a mask that is not empty
     intersections: tuple[int, ...]  # pixels, one number for each mask; none for a question that is answered in words
     unions: tuple[int, ...]  # likewise
     right_words: bool  # the answer's text is the expected one, whatever its case, spaces and stops
+
+    @property
+    def iou(self) -> float:
+        """Mean over its masks."""
+        return float(mask_ious(self.intersections, self.unions).mean())
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,6 @@ class Result:
 
     settings: Mapping[str, Any]
     about: Mapping[str, Any]
-    predictions: tuple[Prediction, ...]
     outcomes: tuple[Outcome, ...]
 
 
@@ -125,7 +118,7 @@ def result_of(
             outcomes.append(score(prediction, match))
         except ReadsegError as error:
             raise ReadsegError(f"{source}, line {line}: {error}" if source else str(error)) from error
-    return Result(settings, about, tuple(predictions), tuple(outcomes))
+    return Result(settings, about, tuple(outcomes))
 
 
 def prediction_files(path: Path) -> list[Path]:
@@ -152,12 +145,7 @@ def score(prediction: Prediction, match: Match) -> Outcome:
             counted = target if ignored is None else np.where(ignored, IGNORED, target).astype(np.uint8)
             counts.append(intersection_and_union(mask, counted))
     return Outcome(
-        key=prediction.key,
-        image=prediction.image,
-        section=prediction.section,
-        kind=prediction.kind,
-        tags=prediction.tags,
-        present=prediction.present,
+        **{field.name: getattr(prediction, field.name) for field in fields(Prediction)},
         said=said,
         intersections=tuple(intersection for intersection, _ in counts),
         unions=tuple(either for _, either in counts),

@@ -6,16 +6,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich.table import Table as RichTable
 
+from readseg.core.io import read_yaml
 from readseg.core.stats import Estimate, bootstrap_sums, estimate, mask_ious, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import DRAWN, FIRST_TEST_SEED, SCENES, UNSEEN, UNTRAINED
 from readseg.evaluation.predictions import Outcome, Result
-from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, remarks
+from readseg.evaluation.unseen import EMPTY, EMPTY_KINDS, names_what_is_not_there, names_what_was_asked
 from readseg.viz import tables
 from readseg.viz.tables import Row, Table, escape_cell, plain, printable
 
@@ -106,79 +110,32 @@ def difference(one: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[Estima
     """
     if [outcome.key for outcome in one] != [outcome.key for outcome in other]:
         raise ReadsegError("difference: expected outcomes of the same questions in the same order")
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.present]
-    images, count = [a.image for a, _ in pairs], sum(len(a.unions) for a, _ in pairs)
-    ious = [
-        [number for o in pair for number in (mask_ious(o.intersections, o.unions).sum(), len(o.unions))]
-        for pair in pairs
-    ]
-    areas = [[sum(counts) for o in pair for counts in (o.intersections, o.unions)] for pair in pairs]
+    counted = [outcome.present is True for outcome in one]
+    sides = [list(compress(side, counted)) for side in (one, other)]
+    images, count = [o.image for o in sides[0]], sum(len(o.unions) for o in sides[0])
+    areas = [np.array([(sum(o.intersections), sum(o.unions)) for o in side], float).reshape(-1, 2) for side in sides]
     giou, ciou = (
-        bootstrap_sums(np.array(terms, float).reshape(-1, 4), ratio_difference, groups=images, count=count)
-        for terms in (ious, areas)
+        bootstrap_sums(np.concatenate(terms, axis=1), ratio_difference, groups=images, count=count)
+        for terms in (list(map(iou_sums, sides)), areas)
     )
     return giou, ciou
+
+
+def iou_sums(outcomes: Sequence[Outcome]) -> Float[np.ndarray, "M 2"]:
+    """Sum of the IoU of the masks of each question, and how many they are."""
+    sums = [(mask_ious(o.intersections, o.unions).sum(), len(o.unions)) for o in outcomes]
+    return np.array(sums, float).reshape(-1, 2)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _columns(*names: str, **headings: str) -> dict[str, str]:
-    """The headings of some scores in order; `headings` are those that a field has for them."""
-    return {name: headings.get(name, SCORES[name].heading) for name in names}
-
-
-_PRECISION = ("precision_50", "precision_70", "precision_90")
-_PREMISES = ("answered", "refused", "see", "see_balanced")
-_REFERRING = _columns("ciou", "giou", *_PRECISION)
-_SCENES = _columns("giou", "ciou", "answered", "refused", "see_balanced", "words", *SCORES)
+_SCENES = ("giou", "ciou", "answered", "refused", "see_balanced", "words", *SCORES)
 _FIT = 7  # columns that fit into a terminal of 80
 
-
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """Data sets that are reported together, and the columns that their field reports under each protocol."""
-
-    title: str
-    datasets: tuple[str, ...]
-    forced: Mapping[str, str]
-    generated: Mapping[str, str]
-
-
-REPORTS = (
-    BenchmarkReport(
-        "ReasonSeg",
-        ("reasonseg",),
-        _columns("giou", "ciou", *_PRECISION),
-        _columns("giou", "ciou", *_PREMISES, *_PRECISION),
-    ),
-    BenchmarkReport(
-        "Referring expressions",
-        ("refclef", "refcoco", "refcoco+", "refcocog"),
-        _REFERRING,
-        _columns("ciou", "giou", "answered", *_PRECISION),
-    ),
-    BenchmarkReport(
-        "FP-RefCOCO: false premises",
-        ("fprefcoco", "fprefcoco+", "fprefcocog"),
-        _REFERRING,
-        _columns("see", "ciou_all", "ciou", "giou", *_PREMISES, ciou="cIoU, true", giou="gIoU, true"),
-    ),
-    BenchmarkReport(
-        "R-RefCOCO: false premises",
-        ("R-refcoco", "R-refcoco+", "R-refcocog"),
-        _REFERRING,
-        _columns("giou", "refused", "giou_all", "ciou_all", *_PREMISES, giou="gIoU, true"),
-    ),
-    BenchmarkReport(
-        "gRefCOCO: several targets, or none",
-        ("grefcoco",),
-        _REFERRING,
-        {"giou_all": "gIoU", "ciou_all": "cIoU", "refused": "N-acc", "answered": "T-acc", **_columns(*_PRECISION)},
-    ),
-)
+REPORTS: Sequence[Mapping[str, Any]] = read_yaml(Path(__file__).with_name("reports.yaml"))
 """The tables of the field's data sets, in their order."""
-_DATASETS = [name for report in REPORTS for name in report.datasets]
+_DATASETS = [name for report in REPORTS for name in report["datasets"]]
 
 PROTOCOLS: Mapping[str, str] = {  # for a note under a table
     "forced": "teacher-forced: the answer with [SEG] is given to the model, its mask is scored",
@@ -219,7 +176,7 @@ def score_tables(results: Sequence[Result]) -> list[Table]:
     shown = []
     for report in REPORTS:
         for protocol in PROTOCOLS:
-            own = [r for r in results if _dataset(r) in report.datasets and r.settings["protocol"] == protocol]
+            own = [r for r in results if _dataset(r) in report["datasets"] and r.settings["protocol"] == protocol]
             if own:
                 shown.append(_field_table(report, protocol, own))
     scenes = [result for result in results if _dataset(result) == SCENES]
@@ -296,7 +253,7 @@ def number(score: Estimate) -> str:
     return "-" if math.isnan(score.value) else f"{score.value:.3f}"
 
 
-def _field_table(report: BenchmarkReport, protocol: str, results: Sequence[Result]) -> Table:
+def _field_table(report: Mapping[str, Any], protocol: str, results: Sequence[Result]) -> Table:
     several = len({label(result) for result in results}) > 1
     rows = []
     for result in results:
@@ -305,9 +262,9 @@ def _field_table(report: BenchmarkReport, protocol: str, results: Sequence[Resul
         if name == "reasonseg/test":
             for length in ("short", "long"):
                 rows.append(score_row(f"  {length} queries", [o for o in result.outcomes if length in o.tags]))
-    title = report.title if several else f"{report.title}: {label(results[0])}"
-    columns = report.forced if protocol == "forced" else report.generated
-    return _table(title, rows, _notes(protocol, results), columns)
+    title = report["title"] if several else f"{report['title']}: {label(results[0])}"
+    headings = report.get("headings", {}) if protocol == "generated" else {}
+    return _table(title, rows, _notes(protocol, results), report[protocol], **headings)
 
 
 def _unseen_table(result: Result) -> Table:
@@ -315,20 +272,42 @@ def _unseen_table(result: Result) -> Table:
     untrained, empty = ([o for o in result.outcomes if o.section == section] for section in (UNTRAINED, EMPTY))
     rows = [score_row("classes never trained", untrained), score_row("empty backgrounds", empty)]
     rows += [score_row(f"  {kind}", [o for o in empty if o.kind == kind]) for kind in EMPTY_KINDS]
-    notes = [*_notes("generated", [result]), *remarks(result)]
+    notes = [*_notes("generated", [result]), *_remarks(result.outcomes)]
     # There is no target, so no score of masks; and what counts both premises would only repeat the share refused.
-    return _table(f"Never seen: {label(result)}", rows, notes, _columns("refused"))
+    return _table(f"Never seen: {label(result)}", rows, notes, ["refused"])
 
 
-def _table(title: str, rows: Sequence[Row], notes: Sequence[str], columns: Mapping[str, str]) -> Table:
-    """A table of the rows that have questions, and the columns that hold a number."""
+def _remarks(outcomes: Sequence[Outcome]) -> list[str]:
+    """What the share refused hides: how many refusals are of the thing that was asked for, and how many invent one.
+
+    A model that takes a word it never read for another one, and does not see that other thing, refuses too. And a
+    refusal may go on: "the cow is not here, but there is a dog." No class of training is in this set, so it invents.
+    """
+    remarks = []
+    if asked := [o for o in outcomes if o.section == UNTRAINED]:
+        by_name = _share(lambda o: not o.said and names_what_was_asked(o.question, o.answer), asked)
+        remarks.append(
+            f"classes never trained that are refused by their name: {by_name} of the questions; the other refusals "
+            "name something else, or nothing"
+        )
+    if refused := [o for o in outcomes if not o.said]:
+        invented = _share(lambda o: names_what_is_not_there(o.answer), refused)
+        remarks.append(f"refusals that go on to name a thing that is not there: {invented}")
+    if outcomes:
+        remarks.append("whoever refuses everything has 1 here; beside it belongs the share answered on scenes")
+    return remarks
+
+
+def _table(title: str, rows: Sequence[Row], notes: Sequence[str], scores: Sequence[str], **headings: str) -> Table:
+    """A table of the rows that have questions, and the scores that have a number; `headings` other than the usual."""
 
     def has_number(name: str) -> bool:
         scores = [row.cells[name] for row in rows]
         return any(isinstance(score, Estimate) and not math.isnan(score.value) for score in scores)
 
-    used = {"questions": "n", **{name: heading for name, heading in columns.items() if has_number(name)}}
-    return Table(title, "questions about", used, [row for row in rows if row.cells["questions"]], notes)
+    columns = {name: headings.get(name, SCORES[name].heading) for name in scores if has_number(name)}
+    rows = [row for row in rows if row.cells["questions"]]
+    return Table(title, "questions about", {"questions": "n", **columns}, rows, notes)
 
 
 def _notes(protocol: str, results: Sequence[Result]) -> list[str]:
@@ -337,10 +316,11 @@ def _notes(protocol: str, results: Sequence[Result]) -> list[str]:
     left_out = sum(_count(result, "left_out") for result in results)
     if left_out:
         notes.append(f"false premises are left out, {left_out} of them: they have no truth when the answer is given")
-    samples, unfinished = {}, {}
     seeds = {r.settings.get("first_seed") for r in results if _dataset(r) == SCENES} - {FIRST_TEST_SEED}
     if seeds:
         notes.append(f"scenes from seed {', '.join(sorted(map(str, seeds)))} on: not the fixed test set")
+    samples: dict[str, str] = {}
+    unfinished: dict[str, str] = {}
     for result in results:
         name, wanted, of = printable(str(result.settings["benchmark"])), _count(result, "images"), _count(result, "of")
         there = len({outcome.key.rpartition("/")[0] for outcome in result.outcomes})
@@ -348,10 +328,9 @@ def _notes(protocol: str, results: Sequence[Result]) -> list[str]:
             samples[name] = f"{name} {wanted} of {of}"
         if there < wanted:
             unfinished[name] = f"{name} {there} of {wanted}"
-    if samples:
-        notes.append(f"samples, not whole benchmarks (images): {', '.join(samples.values())}")
-    if unfinished:
-        notes.append(f"not finished (images): {', '.join(unfinished.values())}")
+    for what, counts in (("samples, not whole benchmarks", samples), ("not finished", unfinished)):
+        if counts:
+            notes.append(f"{what} (images): {', '.join(counts.values())}")
     return notes
 
 

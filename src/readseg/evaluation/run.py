@@ -1,36 +1,27 @@
-"""The loop over a benchmark: models are asked and scored (`evaluate`), studies measure (`run_study`).
+"""The loop over a benchmark, and what models say to it. Whoever goes on reads what is on disk, asks what is missing:
 
-Whoever goes on reads what is on disk, and asks only what is missing:
-
-    FOLDER/predictions-rank0.jsonl, ...    of each process, which takes every `world`-th image, while models are asked
-    FOLDER/predictions.jsonl               in their place when all is answered, in the benchmark's order
-    FOLDER/records.jsonl                   what a study measured, a line for each image
-
-All questions about an image are asked in one call, also those that are known if one of them is not: an answer then does
-not depend on where a run was interrupted.
+FOLDER/predictions-rank0.jsonl, ...    of each process, which takes every `world`-th image, while models are asked
+FOLDER/predictions.jsonl               in their place when all is answered, in the benchmark's order
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import track
 
 from readseg.core.images import load_image
-from readseg.core.io import JsonlStore, LineFormat, parse, read_lines, write_lines
+from readseg.core.io import JsonlStore, read_lines, write_lines
 from readseg.core.masks import encode_rle
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
@@ -39,7 +30,7 @@ from readseg.evaluation.predictions import PREDICTIONS, Outcome, Prediction, Res
 from readseg.inference.result import Segmentation
 from readseg.model.config import Prompt
 
-MERGED, PARTS, RECORDS = "predictions.jsonl", "predictions-rank*.jsonl", "records.jsonl"
+MERGED, PARTS = "predictions.jsonl", "predictions-rank*.jsonl"
 VARIANTS: tuple[Prompt, ...] = ("both", "points", "seg")
 """What prompts the mask decoder: points and [SEG] (the method), points only, [SEG] only."""
 
@@ -68,29 +59,24 @@ class System:
     answer: Callable[[ImageQuestions, Image.Image], Sequence[Answer]]  # all questions about an image, in their order
 
 
-def _run(
-    benchmark: Benchmark,
-    numbers: Sequence[int],
-    asks: Sequence[Callable[[ImageQuestions], None]],
-    *,
-    title: str,
-    progress: bool,
-    rank: int = 0,
-) -> None:
-    """Hands the images of these numbers to each `ask`, one image after the other."""
+def ask_all(
+    benchmark: Benchmark, numbers: Sequence[int], asks: Sequence[Callable[[ImageQuestions], None]], *,
+    title: str, progress: bool = True, rank: int = 0,
+) -> None:  # fmt: skip
+    """Hands the images of these numbers to each `ask`, one image after the other; a bar shows how far it is."""
     console = Console(stderr=True)
     quiet = not progress or rank > 0 or not console.is_terminal
     with warnings.catch_warnings():
         show, shown, image = warnings.showwarning, rank > 0, ""
 
-        def show_hidden_parts_once(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def show_hidden_parts_once(message: Warning | str, *where: Any, **more: Any) -> None:
             nonlocal shown
             if str(message).startswith("the model sees only the centre"):  # as `Segmenter` warns, of each image
                 if shown:
                     return
                 shown = True
                 message = f"{image}: {message} (other images of {benchmark.name} may be as wide: this is said once)"
-            show(message, category, *where, **more)
+            show(message, *where, **more)
 
         warnings.showwarning = show_hidden_parts_once
         for number in track(numbers, title, console=console, disable=quiet, transient=True):
@@ -100,7 +86,7 @@ def _run(
                 ask(questions)
 
 
-def _header(benchmark: Benchmark, settings: Mapping[str, Any], images: int) -> dict[str, Any]:
+def header_of(benchmark: Benchmark, settings: Mapping[str, Any], images: int) -> dict[str, Any]:
     """What decides the answers to a benchmark, and what else is known of them."""
     about = {**benchmark.about, "images": images, "of": len(benchmark)}
     identity = {"benchmark": benchmark.name, "protocol": benchmark.protocol, "match": benchmark.match}
@@ -139,7 +125,7 @@ def evaluate(
     limit: int | None = None,
     progress: bool = False,
 ) -> list[Outcome]:
-    """A model's outcomes on a benchmark; the same in every process, equal to those of one process alone.
+    """A model's outcomes on a benchmark, in its order; the same in every process, equal to those of one process alone.
 
     Args:
         segmenter: the model, or whatever has `Segmenter.segment`.
@@ -153,12 +139,8 @@ def evaluate(
         limit: how many images, see `benchmarks.chosen`; None for all.
         progress: show a bar, in the first process.
 
-    Returns:
-        One outcome for each question, in the benchmark's order: for `report.summarise`.
-
     Raises:
-        ReadsegError: an image or a mask cannot be read, predictions of other settings in `folder`, or an option has no
-            such value.
+        ReadsegError: an image or a mask cannot be read, or predictions of other settings in `folder`.
     """
     system = model_system(segmenter, benchmark, settings=settings, prompt=prompt, points=points)
     results = run_systems([system], benchmark, folder=folder, rank=rank, world=world, limit=limit, progress=progress)
@@ -174,8 +156,6 @@ def model_system(
     points: PointConfig | None = None,
 ) -> System:
     """A model as a system, named after its prompt ("model" for its own), that answers under a benchmark's protocol."""
-    if prompt is not None and prompt not in get_args(Prompt):
-        raise ReadsegError(f"prompt: expected one of {', '.join(get_args(Prompt))}, got {prompt!r}")
 
     def answer(questions: ImageQuestions, image: Image.Image) -> list[Answer]:
         segment = partial(segmenter.segment, image, prompt=prompt, points=points)
@@ -204,7 +184,7 @@ def run_systems(
     with ExitStack() as files:
         stores = []
         for system in systems:
-            header = _header(benchmark, system.settings, len(numbers))
+            header = header_of(benchmark, system.settings, len(numbers))
             if benchmark.left_out:
                 header["about"]["left_out"] = sum(benchmark.left_out[number] for number in numbers)
             path = folder
@@ -212,7 +192,7 @@ def run_systems(
                 path = folder.with_name(f"{folder.name}_{system.name.replace(' ', '-')}")
             stores.append(_PredictionStore(system, header, path, rank, names, files))
         asks = [store.answer_missing for store in stores]
-        _run(benchmark, numbers[rank::world], asks, title=benchmark.name, progress=progress, rank=rank)
+        ask_all(benchmark, numbers[rank::world], asks, title=benchmark.name, progress=progress, rank=rank)
     return {store.system.name: store.finish(world) for store in stores}
 
 
@@ -324,85 +304,3 @@ def answered(prediction: Prediction, answer: Answer) -> Prediction:
     """A question with what was answered."""
     masks = tuple(encode_rle(mask) for mask in answer.masks)
     return replace(prediction, answer=answer.answer, claimed=answer.present, masks=masks, finished=answer.finished)
-
-
-# -- studies -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredImage:
-    """A line of a study: the records of an image."""
-
-    page: str  # the name of the image within its benchmark
-    asked: str | None = None  # digest of its questions: changed data do not pass for what was measured on them
-    sum: str | None = None  # digest of the records: a number that was damaged on the disk does not pass either
-    records: list[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        if self.sum not in (None, _digest(self.records)):
-            raise ValueError(
-                f"the records of the page {self.page!r:.80} are not what was measured; without this line it is redone"
-            )
-
-
-MEASURED = LineFormat("readseg-analysis-1", MeasuredImage, key="page")
-
-
-@dataclass(frozen=True)
-class StudyResult(Generic[T]):
-    """What a study measured: its header, and the records of all images in the benchmark's order."""
-
-    settings: Mapping[str, Any]
-    about: Mapping[str, Any]
-    records: list[T]
-
-
-def run_study(
-    benchmark: Benchmark,
-    measure: Callable[[ImageQuestions], Sequence[T]],
-    record: type[T],
-    *,
-    name: str,
-    settings: Mapping[str, Any],
-    folder: Path | None = None,
-    limit: int | None = None,
-    progress: bool = False,
-) -> StudyResult[T]:
-    """Measures every image of a benchmark once, and keeps the records in `folder`, in memory only where left out.
-
-    `record` is their type: what pydantic writes as JSON and reads again. `settings`, JSON values, are what they depend
-    on beside the benchmark.
-    """
-    adapter: TypeAdapter[list[T]] = TypeAdapter(list[record])  # type: ignore[valid-type]
-    numbers = chosen(benchmark, limit)
-    header = {"study": name, **_header(benchmark, settings, len(numbers))}
-    path = None if folder is None else folder / RECORDS
-    measured: list[T] = []
-    with JsonlStore(path, MEASURED, header) as store:
-
-        def measure_missing(questions: ImageQuestions) -> None:
-            # What is known of each question before its masks are read.
-            asked = [
-                (q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in questions.questions
-            ]
-            digest = _digest([questions.image_id, asked])
-            if questions.name not in store.records:
-                records = adapter.dump_python(list(measure(questions)), mode="json")
-                store.add(MeasuredImage(page=questions.name, asked=digest, sum=_digest(records), records=records))
-            known = store.records[questions.name]
-            if known.asked not in (None, digest):
-                raise ReadsegError(
-                    f"{path}: what was measured on {questions.image_id} is about other questions than the data now "
-                    "ask: the data have changed; give another folder"
-                )
-            # As they come back from disk: a resumed study is the same study.
-            values = json.dumps(known.records).encode()
-            records_of_image = parse(adapter, values, f"{path}, the records of {questions.name}")
-            measured.extend(records_of_image)
-
-        _run(benchmark, numbers, [measure_missing], title=f"{benchmark.name}: {name}", progress=progress)
-    return StudyResult(json.loads(json.dumps(header["settings"])), header["about"], measured)
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, allow_nan=False).encode()).hexdigest()[:16]

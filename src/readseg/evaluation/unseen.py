@@ -20,9 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from readseg.core.stats import estimate
 from readseg.evaluation.benchmarks import UNSEEN, UNTRAINED, Benchmark, ImageQuestions, Question
-from readseg.evaluation.predictions import Result
 from readseg.scenes.classes import CLASSES, TINTS, TRAINED, article
 from readseg.scenes.facts import TARGET_AREA, is_a
 from readseg.scenes.phrases import EXPRESSIONS, RELATIONS, REQUESTS
@@ -109,32 +107,6 @@ def _request(rng: np.random.Generator, kind: str, way: str, name: str, **words: 
     if kind == "category":
         fill |= {"bare": thing.name, "a": article(thing.counted)}
     return REQUESTS[kind].draw(rng, fill)
-
-
-def remarks(result: Result) -> list[str]:
-    """What the share refused hides: how many refusals are of the thing that was asked for, and how many invent one.
-
-    A model that takes a word it never read for another one, and does not see that other thing, refuses too. And a
-    refusal may go on: "the cow is not here, but there is a dog." No class of training is in this set, so it invents.
-    """
-    pairs = list(zip(result.predictions, result.outcomes, strict=True))
-    sentences = []
-    asked = [(prediction, outcome) for prediction, outcome in pairs if outcome.section == UNTRAINED]
-    if asked:
-        by_name = [not outcome.said and names_what_was_asked(p.question, p.answer) for p, outcome in asked]
-        share = estimate([float(right) for right in by_name], groups=[outcome.image for _, outcome in asked])
-        sentences.append(
-            f"classes never trained that are refused by their name: {share} of the questions; the other refusals name "
-            "something else, or nothing"
-        )
-    refused = [(prediction, outcome) for prediction, outcome in pairs if not outcome.said]
-    if refused:
-        invented = [names_what_is_not_there(prediction.answer) for prediction, _ in refused]
-        share = estimate([float(wrong) for wrong in invented], groups=[outcome.image for _, outcome in refused])
-        sentences.append(f"refusals that go on to name a thing that is not there: {share}")
-    if pairs:
-        sentences.append("whoever refuses everything has 1 here; beside it belongs the share answered on scenes")
-    return sentences
 
 
 def names_what_was_asked(question: str, answer: str) -> bool:

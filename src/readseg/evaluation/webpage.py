@@ -6,8 +6,7 @@ The page is one file that opens without a server: its style is inside, its pictu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from PIL import Image
 from readseg.core.images import load_image
 from readseg.core.io import atomic_write
 from readseg.core.masks import decode_rle, union
-from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES, UNSEEN, UNTRAINED
 from readseg.evaluation.predictions import Outcome, Prediction, Result, Rle
@@ -45,16 +43,6 @@ _UNTRAINED: Mapping[Verdict, str] = {
     "invented": "claimed, but it was never learned",
     "refused rightly": "refused: it was never learned",
 }
-Finder = Callable[[Result, Prediction], Image.Image | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """A question to look at, and how its answer went."""
-
-    prediction: Prediction
-    verdict: Verdict
-    iou: float  # mean over its masks
 
 
 def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Table], *, data: Path | None = None) -> None:
@@ -67,7 +55,7 @@ def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Table
     texts = (
         json.dumps(to_json(results, tables), indent=1),
         "\n".join(parts),
-        to_html(results, tables, lambda result, prediction: find_picture(result, prediction, data)),
+        to_html(results, tables, data),
     )
     for name, text in zip(FILES, texts, strict=True):
         with atomic_write(folder / name) as part:
@@ -83,8 +71,8 @@ def find_picture(result: Result, prediction: Prediction, data: Path | None = Non
     try:
         if benchmark == SCENES:
             first, questions = result.settings["first_seed"], result.settings["questions"]
-            number = int(name.rpartition("-")[2]) - first
-            picture = load_image(scene_case(number, SceneSet(number + 1, questions, first)).picture.image)
+            which = SceneSet(questions=questions, first_seed=first)
+            picture = load_image(scene_case(int(name.rpartition("-")[2]) - first, which).picture.image)
         elif benchmark == UNSEEN:
             unseen = unseen_benchmark()
             picture = load_image(unseen[unseen.names.index(name)].image)
@@ -98,50 +86,49 @@ def find_picture(result: Result, prediction: Prediction, data: Path | None = Non
     return picture if (picture.height, picture.width) == prediction.size else None
 
 
-def worst_and_best(result: Result, count: int) -> tuple[list[Example], list[Example]]:
+def worst_and_best(result: Result, count: int) -> tuple[list[Outcome], list[Outcome]]:
     """Up to `count` questions each, of different images as far as there are as many, none in both lists.
 
     The worst: up to a third each of things claimed that are not there and of things refused that are, the largest
     first; else the lowest IoU. The best: the highest IoU, and up to a quarter false premises that were refused. Where
     all premises are false there are no others, and both lists are filled with these.
     """
-    pairs = [pair for pair in zip(result.predictions, result.outcomes, strict=True) if pair[1].present is not None]
-    examples: dict[Verdict, list[Example]] = {verdict: [] for verdict in _VERDICTS}
-    for prediction, outcome in sorted(pairs, key=lambda pair: (_mean_iou(pair[1]), -sum(pair[1].unions))):
-        if outcome.present:
-            verdict: Verdict = "mask" if outcome.said else "refused"
-        else:
-            verdict = "invented" if outcome.said else "refused rightly"
-        examples[verdict].append(Example(prediction, verdict, _mean_iou(outcome)))
-    true = bool(examples["mask"] or examples["refused"])
-    worst = _select(examples["invented"], count // 3 if true else count, ())
-    worst += _select(examples["refused"], count // 3, worst)
-    worst += _select(examples["mask"], count - len(worst), worst)
-    best = _select(examples["refused rightly"], count // 4 if true else count, ())
-    shown = set(map(id, worst))
-    rest = [example for example in reversed(examples["mask"]) if id(example) not in shown]
-    return worst, [*_select(rest, count - len(best), best), *best]
+    groups: dict[Verdict, list[Outcome]] = {verdict: [] for verdict in _VERDICTS}
+    asking = [outcome for outcome in result.outcomes if outcome.present is not None]
+    for outcome in sorted(asking, key=lambda outcome: (outcome.iou, -sum(outcome.unions))):
+        groups[verdict_of(outcome)].append(outcome)
+    true = bool(groups["mask"] or groups["refused"])
+    worst = select(groups["invented"], count // 3 if true else count)
+    worst += select(groups["refused"], count // 3, worst)
+    worst += select(groups["mask"], count - len(worst), worst)
+    best = select(groups["refused rightly"], count // 4 if true else count)
+    shown = {outcome.key for outcome in worst}
+    rest = [outcome for outcome in reversed(groups["mask"]) if outcome.key not in shown]
+    return worst, [*select(rest, count - len(best), best), *best]
 
 
-def _mean_iou(outcome: Outcome) -> float:
-    return float(mask_ious(outcome.intersections, outcome.unions).mean())
+def verdict_of(outcome: Outcome) -> Verdict:
+    """How a question that asks for an object went."""
+    if outcome.present:
+        return "mask" if outcome.said else "refused"
+    return "invented" if outcome.said else "refused rightly"
 
 
-def _select(examples: Sequence[Example], count: int, beside: Sequence[Example]) -> list[Example]:
+def select(outcomes: Sequence[Outcome], count: int, beside: Sequence[Outcome] = ()) -> list[Outcome]:
     """The first ones, those of images that are not shown yet before all others; in the given order."""
-    images = {example.prediction.image for example in beside}
+    images = {outcome.image for outcome in beside}
     is_repeated = []
-    for example in examples:
-        is_repeated.append(example.prediction.image in images)
-        images.add(example.prediction.image)
-    fresh_first = sorted(range(len(examples)), key=is_repeated.__getitem__)
-    return [examples[k] for k in sorted(fresh_first[: max(0, count)])]
+    for outcome in outcomes:
+        is_repeated.append(outcome.image in images)
+        images.add(outcome.image)
+    fresh_first = sorted(range(len(outcomes)), key=is_repeated.__getitem__)
+    return [outcomes[k] for k in sorted(fresh_first[: max(0, count)])]
 
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
 
-def to_html(results: Sequence[Result], tables: Sequence[Table], find: Finder) -> str:
+def to_html(results: Sequence[Result], tables: Sequence[Table], data: Path | None = None) -> str:
     """The page: all tables, then for each result of a model its worst and best cases."""
     models = [result for result in ordered(results) if "weights" in result.settings] or list(results)
     several = len({label(result) for result in models}) > 1
@@ -149,11 +136,10 @@ def to_html(results: Sequence[Result], tables: Sequence[Table], find: Finder) ->
     galleries = []
     for result in models:
         name = f"{result.settings['benchmark']}{f': {label(result)}' if several else ''}"
-        galleries.append({"name": name, **_gallery(result, count, find)})
-    title = f"Evaluation of {', '.join(sorted({str(result.settings.get('model')) for result in models}))}"
+        galleries.append({"name": name, **_gallery(result, count, data)})
     return render_page(
         "evaluation.html",
-        title=title,
+        title=f"Evaluation of {', '.join(sorted({str(result.settings.get('model')) for result in models}))}",
         tables=tables,
         galleries=galleries,
         are_open=len(models) <= _MANY,
@@ -162,32 +148,32 @@ def to_html(results: Sequence[Result], tables: Sequence[Table], find: Finder) ->
     )
 
 
-def _gallery(result: Result, count: int, find: Finder) -> dict[str, Any]:
+def _gallery(result: Result, count: int, data: Path | None) -> dict[str, Any]:
     worst, best = worst_and_best(result, count)
-    pictures = {id(example): find(result, example.prediction) for example in (*worst, *best)}
+    pictures = {outcome.key: find_picture(result, outcome, data) for outcome in (*worst, *best)}
     # How many true premises lie in each tenth of IoU: a mean hides whether all are fair or half of them lost.
-    ious = [_mean_iou(outcome) for outcome in result.outcomes if outcome.present]
+    ious = [outcome.iou for outcome in result.outcomes if outcome.present]
     return {
         "histogram": np.histogram(ious, bins=10, range=(0, 1))[0].tolist() if ious else [],
         "lost": sum(picture is None for picture in pictures.values()),
         "data": result.about.get("data"),
         "cases": {
-            heading: [_card(example, pictures[id(example)]) for example in examples]
-            for heading, examples in (("Worst cases", worst), ("Best cases", best))
+            heading: [_card(outcome, pictures[outcome.key]) for outcome in outcomes]
+            for heading, outcomes in (("Worst cases", worst), ("Best cases", best))
         },
     }
 
 
-def _card(example: Example, picture: Image.Image | None) -> dict[str, Any]:
-    prediction = example.prediction
-    untrained = UNTRAINED in prediction.tags and not prediction.present
-    shown = {"answer": prediction.masks, "truth": prediction.targets}
+def _card(outcome: Outcome, picture: Image.Image | None) -> dict[str, Any]:
+    untrained = UNTRAINED in outcome.tags and not outcome.present
+    shown = {"answer": outcome.masks, "truth": outcome.targets}
     if untrained:  # the thing is there, without a mask
         del shown["truth"]
+    verdict = verdict_of(outcome)
     return {
-        "prediction": prediction,
-        "badge": (_UNTRAINED if untrained else _VERDICTS)[example.verdict] or f"IoU {example.iou:.2f}",
-        "bad": example.verdict in ("refused", "invented") or (example.verdict == "mask" and example.iou < 0.5),
+        "prediction": outcome,
+        "badge": (_UNTRAINED if untrained else _VERDICTS)[verdict] or f"IoU {outcome.iou:.2f}",
+        "bad": verdict in ("refused", "invented") or (verdict == "mask" and outcome.iou < 0.5),
         "pictures": [] if picture is None else [_picture(title, picture, rles) for title, rles in shown.items()],
     }
 

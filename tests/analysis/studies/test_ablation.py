@@ -35,7 +35,7 @@ from readseg.core.sasp import PointConfig
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
-from readseg.evaluation.predictions import PREDICTIONS
+from readseg.evaluation.predictions import PREDICTIONS, read_result
 from readseg.inference.segmenter import Segmenter
 from readseg.model.config import ConversationConfig
 from readseg.model.processing import ReadProcessor
@@ -195,7 +195,7 @@ def test_masks_are_those_that_segment_makes(learned: Segmenter, match: str, prot
         lines = read_lines(path / "predictions.jsonl", PREDICTIONS)
         settings, predictions = lines.header["settings"], lines.records
         assert settings["prompt"] == variant.prompt and settings["points"] == vars(variant.points)
-        assert tuple(predictions.values()) == ablated.results[variant.key].predictions
+        assert read_result(path / "predictions.jsonl").outcomes == ablated.results[variant.key].outcomes
         for number, size in enumerate(SIZES):
             # As evaluation asks: what is a name or a sentence in one call, what is neither in another.
             for asked, worded in ((range(4), True), (range(4, 5), False)):
@@ -326,7 +326,7 @@ def test_the_table_of_one_model(learned: Segmenter, ablated: AblationResult) -> 
     pairs = [(a, b) for a, b in (("points-discrete", "points-dtoc"), ("both-discrete", "both-dtoc"))]
     told = []
     for pair in pairs:
-        masks = [[m for p in ablated.results[key].predictions for m in p.masks] for key in pair]
+        masks = [[m for p in ablated.results[key].outcomes for m in p.masks] for key in pair]
         assert len(masks[0]) == 9
         told.append(sum((decode_rle(dict(a)) != decode_rle(dict(b))).any() for a, b in zip(*masks, strict=True)))
     assert f"points only {told[0]} of 9, [SEG] and points {told[1]} of 9" in notes

@@ -67,7 +67,7 @@ def test_a_lot_is_the_same_for_a_seed_and_spreads_over_images() -> None:
 
 def test_answers_in_words() -> None:
     found = result()
-    told = {p.key: judge(p, o) for p, o in zip(found.predictions, found.outcomes, strict=True) if o.present is not None}
+    told = {o.key: judge(o) for o in found.outcomes if o.present is not None}
     assert told["page-0/0"].words == "refused, but it is there" and math.isnan(told["page-0/0"].iou)
     assert told["page-0/1"].words == "refused, rightly"
     right = studies.PAGES[2][1][2][0] == 1
@@ -84,10 +84,7 @@ def test_answers_in_words() -> None:
         "e", {"model": "e"}, lambda page, _: [FixedAnswer("x [SEG]", True, full * 0 > 0) for _ in page.questions]
     )
     claimed, nothing = (run_systems([s], studies.benchmark())[s.name] for s in (claims, empty))
-    words = {
-        name: {p.key: judge(p, o).words for p, o in zip(r.predictions, r.outcomes, strict=True)}
-        for name, r in (("c", claimed), ("e", nothing))
-    }
+    words = {name: {o.key: judge(o).words for o in found.outcomes} for name, found in (("c", claimed), ("e", nothing))}
     assert words["c"]["page-1/0"] == "a mask, but it is not there" and words["c"]["page-2/0"].endswith(", mean of 2")
     assert (
         words["e"]["page-0/0"] == "an empty mask, but it is there"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rule_model
 import studies
 from readseg.analysis.studies.knowledge import (
     ALL,
@@ -56,14 +57,15 @@ def outcomes(skill: float, seed: int = 0, questions: int = 160) -> list[Outcome]
         if not present:
             unions, inter = ((40,), (0,)) if said else ((0,), (0,))
         tags = frozenset({("short", "long")[k % 2]})
+        told: dict[str, Any] = {"image": f"image {k // 4}", "section": section, "kind": kind, "tags": tags}
         made.append(
-            Outcome(f"{k // 4}/{k % 4}", f"image {k // 4}", section, kind, tags, present, said, inter, unions, False)
+            rule_model.outcome(f"{k // 4}/{k % 4}", present, said, list(zip(inter, unions, strict=True)), **told)
         )
     return made
 
 
 def answered(name: str, found: Sequence[Outcome]) -> SystemResult:
-    return SystemResult(name, Result({"benchmark": "scenes", "protocol": "generated"}, {}, (), tuple(found)), name)
+    return SystemResult(name, Result({"benchmark": "scenes", "protocol": "generated"}, {}, tuple(found)), name)
 
 
 def mean_iou(found: Sequence[Outcome]) -> float:
@@ -125,7 +127,7 @@ def test_parts_of_scenes_and_of_data_sets() -> None:
     assert sum(lengths[SHORT](o) for o in found) == len(found) // 2 and all(lengths[ALL](o) for o in found)
     table, drops = knowledge_tables("reasonseg/test", "forced", [answered("A", found)], [])
     assert {r.group for r in table.rows} == {SHORT, LONG, ALL} and list(drops.columns) == [f"{SHORT} to {LONG}"]
-    untagged = [Outcome("k", "i", "", "", frozenset(), True, True, (5,), (9,), False)]
+    untagged = [rule_model.outcome("k", True, True, [(5, 9)])]
     (table,) = knowledge_tables("refcoco/val", "forced", [answered("A", untagged)], [])
     assert [r.group for r in table.rows] == [ALL] and list(table.columns) == ["giou", "answered"]
 
@@ -158,7 +160,7 @@ def test_files_and_folders_are_found_and_named(tmp_path: Path) -> None:
     results(tmp_path / "elsewhere", "one", asked=studies.benchmark(name="other"))
     systems = read_systems([tmp_path, tmp_path / "one" / "predictions.jsonl"], studies.benchmark())
     assert [(s.name, Path(s.source).parent.name) for s in systems] == [("one", "one"), ("two", "two")]
-    assert systems[0].result.predictions == found["one"].predictions
+    assert systems[0].result.outcomes == found["one"].outcomes
     results(tmp_path / "again", "one")
     names = [s.name for s in read_systems([tmp_path / "one", tmp_path / "again" / "one"], studies.benchmark())]
     assert names == ["one (one)", "one (one)"]
@@ -166,9 +168,7 @@ def test_files_and_folders_are_found_and_named(tmp_path: Path) -> None:
 
 def test_only_shared_questions_are_compared(tmp_path: Path) -> None:
     found = results(tmp_path, "one", "two")
-    short = replace(
-        found["two"], predictions=found["two"].predictions[2:5][::-1], outcomes=found["two"].outcomes[2:5][::-1]
-    )
+    short = replace(found["two"], outcomes=found["two"].outcomes[2:5][::-1])
     before = [
         SystemResult("same", found["one"], "a"),
         SystemResult("same", short, "b"),
@@ -178,7 +178,7 @@ def test_only_shared_questions_are_compared(tmp_path: Path) -> None:
     expected = [o.key for o in found["one"].outcomes[2:5]]
     assert [s.name for s in after] == ["same", "same (2)", "same (3)"]
     for s in after:
-        assert [o.key for o in s.result.outcomes] == [p.key for p in s.result.predictions] == expected
+        assert [o.key for o in s.result.outcomes] == expected
     assert [len(one.result.outcomes) for one in before] == [11, 3, 11]
     told = "answers to questions that not all systems were asked are left out: 8 of same, 8 of same (3)"
     assert left_out(before, after) == [told]
@@ -187,9 +187,7 @@ def test_only_shared_questions_are_compared(tmp_path: Path) -> None:
 
 def test_nothing_shared_is_an_error(tmp_path: Path) -> None:
     found = results(tmp_path, "one")["one"]
-    parts = [
-        replace(found, predictions=found.predictions[a:b], outcomes=found.outcomes[a:b]) for a, b in ((0, 3), (3, 6))
-    ]
+    parts = [replace(found, outcomes=found.outcomes[a:b]) for a, b in ((0, 3), (3, 6))]
     with pytest.raises(ReadsegError, match="no question was answered by all of first, second"):
         aligned([SystemResult("x", parts[0], "first"), SystemResult("y", parts[1], "second")])
 

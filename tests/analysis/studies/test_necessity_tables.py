@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+import rule_model
 from readseg.analysis.studies.necessity import (
     MAP,
     MASK,
@@ -64,13 +65,7 @@ def records(count: int = 90, seed: int = 0) -> list[DecisionRecord]:
 def outcomes(found: Sequence[DecisionRecord]) -> list[Outcome]:
     """The same questions as evaluation sees them."""
     counts = [(r, r.drawn if r.said else r.refused) for r in found]
-    return [
-        Outcome(
-            r.key, r.image, r.section, r.kind, frozenset(), r.present, r.said,
-            tuple(i for i, _ in own), tuple(u for _, u in own), False,
-        )
-        for r, own in counts
-    ]  # fmt: skip
+    return [rule_model.outcome(r.key, r.present, r.said, own, image=r.image) for r, own in counts]
 
 
 def row(table: Table, name: str) -> Row:

@@ -28,7 +28,7 @@ from readseg.core.sasp import PointConfig
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark
-from readseg.evaluation.predictions import Outcome, Prediction, Result
+from readseg.evaluation.predictions import Result
 from readseg.evaluation.report import PROTOCOLS, difference, summarise
 from readseg.evaluation.run import model_system, run_systems
 from readseg.inference.queries import EncodedImage, ModelAnswer
@@ -351,7 +351,7 @@ def _notes_on_variants(what: Ablation, ablation: AblationResult) -> list[str]:
 def _masks_that_differ(ablation: AblationResult, first: str, second: str) -> str:
     pairs = [
         masks
-        for a, b in zip(ablation.results[first].predictions, ablation.results[second].predictions, strict=True)
+        for a, b in zip(ablation.results[first].outcomes, ablation.results[second].outcomes, strict=True)
         for masks in zip(a.masks, b.masks, strict=True)
     ]
     return f"{sum(a != b for a, b in pairs)} of {len(pairs)}"
@@ -386,14 +386,11 @@ def _answer_counts(results: Sequence[Result]) -> str:
         low, high = min(counts), max(counts)
         return str(low) if low == high else f"{low} to {high}"
 
-    def is_empty(prediction: Prediction, outcome: Outcome) -> bool:
-        return bool(outcome.present and not outcome.said and prediction.masks)
-
     first = results[0]
-    true = [p for p, o in zip(first.predictions, first.outcomes, strict=True) if o.present]
-    empty = [sum(map(is_empty, result.predictions, result.outcomes)) for result in results]
+    true = [o for o in first.outcomes if o.present]
+    empty = [sum(bool(o.present and not o.said and o.masks) for o in result.outcomes) for result in results]
     counts = [
-        f"{sum(not p.masks for p in true)} of {len(true)} true premises were answered without [SEG] (IoU 0)",
+        f"{sum(not o.masks for o in true)} of {len(true)} true premises were answered without [SEG] (IoU 0)",
         f"answered with [SEG] but with an empty mask: {span(empty)} true premises",
     ]
     if false := sum(outcome.present is False for outcome in first.outcomes):

@@ -17,11 +17,10 @@ import typer
 from readseg.analysis.studies.knowledge import SystemOptions, SystemResult, aligned, ask
 from readseg.analysis.study import Study, StudyContext, StudyOutput
 from readseg.core.masks import decode_rle
-from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
-from readseg.evaluation.predictions import Outcome, Prediction, Result, Rle
+from readseg.evaluation.predictions import Outcome, Result, Rle
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.webpage import find_picture, worst_and_best
+from readseg.evaluation.webpage import find_picture, select, worst_and_best
 from readseg.viz.sheets import MaskPanel, SheetRow, answer_sheet
 from readseg.viz.tables import Cell, Row, Table
 
@@ -45,22 +44,22 @@ def select_examples(result: Result, count: int, how: Selection = "mixed", seed: 
     if not asking:
         raise ReadsegError(f"benchmark {result.settings['benchmark']}: none of its questions asks for an object")
     if how == "random":
-        return _random_examples(asking, count, seed)
+        drawn = [asking[number] for number in np.random.default_rng(seed).permutation(len(asking))]
+        keys = {outcome.key for outcome in select(drawn, count)}
+        return [outcome.key for outcome in asking if outcome.key in keys]
     worst, best = worst_and_best(result, count if how != "mixed" else math.ceil(count / 2))
-    examples = {"worst": worst, "best": best, "mixed": [*worst, *best]}[how][:count]
-    return [example.prediction.key for example in examples]
+    return [outcome.key for outcome in {"worst": worst, "best": best, "mixed": [*worst, *best]}[how][:count]]
 
 
-def judge(prediction: Prediction, outcome: Outcome) -> AnswerVerdict:
+def judge(outcome: Outcome) -> AnswerVerdict:
     """How an answer to a question that asks for an object went."""
     if not outcome.said:
-        refusal = "an empty mask" if prediction.masks else "refused"
+        refusal = "an empty mask" if outcome.masks else "refused"
         return AnswerVerdict(f"{refusal}, but it is there" if outcome.present else f"{refusal}, rightly", math.nan)
     if not outcome.present:
         return AnswerVerdict("a mask, but it is not there", math.nan)
-    iou = float(mask_ious(outcome.intersections, outcome.unions).mean())
     several = f", mean of {len(outcome.unions)}" if len(outcome.unions) > 1 else ""
-    return AnswerVerdict(f"IoU {iou:.2f}{several}", iou)
+    return AnswerVerdict(f"IoU {outcome.iou:.2f}{several}", outcome.iou)
 
 
 def answers_table(systems: Sequence[SystemResult], keys: Sequence[str], how: str) -> Table:
@@ -72,12 +71,12 @@ def answers_table(systems: Sequence[SystemResult], keys: Sequence[str], how: str
         columns |= {f"{system.name}: {part}": f"{prefix}{heading}" for part, heading in headings.items()}
     rows = []
     for key in keys:
-        pairs = _answers_to(systems, key)
-        question = pairs[0][0]
+        answers = _answers_to(systems, key)
+        question = answers[0]
         cells: dict[str, Cell] = {"key": key, "truth": "it is there" if question.present else "it is not there"}
-        for system, (prediction, outcome) in zip(systems, pairs, strict=True):
-            words, iou = judge(prediction, outcome)
-            values: dict[str, Cell] = {"answer": prediction.answer, "went": words, "iou": iou}
+        for system, outcome in zip(systems, answers, strict=True):
+            words, iou = judge(outcome)
+            values: dict[str, Cell] = {"answer": outcome.answer, "went": words, "iou": iou}
             cells |= {f"{system.name}: {part}": value for part, value in values.items()}
         rows.append(Row(question.question, cells))
     settings = systems[0].result.settings
@@ -85,21 +84,9 @@ def answers_table(systems: Sequence[SystemResult], keys: Sequence[str], how: str
     return Table(f"{settings['benchmark']}: answers", "question", columns, rows, notes)
 
 
-def _answers_to(systems: Sequence[SystemResult], key: str) -> list[tuple[Prediction, Outcome]]:
+def _answers_to(systems: Sequence[SystemResult], key: str) -> list[Outcome]:
     """What each of some aligned systems answered to a question."""
-    number = next(k for k, prediction in enumerate(systems[0].result.predictions) if prediction.key == key)
-    return [(system.result.predictions[number], system.result.outcomes[number]) for system in systems]
-
-
-def _random_examples(asking: Sequence[Outcome], count: int, seed: int) -> list[str]:
-    """Random questions, those of images that are not drawn yet before all others, in the benchmark's order."""
-    images: set[str] = set()
-    fresh: list[int] = []
-    others: list[int] = []
-    for number in np.random.default_rng(seed).permutation(len(asking)).tolist():
-        (others if asking[number].image in images else fresh).append(number)
-        images.add(asking[number].image)
-    return [asking[number].key for number in sorted([*fresh, *others][:count])]
+    return [next(outcome for outcome in system.result.outcomes if outcome.key == key) for system in systems]
 
 
 @dataclass(frozen=True)
@@ -129,19 +116,19 @@ def run(context: StudyContext, options: SheetOptions) -> StudyOutput:
 
 def _sheet_row(systems: Sequence[SystemResult], key: str, data: Path | None) -> SheetRow:
     """One question with the truth and all answers, its image found again."""
-    pairs = _answers_to(systems, key)
-    question = pairs[0][0]
+    answers = _answers_to(systems, key)
+    question = answers[0]
 
     def stacked(rles: Sequence[Rle]) -> np.ndarray:
         masks = [decode_rle(dict(rle)) for rle in rles]
         return np.stack(masks) if masks else np.zeros((0, *question.size), bool)
 
     panels = []
-    for prediction, outcome in pairs:
-        words = f"{prediction.answer}{'' if prediction.finished else ' (cut off)'}".strip()
-        verdict = judge(prediction, outcome).words
-        panels.append(MaskPanel(stacked(prediction.masks), f"{verdict}: {words}" if words else verdict))
-    pictures = (find_picture(system.result, p, data) for system, (p, _) in zip(systems, pairs, strict=True))
+    for outcome in answers:
+        words = f"{outcome.answer}{'' if outcome.finished else ' (cut off)'}".strip()
+        verdict = judge(outcome).words
+        panels.append(MaskPanel(stacked(outcome.masks), f"{verdict}: {words}" if words else verdict))
+    pictures = (find_picture(system.result, own, data) for system, own in zip(systems, answers, strict=True))
     return SheetRow(
         question=question.question,
         picture=next((picture for picture in pictures if picture is not None), None),

@@ -16,7 +16,7 @@ Source: appendix E.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from itertools import combinations
 from pathlib import Path
@@ -27,11 +27,11 @@ import typer
 from jaxtyping import Float
 
 from readseg.analysis.study import Study, StudyContext, StudyOutput, distinct
-from readseg.core.stats import Estimate, bootstrap_sums, mask_ious, ratio_difference
+from readseg.core.stats import Estimate, bootstrap_sums, ratio_difference
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import SCENES, Benchmark
-from readseg.evaluation.predictions import Outcome, Result, prediction_files, read_result
-from readseg.evaluation.report import PROTOCOLS, difference, label, summarise
+from readseg.evaluation.predictions import Outcome, Prediction, Result, prediction_files, read_result
+from readseg.evaluation.report import PROTOCOLS, difference, iou_sums, label, summarise
 from readseg.evaluation.run import model_system, run_systems
 from readseg.viz.charts import Bar, bar_chart
 from readseg.viz.tables import Cell, Row, Table
@@ -52,6 +52,10 @@ _LENGTHS: Mapping[str, BelongsTo] = {
     ALL: lambda outcome: True,
 }
 _COMPARED = ((NAMING, SEEN), (SEEN, UNSEEN), (NAMING, UNSEEN), (SHORT, LONG))
+
+
+# What is asked and what is true: all that no model decides.
+_TRUTH = [f.name for f in fields(Prediction) if f.name not in ("answer", "claimed", "masks", "finished")]
 
 
 # -- systems -----------------------------------------------------------------------------------------------------------
@@ -101,35 +105,29 @@ def _check_settings(file: Path, result: Result, benchmark: Benchmark) -> None:
 
 def aligned(systems: Sequence[SystemResult]) -> list[SystemResult]:
     """The same systems with the questions that all of them answered, in the order of the first; names differ."""
-    truths = [{p.key: p.truth for p in system.result.predictions} for system in systems]
-    shared = [key for key in truths[0] if all(key in truth for truth in truths[1:])]
+    answers = [{outcome.key: outcome for outcome in system.result.outcomes} for system in systems]
+    shared = [key for key in answers[0] if all(key in own for own in answers)]
     if not shared:
         raise ReadsegError(
             f"no question was answered by all of {', '.join(system.source for system in systems)}: expected answers to "
             "the same benchmark, the same images of it"
         )
-    for key in shared:
-        for system, truth in zip(systems[1:], truths[1:], strict=True):
-            if truth[key] != truths[0][key]:
-                field = next(name for name, value in truths[0][key].items() if truth[key][name] != value)
-                raise ReadsegError(
-                    f"{system.source}, {key!r}: its {field} is not that of {systems[0].source}: the two were asked "
-                    "about different data"
-                )
+    for key, system, own in ((key, *pair) for key in shared for pair in zip(systems, answers, strict=True)):
+        if other := next((name for name in _TRUTH if getattr(own[key], name) != getattr(answers[0][key], name)), None):
+            raise ReadsegError(
+                f"{system.source}, {key!r}: its {other} is not that of {systems[0].source}: the two were asked about "
+                "different data"
+            )
     names = distinct([system.name for system in systems], "{} ({})")
-    return [replace(s, name=name, result=_only(s.result, shared)) for s, name in zip(systems, names, strict=True)]
-
-
-def _only(result: Result, keys: Sequence[str]) -> Result:
-    """A result with these questions only, in this order."""
-    pairs = {p.key: (p, outcome) for p, outcome in zip(result.predictions, result.outcomes, strict=True)}
-    predictions, outcomes = zip(*(pairs[key] for key in keys), strict=True)
-    return replace(result, predictions=predictions, outcomes=outcomes)
+    return [
+        replace(system, name=name, result=replace(system.result, outcomes=tuple(own[key] for key in shared)))
+        for system, name, own in zip(systems, names, answers, strict=True)
+    ]
 
 
 def left_out(before: Sequence[SystemResult], after: Sequence[SystemResult]) -> list[str]:
     """A note on what `aligned` left out; none where all systems answered the same questions."""
-    lost = [(b.name, len(a.result.predictions) - len(b.result.predictions)) for a, b in zip(before, after, strict=True)]
+    lost = [(b.name, len(a.result.outcomes) - len(b.result.outcomes)) for a, b in zip(before, after, strict=True)]
     counts = ", ".join(f"{count} of {name}" for name, count in lost if count)
     return [f"answers to questions that not all systems were asked are left out: {counts}"] if counts else []
 
@@ -184,22 +182,14 @@ def drop(
 ) -> Estimate:
     """How far a system's gIoU falls from one part to another; less how far that of `beside` falls, paired."""
     systems = [outcomes] if beside is None else [outcomes, beside]
-    terms = np.concatenate([_terms(own, asks) for own in systems for asks in (first, second)], axis=1)
+    belongs = [np.array([[bool(o.present) and asks(o)] for o in outcomes], bool) for asks in (first, second)]
+    terms = [iou_sums(own) * counts for own in systems for counts in belongs]
 
     def score(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
         return reduce(np.subtract, map(ratio_difference, np.split(sums, len(systems), axis=1)))
 
-    count = sum(bool(o.present) and (first(o) or second(o)) for o in outcomes)
-    return bootstrap_sums(terms, score, groups=[o.image for o in outcomes], count=count)
-
-
-def _terms(outcomes: Sequence[Outcome], asks: BelongsTo) -> Float[np.ndarray, "M 2"]:
-    """Sum of IoU and number of masks of each true premise that belongs to a part, 0 and 0 of all else."""
-    sums = [
-        (mask_ious(o.intersections, o.unions).sum(), len(o.unions)) if o.present and asks(o) else (0.0, 0.0)
-        for o in outcomes
-    ]
-    return np.array(sums, dtype=np.float64).reshape(-1, 2)
+    count = int(np.logical_or(*belongs).sum())
+    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=[o.image for o in outcomes], count=count)
 
 
 Outcomes = Mapping[str, Sequence[Outcome]]  # by the name of their system

@@ -156,14 +156,9 @@ def _measure_model(context: StudyContext, model: StudyModel, examine: ExamineOpt
         cases = cases_of(segmenter, context.benchmark, page)
         return [record for case in cases for record in measure_layers(segmenter, case, examine)]
 
-    study = context.measure(
-        model,
-        measure,
-        LayerRecord,
-        "layers",
-        {**model.settings, "points": asdict(examine.points or segmenter.model.config.points)},
-    )
-    return LayerStudy(model.name, study.records, study.settings["protocol"], study.about, context.benchmark.name)
+    settings = {**model.settings, "points": asdict(examine.points or segmenter.model.config.points)}
+    records = context.measure(model, measure, LayerRecord, "layers", settings)
+    return LayerStudy(model.name, records, context.benchmark.protocol, context.about, context.benchmark.name)
 
 
 def _chart(context: StudyContext, studies: Sequence[LayerStudy], table: Table) -> Image.Image:

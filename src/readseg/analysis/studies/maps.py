@@ -335,13 +335,13 @@ def _measure(context: StudyContext, model: StudyModel, options: MapOptions) -> M
         cases = cases_of(segmenter, context.benchmark, page)
         return [record for case in cases for record in examine(segmenter, case, examine_options)]
 
-    study = context.measure(model, measure, MapRecord, "maps", settings)
+    records = context.measure(model, measure, MapRecord, "maps", settings)
     lacking = {name: spec.requires for name, spec in {**MAPS, **PROMPTS}.items() if spec.requires}
     return MapStudy(
         model.name,
-        study.records,
-        str(study.settings["protocol"]),
-        study.about,
+        records,
+        context.benchmark.protocol,
+        context.about,
         context.benchmark.name,
         own=prompt or segmenter.model.config.prompt,
         missing={name: TEXTS["missing"][part] for name, part in lacking.items() if settings[part] is None},

@@ -527,12 +527,11 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     pictures: dict[str, Image.Image] = {}
     points: dict[str, Any] = {}
     for model in context.models:
-        result = context.measure(
-            model, partial(measure, model.segmenter, context.benchmark), DecisionRecord, "necessity", model.settings
-        )
-        images = f"{result.about['images']} of {result.about['of']} images"
-        tables += necessity_tables(result.records, model.name, context.benchmark.name, images)
-        points[model.name], chart = _roc_chart(result.records, model.name, context.benchmark.name, images)
+        ask = partial(measure, model.segmenter, context.benchmark)
+        records = context.measure(model, ask, DecisionRecord, "necessity", model.settings)
+        images = f"{context.about['images']} of {context.about['of']} images"
+        tables += necessity_tables(records, model.name, context.benchmark.name, images)
+        points[model.name], chart = _roc_chart(records, model.name, context.benchmark.name, images)
         pictures["" if len(context.models) == 1 else context.folder_of(model).name] = chart
     with atomic_write(context.out / "roc.json") as place:
         place.write_text(json.dumps(points, indent=1, allow_nan=False) + "\n", encoding="utf-8")
