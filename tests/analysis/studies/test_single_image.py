@@ -379,10 +379,10 @@ def test_with_a_truth() -> None:
     for row, name in zip(maps.rows, ("lmm", "sam", "before", "words"), strict=True):
         scores = seg.maps[name].scores
         assert scores is not None
-        assert row.cells == {
-            "iou": iou_of(scores.counts), "threshold": scores.threshold, "pointing": scores.pointing,
-            "mass": scores.mass_inside, "auc": scores.auc,
-        }  # fmt: skip
+        assert list(maps.columns) == ["iou", "threshold", "pointing", "mass_inside", "auc"]
+        assert [row.cells[column] for column in maps.columns] == [
+            iou_of(scores.counts), scores.threshold, scores.pointing, scores.mass_inside, scores.auc,
+        ]  # fmt: skip
     assert list(masks.columns) == ["share", "iou", "own", "seg", "points", "plain_points", "plain_extremes"]
     assert [row.name for row in masks.rows] == [
         "own: points and [SEG]", "[SEG] alone", "points alone", "points alone, original SAM",

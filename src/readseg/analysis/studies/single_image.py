@@ -25,6 +25,7 @@ from readseg.analysis.similarity_maps import MAPS, layer_maps, token_map
 from readseg.analysis.studies.map_records import (
     Counts,
     MapResult,
+    MapScores,
     MaskResult,
     TargetResult,
     compute_all,
@@ -47,8 +48,8 @@ COLUMNS, LAYER_COLUMNS = 5, 7
 MOST_ROWS = 12
 """So many [SEG], of all models together, are drawn; the JSON holds all."""
 
-_COLUMNS = {"iou": "IoU", "threshold": "threshold", "pointing": "pointing", "mass": "mass inside", "auc": "AUC"}
-_MAP_SCORES = ("threshold", "pointing", "mass_inside", "auc")  # of `MapScores`, beside its counts
+_MAP_SCORES = {"threshold": "threshold", "pointing": "pointing", "mass_inside": "mass inside", "auc": "AUC"}
+_COLUMNS = {"iou": "IoU", **_MAP_SCORES}
 _BOUND = (
     "Each map is taken at the threshold that suits the truth best: a bound, no score of a mask that a user would see"
 )
@@ -145,12 +146,10 @@ def examine_image(
         target = target_of(truths, k)
         judged = _judged(target)
         result = measure_target(states, maps, masks, (k,), target, judge_maps=judged is not None)
-        own_masks = {kind: one for kind, one in result.masks.items() if one is not None}
-        different = [(kind, one.mask) for kind, one in own_masks.items() if kind != states.prompt]
+        different = [(kind, one.mask) for kind, one in result.masks.items() if one and kind != states.prompt]
         segs.append(
             SegResult(
-                **vars(result)
-                | {"maps": {name: one for name, one in result.maps.items() if one.maps}, "masks": own_masks},
+                **vars(result) | {"maps": {name: one for name, one in result.maps.items() if one.maps}},
                 model_agrees=None if states.result.said is None else states.result.said[k],
                 layers=tuple(measure_maps([one[k]], judged) for one in all_layers),
                 agreement={(a, b): iou(mask, other) for (a, mask), (b, other) in combinations(different, 2)},
@@ -160,7 +159,7 @@ def examine_image(
     whole = joined_target(truths) if truths else None
     if whole is not None:
         for kind, of_segs in (masks if segs else {"own": []}).items():
-            mask = union([one.mask for one in of_segs if one is not None], encoded.frame.hw)
+            mask = union([one.mask for one in of_segs], encoded.frame.hw)
             together[kind] = Counts(*intersection_and_union(mask, whole))
     return ModelResult(
         name=name,
@@ -270,18 +269,19 @@ def _mask_json(one: MaskResult) -> dict[str, Any]:
 
 
 def _map_json(result: MapResult) -> dict[str, Any]:
-    (one,), scores = result.maps, result.scores
-    truth = None
-    if scores is not None:
-        truth = _counts_json(scores.counts) | {name: getattr(scores, name) for name in _MAP_SCORES}
+    (one,) = result.maps
     return {
         "layer": one.layer,
         "of": one.of,
         "grid": list(one.grid_hw),
         "constant": one.map is None,
-        "truth": truth,
+        "truth": None if result.scores is None else _scores_json(result.scores),
         "scores": [shortest_float(score) for score in one.scores],
     }
+
+
+def _scores_json(scores: MapScores) -> dict[str, Any]:
+    return _counts_json(scores.counts) | {name: getattr(scores, name) for name in _MAP_SCORES}
 
 
 def _counts_json(counts: Counts) -> dict[str, Any]:
@@ -326,11 +326,7 @@ def tables_of(result: ImageResult) -> list[Table]:
 
 
 def _map_cells(one: MapResult) -> dict[str, Cell]:
-    scores = one.scores
-    if scores is None:
-        return {}
-    values = (iou_of(scores.counts), *(getattr(scores, name) for name in _MAP_SCORES))
-    return dict(zip(_COLUMNS, values, strict=True))
+    return {} if one.scores is None else _scores_json(one.scores)
 
 
 def _mask_rows(group: str, model: ModelResult, seg: SegResult) -> list[Row]:
@@ -363,11 +359,12 @@ _MAP_BOUND = (
 
 
 class Panel(NamedTuple):
-    """A picture with its title and its numbers beneath."""
+    """What is drawn of an image (arguments of `overlays.panel`), with a title and numbers beneath; or why it is not."""
 
-    picture: Image.Image
     title: str
-    numbers: str = ""
+    numbers: str
+    parts: Mapping[str, Any]
+    absent: str = ""
 
 
 def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
@@ -384,16 +381,17 @@ def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
         if not model.segs:
             blocks.append(_text(_no_seg(model)))
             if not layers:
-                blocks.append(_grid(_refusal_panels(result, model), COLUMNS))
+                blocks.append(_grid(result.image, _refusal_panels(result, model), COLUMNS))
         shown = model.segs[: MOST_ROWS - len(drawn)]
         for k, seg in enumerate(shown):
             if len(model.segs) > 1:
                 words = f": {seg.words}" if seg.words else ""
                 blocks.append(_text(f"[SEG] {k + 1} of {len(model.segs)}{words}", _LARGE, lines=2))
             if layers:
-                blocks.append(_grid(_layer_panels(result, seg), LAYER_COLUMNS))
+                blocks.append(_grid(result.image, _layer_panels(seg), LAYER_COLUMNS))
             else:
-                blocks += [_grid(_seg_panels(result, model, k), COLUMNS), _text(_agreement(seg), lines=2)]
+                panels = _seg_panels(result, model, k)
+                blocks += [_grid(result.image, panels, COLUMNS), _text(_agreement(seg), lines=2)]
         drawn += shown
         if len(model.segs) > len(shown):
             blocks.append(_text(f"{len(model.segs) - len(shown)} more [SEG] are in the JSON file.", lines=1))
@@ -468,39 +466,37 @@ def _seg_panels(result: ImageResult, model: ModelResult, k: int) -> list[Panel]:
     details = {"lmm": f"; {marked} points{', not in its prompt' if model.prompt == 'seg' else ''}"}
     if "words" in seg.maps:
         details["words"] = f': "{seg.words}"'
-    cells = [_panel(result, "image", f"{result.image.width} x {result.image.height}")]
+    panels = [_image_panel(result, "image")]
     for name in ("lmm", "before", "sam", "words"):
         title = f"map: {MAPS[name].title}{details.get(name, '')}"
         if name in seg.maps:
-            cells.append(_map_panel(result, seg.maps[name], title, points if name == "lmm" else None))
+            panels.append(_map_panel(seg.maps[name], title, points if name == "lmm" else None))
         else:
-            cells.append(_blank(result, title, "the answer has no words for this [SEG]"))
-    cells.append(_mask_panel(result, seg.masks["own"], f"the model's mask: {PROMPTS[model.prompt].title}"))
+            panels.append(Panel(title, "", {}, "the answer has no words for this [SEG]"))
+    panels.append(_mask_panel(seg.masks["own"], f"the model's mask: {PROMPTS[model.prompt].title}"))
     for prompt in ("both", "seg", "points", "plain_points"):
         title = f"mask: {PROMPTS[prompt].title}"
         if prompt not in seg.masks:
-            cells.append(_blank(result, title, "the model comes without the original SAM"))
+            panels.append(Panel(title, "", {}, "the model comes without the original SAM"))
         elif prompt != model.prompt:
-            cells.append(_mask_panel(result, seg.masks[prompt], title, points=prompt == "plain_points"))
-    return cells if target is None else [*cells, _truth_panel(result, target)]
+            panels.append(_mask_panel(seg.masks[prompt], title, points=prompt == "plain_points"))
+    return panels if target is None else [*panels, _truth_panel(target)]
 
 
-def _layer_panels(result: ImageResult, seg: SegResult) -> list[Panel]:
-    last = len(seg.layers) - 1
-    names = {0: ": embeddings", last: ": last, after the norm"}
-    titles = [f"layer {k}{names.get(k, '')}" for k in range(len(seg.layers))]
-    return [_map_panel(result, *one, columns=LAYER_COLUMNS) for one in zip(seg.layers, titles, strict=True)]
+def _layer_panels(seg: SegResult) -> list[Panel]:
+    names = {0: ": embeddings", len(seg.layers) - 1: ": last, after the norm"}
+    return [_map_panel(layer, f"layer {k}{names.get(k, '')}") for k, layer in enumerate(seg.layers)]
 
 
 def _refusal_panels(result: ImageResult, model: ModelResult) -> list[Panel]:
     """What there is to see of an answer without [SEG]; what is no answer is named as such."""
-    cells = [_panel(result, "image, no mask", f"{result.image.width} x {result.image.height}")]
+    panels = [_image_panel(result, "image, no mask")]
     if nearest := model.nearest:
         title = f'NOT an answer: where the state looks that came nearest to [SEG], at "{nearest.token}"'
-        cell = _map_panel(result, nearest.map, title)
-        numbers = [f"chance of [SEG] there {nearest.probability:.1g}", cell.numbers]
-        cells.append(cell._replace(numbers="; ".join(filter(None, numbers))))
-    return [*cells, _truth_panel(result, joined_target(result.truths))] if result.truths else cells
+        one = _map_panel(nearest.map, title)
+        numbers = [f"chance of [SEG] there {nearest.probability:.1g}", one.numbers]
+        panels.append(one._replace(numbers="; ".join(filter(None, numbers))))
+    return [*panels, _truth_panel(joined_target(result.truths))] if result.truths else panels
 
 
 def _shown_points(seg: SegResult) -> MaskResult:
@@ -509,70 +505,59 @@ def _shown_points(seg: SegResult) -> MaskResult:
     return own if len(own.labels) else seg.masks["points"]
 
 
-def _panel(
-    result: ImageResult,
-    title: str,
-    numbers: str = "",
-    *,
-    columns: int = COLUMNS,
-    points: MaskResult | None = None,
-    **parts: Any,
-) -> Panel:
-    if points is not None:
-        parts |= {"points_xy": points.points_xy, "point_labels": points.labels}
-    return Panel(panel(result.image, side=WIDTH // columns - _GAP, **parts), title, numbers)
+def _image_panel(result: ImageResult, title: str) -> Panel:
+    return Panel(title, f"{result.image.width} x {result.image.height}", {})
 
 
-def _map_panel(
-    result: ImageResult, one: MapResult, title: str, points: MaskResult | None = None, columns: int = COLUMNS
-) -> Panel:
+def _map_panel(one: MapResult, title: str, points: MaskResult | None = None) -> Panel:
     if one.map is None:
-        return _blank(result, title, "all scores are equal, or no numbers: there is no map", columns)
+        return Panel(title, "", {}, "all scores are equal, or no numbers: there is no map")
     numbers, scores = "", one.scores
     if scores is not None:
         numbers = f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f})"
         # Where the truth covers all that counts, there is no other pixel to tell it from.
         numbers += "" if math.isnan(scores.auc) else f", AUC {scores.auc:.2f}"
-    return _panel(result, title, numbers, columns=columns, points=points, value_map=one.map)
+    return Panel(title, numbers, {"value_map": one.map, **_points(points)})
 
 
-def _mask_panel(result: ImageResult, one: MaskResult, title: str, points: bool = False) -> Panel:
+def _mask_panel(one: MaskResult, title: str, points: bool = False) -> Panel:
     numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {iou_of(one.counts):.2f}"
-    return _panel(result, title, numbers, points=one if points else None, mask=one.mask)
+    return Panel(title, numbers, {"mask": one.mask, **_points(one if points else None)})
 
 
-def _truth_panel(result: ImageResult, target: np.ndarray) -> Panel:
+def _points(one: MaskResult | None) -> dict[str, np.ndarray]:
+    return {} if one is None else {"points_xy": one.points_xy, "point_labels": one.labels}
+
+
+def _truth_panel(target: np.ndarray) -> Panel:
     wanted, ignored = target == 1, target == IGNORED
     title, numbers = "truth", "nothing is expected"
     if wanted.any():
         title = "truth (grey: not counted)" if ignored.any() else "truth"
         numbers = f"{wanted.sum() / (~ignored).sum():.1%} of {'what counts' if ignored.any() else 'the image'}"
     hidden = ignored if ignored.any() else None
-    return _panel(result, title, numbers, mask=wanted, ignored=hidden, colour=MASK_COLOURS[2])
+    return Panel(title, numbers, {"mask": wanted, "ignored": hidden, "colour": MASK_COLOURS[2]})
 
 
-def _blank(result: ImageResult, title: str, reason: str, columns: int = COLUMNS) -> Panel:
-    """A panel's place with the reason why it is empty."""
-    size = _panel(result, title, columns=columns).picture.height
-    picture = Image.new("RGB", (WIDTH // columns - _GAP, max(size, 4 * _LETTERS)), _GREY)
-    if text := text_block(reason, picture.width, _LETTERS, lines=_LINES):
-        ink = text.convert("L").point(lambda level: 255 * (level < 200))
-        picture.paste(text, (0, max(0, (picture.height - text.height) // 2)), ink)
-    return Panel(picture, title)
-
-
-def _grid(cells: Sequence[Panel], columns: int) -> Image.Image:
-    """Cells line by line, the panels of a line on one middle."""
+def _grid(image: Image.Image, panels: Sequence[Panel], columns: int) -> Image.Image:
+    """Panels line by line, those of a line on one middle; in place of one that is absent the reason."""
     width = WIDTH // columns
     lines = []
-    for start in range(0, len(cells), columns):
-        line = cells[start : start + columns]
-        tall = max(cell.picture.height for cell in line)
+    for start in range(0, len(panels), columns):
+        line = panels[start : start + columns]
+        pictures = [panel(image, side=width - _GAP, **one.parts) for one in line]
+        for k, one in enumerate(line):
+            if text := text_block(one.absent, width - _GAP, _LETTERS, lines=_LINES):
+                ink = text.convert("L").point(lambda level: 255 * (level < 200))
+                size = (width - _GAP, max(pictures[k].height, 4 * _LETTERS))
+                pictures[k] = Image.new("RGB", size, _GREY)
+                pictures[k].paste(text, (0, max(0, (size[1] - text.height) // 2)), ink)
+        tall = max(picture.height for picture in pictures)
         blocks = []
-        for cell in line:
+        for picture, one in zip(pictures, line, strict=True):
             room = Image.new("RGB", (width, tall + _GAP), _WHITE)
-            room.paste(cell.picture, (_GAP // 2, _GAP // 2 + (tall - cell.picture.height) // 2))
-            texts = [text_block(text, width, _LETTERS, lines=_LINES) for text in (cell.title, cell.numbers)]
+            room.paste(picture, (_GAP // 2, _GAP // 2 + (tall - picture.height) // 2))
+            texts = [text_block(text, width, _LETTERS, lines=_LINES) for text in (one.title, one.numbers)]
             blocks.append(stack([room, *texts]))
         lines.append(beside(blocks, columns))
     return stack(lines)
