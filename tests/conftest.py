@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports torch or transformers: both read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,3 +52,13 @@ def _no_precision_is_left_over() -> Iterator[None]:
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniatures of all data sets, written once: a test that changes them takes a copy."""
+    from readseg.miniatures import write_miniatures  # after the hook above
+
+    root = tmp_path_factory.mktemp("data") / "mini"
+    write_miniatures(root, seed=3, images=8)
+    return root

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from readseg.checkpoints.adapters import Base, fingerprint, open_base, read_adapter, save_adapter
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.miniatures import write_miniatures
 from readseg.training.stages.finetuning import FinetuningStage
 from released import write_llava, write_sam
 from small import picture
@@ -22,11 +21,10 @@ from tuned import stage, write_start
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> FinetuningStage:
+def built(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuningStage:
     """A stage whose weights have moved, by lot."""
     root = tmp_path_factory.mktemp("adapters")
-    write_miniatures(root / "mini", images=8)
-    made = stage(write_start(root / "start"), root / "mini", root / "cache", lora_alpha=6.0, lora_rank=3)
+    made = stage(write_start(root / "start"), data, root / "cache", lora_alpha=6.0, lora_rank=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for weight in made.model.parameters():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from readseg.miniatures import write_miniatures
 from tiny_segmenter import build
 
 
@@ -15,8 +15,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_miniatures(root, seed=3, images=8)
-    return root
+@pytest.fixture(name="data", scope="module")
+def _own_data(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(data, tmp_path_factory.mktemp("mini") / "data"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,15 @@ from safetensors.torch import load_file
 
 from commandline import run
 from readseg.checkpoints.adapters import read_adapter
-from readseg.miniatures import write_miniatures
 from small import picture
 from tuned import SETTINGS, write_start
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Miniatures, a start, and a recipe that names another one."""
     root = tmp_path_factory.mktemp("place")
-    write_miniatures(root / "data", images=8)
+    shutil.copytree(data, root / "data")
     write_start(root / "start")
     stage = SETTINGS | {"start": "nowhere", "steps": 2}
     (root / "recipe.yaml").write_text(yaml.safe_dump({"stages": [stage]}), encoding="utf-8")

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from commandline import run
-from readseg.miniatures import write_miniatures
 from tiny_segmenter import build
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the miniatures, and what evaluation made of three benchmarks of them and of a scene."""
     root = tmp_path_factory.mktemp("evaluated")
-    write_miniatures(root / "data", seed=3, images=8)
+    shutil.copytree(data, root / "data")
     build(root / "model")
     names = ("reasonseg/val", "grefcoco/testA", "refcocog/test", "scenes")
     words = (

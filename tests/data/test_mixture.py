@@ -22,7 +22,6 @@ from readseg.data.mixture import KINDS, BrokenRecords, Mixture, MixtureItem, par
 from readseg.data.registry import DATA_SETS
 from readseg.data.types import Entry, Expression
 from readseg.errors import ReadsegError
-from readseg.miniatures import write_miniatures
 from readseg.miniatures.pictures import draw_pictures
 
 IMAGES = 8
@@ -30,10 +29,8 @@ REFER = ("refer_seg", "correct_refer_seg", "neg_refer_seg")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "mini"
-    write_miniatures(folder, seed=3, images=IMAGES)
-    return folder
+def root(data: Path) -> Path:
+    return data
 
 
 @pytest.fixture

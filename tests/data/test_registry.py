@@ -19,25 +19,17 @@ from readseg.data.readers import refer
 from readseg.data.registry import DATA_SETS, check
 from readseg.data.types import DataSet
 from readseg.errors import ReadsegError
-from readseg.miniatures import write_miniatures
 
 REFERRING = [data_set.name for data_set in refer.DATA_SETS]
 
 
-@pytest.fixture(scope="module")
-def miniatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "mini"
-    write_miniatures(folder, images=8)
-    return folder
-
-
 @pytest.fixture
-def root(miniatures: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(miniatures, tmp_path / "mini"))
+def root(data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data, tmp_path / "mini"))
 
 
-def test_every_data_set_is_found_and_whole(miniatures: Path) -> None:
-    found = list(check(miniatures, thorough=True))
+def test_every_data_set_is_found_and_whole(data: Path) -> None:
+    found = list(check(data, thorough=True))
     assert {row.name for row in found} == set(DATA_SETS)
     assert not [row for row in found if row.broken or row.problems or not row.entries]
     assert all(row.expressions for row in found if row.name != "llava_instruct")
@@ -210,8 +202,8 @@ def test_damaged_files_are_errors_that_name_them(root: Path, name: str) -> None:
     assert told_of(data_set, root) == []
 
 
-def test_each_set_is_read_by_its_own_reader(miniatures: Path) -> None:
+def test_each_set_is_read_by_its_own_reader(data: Path) -> None:
     for data_set in DATA_SETS.values():
-        splits, damaged = data_set.splits(miniatures)
-        names = {data_set.open(miniatures, split).name for split in splits}
+        splits, damaged = data_set.splits(data)
+        names = {data_set.open(data, split).name for split in splits}
         assert splits and not damaged and len(names) == len(splits)

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from readseg.miniatures import write_miniatures
 from tuned import write_start
 
 
 @pytest.fixture(scope="session")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini(data: Path) -> Path:
     """The folder of all data sets."""
-    root = tmp_path_factory.mktemp("data") / "mini"
-    write_miniatures(root, seed=5, images=8)
-    return root
+    return data
 
 
 @pytest.fixture(scope="session")
