@@ -126,15 +126,10 @@ def collect_states(
     targets: Sequence[TargetMask] = (),
     name: str = "",
 ) -> AnswerStates:
-    """Reads a reply of `Segmenter.reply` once more, and keeps the states of all layers.
+    """Reads a reply of `Segmenter.reply` about an image of `Segmenter.encode` once more: the states of all layers.
 
-    Args:
-        segmenter: the model.
-        encoded: of `Segmenter.encode`.
-        reply: of `Segmenter.reply`, about that image.
-        options: the model's prompt and points, and what else its maps and prompts need.
-        targets: the masks that are expected, for those that need a truth.
-        name: what was asked for, where the question is the name of a thing.
+    Some maps and prompts need `targets`, the masks that are expected, or the `name` that was asked for, where the
+    question is the name of a thing.
     """
     model, options = segmenter.model, options or ExamineOptions()
     result = segmenter.decode(encoded, [reply], prompt=options.prompt, points=options.points)[0]

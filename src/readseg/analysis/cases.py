@@ -46,25 +46,15 @@ def cases_of(segmenter: Segmenter, benchmark: Benchmark, page: ImageQuestions) -
     """
     encoded = segmenter.encode(page.image)
     queries = [query for query in page.questions if query.present is not None]
-    seg = segmenter.model.config.seg_token_id
     cases = []
     for query, reply in zip(queries, ask_together(benchmark, queries, partial(segmenter.reply, encoded)), strict=True):
-        targets = _targets(benchmark, page, query, encoded.frame.hw, reply.answer.ids.count(seg))
+        targets: tuple[TargetMask, ...] = ()
+        if query.present:
+            segs = range(reply.answer.ids.count(segmenter.model.config.seg_token_id))
+            masks, ignored = page.read_targets(query, encoded.frame.hw)
+            pairs: list[tuple[np.ndarray, tuple[int, ...]]] = [(union(masks, encoded.frame.hw), tuple(segs))]
+            if benchmark.match == "order":
+                pairs = [(mask, (k,) if k in segs else ()) for k, mask in enumerate(masks)]
+            targets = tuple(TargetMask(np.where(ignored, IGNORED, mask).astype(np.uint8), own) for mask, own in pairs)
         cases.append(Case(query, page, encoded, reply, targets))
     return cases
-
-
-def _targets(
-    benchmark: Benchmark, page: ImageQuestions, query: Question, hw: tuple[int, int], segs: int
-) -> tuple[TargetMask, ...]:
-    """What a question expects, with the `segs` [SEG] of its answer."""
-    if not query.present:
-        return ()
-    masks, ignored = page.read_targets(query, hw)
-
-    def counted(mask: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-        return np.where(ignored, IGNORED, mask).astype(np.uint8)
-
-    if benchmark.match == "order":
-        return tuple(TargetMask(counted(mask), (k,) if k < segs else ()) for k, mask in enumerate(masks))
-    return (TargetMask(counted(union(masks, hw)), tuple(range(segs))),)

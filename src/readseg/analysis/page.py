@@ -1,9 +1,8 @@
 """The HTML page of a study of maps: one file with scores at every threshold, all units, and a gallery to look at.
 
-It opens without a server and asks the network for nothing: style, script, numbers, pictures, maps and masks are inside.
-What data sets and models say goes into one block of JSON, and from there into the page as text only. Scores at a
-threshold are sums over the exact counts of all units; what is drawn comes from small copies. Lengths are parts of the
-image's width and height, so that any picture of it fits.
+It opens without a server and asks the network for nothing. What data sets and models say goes into one block of JSON,
+and from there into the page as text only. Scores at a threshold are sums over the exact counts of all units; what is
+drawn comes from small copies. Lengths are parts of the image's width and height, so that any picture of it fits.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from readseg.analysis.prompts import PROMPTS
 from readseg.analysis.similarity_maps import MAPS
 from readseg.analysis.studies.map_records import Grid, MapRecord, iou_of
 from readseg.core.io import atomic_write
-from readseg.core.masks import decode_rle
-from readseg.errors import ReadsegError
+from readseg.evaluation.predictions import decode_mask
 from readseg.viz.html import data_uri, render_page
 from readseg.viz.tables import Table, plain, printable, to_json
 
@@ -119,13 +117,17 @@ def pick_units(ious: Sequence[float], misaligned: Sequence[bool], limit: int = M
     [0, 1, 3, 4]
     """
     order = sorted(range(len(ious)), key=lambda k: (ious[k], k))
-    wrong = _spread([k for k in order if misaligned[k]], limit // 4)
+    wrong = spread([k for k in order if misaligned[k]], limit // 4)
     others = [k for k in order if k not in set(wrong)]
-    return sorted([*wrong, *_spread(others, limit - len(wrong))])
+    return sorted([*wrong, *spread(others, limit - len(wrong))])
 
 
-def _spread(units: Sequence[int], count: int) -> list[int]:
-    """As many of them at even distances, the first and the last among them."""
+def spread(units: Sequence[int], count: int) -> list[int]:
+    """As many of them at even distances, the first and the last among them.
+
+    >>> spread(range(33), 5)
+    [0, 8, 16, 24, 32]
+    """
     if count >= len(units):
         return list(units)
     if count < 2:
@@ -144,13 +146,8 @@ def _view(record: MapRecord, picture: Image.Image, maps: Sequence[str]) -> dict[
     """Picture, masks and grids as images."""
     height, width = record.size
     size, photo = _jpeg(picture)
-    try:
-        target, own = decode_rle(dict(record.target)), decode_rle(dict(record.mask))
-        ignored = None if record.ignored is None else decode_rle(dict(record.ignored))
-    except ValueError as error:
-        raise ReadsegError(f"{record.key}: a mask of the record is damaged: {error}") from error
-    if {mask.shape for mask in (target, own, ignored) if mask is not None} != {(height, width)}:
-        raise ReadsegError(f"{record.key}: expected masks of the image's size {(height, width)}")
+    target, own = (decode_mask(rle, record.size, record.key) for rle in (record.target, record.mask))
+    ignored = None if record.ignored is None else decode_mask(record.ignored, record.size, record.key)
     return {
         "size": size,
         "picture": photo,

@@ -137,7 +137,8 @@ def read_result(path: Path) -> Result:
 
 def score(prediction: Prediction, match: Match) -> Outcome:
     """Compares a prediction with the truth that it carries; a mask that is not of the image's size is an error."""
-    ignored = None if prediction.ignored is None else _mask(prediction, prediction.ignored, "ignored")
+    name = f"{prediction.key}: 'ignored'"
+    ignored = None if prediction.ignored is None else decode_mask(prediction.ignored, prediction.size, name)
     said, counts = False, []
     for mask, target in _pairs(prediction, match):
         said = said or bool(mask.any())
@@ -174,8 +175,8 @@ def words_of(text: str) -> list[str]:
 def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What is compared with what, (H, W) each, one pair after the other: a damaged line may hold very many masks."""
     nothing = np.zeros(prediction.size, bool)
-    masks = (_mask(prediction, rle, "masks") for rle in prediction.masks)
-    targets = (_mask(prediction, rle, "targets") for rle in prediction.targets)
+    masks = (decode_mask(rle, prediction.size, f"{prediction.key}: 'masks'") for rle in prediction.masks)
+    targets = (decode_mask(rle, prediction.size, f"{prediction.key}: 'targets'") for rle in prediction.targets)
     if match == "order" and prediction.present:
         yield from zip_longest(masks, targets, fillvalue=nothing)
         if not prediction.masks and not prediction.targets:
@@ -184,12 +185,11 @@ def _pairs(prediction: Prediction, match: Match) -> Iterator[tuple[np.ndarray, n
         yield union(masks, prediction.size), union(targets, prediction.size)
 
 
-def _mask(prediction: Prediction, rle: Rle, name: str) -> np.ndarray:
-    """One mask of a prediction, bool (H, W)."""
-    size = prediction.size
+def decode_mask(rle: Rle, size: tuple[int, int], name: str) -> np.ndarray:
+    """One mask of a record, bool (H, W), of its image's size; `name` says in errors whose it is."""
     if rle["size"] != list(size):  # before it is decoded: a damaged size may be huge
-        raise ReadsegError(f"{prediction.key}: {name!r}: expected masks of size {size}, the image's, got {rle['size']}")
+        raise ReadsegError(f"{name}: expected masks of size {size}, the image's, got {rle['size']}")
     try:
         return decode_rle(rle)
     except ValueError as error:
-        raise ReadsegError(f"{prediction.key}: {name!r}: {error}") from error
+        raise ReadsegError(f"{name}: {error}") from error

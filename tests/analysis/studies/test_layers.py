@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from readseg.analysis.answer_states import collect_states
 from readseg.analysis.cases import Case, TargetMask
+from readseg.analysis.page import spread
 from readseg.analysis.similarity_maps import layer_maps
 from readseg.analysis.studies.layers import (
     LayerRecord,
@@ -19,7 +20,6 @@ from readseg.analysis.studies.layers import (
     examples,
     layer_table,
     measure_layers,
-    spread,
     target_maps,
 )
 from readseg.analysis.studies.map_records import Counts

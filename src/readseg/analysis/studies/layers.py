@@ -20,6 +20,7 @@ from PIL import Image
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
 from readseg.analysis.cases import Case, TargetMask, cases_of
+from readseg.analysis.page import spread
 from readseg.analysis.similarity_maps import layer_maps
 from readseg.analysis.studies.map_records import LayerRecord, MapScores, iou_of, measure_maps
 from readseg.analysis.studies.maps import (
@@ -92,17 +93,6 @@ def target_maps(states: AnswerStates, targets: Sequence[TargetMask], layer: int)
     """The map (H, W) of one layer for each expected mask; None where there is none."""
     maps = layer_maps(states, layer)
     return [measure_maps([maps[seg] for seg in target.seg_indices], None).map for target in targets]
-
-
-def spread(layers: Sequence[int], most: int) -> list[int]:
-    """At most so many layers, the first and the last among them, evenly spread.
-
-    >>> spread(range(33), 5)
-    [0, 8, 16, 24, 32]
-    """
-    if len(layers) <= most:
-        return list(layers)
-    return [layers[round(k * (len(layers) - 1) / (most - 1))] for k in range(most)]
 
 
 def examples(study: LayerStudy, count: int) -> list[LayerRecord]:

@@ -61,14 +61,11 @@ class ModelStudy(Generic[R]):
     protocol: str
     about: Mapping[str, Any] = field(default_factory=dict)  # how many images of how many
     benchmark: str = ""
+    own: str = ""  # of maps: the model's own prompt
+    missing: Mapping[str, str] = field(default_factory=dict)  # by the name of a map or prompt: why it was not measured
 
 
-@dataclass(frozen=True)
-class MapStudy(ModelStudy[MapRecord]):
-    """Of maps: with the model's own prompt, and by the name of a map or prompt why it was not measured."""
-
-    own: str = ""
-    missing: Mapping[str, str] = field(default_factory=dict)
+MapStudy = ModelStudy[MapRecord]
 
 
 def map_table(studies: Sequence[MapStudy]) -> Table:

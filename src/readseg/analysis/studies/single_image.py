@@ -388,7 +388,9 @@ def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
                 words = f": {seg.words}" if seg.words else ""
                 blocks.append(_text(f"[SEG] {k + 1} of {len(model.segs)}{words}", _LARGE, lines=2))
             if layers:
-                blocks.append(_grid(result.image, _layer_panels(seg), LAYER_COLUMNS))
+                names = {0: ": embeddings", len(seg.layers) - 1: ": last, after the norm"}
+                panels = [_map_panel(one, f"layer {i}{names.get(i, '')}") for i, one in enumerate(seg.layers)]
+                blocks.append(_grid(result.image, panels, LAYER_COLUMNS))
             else:
                 panels = _seg_panels(result, model, k)
                 blocks += [_grid(result.image, panels, COLUMNS), _text(_agreement(seg), lines=2)]
@@ -466,7 +468,7 @@ def _seg_panels(result: ImageResult, model: ModelResult, k: int) -> list[Panel]:
     details = {"lmm": f"; {marked} points{', not in its prompt' if model.prompt == 'seg' else ''}"}
     if "words" in seg.maps:
         details["words"] = f': "{seg.words}"'
-    panels = [_image_panel(result, "image")]
+    panels = [Panel("image", f"{result.image.width} x {result.image.height}", {})]
     for name in ("lmm", "before", "sam", "words"):
         title = f"map: {MAPS[name].title}{details.get(name, '')}"
         if name in seg.maps:
@@ -483,14 +485,9 @@ def _seg_panels(result: ImageResult, model: ModelResult, k: int) -> list[Panel]:
     return panels if target is None else [*panels, _truth_panel(target)]
 
 
-def _layer_panels(seg: SegResult) -> list[Panel]:
-    names = {0: ": embeddings", len(seg.layers) - 1: ": last, after the norm"}
-    return [_map_panel(layer, f"layer {k}{names.get(k, '')}") for k, layer in enumerate(seg.layers)]
-
-
 def _refusal_panels(result: ImageResult, model: ModelResult) -> list[Panel]:
     """What there is to see of an answer without [SEG]; what is no answer is named as such."""
-    panels = [_image_panel(result, "image, no mask")]
+    panels = [Panel("image, no mask", f"{result.image.width} x {result.image.height}", {})]
     if nearest := model.nearest:
         title = f'NOT an answer: where the state looks that came nearest to [SEG], at "{nearest.token}"'
         one = _map_panel(nearest.map, title)
@@ -501,12 +498,7 @@ def _refusal_panels(result: ImageResult, model: ModelResult) -> list[Panel]:
 
 def _shown_points(seg: SegResult) -> MaskResult:
     """The prompt whose points are shown on the map: the model's own, or what it would be with points."""
-    own = seg.masks["own"]
-    return own if len(own.labels) else seg.masks["points"]
-
-
-def _image_panel(result: ImageResult, title: str) -> Panel:
-    return Panel(title, f"{result.image.width} x {result.image.height}", {})
+    return seg.masks["own" if len(seg.masks["own"].labels) else "points"]
 
 
 def _map_panel(one: MapResult, title: str, points: MaskResult | None = None) -> Panel:
