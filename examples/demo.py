@@ -69,7 +69,7 @@ def explanation(result: Segmentation, truth: np.ndarray | None, note: str) -> Im
     for k, similarity in enumerate(result.similarity):
         xy, labels = result.points_xy[k], result.point_labels[k]
         name = f"similarity and points of [SEG] {k + 1}" if many else "similarity and points"
-        panels[name] = panel(image, side=_TILE, value_map=similarity, points_xy=xy, point_labels=labels)
+        panels[name] = panel(image, side=_TILE, value_map=similarity, points=[(xy, labels)])
     if len(result.masks):
         panels[f"{len(result.masks)} masks" if many else "mask"] = overlay(image, result.masks)
     if truth is not None:

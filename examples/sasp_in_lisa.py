@@ -129,7 +129,7 @@ def draw(
     points = points_of(states, settings)
     xy, labels = (values[0, points.valid[0]].cpu().numpy() for values in (points.xy, points.labels))
     panels = {
-        f"map and points: {states.answer}": heat_map(image, seen, points_xy=xy, point_labels=labels),
+        f"map and points: {states.answer}": heat_map(image, seen, points=[(xy, labels)]),
         "the truth": overlay(image, targets[:1]),
     }
     for way in (LISA, DTOC):

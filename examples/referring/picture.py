@@ -29,7 +29,7 @@ def figure(folder: Path, image: Image.Image, questions: Sequence[str]) -> tuple[
     lines: list[str] = []
     for k, question in enumerate(questions):
         first = answers[HEADS[0]][k]
-        panels.append(heat_map(image, first.similarity, points_xy=first.points_xy, point_labels=first.point_labels))
+        panels.append(heat_map(image, first.similarity, points=[(first.points_xy, first.point_labels)]))
         captions.append(f'"{question}": there with {first.presence:.2f}')
         for head in HEADS:
             masks = answers[head][k].masks

@@ -37,7 +37,7 @@ def test_the_outline_stands_on_the_border() -> None:
 def test_points_are_drawn_at_pixel_centres_in_their_colours() -> None:
     xy = np.array([[10.0, 20.0], [100.0, 70.0], [60.0, 5.0]])
     labels = np.array([1, 0, -1])
-    picture = np.asarray(overlays.overlay(grey(), square()[:0], points_xy=[xy], point_labels=[labels]))
+    picture = np.asarray(overlays.overlay(grey(), square()[:0], points=[(xy, labels)]))
     for (x, y), label in zip(xy, labels, strict=True):
         np.testing.assert_array_equal(picture[int((y + 0.5) * 4), int((x + 0.5) * 4)], overlays.POINT_COLOURS[label])
     assert picture.shape[0] > 320  # the legend
@@ -69,9 +69,9 @@ def test_flat_and_broken_maps_are_drawn_as_lowest(value: float) -> None:
 def test_odd_sizes(size: tuple[int, int]) -> None:
     width, height = size
     image, masks = grey(width, height), np.ones((2, height, width), bool)
-    points = {"points_xy": np.zeros((1, 2)), "point_labels": np.ones(1, int)}
-    drawn = overlays.overlay(image, masks, points_xy=[points["points_xy"]], point_labels=[points["point_labels"]])
-    heat = overlays.heat_map(image, np.zeros((height, width), np.float32), caption="a caption", **points)
+    points = [(np.zeros((1, 2)), np.ones(1, int))]
+    drawn = overlays.overlay(image, masks, points=points)
+    heat = overlays.heat_map(image, np.zeros((height, width), np.float32), caption="a caption", points=points)
     for picture in (drawn, heat):
         assert 320 <= max(picture.size) <= 1800
 
@@ -120,8 +120,8 @@ def test_a_panel_shows_map_mask_and_points_at_their_places() -> None:
     similarity[60:, :30] = 1.0
     ignored = np.zeros((80, 120), bool)
     ignored[:10, 100:] = True
-    points = {"points_xy": np.array([[100.0, 70.0]]), "point_labels": np.array([1])}
-    panel = overlays.panel(grey(), side=240, value_map=similarity, mask=square()[0], ignored=ignored, **points)
+    points = [(np.array([[100.0, 70.0]]), np.array([1]))]
+    panel = overlays.panel(grey(), side=240, value_map=similarity, mask=square()[0], ignored=ignored, points=points)
     assert panel.size == (240, 160)
     pixels = np.asarray(panel).astype(int)
     low, high = pixels[2 * 55, 2 * 60], pixels[2 * 70, 2 * 10]
@@ -132,10 +132,8 @@ def test_a_panel_shows_map_mask_and_points_at_their_places() -> None:
 
 
 def test_points_of_a_panel_keep_their_size() -> None:
-    points = {"points_xy": np.array([[0.5, 0.5]]), "point_labels": np.array([0])}
     for scale in (1, 10):
-        xy = points["points_xy"] * np.array([60.0, 40.0]) * 2 * scale
-        image = grey(120 * scale, 80 * scale)
-        panel = np.asarray(overlays.panel(image, side=240, points_xy=xy, point_labels=np.array([0]))).astype(int)
+        points = [(np.array([[60.0, 40.0]]) * scale, np.array([0]))]
+        panel = np.asarray(overlays.panel(grey(120 * scale, 80 * scale), side=240, points=points)).astype(int)
         marked = (np.abs(panel - 128).max(axis=2) > 20).sum()
         assert 40 < marked < 200

@@ -1,9 +1,7 @@
 """Scores with their intervals, ROC curves, and thresholds that are not chosen on what they are scored on.
 
-A mask enters as two counts against its target: intersection I and union U in pixels of the image, ignored pixels (255)
-left out (`readseg.core.masks.intersection_and_union`).
-
-Most scores are a ratio of two sums over masks or questions, score = sum_m a_m / sum_m b_m:
+Most scores are a ratio of two sums over masks or questions, score = sum_m a_m / sum_m b_m; a mask enters with the
+pixels I and U of its intersection and union with the target (`core.masks.intersection_and_union`):
 
     gIoU                   a = IoU of the mask,        b = 1
     cIoU                   a = I,                      b = U
@@ -56,11 +54,7 @@ class Estimate:
 
 
 def mask_ious(intersections: Numbers, unions: Numbers) -> Float[np.ndarray, " M"]:
-    """IoU of each mask: I / (U + 1e-5), and 1 where U = 0 (nothing to find, nothing claimed).
-
-    >>> mask_ious([50, 0], [100, 0]).round(3).tolist()
-    [0.5, 1.0]
-    """
+    """IoU of each mask: I / (U + 1e-5), and 1 where U = 0 (nothing to find, nothing claimed)."""
     inter, union = np.asarray(intersections, dtype=np.float64), np.asarray(unions, dtype=np.float64)
     assert inter.shape == union.shape and ((inter >= 0) & (inter <= union)).all()
     return np.where(union == 0, 1.0, inter / (union + UNION_EPSILON))
@@ -69,10 +63,10 @@ def mask_ious(intersections: Numbers, unions: Numbers) -> Float[np.ndarray, " M"
 def estimate(
     numerators: Numbers, denominators: Numbers | None = None, *, groups: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """A ratio of sums, sum_m a_m / sum_m b_m, with its percentile bootstrap interval.
+    """A ratio of sums, sum_m a_m / sum_m b_m, b_m >= 0, by default 1, with its percentile bootstrap interval.
 
-    The b_m are at least 0, ones where left out (a mean); `groups` are M keys, e.g. the image of each question, every
-    entry its own group where left out. The score is 0 where all denominators are 0, NaN where M = 0.
+    `groups` are M keys, e.g. the image of each question; by default every entry is a group. The score is 0 where all
+    denominators are 0, NaN where M = 0.
     """
     a = np.asarray(numerators, dtype=np.float64)
     b = np.ones_like(a) if denominators is None else np.asarray(denominators, dtype=np.float64)
@@ -80,8 +74,7 @@ def estimate(
         return Estimate(0.0, 0.0, 0.0, len(a))
     drawn = _drawn_sums(np.stack([a, b], axis=1), range(len(a)) if groups is None else groups)[1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(a.sum() / b.sum())
-        return _with_interval(value, np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], math.nan), len(a))
+        return _with_interval(float(a.sum() / b.sum()), drawn[:, 0] / drawn[:, 1], len(a))
 
 
 def bootstrap_sums(
@@ -91,14 +84,9 @@ def bootstrap_sums(
     groups: Sequence[Hashable],
     count: int | None = None,
 ) -> Estimate:
-    """A function of sums over questions, score(sum_m terms_m), with its interval.
+    """A function of sums over questions, score(sum_m terms_m), with its interval; over `count`, by default M.
 
-    `score` takes R draws at once; NaN where a draw has no score, as where it divides by nothing. The estimate is over
-    `count`, M where left out. NaN throughout where M = 0, or where the score has no value.
-
-    >>> mean = bootstrap_sums(np.array([[0.5, 1.0], [1.0, 1.0]]), lambda s: s[:, 0] / s[:, 1], groups=["a", "b"])
-    >>> mean.value, mean.low, mean.high
-    (0.75, 0.5, 1.0)
+    `score` takes R draws at once and gives NaN where a draw has none, as where it divides by nothing.
     """
     sums, drawn = _drawn_sums(terms, groups)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -148,9 +136,6 @@ def roc(scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"]) -> Roc:
     """The ROC curve of scores, no NaN, -inf the lowest; both kinds of question must be there.
 
     Equal scores make one step together, so that it is no better than what a threshold can decide.
-
-    >>> roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])).true_positive.tolist()
-    [0.0, 0.5, 1.0, 1.0]
     """
     _, level = np.unique(-scores, return_inverse=True)
     steps = [np.bincount(level[kind], minlength=level.max() + 1) / kind.sum() for kind in (~true, true)]
@@ -165,11 +150,8 @@ def auc(
 
         AUC = sum_ij w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / sum_ij w_i w_j,    i true, j false
 
-    The weights say how often each question counts, R times; once where left out (R = 1). NaN where no true or no
-    false one has weight.
-
-    >>> auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])).tolist()
-    [0.875]
+    The weights say how often each question counts, R times; by default once (R = 1). NaN where no true or no false one
+    has weight.
     """
     assert not np.isnan(scores).any()
     weights = np.ones((1, len(scores))) if weights is None else weights
@@ -190,18 +172,14 @@ def best_cut(scores: Float[np.ndarray, " M"], true: Bool[np.ndarray, " M"]) -> C
     """The cut with the highest balanced accuracy on these scores, (true positive rate + 1 - false positive rate) / 2.
 
     It lies midway between two scores. Of equally good ones the lowest is taken, and "above" before "below".
-
-    >>> best_cut(np.array([0.1, 0.3, 0.5, 0.9]), np.array([False, False, True, True]))
-    Cut(threshold=0.4, above=True)
     """
     curve = roc(scores, true)
     balanced = ((curve.true_positive + 1 - curve.false_positive) / 2)[::-1]  # from the lowest threshold
     levels = np.unique(scores)
     above, below = int(balanced.argmax()), int(balanced.argmin())
     is_above = bool(balanced[above] >= 1 - balanced[below])
-    first = (
-        above if is_above else below
-    )  # the threshold is one that the scores from this one on reach, and no lower one
+    # The threshold is one that the scores from this one on reach, and no lower one.
+    first = above if is_above else below
     if first in (0, len(levels)):
         return Cut(math.inf if first else -math.inf, is_above)
     lower, upper = float(levels[first - 1]), float(levels[first])

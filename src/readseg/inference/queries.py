@@ -1,7 +1,6 @@
-"""From a query to its question, by the query's form; and the results between an image with a question and its masks.
+"""From a query to its question, by the query's form; and what stands between an image with a question and its masks.
 
-`Segmenter.segment` makes an `EncodedImage` and `ModelAnswer`s in one call. Analyses that decode one answer in several
-ways keep them: the image is encoded once, the answer is generated once, and only the masks are made anew.
+Analyses that decode one answer in several ways keep the `EncodedImage` and the `ModelAnswer`.
 """
 
 from __future__ import annotations
@@ -107,11 +106,6 @@ def question_for(
     """What a model is asked for a query, and whether the query asks for an object; the query's form decides on None.
 
     Without `always` and `sentence`, a plain question and what speaks of segmentation itself are asked as they stand.
-
-    >>> question_for(ConversationConfig(name_question="Where is {name}?"), "the cup")
-    ('Where is the cup?', True)
-    >>> question_for(ConversationConfig(name_question="Where is {name}?"), "how many cups are there?")
-    ('how many cups are there?', False)
     """
     asks = asks_for_mask(query) if asks is None else asks
     has_own_words = not asks or "segment" in query.lower()

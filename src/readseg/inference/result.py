@@ -1,7 +1,4 @@
-"""The result type: one question's answer with its masks, and its way to JSON, PNG and pictures.
-
-Speaks image pixels: masks (S, H, W), points (x, y), S counts the [SEG] of the answer, N the image tokens.
-"""
+"""The answer to one question with its masks, and its way to JSON, PNG and pictures. Image pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +17,20 @@ from PIL import Image
 
 from readseg.core.masks import decode_rle, encode_rle, union
 from readseg.core.sasp import full_map
-from readseg.core.token_grid import Alignment
+from readseg.core.token_grid import Alignment, check_choice
 from readseg.errors import ReadsegError
 from readseg.viz import overlays
 
 FORMAT = "readseg.segmentation/1"
 _OUR_FILES = re.compile(r"overlay\.png|(mask|heatmap)_\d+\.png")
+# What JSON holds as it is; files that are older than the second line lack its fields.
+_PLAIN = ("query", "answer", "present", "finished")
+_YOUNGER = ("phrases", "rejected", "said")
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """An answer and its masks.
+    """An answer and its masks; S counts the [SEG] of the answer, N the image tokens.
 
     Attributes:
         query: what was asked, in the user's words.
@@ -85,9 +85,9 @@ class Segmentation:
                 raise ValueError(f"points must be (P, 2) with P labels 1, 0 or -1; got {xy.shape}, {labels!r}")
         if self.scores.ndim != 2 or math.isqrt(self.scores.shape[1]) ** 2 != self.scores.shape[1]:
             raise ValueError(f"scores must be (S, N) with N = n * n; got {self.scores.shape}")
-        if self.alignment not in get_args(Alignment) or (self.box is not None and len(self.box) != 4):
-            got = f"{self.alignment!r}, {self.box}"
-            raise ValueError(f'alignment must be "exact" or "reference", box (x0, y0, x1, y1) or None; got {got}')
+        check_choice("alignment", self.alignment, Alignment)
+        if self.box is not None and len(self.box) != 4:
+            raise ValueError(f"box must be (x0, y0, x1, y1) or None; got {self.box}")
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -110,46 +110,23 @@ class Segmentation:
         return union(self.masks, self.image_size)
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
-        """The masks, points and answer on the image; `image` where this result has none, as after `from_json`.
-
-        Raises:
-            ReadsegError: there is no image.
-        """
-        return overlays.overlay(
-            self._image(image),
-            self.masks,
-            points_xy=self.points_xy,
-            point_labels=self.point_labels,
-            caption=f"{self.query} - {self.answer}",
-        )
+        """The masks, points and answer on the image; pass `image` where this result has none, as after `from_json`."""
+        points = list(zip(self.points_xy, self.point_labels, strict=True))
+        return overlays.overlay(self._image(image), self.masks, points=points, caption=f"{self.query} - {self.answer}")
 
     def heatmap(self, index: int = 0, image: Image.Image | None = None) -> Image.Image:
-        """The similarity map and the points of one [SEG] on the image.
-
-        Raises:
-            ReadsegError: there is no image, or no such [SEG].
-        """
+        """The similarity map and the points of one [SEG] on the image; an index without [SEG] is a ReadsegError."""
         if not 0 <= index < len(self.masks):
             raise ReadsegError(f"there is no heat map {index}: the answer has {len(self.masks)} [SEG]")
-        return overlays.heat_map(
-            self._image(image),
-            self.similarity[index],
-            points_xy=self.points_xy[index],
-            point_labels=self.point_labels[index],
-            caption=self.query,
-        )
+        points = [(self.points_xy[index], self.point_labels[index])]
+        return overlays.heat_map(self._image(image), self.similarity[index], points=points, caption=self.query)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, masks as COCO run lengths; `from_dict` reads it back. The image is not in it."""
         return {
             "format": FORMAT,
-            "query": self.query,
-            "answer": self.answer,
-            "present": self.present,
-            "finished": self.finished,
-            "phrases": list(self.phrases),
-            "rejected": list(self.rejected),
-            "said": None if self.said is None else list(self.said),
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: value if (value := getattr(self, name)) is None else list(value) for name in _YOUNGER},
             "image_size": list(self.image_size),
             "masks": [encode_rle(mask) for mask in self.masks],
             "points": [
@@ -178,15 +155,11 @@ class Segmentation:
                 raise ValueError(f"its format is {values['format']!r}")
             height, width = (int(side) for side in values["image_size"])
             masks = [decode_rle(rle) for rle in values["masks"]]
-            points, similarity, said = values["points"], values["similarity"], values.get("said")
+            points, similarity = values["points"], values["similarity"]
+            plain = {name: values[name] for name in _PLAIN}
+            plain |= {name: tuple(values[name]) for name in _YOUNGER if values.get(name) is not None}
             return cls(
-                query=values["query"],
-                answer=values["answer"],
-                present=values["present"],
-                finished=values["finished"],
-                phrases=tuple(values.get("phrases", ())),
-                rejected=tuple(values.get("rejected", ())),
-                said=None if said is None else tuple(said),
+                **plain,
                 image_size=(height, width),
                 masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
                 points_xy=tuple(np.array(p["xy"], np.float32).reshape(-1, 2) for p in points),
@@ -209,13 +182,10 @@ class Segmentation:
             raise ReadsegError(f"this is not a saved segmentation: {error}") from error
 
     def save(self, folder: str | Path) -> Path:
-        """Write result.json, overlay.png, and mask_1.png, heatmap_1.png for each [SEG], each whole or not at all.
+        """Write result.json, overlay.png, and mask_K.png, heatmap_K.png for the K-th [SEG], each whole or not at all.
 
         The folder, which is returned, is made if it is not there. Masks and heat maps of an earlier result in it are
-        removed, so that all its files tell of one result.
-
-        Raises:
-            ReadsegError: the folder cannot be written, or there is no image to draw on.
+        removed, so that all its files tell of one result. ReadsegError where it cannot be written.
         """
         folder = Path(folder)
         pictures = {"overlay.png": self.overlay()}

@@ -1,7 +1,6 @@
-"""What a user imports: `Segmenter` answers questions about images, `Segmentation` is what it answers.
+"""What a user imports: `Segmenter` answers questions about images, in pixels of the image as `load_image` returns it.
 
-Speaks image pixels, as `core.images.load_image` returns them: masks (S, H, W), points (x, y), S counts the [SEG] of an
-answer. Everything that does not depend on the question is computed once for an image and kept for the next one.
+What does not depend on the question is computed once for an image and kept for the next one.
 """
 
 from __future__ import annotations
@@ -36,51 +35,38 @@ HIDDEN_AREA_WARNING = 0.2  # share of the image's area that is hidden from the l
 
 
 class AnswerOptions(TypedDict, total=False):
-    """Keywords of `Segmenter.segment`: how a question is asked and answered. Its other methods take what they need.
+    """Keywords of `Segmenter.segment`: how a question is asked and answered. Its other methods take what they need."""
 
-    Attributes:
-        asks: whether a query asks for an object, so that an answer without [SEG] means that it is not there
-            (`present` False, not None). By default `asks_for_mask` decides for each query.
-        prompt: what prompts the mask decoder: "both" points and [SEG], "seg" or "points"; default: the model's.
-        points: how points are chosen; default: the model's.
-        max_new_tokens: where an answer is cut off; default 64 (`Chat.ask` 128, `segment_together` 256).
-        force: teacher forcing: True asks and answers in the words of the family's evaluation, a text gives the model
-            this answer; the masks of its [SEG] come out. By default the model answers by itself.
-        sentence: whether a query is a whole sentence, not the name of a thing: which of the family's two questions is
-            asked, in any case. By default its form tells.
-    """
-
+    # Whether a query asks for an object, so that an answer without [SEG] means that it is not there (`present` False,
+    # not None). By default `asks_for_mask` decides for each query.
     asks: bool | None
+    # What prompts the mask decoder: "both" points and [SEG], "seg" or "points"; default: the model's.
     prompt: Prompt | None
+    # How points are chosen; default: the model's.
     points: PointConfig | None
+    # Where an answer is cut off; default 64 (`Chat.ask` 128, `segment_together` 256).
     max_new_tokens: int
+    # Teacher forcing: True asks and answers in the words of the family's evaluation, a text gives the model this
+    # answer; the masks of its [SEG] come out. By default the model answers by itself.
     force: bool | str
+    # Whether a query is a whole sentence, not the name of a thing: which of the family's two questions is asked, in any
+    # case. By default its form tells.
     sentence: bool | None
 
 
 class LoadOptions(TypedDict, total=False):
-    """Keywords of `Segmenter.from_pretrained`.
+    """Keywords of `Segmenter.from_pretrained`."""
 
-    Attributes:
-        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
-        dtype: such as "float32" or "bfloat16"; by default bfloat16 on a GPU; on a CPU float32, for models of more than
-            a billion weights the stored type.
-        device_map: "auto" spreads a large model over several devices, as accelerate does.
-        bits: 8 or 4 loads the language model quantised (needs bitsandbytes); the mask model stays in float32.
-        family: which family released weights are of, where their files do not tell.
-        vision_tower: folder or hub id of the CLIP tower, if not where config.json says.
-        system: the system prompt of released weights, "llava_v1" (default) or "vicuna_v1".
-        lora_alpha: alpha of LoRA weights that are not merged yet.
-    """
-
-    device: str | torch.device | None
+    device: str | torch.device | None  # such as "cpu" or "cuda:0"; by default a GPU if there is one
+    # Such as "float32" or "bfloat16"; by default bfloat16 on a GPU; on a CPU float32, for models of more than a billion
+    # weights the stored type.
     dtype: str | torch.dtype | None
-    device_map: str | Mapping[str, Any] | None
-    bits: int | None
-    family: str | None
-    vision_tower: str | Path | None
-    system: str | None
-    lora_alpha: float | None
+    device_map: str | Mapping[str, Any] | None  # "auto" spreads a large model over several devices, as accelerate does
+    bits: int | None  # 8 or 4 loads the language model quantised (needs bitsandbytes); the mask model stays in float32
+    family: str | None  # which family released weights are of, where their files do not tell
+    vision_tower: str | Path | None  # folder or hub id of the CLIP tower, if not where config.json says
+    system: str | None  # the system prompt of released weights, "llava_v1" (default) or "vicuna_v1"
+    lora_alpha: float | None  # alpha of LoRA weights that are not merged yet
 
 
 _ASKING = ("asks", "max_new_tokens", "force", "sentence")
@@ -95,13 +81,12 @@ class Segmenter:
         out.overlay().save("overlay.png")
 
     Methods take keywords of `AnswerOptions`: a name that a method does not know is a TypeError, a value that makes no
-    sense or does not fit the model a ReadsegError. Their images are what `load_image` takes: path, PIL image, numpy
-    array (H, W, 3), bytes, binary file; one that cannot be used is an ImageError. A UserWarning says where the model's
-    centre crop hides more than a fifth of an image.
+    sense or does not fit the model a ReadsegError. So is a query that is empty, not text or too long (QueryError), and
+    an image that cannot be used (ImageError). Images are what `load_image` takes: path, PIL image, numpy array
+    (H, W, 3), bytes, binary file. A UserWarning says where the model's centre crop hides more than a fifth of one.
 
     Args:
-        model: put into evaluation mode.
-        processor: of that model.
+        model, processor: of one checkpoint; the model is put into evaluation mode.
         cached_images: how many images' features and prefix are kept, the latest used; at least 1.
         notes: what a user should know of the model's files.
     """
@@ -121,11 +106,8 @@ class Segmenter:
     def from_pretrained(cls, name: str | Path | None = None, **options: Unpack[LoadOptions]) -> Segmenter:
         """Load a model: the embedded one without a name, else that of a folder or a hub id "owner/model".
 
-        The layout is this package's, or that of READ, SESAME, LISA, GSVA and GLaMM as they were released.
-
-        Raises:
-            ReadsegError: there is no such model, it is of another kind, its files are incomplete or damaged, or an
-                option is unknown; the message names the file, the key or the option.
+        The layout is this package's, or that of READ, SESAME, LISA, GSVA and GLaMM as they were released. A model that
+        is not there, incomplete or damaged is a ReadsegError that names the file, the key or the option.
         """
         model, processor, notes = load_model(name, **options)
         return cls(model, processor, notes=notes)
@@ -144,11 +126,6 @@ class Segmenter:
         A query is the name of a thing, a description, or a question. Special tokens in it are plain text. It is asked
         in the words that the model was trained with (`prompt_format.inference_question`); what asks for a segmentation
         itself, or for words only, is asked as it stands.
-
-        Raises:
-            ImageError: the image cannot be used.
-            QueryError: a query is empty, not text, or too long.
-            ReadsegError: an option has no such value, or does not fit the model.
         """
         self._check("segment", options, (*_ASKING, *_DECODING))
         queries = [query] if isinstance(query, str) else list(query)
@@ -162,11 +139,7 @@ class Segmenter:
     def segment_batch(
         self, images: Sequence[Any], queries: Sequence[str] | Sequence[Sequence[str]], **options: Unpack[AnswerOptions]
     ) -> list[Any]:
-        """`segment` for many images: one query, or one list of queries, for each; returns what `segment` does.
-
-        Raises:
-            ReadsegError: as `segment` does; or the numbers of images and queries differ.
-        """
+        """`segment` for many images: one query, or one list of queries, for each; returns what `segment` does."""
         if isinstance(queries, str) or len(images) != len(queries):
             raise QueryError(f"give one query, or one list of queries, for each of the {len(images)} images")
         return [self.segment(image, query, **options) for image, query in zip(images, queries, strict=True)]
@@ -176,10 +149,7 @@ class Segmenter:
 
         `phrases` of the result tells whose each mask is, `rejected` what is not there. With `force=True` the model is
         given the answer in which every object is there, so that `said` tells for each whether the model agrees: the
-        family's evaluation.
-
-        Raises:
-            ReadsegError: as in `segment`; or the model's family was not trained so.
+        family's evaluation. ReadsegError where the model's family was not trained so.
         """
         self._check("segment_together", options, ("max_new_tokens", "force", *_DECODING))
         if isinstance(names, str):
@@ -355,11 +325,8 @@ class Chat:
         """Say something, as it stands, and get the answer with the masks of its [SEG].
 
         Without [SEG] `present` is None, unless the text asks for a mask in so many words (`requests_mask`) or
-        `asks` says so: then it is False. A question that fails leaves the conversation as it was.
-
-        Raises:
-            QueryError: the text is empty, or the conversation has outgrown the model's context.
-            ReadsegError: an option has no such value, or does not fit the model.
+        `asks` says so: then it is False. A question that fails, such as one with which the conversation outgrows the
+        model's context, leaves the conversation as it was.
         """
         segmenter = self._segmenter
         segmenter._check("ask", options, ("asks", "max_new_tokens", *_DECODING))

@@ -1,9 +1,8 @@
-"""Owns every picture that the package makes: overlays, heat maps, figures and contact sheets.
+"""Overlays, heat maps, panels and contact sheets: PIL images for eyes, small ones enlarged, large ones reduced.
 
-Input is in image pixels: masks `(S, H, W)` bool, maps `(H, W)`, points (x, y) where (0, 0) is the first pixel's
-centre, labels 1, 0 and -1. Output is a PIL image meant for eyes: small images are enlarged and large ones reduced, so
-that outlines and words can be read. Colours are those of Okabe and Ito, which the colour-blind tell apart; no meaning
-rests on colour alone (points differ in shape, masks carry numbers).
+Input is in image pixels: masks (S, H, W) bool, maps (H, W), points (x, y) where (0, 0) is the first pixel's centre.
+Colours are those of Okabe and Ito, which the colour-blind tell apart; no meaning rests on colour alone (points differ
+in shape, masks carry numbers).
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Points = tuple[np.ndarray, np.ndarray]
+"""Of one [SEG]: (P, 2) image pixels (x, y), and (P,) labels 1, 0 and -1."""
 
 MASK_COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
 """Orange, sky blue, bluish green, yellow, reddish purple: mask k has colour k modulo 5."""
@@ -34,14 +35,7 @@ _MARGIN = 4
 _LONGEST_TEXT = 600
 
 
-def overlay(
-    image: Image.Image,
-    masks: np.ndarray,
-    *,
-    points_xy: Sequence[np.ndarray] = (),
-    point_labels: Sequence[np.ndarray] = (),
-    caption: str = "",
-) -> Image.Image:
+def overlay(image: Image.Image, masks: np.ndarray, *, points: Sequence[Points] = (), caption: str = "") -> Image.Image:
     """The image with each mask tinted and outlined, the points of each [SEG], and a caption beneath."""
     if masks.shape[1:] != (image.height, image.width):
         raise ValueError(f"masks {masks.shape} must be (S, {image.height}, {image.width}), the image's size.")
@@ -53,7 +47,7 @@ def overlay(
     for index, mask in enumerate(small):
         _outline(picture, mask, MASK_COLOURS[index % len(MASK_COLOURS)])
     drawn = Image.fromarray(picture)
-    counts = _draw_points(drawn, points_xy, point_labels, scale)
+    counts = _draw_points(drawn, points, scale)
     size = max(14, max(drawn.size) // 40)
     pen, rim = ImageDraw.Draw(drawn), max(2, size // 8)
     for number, mask in enumerate(small if len(small) > 1 else (), start=1):
@@ -65,23 +59,12 @@ def overlay(
 
 
 def heat_map(
-    image: Image.Image,
-    similarity: np.ndarray,
-    *,
-    points_xy: np.ndarray | None = None,
-    point_labels: np.ndarray | None = None,
-    caption: str = "",
+    image: Image.Image, similarity: np.ndarray, *, points: Sequence[Points] = (), caption: str = ""
 ) -> Image.Image:
-    """The similarity map of one [SEG] over the greyed image, from dark (lowest) to yellow (highest).
-
-    It is shown between its own minimum and maximum. Values that are not finite, and a constant map, show as lowest.
-    """
+    """The similarity map of one [SEG] over the greyed image, between its own minimum (dark) and maximum (yellow)."""
     scale = _display_scale(image.size)
     drawn = _with_map(_resized(image, scale), similarity, image.size)
-    counts: dict[int, int] = {}
-    if points_xy is not None and point_labels is not None:
-        counts = _draw_points(drawn, [points_xy], [point_labels], scale)
-    return _with_text(drawn, caption, counts, bar=True)
+    return _with_text(drawn, caption, _draw_points(drawn, points, scale), bar=True)
 
 
 def panel(
@@ -91,17 +74,12 @@ def panel(
     value_map: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     ignored: np.ndarray | None = None,
-    points_xy: np.ndarray | None = None,
-    point_labels: np.ndarray | None = None,
+    points: Sequence[Points] = (),
     colour: Colour = MASK_COLOURS[0],
 ) -> Image.Image:
     """One small picture of a figure with many: the image, a map over it, a mask and points, its longest side given.
 
-    Outlines and points keep their size whatever the image's, so that they can be seen. Pixels that do not count
-    (`ignored`) are hidden under grey.
-
-    >>> panel(Image.new("RGB", (20, 10)), side=100).size
-    (100, 50)
+    Outlines and points keep their size whatever the image's. Pixels that do not count (`ignored`) are grey.
     """
     scale = 2 * side / max(image.size)  # drawn twice as large: made smaller, slanted lines are smooth
     drawn = _resized(image, scale)
@@ -115,19 +93,14 @@ def panel(
         _tint(picture, small, colour)
         _outline(picture, small, colour)
     drawn = Image.fromarray(picture)
-    if points_xy is not None and point_labels is not None:
-        _draw_points(drawn, [points_xy], [point_labels], scale, radius=max(6, side // 26))
+    _draw_points(drawn, points, scale, radius=max(6, side // 26))
     return drawn.resize((max(1, drawn.width // 2), max(1, drawn.height // 2)), Image.Resampling.BOX)
 
 
 def contact_sheet(
     pictures: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 4, tile: int = 320
 ) -> Image.Image:
-    """Pictures in a grid, row by row, each fitted into `tile` pixels a side, with its caption beneath; at least one.
-
-    >>> contact_sheet([Image.new("RGB", (20, 10))] * 3, columns=2, tile=100).size
-    (200, 108)
-    """
+    """Pictures in a grid, row by row, each fitted into `tile` pixels a side, with its caption beneath; at least one."""
     columns = min(columns, len(pictures))
     cells = []
     for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True):
@@ -165,10 +138,7 @@ def beside(cells: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def points_legend(counts: Mapping[int, int | None], width: int, size: int) -> Image.Image:
-    """What the marks of points mean, in a block of a width in pixels, with letters of a size in pixels.
-
-    `counts` says how many points there are of each label 1, 0, -1; None leaves the number out.
-    """
+    """What the marks of points mean; `counts`: how many there are of each label, None leaves the number out."""
     font, radius = _font(size), size / 3
     places, x, row = [], 0.5 * size, 0
     for label in (label for label in (1, 0, -1) if label in counts):
@@ -247,7 +217,7 @@ def _outline(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
 
 
 def _with_map(picture: Image.Image, values: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A map of an image of size (W, H) in colours over its resized picture, which becomes grey."""
+    """A map of an image of size (W, H) over its picture, which becomes grey; what is not finite shows as lowest."""
     if values.shape != size[::-1]:
         raise ValueError(f"map {values.shape} must be {size[::-1]}, the image's size.")
     finite = np.isfinite(values)
@@ -266,19 +236,15 @@ def _colour_scale(levels: np.ndarray) -> np.ndarray:
 
 
 def _draw_points(
-    drawn: Image.Image,
-    points_xy: Sequence[np.ndarray],
-    labels: Sequence[np.ndarray],
-    scale: float,
-    radius: int | None = None,
+    drawn: Image.Image, points: Sequence[Points], scale: float, radius: int | None = None
 ) -> dict[int, int]:
     """Draw all points, positive ones last and so on top; returns how many there are of each label."""
     pen = ImageDraw.Draw(drawn)
     radius = radius or max(4, max(drawn.size) // 120)
     counts: dict[int, int] = {}
     for label in (-1, 0, 1):
-        for group, group_labels in zip(points_xy, labels, strict=True):
-            for x, y in np.asarray(group, np.float64)[np.asarray(group_labels) == label]:
+        for points_xy, labels in points:
+            for x, y in np.asarray(points_xy, np.float64)[np.asarray(labels) == label]:
                 _draw_marker(pen, label, (x + 0.5) * scale, (y + 0.5) * scale, radius)
                 counts[label] = counts.get(label, 0) + 1
     return counts
@@ -288,15 +254,12 @@ def _draw_marker(pen: ImageDraw.ImageDraw, label: int, x: float, y: float, radiu
     colour = POINT_COLOURS[label]
     box = (x - radius, y - radius, x + radius, y + radius)
     rim = max(1, round(radius / 4))
-    if label == 1:
-        pen.ellipse(box, fill=colour, outline=_WHITE, width=rim)
-    elif label == -1:
-        pen.rectangle(box, fill=colour, outline=_WHITE, width=rim)
-    else:
-        strokes = (box, (box[0], box[3], box[2], box[1]))
+    if label == 0:
         for line_colour, width in ((_WHITE, 4 * rim), (colour, 2 * rim)):
-            for stroke in strokes:
+            for stroke in (box, (box[0], box[3], box[2], box[1])):
                 pen.line(stroke, fill=line_colour, width=width)
+    else:
+        (pen.ellipse if label == 1 else pen.rectangle)(box, fill=colour, outline=_WHITE, width=rim)
 
 
 def _with_text(drawn: Image.Image, caption: str, counts: dict[int, int], *, bar: bool = False) -> Image.Image:

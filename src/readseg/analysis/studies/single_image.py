@@ -509,16 +509,16 @@ def _map_panel(one: MapResult, title: str, points: MaskResult | None = None) -> 
         numbers = f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f})"
         # Where the truth covers all that counts, there is no other pixel to tell it from.
         numbers += "" if math.isnan(scores.auc) else f", AUC {scores.auc:.2f}"
-    return Panel(title, numbers, {"value_map": one.map, **_points(points)})
+    return Panel(title, numbers, {"value_map": one.map, "points": _points(points)})
 
 
 def _mask_panel(one: MaskResult, title: str, points: bool = False) -> Panel:
     numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {iou_of(one.counts):.2f}"
-    return Panel(title, numbers, {"mask": one.mask, **_points(one if points else None)})
+    return Panel(title, numbers, {"mask": one.mask, "points": _points(one if points else None)})
 
 
-def _points(one: MaskResult | None) -> dict[str, np.ndarray]:
-    return {} if one is None else {"points_xy": one.points_xy, "point_labels": one.labels}
+def _points(one: MaskResult | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [] if one is None else [(one.points_xy, one.labels)]
 
 
 def _truth_panel(target: np.ndarray) -> Panel:
