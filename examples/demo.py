@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from readseg import Segmentation, Segmenter
-from readseg.core.masks import iou, load_png
+from readseg.core.masks import iou
 from readseg.viz.overlays import contact_sheet, overlay, panel, points_legend, scale_legend, stack, text_block
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def main(examples: Path = HERE / "examples.json", out: Path = HERE.parent / "dem
             truth, good = None, result.present is False
             expected, note = "a refusal", "refused" if good else f"{len(result.masks)} masks"
         else:
-            truth = load_png(examples.parent / example["expected"])
+            truth = np.asarray(Image.open(examples.parent / example["expected"]).convert("L")) > 0
             overlap = iou(result.mask, truth)
             good = overlap >= BAR
             expected, note = f"IoU >= {BAR}", f"IoU {overlap:.2f}"

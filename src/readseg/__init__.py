@@ -14,13 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from readseg.core.sasp import PointConfig
-    from readseg.errors import ReadsegError
-    from readseg.inference.result import Segmentation
-    from readseg.inference.segmenter import Segmenter
-    from readseg.model.config import ReadConfig
-    from readseg.model.modeling import ReadModel, ReadOutput
-    from readseg.model.processing import ReadProcessor
+    from readseg.core.sasp import PointConfig as PointConfig
+    from readseg.errors import ReadsegError as ReadsegError
+    from readseg.inference.result import Segmentation as Segmentation
+    from readseg.inference.segmenter import Segmenter as Segmenter
+    from readseg.model.config import ReadConfig as ReadConfig
+    from readseg.model.modeling import ReadModel as ReadModel
+    from readseg.model.modeling import ReadOutput as ReadOutput
+    from readseg.model.processing import ReadProcessor as ReadProcessor
 
 __version__ = "0.1.0"
 
@@ -35,17 +36,7 @@ _HOMES = {
     "Segmenter": "inference.segmenter",
 }
 
-__all__ = [
-    "PointConfig",
-    "ReadConfig",
-    "ReadModel",
-    "ReadOutput",
-    "ReadProcessor",
-    "ReadsegError",
-    "Segmentation",
-    "Segmenter",
-    "__version__",
-]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -117,7 +117,7 @@ class TestPng:
     def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray) -> None:
         path = tmp_path_factory.mktemp("png") / "mask.png"
         masks.save_png(path, mask)
-        assert np.array_equal(masks.load_png(path), mask)
+        assert np.array_equal(np.asarray(Image.open(path)), 255 * mask)
         assert [file.name for file in path.parent.iterdir()] == ["mask.png"]
 
     def test_a_failure_leaves_the_old_file_and_nothing_else(
@@ -136,12 +136,6 @@ class TestPng:
             masks.save_png(path, np.ones((4, 4)))
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
-
-    def test_other_modes_are_read(self, tmp_path: Path) -> None:
-        mask = np.eye(5, dtype=bool)
-        for mode in ("1", "L", "P", "RGB"):
-            Image.fromarray(mask.astype(np.uint8) * 255).convert(mode).save(tmp_path / "mask.png")
-            assert np.array_equal(masks.load_png(tmp_path / "mask.png"), mask), mode
 
 
 class TestIntersectionAndUnion:

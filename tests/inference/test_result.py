@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.core.masks import load_png
 from readseg.errors import ReadsegError
 from readseg.inference.result import Segmentation
 
@@ -114,7 +113,7 @@ def test_save_writes_every_file_and_nothing_else(tmp_path: Path) -> None:
     folder = result(2).save(tmp_path / "a" / "b")
     names = {path.name for path in folder.iterdir()}
     assert names == {"overlay.png", "result.json", "mask_1.png", "mask_2.png", "heatmap_1.png", "heatmap_2.png"}
-    np.testing.assert_array_equal(load_png(folder / "mask_2.png"), result(2).masks[1])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "mask_2.png")), 255 * result(2).masks[1])
     loaded = Segmentation.from_json((folder / "result.json").read_text(encoding="utf-8"))
     np.testing.assert_array_equal(loaded.masks, result(2).masks)
 

@@ -15,6 +15,11 @@ from readseg.checkpoints.load import read_model
 from readseg.cli.options import WeightOptions, grouped
 from readseg.errors import ReadsegError
 
+Layout = Annotated[
+    Literal["readseg", "released"],
+    typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
+]
+
 
 @grouped
 def convert(
@@ -23,10 +28,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.", show_default=False)],
     weights: WeightOptions,
-    layout: Annotated[
-        Literal["readseg", "released"],
-        typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
-    ] = "readseg",
+    layout: Layout = "readseg",
     sam: Annotated[
         str | None,
         typer.Option(help="Start from base models: MODEL is LLaVA-1.5, this a SAM (folder, hub id or .pth file)."),
@@ -61,16 +63,12 @@ def convert(
 
 
 def check_new(out: Path) -> None:
-    """Fail before anything is read.
-
-    Raises:
-        ReadsegError: something is there already.
-    """
+    """Fail before anything is read."""
     if out.is_symlink() or out.resolve().exists():
         raise ReadsegError(f"{out} is there already: name a folder that does not exist yet.")
 
 
-def write(checkpoint: Checkpoint, out: Path, layout: Literal["readseg", "released"]) -> None:
+def write(checkpoint: Checkpoint, out: Path, layout: Layout) -> None:
     """Write a whole model, and say what it is."""
     for note in checkpoint.notes:
         typer.echo(f"readseg: {note}", err=True)

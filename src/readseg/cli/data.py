@@ -105,13 +105,9 @@ def show(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
 ) -> None:
     """Draw samples of data sets: pictures, one mask each, and what is said of it."""
-    sheet = draw_samples(folder, name, split, count=count, seed=seed)
     with atomic_write(out) as file:
-        sheet.save(file, format="PNG")
+        draw_samples(folder, name, split, count=count, seed=seed).save(file, format="PNG")
     typer.echo(f"look at {out}")
-
-
-# -- samples -----------------------------------------------------------------------------------------------------------
 
 
 def draw_samples(
@@ -119,43 +115,40 @@ def draw_samples(
 ) -> Image.Image:
     """A contact sheet of samples below the folder of all data sets: 8 of a named one, else 2 of each that is there."""
     require_folder(root)
+    if name is None and split is not None:
+        raise ReadsegError(f"split {split!r} is of one data set: name that as well.")
+    if name not in (None, *DATA_SETS):
+        raise ReadsegError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}.")
     rng = np.random.default_rng(seed)
     samples: list[tuple[Image.Image, str]] = []
-    if name is not None:
-        if name not in DATA_SETS:
-            raise ReadsegError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}.")
-        samples = _samples(DATA_SETS[name], root, split, count or 8, rng)
-    elif split is not None:
-        raise ReadsegError(f"split {split!r} is of one data set: name that as well.")
-    else:
-        for data_set in DATA_SETS.values():
-            try:
-                drawn = _samples(data_set, root, None, count or 2, rng)
-            except _AbsentError:
-                continue
-            except ReadsegError as error:
-                warnings.warn(f"{data_set.name} is not shown: {error}", stacklevel=2)
-                continue
-            samples += [(picture, f"{data_set.name}: {caption}") for picture, caption in drawn]
+    for data_set in DATA_SETS.values() if name is None else [DATA_SETS[name]]:
+        try:
+            drawn = _samples(data_set, root, split, count or (2 if name is None else 8), rng)
+        except ReadsegError as error:
+            if name is not None:
+                raise
+            warnings.warn(f"{data_set.name} is not shown: {error}", stacklevel=2)
+            continue
+        samples += [(picture, caption if name else f"{data_set.name}: {caption}") for picture, caption in drawn]
     if not samples:
-        raise ReadsegError(f"{root}: no data set that can be shown; readseg data check says what is missing.")
+        problem = f"{root}: no data set that can be shown"
+        if name is not None:
+            missing = DATA_SETS[name].missing(root) or [nothing_in(DATA_SETS[name], root)]
+            problem = f"{name} cannot be shown: {missing[0]}"
+        raise ReadsegError(f"{problem}; readseg data check says more.")
     pictures, captions = zip(*samples, strict=True)
     return contact_sheet(pictures, captions)
-
-
-class _AbsentError(ReadsegError):
-    """A data set of which nothing is there."""
 
 
 def _samples(
     data_set: DataSet, root: Path, split: str | None, count: int, rng: np.random.Generator
 ) -> list[tuple[Image.Image, str]]:
+    """Samples with their captions; none where nothing of the data set is there."""
     splits, damaged = data_set.splits(root)
     if not splits:
         if damaged:
             raise ReadsegError(damaged[0])
-        missing = data_set.missing(root) or [nothing_in(data_set, root)]
-        raise _AbsentError(f"{data_set.name} cannot be shown: {missing[0]}; readseg data check says more.")
+        return []
     if split is not None and split not in splits:
         raise ReadsegError(f"{data_set.name} has no split {split!r}; there are {', '.join(splits)}.")
     reader = data_set.open(root, split or splits[0])
@@ -165,8 +158,7 @@ def _samples(
 def _draw(entry: Entry, rng: np.random.Generator) -> tuple[Image.Image, str]:
     image = load_image(entry.image)
     if not entry.expressions:
-        question, answer = entry.dialogue[0]
-        return image, f"{question} — {answer}"
+        return image, " — ".join(entry.dialogue[0])
     expression = entry.expressions[int(rng.integers(len(entry.expressions)))]
     if expression.mask is None:
         instead = f", but {expression.instead}" if expression.instead else ""

@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import warnings
-from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -27,16 +26,16 @@ def run(app: typer.Typer) -> None:
     """Run a command and end the process.
 
     A wrong command line, a `ReadsegError`, and a file that cannot be read or written, become one line on stderr
-    and exit code 2. Our own warnings become one line each; those of libraries are kept for who asks for them
-    (`python -W default`). Anything else is a defect of ours and keeps its traceback.
+    and exit code 2; our own warnings become one line each. Anything else is a defect of ours and keeps its traceback.
     """
-    if not sys.warnoptions:
+    if not sys.warnoptions:  # who wants the libraries' warnings too says python -W default
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"readseg\b")
         warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name, or a question, that the terminal cannot show
         sys.stdout.reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, _told_to_end)
+    # As an exception, so that half-written files are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code = app(standalone_mode=False)
     except ReadsegError as error:
@@ -55,20 +54,15 @@ def run(app: typer.Typer) -> None:
     sys.exit(code)
 
 
-def _told_to_end(number: int, _: FrameType | None) -> NoReturn:
-    """As an exception, so that half-written files are removed on the way out."""
-    sys.exit(128 + number)
-
-
 def printable(text: str) -> str:
     """Text without what would steer a terminal: control characters as Python writes them."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _end_usage(error: typer.TyperException) -> NoReturn:
-    """What is wrong with a command line, and which help to ask for; help that is already printed needs no words."""
+    """What is wrong with a command line, and which help to ask for."""
     message = error.format_message()
-    if not message:
+    if not message:  # the help is printed already
         sys.exit(error.exit_code)
     context = getattr(error, "ctx", None)
     hint = f"; try '{context.command_path} --help'" if context is not None else ""

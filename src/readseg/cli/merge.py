@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from readseg.checkpoints.adapters import read_adapter
-from readseg.cli.convert import check_new, write
+from readseg.cli.convert import Layout, check_new, write
 
 
 def merge(
@@ -19,10 +19,7 @@ def merge(
     base: Annotated[str | None, typer.Option(help="The weights it was trained on, if they were moved since.")] = None,
     sam: Annotated[str | None, typer.Option(help="The SAM it was trained on, if it was moved since.")] = None,
     vision_tower: Annotated[str | None, typer.Option(help="The CLIP tower, if it was moved since.")] = None,
-    layout: Annotated[
-        Literal["readseg", "released"],
-        typer.Option(help="readseg: one folder with all that is needed; released: for the authors' own code."),
-    ] = "readseg",
+    layout: Layout = "readseg",
 ) -> None:
     """Write a trained model whole: the weights that training started from, with the adapter merged into them."""
     check_new(out)

@@ -85,8 +85,8 @@ class LoadOptions(WeightOptions):
 
     def load(self, source: str | None) -> readseg.Segmenter:
         """The model of a folder or a hub id; None is the embedded one."""
-        names = [field.name for field in dataclasses.fields(LoadOptions)]
-        return readseg.Segmenter.from_pretrained(source, **{name: getattr(self, name) for name in names})
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(LoadOptions)}
+        return readseg.Segmenter.from_pretrained(source, **options)
 
     def settings(self, segmenter: readseg.Segmenter, source: str | None) -> dict[str, Any]:
         """What a model's answers depend on, as JSON values, the same for every command.
@@ -122,23 +122,14 @@ class ModelsOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
-class PromptOptions:
-    """What prompts the mask decoder."""
-
-    points: Annotated[
-        Literal["on", "off", "only"] | None,
-        _option(POINTS, "Similarity as points for any family: on, off (the SEG embedding alone) or only (without it)."),
-    ] = None
+class OwnPoints:
+    """No options of points: each model's own settings."""
 
     def choose(self, segmenter: readseg.Segmenter) -> tuple[Prompt | None, readseg.PointConfig | None]:
         """What `Segmenter.segment` takes: the prompt, and the model's settings of points with what was given."""
+        changes = {name: value for name, value in vars(self).items() if value is not None}
         prompts: dict[str | None, Prompt | None] = {None: None, "on": "both", "off": "seg", "only": "points"}
-        prompt, config = prompts[self.points], segmenter.model.config
-        changes = {
-            f.name: value
-            for f in dataclasses.fields(self)
-            if f.name != "points" and (value := getattr(self, f.name)) is not None
-        }
+        prompt, config = prompts[changes.pop("points", None)], segmenter.model.config
         if changes.get("threshold") == "std" and {"t_pos", "t_neg"} & changes.keys():
             raise ReadsegError("--t-pos, --t-neg: the rule std takes its thresholds from the map; leave them out.")
         if changes and (prompt or config.prompt) == "seg":
@@ -150,6 +141,16 @@ class PromptOptions:
             return prompt, dataclasses.replace(config.points, **changes)
         except ValueError as error:
             raise ReadsegError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class PromptOptions(OwnPoints):
+    """What prompts the mask decoder."""
+
+    points: Annotated[
+        Literal["on", "off", "only"] | None,
+        _option(POINTS, "Similarity as points for any family: on, off (the SEG embedding alone) or only (without it)."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,6 @@ class PointOptions(GridOptions, PromptOptions):
     num_points: Annotated[int | None, _option(POINTS, "The most points for a SEG.", min=1)] = None
     t_pos: Annotated[float | None, _option(POINTS, "Similarity of positive points, from.", min=0, max=1)] = None
     t_neg: Annotated[float | None, _option(POINTS, "Similarity of negative points, up to.", min=0, max=1)] = None
-
-
-@dataclass(frozen=True)
-class OwnPoints:
-    """No options of points: each model's own settings."""
-
-    def choose(self, segmenter: readseg.Segmenter) -> tuple[None, None]:
-        """Nothing to change."""
-        return None, None
 
 
 @dataclass(frozen=True)

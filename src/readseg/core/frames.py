@@ -1,8 +1,7 @@
 """The frames of an image and every resize and crop between them.
 
-Image frame: pixels of the original, (x, y), height H and width W. LMM frame: the square that the vision tower
-of the language model sees. Mask frame: the square input of the mask decoder's encoder, in which the image
-fills the top left corner, its longest side the whole length.
+Image frame: pixels of the original. LMM frame: the square that the vision tower of the language model sees. Mask
+frame: the square input of the mask decoder's encoder, in which the image fills the top left corner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Owns how a picture comes in: whatever a user holds becomes an upright 8-bit RGB image, or one clear error.
+"""How a picture comes in: whatever a user holds becomes an upright 8-bit RGB image, or one clear error.
 
-Frame: image pixels. Row 0 is the top after the EXIF orientation has been applied; every mask, box and point of
-the package lives in the frame of the image that `load_image` returns.
+Every mask, box and point of the package lives in the frame of the image that `load_image` returns.
 """
 
 from __future__ import annotations
@@ -37,9 +36,6 @@ def load_image(source: Any) -> Image.Image:
 
     Transparency is composited over white. 16-bit grey v becomes round(v * 255 / 65535). `ImageError` for what is
     missing, empty, truncated, no image, of more than `MAX_PIXELS` (before it is decoded), or a wrong array.
-
-    >>> load_image(np.full((2, 3), 65535, np.uint16)).getpixel((2, 1))
-    (255, 255, 255)
     """
     if isinstance(source, np.ndarray):
         source = _from_array(source)
@@ -65,24 +61,20 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
         try:
             if path.is_file():
                 return path.open("rb"), name
-            if path.exists():
-                raise ImageError(f"{name} is a directory or no regular file: name an image file")
+            wrong = " is a directory or no regular file: name an" if path.exists() else ": no such"
         except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ImageError(f"{name} cannot be opened: {reason}") from error
-        raise ImageError(f"{name}: no such image file")
-    if hasattr(source, "read"):
-        try:
-            content = source.read()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            raise ImageError(f"the image file cannot be read: {_first_line(error)}") from error
-        if not isinstance(content, bytes):
-            raise ImageError('the image file was opened as text: open it with mode "rb"')
-        return io.BytesIO(content), str(getattr(source, "name", "the image file"))
-    raise ImageError(
-        f"cannot read an image from {type(source).__name__}: expected a path, a PIL image, a numpy array "
-        "(H, W, 3), bytes or a binary file"
-    )
+            raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{name}{wrong} image file")
+    if not hasattr(source, "read"):
+        expected = "expected a path, a PIL image, a numpy array (H, W, 3), bytes or a binary file"
+        raise ImageError(f"cannot read an image from {type(source).__name__}: {expected}")
+    try:
+        content = source.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ImageError(f"the image file cannot be read: {_first_line(error)}") from error
+    if not isinstance(content, bytes):
+        raise ImageError('the image file was opened as text: open it with mode "rb"')
+    return io.BytesIO(content), str(getattr(source, "name", "the image file"))
 
 
 @contextmanager
@@ -105,9 +97,8 @@ def _as_image_errors(name: str) -> Iterator[None]:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if not 0 < width * height <= MAX_PIXELS:
-        problem = "is too large" if width * height else "has no pixels"
-        limit = f"expected 1 pixel to {MAX_PIXELS / 1e6:g} megapixels"
-        raise ImageError(f"{name} {problem}: {width} x {height} pixels; {limit}")
+        problem = f"{name} {'is too large' if width * height else 'has no pixels'}: {width} x {height} pixels"
+        raise ImageError(f"{problem}; expected 1 pixel to {MAX_PIXELS / 1e6:g} megapixels")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

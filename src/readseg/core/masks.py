@@ -22,11 +22,7 @@ IGNORED = 255
 
 
 def encode_rle(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
-    """COCO's compressed run lengths of a mask: {"size": [H, W], "counts": str}. JSON can hold it.
-
-    >>> encode_rle(np.eye(2, dtype=bool))
-    {'size': [2, 2], 'counts': '0120'}
-    """
+    """COCO's compressed run lengths of a mask, {"size": [H, W], "counts": str}, as JSON can hold them."""
     encoded = coco.encode(np.asfortranarray(np.asarray(mask).astype(bool), dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -113,19 +109,8 @@ def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:
         Image.fromarray(np.asarray(mask).astype(bool).astype(np.uint8) * 255).save(place, format="PNG", optimize=True)
 
 
-def load_png(path: str | Path) -> Bool[np.ndarray, "H W"]:
-    """The mask of a grey, palette or RGB PNG: every pixel that is not 0 (black)."""
-    with Image.open(path) as image:
-        return np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L")).astype(bool)
-
-
 def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> tuple[int, int]:
-    """Pixels in both masks (bool, or 0 and 1) and in any of them, where the target is not 255.
-
-    >>> intersection_and_union(np.array([[1, 1, 0, 1]]), np.array([[1, 0, 0, 255]]))
-    (1, 2)
-    """
-    pred, target = np.asarray(pred), np.asarray(target)
+    """Pixels in both masks (bool, or 0 and 1) and in any of them, where the target is not 255."""
     if pred.shape != target.shape:
         raise ValueError(f"mask and target must have one shape, got {pred.shape} and {target.shape}")
     counted = target != IGNORED

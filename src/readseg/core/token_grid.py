@@ -1,10 +1,8 @@
 """How a square grid of tokens lies on an image: cells to pixels, and pixels to cells, one axis at a time.
 
-Speaks image pixels: pixel i of an axis reaches from i to i + 1, its centre lies at i + 0.5. Both alignments
-are here and nowhere else; `sasp.py` is written on top, without a rounding of its own. n and m count the cells of
-an axis, q any number of pixels.
-
-Source: "reference" follows the public code that the released READ weights were trained with; "exact" is ours.
+Pixel i of an axis reaches from i to i + 1, its centre lies at i + 0.5; n and m count the cells of an axis. `sasp.py` is
+written on top, without a rounding of its own. Alignment "reference" follows the public code that the released READ
+weights were trained with; "exact" is ours.
 """
 
 from __future__ import annotations
@@ -138,7 +136,7 @@ def cell_coverage(
     """The share of each cell of a side x side grid that masks of 0 and 1 cover.
 
     c = (A_y M A_x^T) / (area of a cell); A_y (n, H) and A_x (n, W) hold how much of each pixel lies in each row and
-    column of cells. The grid covers `box`, by default the whole image; what lies outside the image is not covered.
+    column of cells. The grid covers `box`, by default the whole image.
     """
     height, width = masks.shape[1:]
     if box is None:  # the same average, by OpenCV: stages draw many masks

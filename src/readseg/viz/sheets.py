@@ -1,8 +1,4 @@
-"""Owns the sheets of answers: image, truth, and what every system drew, a row for each question (Figures 7 and 8).
-
-Input is in image pixels: masks (S, H, W). A sheet is at least 1200 pixels wide, its words can be read at three quarters
-of that; no meaning rests on colour alone.
-"""
+"""Sheets of answers: image, truth, and what every system drew, a row for each question (Figures 7 and 8)."""
 
 from __future__ import annotations
 

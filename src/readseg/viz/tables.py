@@ -1,4 +1,4 @@
-"""Tables of the analysis: named rows of scores with intervals, for the terminal, as Markdown, CSV and JSON."""
+"""Named rows of scores with intervals, for the terminal, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -90,11 +90,9 @@ def to_csv(table: Table) -> str:
         line: list[Any] = [row.group, row.name]
         for column in table.columns:
             value = row.cells.get(column)
-            if isinstance(value, Estimate):
-                line += [_number(value.value), _number(value.low), _number(value.high), value.count]
-            else:
-                plain = _number(value) if isinstance(value, float) else "" if value is None else value
-                line += [plain, "", "", ""] if column in estimates else [plain]
+            parts = astuple(value) if isinstance(value, Estimate) else (value, None, None, None)
+            parts = parts[: 4 if column in estimates else 1]
+            line += [None if isinstance(part, float) and math.isnan(part) else part for part in parts]
         writer.writerow(line)
     return file.getvalue()
 
@@ -137,10 +135,6 @@ def _short(value: Cell) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:z.3f}"
     return "-" if value is None else printable(str(value))
-
-
-def _number(value: float) -> str | float:
-    return "" if math.isnan(value) else value
 
 
 def escape_cell(text: str) -> str:
