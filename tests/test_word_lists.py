@@ -8,8 +8,10 @@ from hashlib import sha256
 
 import pytest
 
-from readseg.data import class_names, templates
-from readseg.miniatures import pictures, semantic
+from readseg.data import templates
+from readseg.data.readers import semantic
+from readseg.miniatures import pictures
+from readseg.miniatures import semantic as mini_semantic
 from readseg.scenes import phrases
 from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 
@@ -66,17 +68,17 @@ def word_list(name: str) -> object:
         "syllables": phrases._SYLLABLE,
         "classes": [astuple(c) for c in CLASSES.values()],
         "groups": [astuple(group) for group in (*GROUPS.values(), *WIDE_GROUPS.values())],
-        "families": [sorted(family) for family in class_names._FAMILIES],
-        "doubtful": sorted(class_names._DOUBTFUL),
+        "families": [sorted(family) for family in semantic._FAMILIES],
+        "doubtful": sorted(semantic._DOUBTFUL),
+        "ade20k": semantic.ADE20K_NAMES,
+        "coco_stuff": semantic.COCO_STUFF_NAMES,
         "mini_coco_stuff": list(pictures.COCO_STUFF.items()),
-        "mini_ade20k": semantic.ADE20K,
-        "mini_lvis": [semantic.lvis_name(c) for c in CLASSES],
+        "mini_ade20k": mini_semantic.ADE20K,
+        "mini_lvis": [mini_semantic.lvis_name(c) for c in CLASSES],
     }
     if name in others:
         return others[name]
-    return next(
-        vars(module)[name.upper()] for module in (phrases, templates, class_names) if name.upper() in vars(module)
-    )
+    return next(vars(module)[name.upper()] for module in (phrases, templates) if name.upper() in vars(module))
 
 
 @pytest.mark.parametrize("name", DIGESTS)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from readseg.core.images import load_image
+from readseg.core.images import image_hw, load_image
 from readseg.core.masks import encode_rle
-from readseg.data.annotations import compact, covers_nothing, image_hw, segmentation_mask
+from readseg.data.annotations import compact, covers_nothing, segmentation_mask
 from readseg.errors import ReadsegError
 
 HW = (20, 30)

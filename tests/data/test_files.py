@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from readseg.core.images import image_hw
 from readseg.data import files
-from readseg.data.annotations import image_hw
 from readseg.data.files import (
     FileName,
     Record,

@@ -1,28 +1,16 @@
-"""Samples with a mask for each [SEG] of their answers; readers tell what is missing and where it belongs."""
+"""Readers tell what is missing and where it belongs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from readseg.core.types import Turn
 from readseg.data.readers.coco_parts import PACO, PascalPart
 from readseg.data.readers.llava_instruct import LlavaInstruct
 from readseg.data.readers.semantic import ADE20K, COCOStuff, Mapillary
-from readseg.data.types import Sample, SplitReader
+from readseg.data.types import SplitReader
 from readseg.errors import ReadsegError
-
-IMAGE, MASK = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_sample_has_a_mask_for_each_token(count: int) -> None:
-    answer = "the cow [SEG]." * count
-    assert Sample("a", IMAGE, (Turn("q", answer, (MASK,) * count),)).turns[0].answer == answer
-    with pytest.raises(AssertionError, match=f"{count + 1} masks for the answer"):
-        Sample("a", IMAGE, (Turn("q", answer, (MASK,) * (count + 1)),))
 
 
 @pytest.mark.parametrize("reader", [ADE20K, COCOStuff, Mapillary, PACO, PascalPart, LlavaInstruct])

@@ -23,8 +23,8 @@ from readseg.core import stats
 from readseg.core.frames import ImageFrame
 from readseg.core.masks import encode_rle, intersection_and_union
 from readseg.data.annotations import segmentation_mask
-from readseg.data.class_names import ADE20K, COCO_STUFF
 from readseg.data.readers import reasonseg, refer
+from readseg.data.readers.semantic import ADE20K_NAMES, COCO_STUFF_NAMES
 from readseg.model.tokenizer import MODEL_FILE
 
 EPSILON = 1e-5
@@ -54,8 +54,8 @@ def told(index: dict[str, Any], *keys: str) -> list[Any]:
 
 def test_names_of_classes(reference: Path) -> None:
     names = read_json(reference / "classes.json")
-    assert list(ADE20K) == names["ade20k"]
-    assert list(COCO_STUFF) == names["cocostuff"]
+    assert list(ADE20K_NAMES) == names["ade20k"]
+    assert list(COCO_STUFF_NAMES) == names["cocostuff"]
 
 
 # -- masks of annotation files -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from readseg.errors import ReadsegError
 
@@ -47,6 +47,17 @@ def load_image(source: Any) -> Image.Image:
         if image.format == "EPS":  # Pillow would start Ghostscript, an interpreter, on a stranger's file
             raise ImageError(f"{name} is EPS, which is not read: convert it to PNG first")
         return _to_rgb(image, name)
+
+
+def image_hw(path: Path) -> tuple[int, int]:
+    """(H, W) of the picture that `load_image` makes of a file, from the file's head: nothing is decoded."""
+    stream, name = _open(path)
+    with stream, _as_image_errors(name), Image.open(stream) as image:
+        _check_size(*image.size, name)
+        is_sideways = False
+        with suppress(Exception):  # unreadable EXIF, which `load_image` passes over too
+            is_sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size if is_sideways else (image.height, image.width)
 
 
 def _open(source: Any) -> tuple[IO[bytes], str]:

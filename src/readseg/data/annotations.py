@@ -5,24 +5,21 @@ What ReasonSeg's files hold is painted in another way, by `readseg.core.masks.po
 
 from __future__ import annotations
 
-import warnings
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
 from pycocotools import mask as coco
 from pydantic import PositiveInt
 
-from readseg.core.images import MAX_PIXELS, load_image
+from readseg.core.images import image_hw
 from readseg.core.masks import decode_rle
 from readseg.data.files import FileName, Record
 from readseg.errors import ReadsegError
 
 _MAX_LENGTH = 1_000_000  # pixels of an outline, and to it from the origin: painting takes memory or time by the length
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that lay the image on its side
 
 
 class ImageRecord(Record):
@@ -31,23 +28,6 @@ class ImageRecord(Record):
     file_name: FileName
     height: PositiveInt
     width: PositiveInt
-
-
-def image_hw(path: Path) -> tuple[int, int]:
-    """(H, W) of the image that `load_image` gives, from the file's head: nothing is decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, and of damaged EXIF
-            if not path.is_file():  # a pipe would be waited for
-                raise FileNotFoundError(path)
-            with Image.open(path) as image:
-                width, height = image.size
-                sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-        if not 0 < width * height <= MAX_PIXELS:
-            raise ValueError(f"{width * height} pixels")
-    except Exception:  # what is wrong, if anything is, the whole reader says in its own words
-        width, height, sideways = *load_image(path).size, False
-    return (width, height) if sideways else (height, width)
 
 
 def require_image_size(image: Path, hw: tuple[int, ...], annotation: Path) -> None:
@@ -78,11 +58,6 @@ def segmentation_mask(segmentation: Any, hw: tuple[int, int]) -> np.ndarray:
 
     Parts are polygons, each flat x0, y0, x1, y1, ... in pixels, or run lengths, compressed or plain. A polygon of fewer
     than three points covers nothing, what lies outside the image is cut off. Anything else is a ValueError.
-
-    >>> segmentation_mask([[0, 0, 2, 0, 2, 2, 0, 2], [1, 1, 3, 1, 3, 3, 1, 3]], (3, 3)).astype(int)
-    array([[1, 1, 0],
-           [1, 1, 1],
-           [0, 1, 1]])
     """
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list):
@@ -123,14 +98,10 @@ def to_pixels(polygon: Any) -> np.ndarray:
 
 
 def covers_nothing(segmentation: Any) -> bool:
-    """Whether a segmentation can be seen to be empty without painting it: no run lengths, no polygon of three points.
-
-    >>> covers_nothing([]), covers_nothing([[1, 1, 2, 2]]), covers_nothing([[1, 1, 2, 2, 3, 3]])
-    (True, True, False)
-    """
-    if not isinstance(segmentation, list):
-        return False
-    return all(isinstance(part, list | array) and len(part) < 6 for part in segmentation)
+    """Whether a segmentation is seen to be empty without painting it: no run lengths, no polygon of three points."""
+    return isinstance(segmentation, list) and all(
+        isinstance(part, list | array) and len(part) < 6 for part in segmentation
+    )
 
 
 def compact(segmentation: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import pickle
@@ -18,7 +19,6 @@ MAX_PICKLE_BYTES = 1 << 30
 """Larger files are not read: the largest of the field's has some 30 MB."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_BOM = b"\xef\xbb\xbf"
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -92,7 +92,7 @@ def parse(model: type[R], record: Any, where: str) -> R:
 
 
 def read_json(
-    path: Path, *, fallback: str | None = None, object_hook: Callable[[dict[str, Any]], Any] | None = None
+    path: Path, *, fallback: str = "utf-8", object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
     """The content of a JSON file in UTF-8, or in the encoding `fallback`."""
     encoded = read_bytes(path)
@@ -100,8 +100,6 @@ def read_json(
         try:
             return json.loads(encoded, object_hook=object_hook)
         except UnicodeDecodeError:
-            if fallback is None:
-                raise
             return json.loads(encoded.decode(fallback), object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # no such encoding, no JSON, nested without end
         raise ReadsegError(f"{path} is no JSON: {str(error).splitlines()[0]}") from error
@@ -148,7 +146,7 @@ class _Scanner:
     def __init__(self, path: Path) -> None:
         self._path = path
         encoded = read_bytes(path)
-        self._bytes = len(_BOM) if encoded.startswith(_BOM) else 0
+        self._bytes = len(codecs.BOM_UTF8) if encoded.startswith(codecs.BOM_UTF8) else 0
         try:
             self._text = encoded.decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -64,11 +64,9 @@ class Mixture:
     broken record is passed over for the next one of its data set, which then comes twice in that pass.
 
     Args:
-        root: the folder of all data sets.
         ratio: weight of each of `KINDS`, as `parse_ratio` gives; 0, or no weight, leaves a kind out.
         data_sets: names for some of the kinds, "refcoco", or "refcoco|unc" for the public splits of a referring set.
             They must be there. Other kinds take those of the registry that are there; of each the split for training.
-        seed: of all that is drawn by lot, at least 0.
         questions: most questions about an image; conversations are whole.
 
     Attributes:
@@ -108,11 +106,7 @@ class Mixture:
         )
 
     def draw(self, number: int) -> MixtureItem:
-        """The draw of a number, counted from 0 over the whole run; the same one whenever and wherever it is asked for.
-
-        Raises:
-            ReadsegError: so many records in a row are broken that something is wrong.
-        """
+        """The draw of a number, from 0 on over the whole run; an error where too many records in a row are broken."""
         kind, turns_before = self._kind(number)
         readers = self._readers[kind]
         round_number, place = divmod(turns_before, len(readers))

@@ -1,6 +1,6 @@
 """All data sets that can lie below one folder: what is there, what is missing and where to put it, what is broken.
 
-A new data set is one file in `readers` that describes it as a `DataSet`, and its line in `DATA_SETS` here.
+A new data set is one file in `readers` that describes it as a `DataSet`, and its name in `DATA_SETS` here.
 """
 
 from __future__ import annotations
@@ -16,13 +16,8 @@ from readseg.errors import ReadsegError
 
 DATA_SETS: dict[str, DataSet] = {
     data_set.name: data_set
-    for data_set in (
-        *semantic.DATA_SETS,
-        *coco_parts.DATA_SETS,
-        *llava_instruct.DATA_SETS,
-        *reasonseg.DATA_SETS,
-        *refer.DATA_SETS,
-    )
+    for family in (semantic, coco_parts, llava_instruct, reasonseg, refer)
+    for data_set in family.DATA_SETS
 }
 """Every data set that this package reads, by name, in the order of tables and of the mixture's rounds."""
 
@@ -59,11 +54,9 @@ def check(root: Path, *, thorough: bool = False) -> Iterator[SplitCheck]:
             yield SplitCheck(data_set.name, "-", broken=len(damaged), problems=tuple(problems))
         for split in splits:
             try:
-                reader = data_set.open(root, split)
+                yield _check_split(data_set.name, split, data_set.open(root, split), thorough)
             except ReadsegError as error:
                 yield SplitCheck(data_set.name, split, broken=1, problems=(str(error),))
-                continue
-            yield _check_split(data_set.name, split, reader, thorough)
 
 
 def nothing_in(data_set: DataSet, root: Path) -> str:

@@ -1,8 +1,7 @@
 """How expressions are asked and answered in training: templates around what a data set has, which is not changed.
 
-A text is the name of a thing ("wall", "the left cow", "man in blue on left", "on the left") or a sentence. Names go
-into our sentences as phrases: `noun_phrase` and `bare_noun` say how. Sentences stand alone; answers to them repeat
-nothing. The templates are in templates.yaml.
+A text is the name of a thing ("wall", "the left cow", "man in blue on left", "on the left"), which goes into our
+sentences as a phrase, or a sentence, which stands alone; answers to it repeat nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ _DETERMINERS, _PREPOSITIONS, _VERBS, _NOUNS_IN_ING, _ADJECTIVES = (
 )
 _NOT_AFTER_NO = _DETERMINERS | _PREPOSITIONS | _VERBS | {"no", "not", "none", "only", "just", "and", "or"}
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:st|nd|rd|th)?")
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def make_turn(expression: Expression, mask: np.ndarray | None, rng: np.random.Generator) -> Turn:
@@ -67,15 +65,11 @@ def dialogue_turns(dialogue: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
 
 
 def make_question(text: str, *, is_sentence: bool, rng: np.random.Generator) -> str:
-    """A question for a text.
-
-    >>> make_question("wall", is_sentence=False, rng=np.random.default_rng(0))
-    'I need a segmentation mask of the wall.'
-    """
+    """A question for a text: "I need a segmentation mask of the wall."."""
     template = _draw(SENTENCE_REQUESTS if is_sentence else NAME_QUESTIONS, rng, EVALUATION_TEMPLATE_RATE)
     sentence = " ".join(text.split())
     closed = f"{sentence}." if sentence[-1:].isalnum() else sentence  # so that another one can follow
-    return _fill(template, x=closed if is_sentence else _trim(text), the=noun_phrase(text))
+    return template.format(x=closed if is_sentence else _trim(text), the=noun_phrase(text))
 
 
 def make_confirmation(rng: np.random.Generator) -> str:
@@ -84,25 +78,17 @@ def make_confirmation(rng: np.random.Generator) -> str:
 
 
 def make_refusal(text: str, *, is_sentence: bool, instead: str = "", rng: np.random.Generator) -> str:
-    """An answer that a text means nothing in the image, and names what is there `instead`, if that is known.
-
-    >>> make_refusal("the red cow", is_sentence=False, instead="blue cow", rng=np.random.default_rng(3))
-    'I cannot find any red cow in this image, but I can find the blue cow.'
-    """
+    """An answer that a text means nothing in the image, and names what is there `instead`, if that is known."""
     noun = None if is_sentence else bare_noun(text)
     if instead:
         templates = PLAIN_CORRECTIONS if noun is None else CORRECTIONS
     else:
         templates = PLAIN_DENIALS if noun is None else DENIALS
-    return _fill(_draw(templates, rng), x=noun or "", y=noun_phrase(instead))
+    return _draw(templates, rng).format(x=noun or "", y=noun_phrase(instead))
 
 
 def noun_phrase(text: str) -> str:
-    """A name as a phrase that a sentence can hold, in any number.
-
-    >>> [noun_phrase(text) for text in ("wall", "a man.", "two stairs", "on the left", "left")]
-    ['the wall', 'a man', 'two stairs', 'what is on the left', 'the left one']
-    """
+    """A name as a phrase that a sentence can hold: "the wall", "a man", "what is on the left", "the left one"."""
     text, words = _trim(text), _words(text)
     if not words or words[0] in _ARTICLES | _DETERMINERS or words[0].isdecimal():
         return text
@@ -114,11 +100,7 @@ def noun_phrase(text: str) -> str:
 
 
 def bare_noun(text: str) -> str | None:
-    """A name as it stands after "no", without its article; None where that would be no phrase.
-
-    >>> bare_noun("wall"), bare_noun("the left cow"), bare_noun("two men"), bare_noun("on the left")
-    ('wall', 'left cow', None, None)
-    """
+    """A name as it stands after "no": "left cow" of "the left cow"; None where that would be no phrase: "two men"."""
     text, words = _trim(text), _words(text)
     while words and words[0] in _ARTICLES and text.lower().startswith(f"{words[0]} "):
         text, words = text[len(words[0]) :].lstrip(), words[1:]
@@ -146,8 +128,3 @@ def _draw(templates: Sequence[str], rng: np.random.Generator, first: float = 0.0
     if rng.random() < first:
         return templates[0]
     return templates[int(rng.integers(len(templates)))]
-
-
-def _fill(template: str, **words: str) -> str:
-    """Placeholders replaced at once, so that braces in a text are just text."""
-    return _PLACEHOLDER.sub(lambda match: words[match[1]], template)

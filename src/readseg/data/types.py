@@ -5,14 +5,14 @@ Frame: masks have the image's own height and width, in pixels. Pixels and text, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from readseg.core.types import SEG, Turn
+from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 
 
@@ -49,11 +49,6 @@ class Sample:
     name: str  # unique within its data set
     image: np.ndarray
     turns: tuple[Turn, ...]
-
-    def __post_init__(self) -> None:
-        for turn in self.turns:
-            answer = turn.answer or ""
-            assert len(turn.masks) == answer.count(SEG), f"{len(turn.masks)} masks for the answer {answer!r}"
 
 
 class Reader(Protocol):
@@ -93,9 +88,13 @@ class SplitReader(Reader):
 
     def __init__(self, root: Path, split: str) -> None:
         self.name = f"{self.NAME}|{split}"
+        self.records: Sequence[Any] = ()  # what an entry is made of
         self.paths = [path for path, _ in self.files(root, split)]
         if problems := missing(self.files(root, split)):
             raise ReadsegError(problems[0])
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     @classmethod
     def files(cls, root: Path, split: str | None = None) -> list[tuple[Path, str]]:
@@ -110,7 +109,7 @@ class SplitReader(Reader):
 
     @classmethod
     def data_set(cls, kind: str, name: str | None = None) -> DataSet:
-        """The data set's line of the registry, for a kind of the training mixture."""
+        """The data set as the registry has it, for a kind of the training mixture."""
         return DataSet(name or cls.NAME, cls.files, cls.splits, cls, training_split=cls.SPLITS[0], kind=kind)
 
 

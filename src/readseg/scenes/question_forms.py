@@ -91,7 +91,7 @@ def plain_form(template_key: str, words: Words, relation: Relation | None = None
 
 
 def refusal(what: str, *, are: bool = False, similar: str | None = None, nor: Noun | None = None) -> str:
-    """The answer to a false premise: "the cow is not here, but there is a horse."; `nor` is something else not there."""
+    """The answer to a false premise: "the cow is not here, but there is a horse."; `nor`: something else not there."""
     but = f", but there is {similar}" if similar else ""
     also = f", nor {'are' if nor.is_plural else 'is'} the {nor.word}" if nor else ""
     return f"the {what} {'are' if are else 'is'} not here{but}{also}."

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.data.class_names import ADE20K as NAMES
 from readseg.data.readers.semantic import ADE20K, COCOStuff, Mapillary, read_values
+from readseg.data.readers.semantic import ADE20K_NAMES as NAMES
 from readseg.data.types import Entry
 from readseg.errors import ReadsegError
 

@@ -14,21 +14,24 @@ from array import array
 from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import Any, ClassVar, NamedTuple
 
 from readseg.data.annotations import ImageRecord, covers_nothing, paint
 from readseg.data.files import Record, parse, read_json_at, scan_json
 from readseg.data.types import Entry, Expression, SplitReader
 from readseg.errors import ReadsegError
 
-_ABSENT, _TWICE = (0, 0), (-1, -1)  # in place of where an image lies in the file
-
 
 class _Annotation(Record):
     category_id: Any
     segmentation: Any = None
+
+
+class _Spans(NamedTuple):
+    """Where the records of an image and of its annotations lie in the file: the first byte of each, and its end."""
+
+    image: array[int]
+    annotations: array[int]
 
 
 class _PartsReader(SplitReader):
@@ -44,43 +47,31 @@ class _PartsReader(SplitReader):
         super().__init__(root, split)
         self._path, self._images = self.paths[0], root / self.IMAGES
         self._categories: dict[int | str, Any] = {}
-        numbers: dict[Hashable, int] = {}  # of each image id, in the order of their first appearance
-        image_spans: dict[int, tuple[int, int]] = {}
-        owners, spans = array("q"), array("q")
-        for key, record, start, end in scan_json(self._path):
+        entries: dict[Hashable, _Spans] = {}  # of each image id, in the order of their first appearance
+        for key, record, *span in scan_json(self._path):
             record = record if isinstance(record, dict) else {}
             if key == "categories" and _is_id(record.get("id")):
                 self._categories[record["id"]] = record.get("name")
             elif key == "images" and _is_id(record.get("id")):
-                number = numbers.setdefault(record["id"], len(numbers))
-                image_spans[number] = _TWICE if number in image_spans else (start, end)
+                entries.setdefault(record["id"], _Spans(array("q"), array("q"))).image.extend(span)
             elif key == "annotations":
-                # Without an id of its own it still gets a number: an entry that raises, where nothing is lost unseen.
-                owner = record.get("image_id")
-                owners.append(numbers.setdefault(owner if _is_id(owner) else (start,), len(numbers)))
-                spans.extend((start, end))
-        if not owners:
+                # Without an id of its own it still is an entry, which raises: nothing is lost unseen.
+                owner = record.get("image_id") if _is_id(record.get("image_id")) else (span[0],)
+                entries.setdefault(owner, _Spans(array("q"), array("q"))).annotations.extend(span)
+        self.records = [entry for entry in entries.values() if entry.annotations]
+        if not self.records:
             raise ReadsegError(f'{self._path} must hold "images", "categories" and "annotations": it has no annotation')
-        order = np.argsort(owners, kind="stable")
-        self._annotations = np.array(spans, np.int64).reshape(-1, 2)[order]  # of one image after the other
-        used, self._starts = np.unique(np.array(owners)[order], return_index=True)
-        self._ends = np.append(self._starts[1:], len(owners))
-        self._spans = np.array([image_spans.get(number, _ABSENT) for number in used.tolist()], np.int64)
-
-    def __len__(self) -> int:
-        return len(self._spans)
 
     def __getitem__(self, index: int) -> Entry:
-        span = tuple(self._spans[index].tolist())
-        spans = self._annotations[self._starts[index] : self._ends[index]].tolist()
-        annotations = [read_json_at(self._path, *own) for own in spans]
-        if span in (_ABSENT, _TWICE):
+        image_span, spans = self.records[index]
+        annotations = [read_json_at(self._path, *own) for own in zip(spans[::2], spans[1::2], strict=True)]
+        if len(image_span) != 2:
             image_id = annotations[0].get("image_id") if isinstance(annotations[0], dict) else None
-            why = "occurs twice in" if span == _TWICE else "is not in"
+            why = "occurs twice in" if image_span else "is not in"
             raise ReadsegError(
-                f'{self._path}: {len(spans)} annotations are of image {image_id!r:.60}, which {why} "images"'
+                f'{self._path}: {len(annotations)} annotations are of image {image_id!r:.60}, which {why} "images"'
             )
-        record = read_json_at(self._path, *span)
+        record = read_json_at(self._path, *image_span)
         name = f"image {record['id']!r:.60}"
         image = parse(ImageRecord, record, f"{self._path}: {name}")
         path = self._images / image.file_name
@@ -126,11 +117,7 @@ class PascalPart(_PartsReader):
 
 
 def category_phrase(category: Any) -> str:
-    """What a category is called: "object" or "object:part", "_" for spaces, with what it is in "_(..)" cut off.
-
-    >>> category_phrase("trash_can"), category_phrase("mouse_(computer_equipment):left_button")
-    ('trash can', 'the left button of the mouse')
-    """
+    """What a category is called, "_(..)" cut off: "the left button of the mouse" of "mouse_(computer):left_button"."""
     if not isinstance(category, str) or not category.isprintable():
         raise ValueError(f"a name must be text, got {category!r:.60}")
     names = [" ".join(name.split("_(")[0].replace("_", " ").split()) for name in category.split(":")]

@@ -7,11 +7,9 @@ Records of ROOT/llava_dataset/llava_instruct_150k.json are {"id", "image", "conv
 from __future__ import annotations
 
 import re
-from array import array
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from readseg.data.files import FileName, Record, Text, parse, read_json_at, scan_json
@@ -33,7 +31,7 @@ class _Conversation(Record):
 
 
 class LlavaInstruct(SplitReader):
-    """Conversations of one round or several, in the order of the file. 16 bytes of each are kept: where it lies."""
+    """Conversations of one round or several, in the order of the file. Of each is kept where it lies."""
 
     NAME = "vqa"
     SPLITS = ("llava_instruct_150k",)
@@ -45,30 +43,25 @@ class LlavaInstruct(SplitReader):
     def __init__(self, root: Path, split: str) -> None:
         super().__init__(root, split)
         self._path, self._images = self.paths
-        spans = array("q")
+        self.records = []
         for key, _, start, end in scan_json(self._path):
             if key is not None:
                 raise ReadsegError(f"{self._path} must be a list of conversations, it is an object with {key!r}")
-            spans.extend((start, end))
-        if not spans:
+            self.records.append((start, end))
+        if not self.records:
             raise ReadsegError(f"{self._path} holds no conversation")
-        self._spans = np.array(spans, np.int64).reshape(-1, 2)
-
-    def __len__(self) -> int:
-        return len(self._spans)
 
     def __getitem__(self, index: int) -> Entry:
         number = index % len(self)
         where = f"{self._path}: record {number}"
-        record = parse(_Conversation, read_json_at(self._path, *self._spans[index].tolist()), where)
+        record = parse(_Conversation, read_json_at(self._path, *self.records[index]), where)
         where += f" (id {str(record.id)[:60]!r})"
         turns = record.conversations
         if not turns or len(turns) % 2:
             raise ReadsegError(f"{where} must have questions and answers by turns, it has {len(turns)} turns")
         words = [_without_image(turn.value) for turn in turns]
         for place, turn in enumerate(turns):
-            expected = "gpt" if place % 2 else "human"
-            if turn.speaker != expected:
+            if turn.speaker != (expected := ("human", "gpt")[place % 2]):
                 raise ReadsegError(f'{where}: turn {place} must be "from" {expected}, it is {turn.speaker!r}')
             if not words[place]:
                 raise ReadsegError(f"{where}: turn {place} is empty")

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from readseg.core.images import image_hw
 from readseg.core.masks import IGNORED, polygons_to_mask
-from readseg.data.annotations import image_hw, to_pixels
+from readseg.data.annotations import to_pixels
 from readseg.data.files import OptionalText, Record, Text, Words, parse, read_json
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError

@@ -89,9 +89,6 @@ def preferred(dataset: str) -> tuple[str, ...]:
     """Which refs(SPLIT_BY) is read where a split does not say, best first.
 
     "..._exclude_unified", which keeps the test images of the sister sets out of training, before the public original.
-
-    >>> preferred("refcocog"), preferred("refclef")
-    (('umd_exclude_unified', 'umd'), ('unc', 'berkeley'))
     """
     kind = dataset.lower()
     if kind == "refclef":

@@ -11,7 +11,8 @@ import io
 import re
 import warnings
 from abc import abstractmethod
-from functools import partial
+from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,15 +22,19 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 
 from readseg.core.images import MAX_PIXELS
+from readseg.core.io import read_yaml
 from readseg.core.masks import IGNORED
 from readseg.data.annotations import require_image_size
-from readseg.data.class_names import ADE20K as ADE20K_NAMES
-from readseg.data.class_names import COCO_STUFF as COCO_STUFF_NAMES
-from readseg.data.class_names import surely_absent
 from readseg.data.files import Record, Words, parse, read_bytes, read_json
 from readseg.data.types import Entry, Expression, SplitReader
 from readseg.errors import ReadsegError
 
+_TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
+ADE20K_NAMES: tuple[str, ...] = tuple(_TABLE["ade20k"])
+COCO_STUFF_NAMES: tuple[str, ...] = tuple(_TABLE["coco_stuff"])
+_FAMILIES = tuple(frozenset[str](family) for family in _TABLE["families"])
+_DOUBTFUL = frozenset[str](_TABLE["doubtful"])
+_WORD = re.compile(r"[a-z]{3,}")
 _Classes = tuple[dict[int, str], frozenset[int]]
 """Of an annotation's values: the class of each (those of one name are one class), and those that stand for none."""
 
@@ -49,19 +54,16 @@ class _SemanticReader(SplitReader):
         except OSError as error:
             raise ReadsegError(f"{self._annotations} cannot be listed: {error.strerror or error}") from error
         # Names that begin with a dot are what file managers leave behind.
-        self._stems = sorted(path.stem for path in paths if path.suffix == ".png" and not path.name.startswith("."))
-        if not self._stems:
+        self.records = sorted(path.stem for path in paths if path.suffix == ".png" and not path.name.startswith("."))
+        if not self.records:
             raise ReadsegError(f"{self._annotations} holds no annotation (*.png)")
 
     @staticmethod
     @abstractmethod
     def _read_classes(root: Path) -> _Classes: ...
 
-    def __len__(self) -> int:
-        return len(self._stems)
-
     def __getitem__(self, index: int) -> Entry:
-        stem = self._stems[index]
+        stem = self.records[index]
         image, annotation = self._images / f"{stem}.jpg", self._annotations / f"{stem}.png"
         values = read_values(annotation)
         present = np.flatnonzero(Image.fromarray(values).histogram()).tolist()
@@ -88,6 +90,29 @@ class _SemanticReader(SplitReader):
         table[list(self._unlabelled)] = IGNORED
         table[[value for value, other in self._classes.items() if other == name]] = 1
         return cv2.LUT(values, table)
+
+
+def surely_absent(names: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
+    """The names of which no picture with the labels `present` shows anything, in their order.
+
+    A pixel has one label, though it may deserve two. Left out are names that are there, that share a word with one that
+    is ("table", "dining table"), that are of one family with it ("lake", "water"; "clothes", "person"), and those that
+    labels never settle ("metal").
+    """
+    labels = frozenset(present)
+    words = frozenset[str]().union(*map(_words, labels))
+    doubtful = _DOUBTFUL.union(labels, *map(_relatives, labels))
+    return tuple(name for name in names if name not in doubtful and not words & _words(name))
+
+
+@cache
+def _words(name: str) -> frozenset[str]:
+    return frozenset(word.removesuffix("s") for word in _WORD.findall(name))
+
+
+@cache
+def _relatives(name: str) -> frozenset[str]:
+    return frozenset[str]().union(*(family for family in _FAMILIES if name in family))
 
 
 class ADE20K(_SemanticReader):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from readseg.data.class_names import _DOUBTFUL, _FAMILIES, ADE20K, COCO_STUFF, surely_absent
+from readseg.data.readers.semantic import _DOUBTFUL, _FAMILIES, surely_absent
+from readseg.data.readers.semantic import ADE20K_NAMES as ADE20K
+from readseg.data.readers.semantic import COCO_STUFF_NAMES as COCO_STUFF
 
 
 def test_tables_are_whole() -> None:
