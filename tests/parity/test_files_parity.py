@@ -19,7 +19,6 @@ from parity.released_cases import (
     part_with,
     processor_alone,
     read_json,
-    released,
     stored,
 )
 from readseg.checkpoints import key_mapping, lora
@@ -28,16 +27,6 @@ from readseg.checkpoints.checkpoint import read_checkpoint
 # Mean and standard deviation of CLIP's pixels in 0..1 and of SAM's in 0..255, as both were published.
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
-
-@pytest.fixture(scope="module")
-def folder(reference: Path) -> Path:
-    return part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def read(folder: Path) -> Released:
-    return released(folder / "ckpt", folder / "images.safetensors")
 
 
 # -- images ------------------------------------------------------------------------------------------------------------

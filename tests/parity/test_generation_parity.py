@@ -21,27 +21,11 @@ from parity.released_cases import (
     part_with,
     read_json,
     recorded_hidden,
-    released,
     same_masks,
     stored,
 )
 from readseg.checkpoints.checkpoint import build, read_checkpoint
 from readseg.model.generation import Generation
-
-
-@pytest.fixture(scope="module")
-def folder(reference: Path) -> Path:
-    return part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "index.json")
-
-
-@pytest.fixture(scope="module")
-def read(folder: Path) -> Released:
-    return released(folder / "ckpt", folder / "images.safetensors")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from answers import read_answer
-from parity.released_cases import LOGITS, Case, close, part_with, teacher_forced, turns_of, values
+from parity.released_cases import LOGITS, Case, close, part_with, turns_of, values
 from readseg.analysis.answer_states import AnswerStates
 from readseg.analysis.similarity_maps import layer_maps, lmm_frame_map, mask_frame_map
 from readseg.core.frames import ImageFrame
@@ -24,11 +24,10 @@ MAP_TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def readings(reference: Path) -> list[tuple[Case, list[AnswerStates]]]:
+def readings(cases: list[Case]) -> list[tuple[Case, list[AnswerStates]]]:
     """Each case of one image: its conversations, every one read by itself."""
-    folder = part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
     found = []
-    for case in teacher_forced(folder):
+    for case in cases:
         if not case.name.startswith("C1_") or case.own is None or case.fixed is not None:
             continue
         segmenter = Segmenter(case.read.model, case.read.processor)

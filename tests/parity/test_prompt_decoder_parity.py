@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
+from parity.released_cases import stored
 from readseg.checkpoints.key_mapping import sam_to_stock
 from readseg.core.frames import ImageFrame
 from readseg.model.mask_prompts import decode_prompts, embed_prompts
@@ -44,22 +45,8 @@ class PartB:
         return value.float() if value is not None and value.is_floating_point() else value
 
     def stored(self, name: str) -> tuple[Tensor, tuple[Any, ...]] | None:
-        """A tensor and the slice of the full one that it is: "name" or "name_sub[:, ::2]"."""
-        for key, value in self.tensors.items():
-            if match := re.fullmatch(re.escape(name) + r"(?:_sub\[([\d:, ]+)\])?", key):
-                return value.float(), _slices(match[1])
-        return None
-
-
-def _slices(text: str | None) -> tuple[Any, ...]:
-    """ "0, :, ::2" -> (0, slice(None), slice(None, None, 2))."""
-    if text is None:
-        return (...,)
-    parts = [part.strip().split(":") for part in text.split(",")]
-    return tuple(
-        int(part[0]) if len(part) == 1 else slice(*(int(number) if number else None for number in part))
-        for part in parts
-    )
+        found = stored(self.tensors, name)
+        return None if found is None else (found[0].float(), found[1])
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,9 @@ from parity.released_cases import (
     part_with,
     read_json,
     recorded_hidden,
-    released,
     same_masks,
     stored,
     stored_form,
-    teacher_forced,
     values,
 )
 from readseg.core import sasp
@@ -37,26 +35,6 @@ from readseg.errors import ReadsegError
 from readseg.model.mask_prompts import decode_prompts, embed_prompts
 
 MARGINS = 1e-5
-
-
-@pytest.fixture(scope="module")
-def folder(reference: Path) -> Path:
-    return part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "index.json")
-
-
-@pytest.fixture(scope="module")
-def read(folder: Path) -> Released:
-    return released(folder / "ckpt", folder / "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def cases(folder: Path) -> list[Case]:
-    return teacher_forced(folder)
 
 
 # -- teacher forcing ---------------------------------------------------------------------------------------------------

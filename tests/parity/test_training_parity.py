@@ -20,28 +20,10 @@ from parity.released_cases import (
     close,
     part_with,
     read_json,
-    released,
-    teacher_forced,
     values,
 )
 from readseg.checkpoints import key_mapping
 from readseg.model import losses
-
-
-@pytest.fixture(scope="module")
-def folder(reference: Path) -> Path:
-    return part_with(reference / "C_read", "index.json", "ckpt/config.json", "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def read(folder: Path) -> Released:
-    return released(folder / "ckpt", folder / "images.safetensors")
-
-
-@pytest.fixture(scope="module")
-def cases(folder: Path) -> list[Case]:
-    return teacher_forced(folder)
-
 
 # -- losses ------------------------------------------------------------------------------------------------------------
 
