@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.viz.sheets import NARROWEST, WIDTH, MaskPanel, SheetRow, answer_sheet
+from readseg.analysis.studies.answers import NARROWEST, WIDTH, MaskPanel, SheetRow, answer_sheet
 
 HW = (60, 80)
 GREY = Image.new("RGB", (HW[1], HW[0]), (90, 90, 90))
