@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from readseg import Segmenter
-from readseg.analysis.studies.ablation import ablate, point_variants
+from readseg.analysis.studies.ablation import ablate, variants
 from readseg.evaluation.predictions import Prediction
 from readseg.evaluation.run import model_system, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
@@ -47,18 +47,18 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     loaded = Segmenter.from_pretrained(options.model, device="cpu")
     benchmark = scene_benchmark(SceneSet(scenes=options.scenes))
-    variants = point_variants(loaded.model.config)
+    grid = variants("points", loaded.model.config)
     loaded.segment(benchmark[0].image, "the cow")  # what only a first call pays for does not count
 
     def alone(key: str) -> tuple[Sequence[Prediction], float, float]:
-        variant = next(variant for variant in variants if variant.key == key)
+        variant = next(variant for variant in grid if variant.key == key)
         fresh = Segmenter(loaded.model, loaded.processor)
         system = model_system(fresh, benchmark, prompt=variant.prompt, points=variant.points)
         return timed(lambda: run_systems([system], benchmark)[system.name].outcomes)
 
     fresh = Segmenter(loaded.model, loaded.processor)
-    shared, processor, clock = timed(lambda: ablate(fresh, benchmark, variants, name="model"))
-    single = {variant.key: alone(variant.key) for variant in variants}
+    shared, processor, clock = timed(lambda: ablate(fresh, benchmark, grid, name="model"))
+    single = {variant.key: alone(variant.key) for variant in grid}
     wrong = sum(
         a != b
         for key, (predictions, _, _) in single.items()
@@ -68,7 +68,7 @@ def main() -> int:
 
     cost = [seconds for _, seconds, _ in single.values()]
     speedup = sum(cost) / processor
-    print(f"{options.model or 'the embedded model'} on {options.scenes} scenes, {len(variants)} settings,", end=" ")
+    print(f"{options.model or 'the embedded model'} on {options.scenes} scenes, {len(grid)} settings,", end=" ")
     print(f"{options.threads} thread(s)")
     print(f"{'':<44}{'processor':>11}{'clock':>11}")
     print(f"{'all settings, answers shared':<44}{processor:>9.1f} s{clock:>9.1f} s")

@@ -15,7 +15,7 @@ from PIL import Image
 import studies
 from readseg.analysis.study import StudyContext, folder_name
 from readseg.cli.benchmark import study_models
-from readseg.cli.options import LoadOptions
+from readseg.cli.options import LoadOptions, ModelsOptions
 from readseg.cli.output import write_results
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
@@ -46,7 +46,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_models_are_loaded_one_at_a_time(loads: list[Any], tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a").mkdir()
     loading = {"device": "cpu", "system": "llava_v1"}
-    first, second = study_models([str(tmp_path / "a"), "embedded"], LoadOptions(**loading))
+    first, second = study_models(ModelsOptions(model=[str(tmp_path / "a"), "embedded"], **loading))
     assert [(one.name, one.source) for one in (first, second)] == [("a", str(tmp_path / "a")), ("embedded", None)]
     assert loads == [] and "name='a'" in repr(first), "nothing is loaded to say who they are"
     assert first.segmenter is first.segmenter
@@ -63,7 +63,7 @@ def test_models_are_loaded_one_at_a_time(loads: list[Any], tmp_path: Path, capsy
 
 
 def test_settings_of_a_model(loads: list[Any]) -> None:
-    (model,) = study_models(None, LoadOptions(dtype="float32"))
+    (model,) = study_models(ModelsOptions(dtype="float32"))
     weights = model.settings["weights"]
     assert model.settings == {
         "model": "embedded", "bits": None, "system": None, "weights": weights, "dtype": "float32", "own_prompt": "both",
@@ -80,21 +80,21 @@ def test_names_of_models(loads: list[Any], tmp_path: Path) -> None:
     places = [tmp_path / "runs" / "x" / "model", tmp_path / "runs" / "y" / "model", tmp_path / "READ-7B"]
     for place in places:
         place.mkdir(parents=True)
-    found = study_models([f"{places[0]}/", *map(str, places[1:])], LoadOptions())
+    found = study_models(ModelsOptions(model=[f"{places[0]}/", *map(str, places[1:])]))
     assert [one.name for one in found] == ["x/model", "y/model", "READ-7B"]
     (tmp_path / "other" / "READ-7B").mkdir(parents=True)
     again = [str(tmp_path / "READ-7B"), str(tmp_path / "other" / "READ-7B")]
-    assert [one.name for one in study_models(again, LoadOptions())] == again, "told apart by the whole path"
+    assert [one.name for one in study_models(ModelsOptions(model=again))] == again, "told apart by the whole path"
     assert loads == []
 
 
 def test_models_that_are_not_there_or_twice_are_errors(tmp_path: Path, loads: list[Any]) -> None:
     with pytest.raises(ReadsegError, match="no such folder"):
-        study_models(["embedded", str(tmp_path / "nowhere")], LoadOptions())
+        study_models(ModelsOptions(model=["embedded", str(tmp_path / "nowhere")]))
     with pytest.raises(ReadsegError, match="embedded is given twice"):
-        study_models(["embedded", "embedded"], LoadOptions())
+        study_models(ModelsOptions(model=["embedded", "embedded"]))
     with pytest.raises(ReadsegError, match="given twice"):
-        study_models([str(tmp_path), f"{tmp_path}/"], LoadOptions())
+        study_models(ModelsOptions(model=[str(tmp_path), f"{tmp_path}/"]))
     assert loads == []
 
 

@@ -127,7 +127,7 @@ def test_a_broken_image_is_named_and_nothing_is_lost(
     ("words", "told"),
     [
         (("coco", "--data", "{data}"), "there are scenes, unseen, reasonseg, refclef"),
-        (("refcoco/dev", "--data", "{data}"), "no such split is below"),
+        (("refcoco/dev", "--data", "{data}"), "no split 'dev'; there is"),
         (("refcoco",), "--data"),
         (("all", "--data", "{none}"), "no such folder"),
         (("reasonseg", "--data", "{empty}"), "nothing to evaluate"),

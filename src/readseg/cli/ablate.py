@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from readseg.analysis.studies.ablation import (
-    NUMBERS,
-    RATIOS,
-    Ablation,
-    Variant,
-    ablation_output,
-    alignment_variants,
-    changed_points,
-    point_variants,
-    prompt_variants,
-)
+from readseg.analysis.studies.ablation import Ablation, ablation_output, variants
 from readseg.analysis.studies.ablation import ablate as run_ablation
-from readseg.cli.benchmark import study_context
-from readseg.cli.options import POINTS, BenchmarkOptions, GridOptions, ModelsOptions, OwnPoints, grouped
+from readseg.cli.benchmark import BenchmarkName, study_context
+from readseg.cli.options import POINTS, BenchmarkOptions, GridOptions, ModelsOptions, grouped
 from readseg.cli.output import write_results
 from readseg.errors import ReadsegError
-from readseg.model.config import ReadConfig
 
 
 @grouped
@@ -41,17 +28,7 @@ def ablate(
     asked: BenchmarkOptions,
     models: ModelsOptions,
     grid: GridOptions,
-    benchmark: Annotated[
-        str, typer.Argument(metavar="BENCHMARK", help="scenes, or a split such as reasonseg/val or refcoco/testA.")
-    ] = "scenes",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for tables, pictures and predictions, by default runs/ablation/MODEL/BENCHMARK-WHAT; an "
-            "interrupted run goes on from there.",
-            show_default=False,
-        ),
-    ] = None,
+    benchmark: BenchmarkName = "scenes",
     ratio: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,8 +50,6 @@ def ablate(
     The two are tables of their own. An image is encoded and its questions are answered once for all rows of a model.
     """
     ratios, numbers = [_ratio(text) for text in ratio or ()], num_points or ()
-    if Path(benchmark).is_file():
-        raise ReadsegError(f"{benchmark} is a file: expected a benchmark, such as scenes or reasonseg/val.")
     if what == "points" and grid.threshold is not None:
         raise ReadsegError("--threshold: ablate points goes through the thresholds of --ratio; leave it out.")
     if what == "alignment" and grid.alignment is not None:
@@ -84,12 +59,12 @@ def ablate(
     for option, count in (("--ratio", len(ratios)), ("--num-points", len(numbers))):
         if what != "points" and count > 1:
             raise ReadsegError(f"{option}: ablate {what} takes one, got {count}; ablate points goes through many.")
-    context = study_context("ablation", what, benchmark, asked, models, out, OwnPoints())
+    context = study_context("ablation", what, benchmark, asked, models)
     ablations = [
         run_ablation(
             model.segmenter,
             context.benchmark,
-            _variants(what, model.segmenter.model.config, ratios, numbers, grid),
+            variants(what, model.segmenter.model.config, ratios=ratios, numbers=numbers, **asdict(grid)),
             name=model.name,
             settings=model.settings,
             folder=context.folder_of(model) / "predictions",
@@ -111,21 +86,3 @@ def _ratio(text: str) -> tuple[float, float]:
     if not 0 <= t_neg < t_pos <= 1:
         raise ReadsegError(f"--ratio {text}: expected 0 <= T_NEG < T_POS <= 1, such as 0.8/0.2.")
     return t_pos, t_neg
-
-
-def _variants(
-    what: Ablation,
-    config: ReadConfig,
-    ratios: Sequence[tuple[float, float]],
-    numbers: Sequence[int],
-    grid: GridOptions,
-) -> tuple[Variant, ...]:
-    """What a model is asked with; the options of points say what all rows share."""
-    changes = asdict(grid)
-    if what == "points":
-        points = changed_points(config, **changes)
-        return point_variants(config, points, ratios=ratios or RATIOS, numbers=numbers or NUMBERS)
-    if ratios:
-        changes |= {"t_pos": ratios[0][0], "t_neg": ratios[0][1], "threshold": "range"}
-    points = changed_points(config, **changes, num_points=numbers[0] if numbers else None)
-    return prompt_variants(config, points) if what == "prompt" else alignment_variants(config, points)

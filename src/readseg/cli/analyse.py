@@ -67,7 +67,7 @@ def analyse(
     of several queries into folders query_1, query_2, ... of the output folder.
     """
     picture, truths, folder = check_inputs(image, queries, truth or (), out, answer)
-    chosen = study_models(models.model, models)
+    chosen = study_models(models)
     asked: dict[str, Any] = {"truths": truths, "answer": answer, "layers": layers}
     for number, query in enumerate(queries, start=1):
         results = analyse_image(picture, query, chosen, points.choose, sam, **asked)

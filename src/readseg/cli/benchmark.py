@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from readseg.analysis.study import Study, StudyContext, StudyModel, folder_name
+from readseg.analysis.study import NoOptions, PointChoice, Study, StudyContext, StudyModel, folder_name
 from readseg.checkpoints.files import fetch
 from readseg.cli.errors import printable
-from readseg.cli.options import (
-    EMBEDDED,
-    BenchmarkOptions,
-    LoadOptions,
-    ModelsOptions,
-    OwnPoints,
-    PointOptions,
-    grouped,
-    print_notes,
-)
+from readseg.cli.options import EMBEDDED, BenchmarkOptions, ModelsOptions, PointOptions, grouped, print_notes
 from readseg.cli.output import check_writable, write_results
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN, SCENES, UNSEEN, Benchmark, open_benchmark, resolve
@@ -28,6 +20,9 @@ from readseg.evaluation.scenes import SceneSet, scene_benchmark
 from readseg.inference.segmenter import Segmenter
 
 SCENES_BY_DEFAULT = 300
+BenchmarkName = Annotated[
+    str, typer.Argument(metavar="BENCHMARK", help="scenes, or a split such as reasonseg/val or refcoco/testA.")
+]
 _RUN_PARTS = ("model", "adapter")  # folders of a run, which their own name says nothing of
 
 
@@ -35,30 +30,16 @@ def study_command(study: Study[Any]) -> Callable[..., None]:
     """The command of a study: its benchmark, its models, its own options, and those of points where they matter."""
 
     def run(
-        benchmark: Annotated[
-            str,
-            typer.Argument(
-                metavar="BENCHMARK",
-                help="scenes, or a split such as reasonseg/val or refcoco/testA.",
-                show_default=False,
-            ),
-        ],
+        benchmark: BenchmarkName,
         asked: BenchmarkOptions,
         models: ModelsOptions,
-        points: OwnPoints | PointOptions,
+        points: PointOptions | NoOptions,
         options: Any,
-        out: Annotated[
-            Path | None,
-            typer.Option(
-                help="Folder of the results, by default runs/analysis/MODEL/BENCHMARK-STUDY; an interrupted study "
-                "resumes from there.",
-                show_default=False,
-            ),
-        ] = None,
     ) -> None:
-        run_study(study, study_context("analysis", study.name, benchmark, asked, models, out, points), options)
+        choose = points.choose if isinstance(points, PointOptions) else None
+        run_study(study, study_context("analysis", study.name, benchmark, asked, models, choose), options)
 
-    return grouped(run, points=PointOptions if study.takes_points else OwnPoints, options=study.options)
+    return grouped(run, points=PointOptions if study.takes_points else NoOptions, options=study.options)
 
 
 def run_study(study: Study[Any], context: StudyContext, options: Any) -> None:
@@ -70,27 +51,26 @@ def run_study(study: Study[Any], context: StudyContext, options: Any) -> None:
 
 
 def study_context(
-    kind: str, name: str, benchmark: str, asked: BenchmarkOptions, models: ModelsOptions, out: Path | None,
-    points: OwnPoints | PointOptions,
+    kind: str, name: str, benchmark: str, asked: BenchmarkOptions, models: ModelsOptions,
+    points: PointChoice | None = None,
 ) -> StudyContext:  # fmt: skip
     """What a study asks of whom; its folder, by default runs/KIND/MODEL/BENCHMARK-NAME, exists afterwards."""
     opened = open_one(benchmark, asked)
-    chosen = study_models(models.model, models)
+    chosen = study_models(models)
+    out = asked.out
     if out is None:
         names = "+".join(folder_name(model.name) for model in chosen)[:80]
         out = Path("runs") / kind / names / f"{folder_name(opened.name)}-{name}"
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    return StudyContext(opened, chosen, out, asked.count, asked.data, points.choose)
+    context = StudyContext(opened, chosen, out, asked.count, asked.data)
+    return context if points is None else replace(context, points=points)
 
 
 def open_one(name: str, asked: BenchmarkOptions) -> Benchmark:
     """The one benchmark that a name stands for."""
-    known = name == ALL or name.split("/")[0] in (*DRAWN, *DATA_SETS)
-    if not known and Path(name).is_file():
+    if Path(name).is_file() and name.split("/")[0] not in (ALL, *DRAWN, *DATA_SETS):
         raise ReadsegError(f"{name} is a file: expected a benchmark such as scenes; readseg analyse takes pictures.")
-    if not known and (Path(name).suffix or Path(name).is_dir()):
-        raise ReadsegError(f"{name}: no benchmark; expected scenes, or a split such as reasonseg/val.")
     if name == UNSEEN:
         raise ReadsegError(
             f"benchmark {UNSEEN}: it has no masks to compare with; readseg evaluate {UNSEEN} says what is refused."
@@ -105,9 +85,9 @@ def open_one(name: str, asked: BenchmarkOptions) -> Benchmark:
     return scene_benchmark(SceneSet(scenes=asked.count or SCENES_BY_DEFAULT))
 
 
-def study_models(sources: Sequence[str] | None, loading: LoadOptions) -> list[StudyModel]:
+def study_models(models: ModelsOptions) -> list[StudyModel]:
     """The models of --model: each is there, none is loaded yet."""
-    paths = [str(Path(source)) for source in sources or (EMBEDDED,)]  # with a slash behind it is the same
+    paths = [str(Path(source)) for source in models.model or (EMBEDDED,)]  # with a slash behind it is the same
     for path in paths:
         if paths.count(path) > 1:
             raise ReadsegError(f"--model {path} is given twice: give other ones, or leave one out.")
@@ -115,7 +95,7 @@ def study_models(sources: Sequence[str] | None, loading: LoadOptions) -> list[St
             fetch(path)  # known before the first of them has worked for hours
 
     def load(source: str | None) -> Segmenter:
-        segmenter = loading.load(source)
+        segmenter = models.load(source)
         print_notes(segmenter)
         return segmenter
 
@@ -123,7 +103,7 @@ def study_models(sources: Sequence[str] | None, loading: LoadOptions) -> list[St
     names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
     loaded: dict[str, Segmenter] = {}
     return [
-        StudyModel(name, None if path == EMBEDDED else path, load, loading.settings, loaded)
+        StudyModel(name, None if path == EMBEDDED else path, load, models.settings, loaded)
         for name, path in zip(names, paths, strict=True)
     ]
 

@@ -201,6 +201,13 @@ class BenchmarkOptions(DataOptions):
             help="Images: the first scenes (300 by default), or a sample spread over a data set (all by default).",
         ),
     ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results, by default of the models and the benchmark, below runs; an interrupted run "
+            "goes on from there."
+        ),
+    ] = None
 
 
 def print_notes(segmenter: readseg.Segmenter) -> None:

@@ -6,13 +6,15 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from torch import nn
 
+from readseg.analysis.studies import ablation
 from readseg.analysis.studies.ablation import (
     PROMPTED,
     TRAINED,
@@ -20,12 +22,9 @@ from readseg.analysis.studies.ablation import (
     SharedReplies,
     Variant,
     ablate,
-    alignment_variants,
     cells,
     changed_points,
     describe,
-    point_variants,
-    prompt_variants,
     prompted_table,
     trained_table,
 )
@@ -48,6 +47,10 @@ ASKED = ("the cat", "all the birds and the tree", "the unicorn", "the unicorn", 
 TARGETS, SAID = (1, 3, 1, 0, 0), (1, 2, 0, 0, 0)
 SIZES = ((40, 60), (48, 32), (36, 36))
 PAGES = len(SIZES)
+
+point_variants, prompt_variants, alignment_variants = (
+    partial(ablation.variants, what) for what in get_args(ablation.Ablation)
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +126,15 @@ def test_the_grid_is_that_of_table_8() -> None:
 def test_the_own_setting_is_found_among_the_variants() -> None:
     among = small_config(points=PointConfig(num_points=30, t_pos=0.7, t_neg=0.3, downsample=1, alignment="exact"))
     assert [v.name for v in point_variants(among) if v.own] == ["0.7/0.3, 30 points"]
-    changed = changed_points(among, downsample=2)
-    variants = point_variants(among, changed)
+    variants = point_variants(among, downsample=2)
     assert variants[0].key == "own" and variants[0].points.downsample == 1
     assert {v.points.downsample for v in variants[1:]} == {2}
     # Thresholds that the rule does not look at make no other setting, and a model without points has none.
     std = small_config(points=dataclasses.replace(among.points, threshold="std", t_pos=0.9))
-    assert [v.key for v in prompt_variants(std, dataclasses.replace(std.points, t_pos=0.8)) if v.own] == ["both-dtoc"]
+    assert [v.key for v in prompt_variants(std, t_pos=0.8) if v.own] == ["both-dtoc"]
     assert point_variants(std)[0].key == "own" and {v.points.threshold for v in point_variants(std)[1:]} == {"range"}
     lisa = small_config(prompt="seg")
-    assert [v.key for v in prompt_variants(lisa, changed_points(lisa, num_points=3)) if v.own] == ["seg"]
+    assert [v.key for v in prompt_variants(lisa, numbers=[3]) if v.own] == ["seg"]
     assert point_variants(lisa)[0].prompt == "seg" and {v.prompt for v in point_variants(lisa)[1:]} == {"both"}
 
 
@@ -140,7 +142,7 @@ def test_ratios_and_numbers_are_chosen_and_checked() -> None:
     variants = point_variants(small_config(), ratios=[(0.9, 0.1), (0.9, 0.1), (1.0, 0.0)], numbers=[5, 5])
     assert [v.name for v in variants if v.key != "own"] == ["0.9/0.1, 5 points", "1/0, 5 points"]
     with pytest.raises(ReadsegError, match="grid of 16 image tokens"):
-        changed_points(small_config(), downsample=5)
+        changed_points(small_config(), {"downsample": 5})
 
 
 def test_prompts_are_alone_and_together_discrete_and_continuous() -> None:
@@ -262,8 +264,8 @@ def test_a_run_that_was_cut_off_goes_on(learned: Segmenter, tmp_path: Path) -> N
 
 def test_no_more_points_than_cells(learned: Segmenter) -> None:
     config = learned.model.config
-    assert cells(config, config.points) == 16 and cells(config, changed_points(config, downsample=2)) == 4
-    found = learned.segment(picture(), "the cat", points=changed_points(config, num_points=60))
+    assert cells(config, config.points) == 16 and cells(config, changed_points(config, {"downsample": 2})) == 4
+    found = learned.segment(picture(), "the cat", points=changed_points(config, {"num_points": 60}))
     assert len(found.points_xy[0]) == 16
     assert describe(config, "both", config.points) == "[SEG] and points: 0.8/0.2, 5 points of 4 x 4 cells, DtoC, exact"
     assert describe(config, "seg", config.points) == "[SEG] only"

@@ -114,7 +114,7 @@ def test_all_numbers_of_the_tables() -> None:
 
 def test_a_drop_to_itself_is_nothing() -> None:
     found = outcomes(0.6)
-    nothing = drop(found, lambda o: o.kind == "reasoning", lambda o: o.kind == "reasoning")
+    nothing = drop([found], lambda o: o.kind == "reasoning", lambda o: o.kind == "reasoning")
     assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
 
 

@@ -11,11 +11,8 @@ import pytest
 
 import rule_model
 from readseg.analysis.studies.necessity import (
-    MAP,
-    MASK,
     SAID,
     SCORES,
-    WORD,
     DecisionRecord,
     area,
     balanced_accuracy,
@@ -23,7 +20,7 @@ from readseg.analysis.studies.necessity import (
     decide,
     giou_all,
     necessity_tables,
-    operating_point,
+    rate,
 )
 from readseg.core.stats import Estimate
 from readseg.evaluation.predictions import Outcome
@@ -84,7 +81,7 @@ def test_the_decision_itself_is_scored_as_evaluation_scores_it() -> None:
     expected = summarise(outcomes(found))
     found_all = giou_all(decided, SAID)
     assert found_all.value == pytest.approx(expected["giou_all"].value)
-    false_positive, true_positive = operating_point(decided)
+    false_positive, true_positive = rate(decided, SAID, False), rate(decided, SAID, True)
     assert true_positive.value == pytest.approx(expected["answered"].value)
     # Evaluation has the images in another order: the same draws are of other images.
     for own, theirs in ((found_all, expected["giou_all"]), (true_positive, expected["answered"])):
@@ -170,7 +167,9 @@ def test_the_tables_name_what_they_leave_out() -> None:
     found = records()
     tables = necessity_tables(found, "some | model", "hand", "30 of 80 images")
     decisions, masks, by_area, by_balance = tables
-    assert [r.group for r in decisions.rows] == [WORD] * 2 + [MAP] * 2 + [MASK] * 4
+    assert [r.group for r in decisions.rows] == ["the word"] * 2 + ["a threshold on the map"] * 2 + [
+        "a threshold on the mask"
+    ] * 4
     assert decisions.rows[0].name == "[SEG] in the answer" and "auc" not in decisions.rows[0].cells
     true = sum(r.present for r in found)
     told = " ".join(decisions.notes)
@@ -203,7 +202,7 @@ def test_few_images_have_no_thresholds() -> None:
     few = [r for r in records() if r.image == "image 0"]
     few = [few[0], *(r for r in records() if r.present != few[0].present and r.image == "image 1")]
     tables = necessity_tables(few, "m", "b")
-    assert list(decide(few).rules) == [SAID]
+    assert list(decide(few).rules) == [SAID, "always", "never", "truth"]
     assert "balanced" not in row(tables[0], "highest similarity").cells
     assert any("no thresholds" in note for note in tables[0].notes)
     assert tables[1].rows[0].name == "[SEG] in the answer" and len(tables[1].rows) == 4

@@ -1,15 +1,9 @@
-"""What points are worth: a model's masks under several prompts, and models that were trained in different ways.
+"""What points are worth: Table 8, and the ablation of [SEG], discrete points and DtoC.
 
 Two kinds of comparison, never mixed in one table; a column says which:
 
-    PROMPTED  one trained model, prompted in different ways: what its mask decoder makes of prompts other than its own
-    TRAINED   models trained in different ways, each with its own configuration
-
-What a model says depends on no prompt of its mask decoder. So an image is encoded and its questions are answered once
-for all variants (`SharedReplies`), and only masks are made anew. Each variant is a system of `evaluation.run`: its
-predictions lie on disk, a killed run goes on, and whoever has them can score them again.
-
-Source: the paper's Table 8 (thresholds and numbers of points) and its ablation of [SEG], discrete points and DtoC.
+    prompted  one trained model, prompted in different ways: what its mask decoder makes of prompts other than its own
+    trained   models trained in different ways, each with its own configuration
 """
 
 from __future__ import annotations
@@ -18,12 +12,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
 from readseg.analysis.study import StudyOutput
+from readseg.core.io import read_yaml
 from readseg.core.sasp import PointConfig
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
@@ -41,13 +37,7 @@ from readseg.viz.tables import Cell, Row, Table
 Ablation = Literal["points", "prompt", "alignment"]
 """What is varied: thresholds and numbers of points, what prompts the mask decoder, or where the token grid lies."""
 
-VARIED: Mapping[Ablation, str] = {
-    "points": "thresholds and number of points (Table 8)",
-    "prompt": "what prompts the mask decoder",
-    "alignment": "where the token grid lies",
-}
-"""In titles."""
-
+_TEXTS = read_yaml(Path(__file__).with_suffix(".yaml"))
 PROMPTED, TRAINED = "prompted", "trained"
 """The two kinds of comparison, as their column names them."""
 
@@ -58,7 +48,6 @@ NUMBERS = (10, 30, 60)
 """|P| of Table 8: the most points of one [SEG]."""
 
 _SCORES = {"giou": "gIoU", "ciou": "cIoU"}
-_PAIRED = "differences are paired: both scores of a bootstrap draw are over the same images"
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,11 @@ class AblationResult:
 
 
 class SharedReplies:
-    """A model to `evaluation.run`, with the answers of `Segmenter.segment`; words about the last image are kept."""
+    """A model to `evaluation.run`, with the answers of `Segmenter.segment`; words about the last image are kept.
+
+    What a model says depends on no prompt of its mask decoder: an image is encoded and its questions are answered once
+    for all variants, and only masks are made anew.
+    """
 
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
@@ -140,72 +133,61 @@ def ablate(
 # -- variants ----------------------------------------------------------------------------------------------------------
 
 
-def changed_points(config: ReadConfig, **changes: float | str | None) -> PointConfig:
+def variants(
+    what: Ablation,
+    config: ReadConfig,
+    *,
+    ratios: Sequence[tuple[float, float]] = (),
+    numbers: Sequence[int] = (),
+    **changes: Any,
+) -> tuple[Variant, ...]:
+    """The ways to prompt a model: the variants of WHAT, its own setting marked, or first where it is none of them.
+
+    points: every (t_pos, t_neg) with every number of points, Table 8's where left out. prompt: [SEG] and points, each
+    alone and both together, with discrete points and with continuous ones (DtoC). alignment: the token grid exactly, or
+    rounded as in READ's training. `changes` of the model's settings of points are what all variants share, and so are a
+    ratio and a number where these are not varied.
+    """
+    if what != "points":
+        for t_pos, t_neg in ratios[:1]:
+            changes |= {"t_pos": t_pos, "t_neg": t_neg, "threshold": "range"}
+        changes["num_points"] = numbers[0] if numbers else None
+    base = changed_points(config, changes)
+    with_points: Prompt = "both" if config.prompt == "seg" else config.prompt
+    made = []
+    if what == "points":
+        for (t_pos, t_neg), number in dict.fromkeys(product(ratios or RATIOS, numbers or NUMBERS)):
+            points = dataclasses.replace(base, threshold="range", t_pos=t_pos, t_neg=t_neg, num_points=number)
+            name = f"{t_pos:g}/{t_neg:g}, {number} points"
+            made.append(Variant(name, f"{t_pos}-{t_neg}-{number}", with_points, points))
+    elif what == "prompt":
+        made.append(Variant("[SEG] only", "seg", "seg", base))
+        prompts: Mapping[Prompt, str] = {"points": "points only", "both": "[SEG] and points"}
+        for (prompt, name), how in product(prompts.items(), ("discrete", "DtoC")):
+            points = dataclasses.replace(base, dtoc=how == "DtoC")
+            made.append(Variant(f"{name}, {how}", f"{prompt}-{how.lower()}", prompt, points))
+    else:
+        for alignment in ("exact", "reference"):
+            points, reason = dataclasses.replace(base, alignment=alignment), ""
+            try:
+                config.check_points(points)
+            except ValueError as error:  # the rounding is one of the centre crop: no other view can have it
+                reason = str(error)
+            made.append(Variant(alignment, alignment, with_points, points, impossible=reason))
+    return _with_own(config, made)
+
+
+def changed_points(config: ReadConfig, changes: Mapping[str, Any]) -> PointConfig:
     """A model's settings of points with some of them changed; None leaves one as it is."""
-    known: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     try:
-        points = dataclasses.replace(config.points, **known)
+        points = dataclasses.replace(config.points, **{k: value for k, value in changes.items() if value is not None})
         config.check_points(points)
     except ValueError as error:
         raise ReadsegError(str(error)) from error
     return points
 
 
-def point_variants(
-    config: ReadConfig,
-    points: PointConfig | None = None,
-    *,
-    ratios: Sequence[tuple[float, float]] = RATIOS,
-    numbers: Sequence[int] = NUMBERS,
-) -> tuple[Variant, ...]:
-    """Table 8: every (t_pos, t_neg) with every number of points; the model's own setting first if not among them."""
-    base = dataclasses.replace(points or config.points, threshold="range")
-    variants = []
-    for t_pos, t_neg in dict.fromkeys(ratios):
-        for number in dict.fromkeys(numbers):
-            changed = dataclasses.replace(base, t_pos=t_pos, t_neg=t_neg, num_points=number)
-            name = f"{t_pos:g}/{t_neg:g}, {number} points"
-            variants.append(Variant(name, f"{t_pos}-{t_neg}-{number}", _with_points(config), changed))
-    return _with_own(config, variants)
-
-
-def prompt_variants(config: ReadConfig, points: PointConfig | None = None) -> tuple[Variant, ...]:
-    """[SEG] and points, each alone and both together, with discrete points and with continuous ones (DtoC)."""
-    base = points or config.points
-    discrete, moved = dataclasses.replace(base, dtoc=False), dataclasses.replace(base, dtoc=True)
-    variants = [
-        Variant("[SEG] only", "seg", "seg", base),
-        Variant("points only, discrete", "points-discrete", "points", discrete),
-        Variant("points only, DtoC", "points-dtoc", "points", moved),
-        Variant("[SEG] and points, discrete", "both-discrete", "both", discrete),
-        Variant("[SEG] and points, DtoC", "both-dtoc", "both", moved),
-    ]
-    return _with_own(config, variants)
-
-
-def alignment_variants(config: ReadConfig, points: PointConfig | None = None) -> tuple[Variant, ...]:
-    """Where the token grid lies on the image: exactly, or rounded as in READ's training.
-
-    The rounding is one of the centre crop: a model with another view cannot be prompted so, and its variant says why.
-    """
-    variants = []
-    for alignment in ("exact", "reference"):
-        changed = dataclasses.replace(points or config.points, alignment=alignment)
-        reason = ""
-        try:
-            config.check_points(changed)
-        except ValueError as error:
-            reason = str(error)
-        variants.append(Variant(alignment, alignment, _with_points(config), changed, impossible=reason))
-    return _with_own(config, variants)
-
-
-def _with_points(config: ReadConfig) -> Prompt:
-    """The model's own prompt; with points beside [SEG] where it has none."""
-    return "both" if config.prompt == "seg" else config.prompt
-
-
-def _with_own(config: ReadConfig, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+def _with_own(config: ReadConfig, made: Sequence[Variant]) -> tuple[Variant, ...]:
     """The variants with the model's own setting marked, or put before them where it is none of them."""
 
     def effective(prompt: Prompt, points: PointConfig) -> tuple[Prompt, PointConfig | None]:
@@ -214,11 +196,11 @@ def _with_own(config: ReadConfig, variants: Sequence[Variant]) -> tuple[Variant,
         return prompt, None if prompt == "seg" else points
 
     own = effective(config.prompt, config.points)
-    for k, variant in enumerate(variants):
+    for k, variant in enumerate(made):
         if effective(variant.prompt, variant.points) == own and not variant.impossible:
-            return (*variants[:k], dataclasses.replace(variant, own=True), *variants[k + 1 :])
+            return (*made[:k], dataclasses.replace(variant, own=True), *made[k + 1 :])
     name = describe(config, config.prompt, config.points)
-    return (Variant(name, "own", config.prompt, config.points, own=True), *variants)
+    return (Variant(name, "own", config.prompt, config.points, own=True), *made)
 
 
 def cells(config: ReadConfig, points: PointConfig) -> int:
@@ -272,15 +254,14 @@ def prompted_table(what: Ablation, ablation: AblationResult) -> Table:
     columns |= {"giou_gap": "gIoU - own", "ciou_gap": "cIoU - own"}
     words = describe(config, ablation.own_variant.prompt, ablation.own_variant.points)
     notes = [
-        f"kind {PROMPTED}: one trained model, prompted in different ways, and not what a model trained so would reach",
-        f"(own): as the model was saved, {words}; all that a row does not name is as in it, or as asked for",
-        _PAIRED,
+        _TEXTS["prompted_kind"],
+        _TEXTS["own"].format(words=words),
+        _TEXTS["paired"],
         *_notes_on_variants(what, ablation),
         *_notes_on_benchmark(own),
-        "all rows say the same words, so that only empty masks change what is answered and refused: "
-        + _answer_counts([ablation.results[v.key] for v in ablation.variants if not v.impossible]),
+        _TEXTS["same_words"].format(counts=_answer_counts(list(ablation.results.values()))),
     ]
-    title = f"{own.settings['benchmark']}: {VARIED[what]}; one trained model, prompted in different ways"
+    title = f"{own.settings['benchmark']}: {_TEXTS['varied'][what]}; {_TEXTS['prompted']}"
     return Table(title, "prompt", columns, rows, notes)
 
 
@@ -295,20 +276,17 @@ def trained_table(models: Sequence[AblationResult]) -> Table:
         weights = ablation.own.settings.get("weights")
         same = [other.model for other in models[:k] if weights and other.own.settings.get("weights") == weights]
         if same:  # whose training was the same, whatever this table's title says
-            same_weights.append(
-                f"{ablation.model} has the weights of {same[0]}: they differ in their configuration only"
-            )
+            same_weights.append(_TEXTS["same_weights"].format(model=ablation.model, other=same[0]))
     columns = {"kind": "kind", "setting": "own setting", **_SCORES}
     columns |= {"giou_gap": "gIoU - first", "ciou_gap": "cIoU - first"}
     notes = [
-        f"kind {TRAINED}: models trained in different ways, each prompted as it was saved; all that their training "
-        "differed in, data and steps and seeds too, is in a difference",
-        _PAIRED,
+        _TEXTS["trained_kind"],
+        _TEXTS["paired"],
         *_notes_on_benchmark(first),
         *(f"{ablation.model}: {_answer_counts([ablation.own])}" for ablation in models),
         *same_weights,
     ]
-    return Table(f"{first.settings['benchmark']}: models trained in different ways", "model", columns, rows, notes)
+    return Table(f"{first.settings['benchmark']}: {_TEXTS['trained']}", "model", columns, rows, notes)
 
 
 def _scored(result: Result, beside: Result | None) -> dict[str, Cell]:
@@ -325,35 +303,22 @@ def _notes_on_variants(what: Ablation, ablation: AblationResult) -> list[str]:
     notes = []
     config, possible = ablation.config, [v for v in ablation.variants if v.prompt != "seg" and not v.impossible]
     if config.prompt == "seg":
-        notes.append("this model was trained without points: rows with points are prompts that it never saw")
+        notes.append(_TEXTS["pointless"])
     if what == "points":
         number, down = cells(config, possible[-1].points), possible[-1].points.downsample
         side, tokens = math.isqrt(number), math.isqrt(config.num_image_tokens)
-        notes.append(
-            f"points come from {side} x {side} = {number} cells ({tokens} x {tokens} image tokens, downsample {down}), "
-            "fewer where a cell lies outside of the image: |P| beyond that is cut to what exists"
-        )
+        notes.append(_TEXTS["cells"].format(side=side, number=number, tokens=tokens, down=down))
     if what == "prompt":
-        moved = [_masks_that_differ(ablation, f"{prompt}-discrete", f"{prompt}-dtoc") for prompt in ("points", "both")]
-        notes.append(
-            "DtoC is a path for gradients in training: with bandwidth 1 it moves a point by hundredths of a pixel, so "
-            "that discrete and DtoC rows of a trained model differ by next to nothing; the paper compares models that "
-            "were TRAINED with and without it: name such models with several --model"
-        )
-        notes.append(
-            f"masks that differ in any pixel between discrete and DtoC: points only {moved[0]}, [SEG] and points "
-            f"{moved[1]}"
-        )
+        moved = {prompt: _masks_that_differ(ablation.results, prompt) for prompt in ("points", "both")}
+        notes += [_TEXTS["dtoc"], _TEXTS["moved"].format(**moved)]
     notes += [f"{v.name} is not possible: {v.impossible.rstrip('.')}" for v in ablation.variants if v.impossible]
     return notes
 
 
-def _masks_that_differ(ablation: AblationResult, first: str, second: str) -> str:
-    pairs = [
-        masks
-        for a, b in zip(ablation.results[first].outcomes, ablation.results[second].outcomes, strict=True)
-        for masks in zip(a.masks, b.masks, strict=True)
-    ]
+def _masks_that_differ(results: Mapping[str, Result], prompt: str) -> str:
+    """How many masks DtoC changes."""
+    answers = zip(results[f"{prompt}-discrete"].outcomes, results[f"{prompt}-dtoc"].outcomes, strict=True)
+    pairs = [masks for a, b in answers for masks in zip(a.masks, b.masks, strict=True)]
     return f"{sum(a != b for a, b in pairs)} of {len(pairs)}"
 
 
@@ -422,7 +387,7 @@ def _curves(ablation: AblationResult, grid: Sequence[Variant], title: str) -> Im
     name, x = ("its own: [SEG] only", 0) if own.prompt == "seg" else ("its own setting", own.points.num_points)
     # On a curve it has that curve's interval.
     curves.append(Curve(name, [x], [score if own.key == "own" else score.value], mark=True))
-    note = "one trained model, prompted in different ways; bands and whiskers: 95% intervals over images"
+    note = f"{_TEXTS['prompted']}; bands and whiskers: 95% intervals over images"
     most = min(cells(ablation.config, v.points) for v in grid)
     if any(v.points.num_points > most for v in grid):
         note += f"; beyond {most} points, all cells that there are, |P| changes nothing"
@@ -437,7 +402,5 @@ def _bars(table: Table, title: str) -> Image.Image:
             if not isinstance(score, Estimate):  # what is impossible is shown as such
                 score = Estimate(math.nan, math.nan, math.nan, 0)
             bars.append(Bar(row.name, score, heading))
-    prompted = table.rows[0].cells["kind"] == PROMPTED
-    kind = "one trained model, prompted in different ways" if prompted else "models trained in different ways"
-    note = f"{kind}; whiskers: 95% intervals over images"
+    note = f"{_TEXTS[table.rows[0].cells['kind']]}; whiskers: 95% intervals over images"
     return bar_chart(bars, title=title, x_label="score over true premises", note=note)

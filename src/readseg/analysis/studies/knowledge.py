@@ -1,16 +1,9 @@
 """World knowledge: how much a system loses when a thing is described instead of named, and who loses less (appendix E).
 
-A question that names a thing needs its look; one that describes what it is for needs, in the paper's words, the world
-knowledge of a language model. The same questions are put to several systems, with a language model or without one, and
-gIoU is compared over true premises, where a refusal counts as an empty mask:
+The same questions are put to several systems, with a language model or without one, and gIoU is compared over true
+premises, where a refusal counts as an empty mask:
 
     difference = gIoU(A) - gIoU(B) over the same questions        drop = gIoU(naming) - gIoU(reasoning) of one system
-
-All intervals are bootstrapped by whole images. Systems are models, which are asked, and predictions in the package's
-format (`evaluation.predictions`), whatever wrote them. Only questions that all of them answered are compared, and only
-where all of them were measured against the same truth.
-
-Source: appendix E.
 """
 
 from __future__ import annotations
@@ -18,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +27,7 @@ from readseg.evaluation.predictions import Outcome, Prediction, Result, predicti
 from readseg.evaluation.report import PROTOCOLS, difference, iou_sums, label, summarise
 from readseg.evaluation.run import model_system, run_systems
 from readseg.viz.charts import Bar, bar_chart
-from readseg.viz.tables import Cell, Row, Table
+from readseg.viz.tables import Row, Table
 
 NAMING, SEEN, UNSEEN = "naming", "reasoning, seen descriptions", "reasoning, unseen descriptions"
 SHORT, LONG, ALL = "short queries", "long queries", "all queries"
@@ -63,19 +56,16 @@ _TRUTH = [f.name for f in fields(Prediction) if f.name not in ("answer", "claime
 
 @dataclass(frozen=True, eq=False)
 class SystemResult:
-    """A system's answers to a benchmark, scored.
+    """A system's answers to a benchmark, scored: a model's, or those in a file of predictions, whatever wrote it."""
 
-    name: as tables call it.
-    source: what errors call it: the file, or the model's folder.
-    """
-
-    name: str
+    name: str  # as tables call it
     result: Result
-    source: str
+    source: str  # what errors call it: the file, or the model's folder
 
 
 def read_systems(paths: Sequence[Path], benchmark: Benchmark) -> list[SystemResult]:
     """The predictions for a benchmark in files, or in all files predictions.jsonl below folders."""
+    expected = {"protocol": benchmark.protocol, "match": benchmark.match, **benchmark.settings}
     fitting: dict[Path, Result] = {}
     for path in paths:
         results = {file.resolve(): read_result(file) for file in prediction_files(path)}
@@ -83,24 +73,18 @@ def read_systems(paths: Sequence[Path], benchmark: Benchmark) -> list[SystemResu
         if not own:
             others = ", ".join(sorted({str(result.settings["benchmark"]) for result in results.values()}))
             raise ReadsegError(f"{path}: expected predictions for {benchmark.name}, got those for {others}")
-        for file, result in own.items():
-            _check_settings(file, result, benchmark)
+        for file, name in product(own, expected):
+            if (value := own[file].settings.get(name)) != expected[name]:
+                raise ReadsegError(
+                    f"{file}: {name}: expected {expected[name]!r}, as this benchmark is asked now, got {value!r}: "
+                    "scores of both do not belong in one table"
+                )
         fitting |= own
     names = [label(result) for result in fitting.values()]
     return [
         SystemResult(name if names.count(name) == 1 else f"{name} ({file.parent.name})", result, str(file))
         for (file, result), name in zip(fitting.items(), names, strict=True)
     ]
-
-
-def _check_settings(file: Path, result: Result, benchmark: Benchmark) -> None:
-    for name, expected in (("protocol", benchmark.protocol), ("match", benchmark.match), *benchmark.settings.items()):
-        value = result.settings.get(name)
-        if value != expected:
-            raise ReadsegError(
-                f"{file}: {name}: expected {expected!r}, as this benchmark is asked now, got {value!r}: scores of both "
-                "do not belong in one table"
-            )
 
 
 def aligned(systems: Sequence[SystemResult]) -> list[SystemResult]:
@@ -133,12 +117,8 @@ def left_out(before: Sequence[SystemResult], after: Sequence[SystemResult]) -> l
 
 
 def ask(context: StudyContext, predictions: Sequence[Path]) -> list[SystemResult]:
-    """All systems of a study: its models, asked and scored as `readseg evaluate` does, and the predictions.
-
-    What a model said is kept in the study's folder, and not asked again. Predictions that do not fit the benchmark are
-    an error before a model is asked.
-    """
-    others = read_systems(predictions, context.benchmark)
+    """All systems of a study: its models, asked and scored as `readseg evaluate` does, and the predictions."""
+    others = read_systems(predictions, context.benchmark)  # one that does not fit is known before a model is asked
     asked = []
     for model in context.models:
         system = model_system(model.segmenter, context.benchmark, settings=model.settings)
@@ -167,75 +147,56 @@ def knowledge_tables(
 ) -> list[Table]:
     """The tables of the study: scores, paired differences between systems, and each system's own drop."""
     outcomes = {system.name: system.result.outcomes for system in systems}
+    pairs = {f"{a} - {b}": (outcomes[a], outcomes[b]) for a, b in combinations(outcomes, 2)}
     parts = parts_of(benchmark, systems[0].result.outcomes)
     counted = [PROTOCOLS[protocol], _count_note(parts, systems[0].result.outcomes)]
-    tables = [_scores(benchmark, parts, outcomes, [*counted, *notes])]
-    if len(systems) > 1:
-        tables.append(_differences(benchmark, parts, outcomes, counted))
+
+    def table(title: str, first: str, columns: Mapping[str, str], rows: Sequence[Row], *heads: str) -> Table:
+        return Table(f"{benchmark}: {title}", first, columns, rows, [*heads, *counted])
+
+    rows = []
+    for (part, asks), (name, own) in product(parts.items(), outcomes.items()):
+        summary = summarise([o for o in own if asks(o)])
+        rows.append(Row(name, {column: summary[column] for column in ("giou", "answered", "refused")}, group=part))
+    columns = {"giou": "gIoU", "answered": "answered"}
+    heads = ["gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask"]
+    if any(o.present is False and asks(o) for o in systems[0].result.outcomes for asks in parts.values()):
+        columns["refused"] = "refused"
+        heads.append("refused: share of false premises without a mask")
+    scores = table("who can name, and who can reason", "questions, system", columns, rows, *heads)
+    tables = [replace(scores, notes=[*scores.notes, *notes])]
+    if pairs:
+        rows = []
+        for part, asks in parts.items():
+            shown = {name: [[o for o in own if asks(o)] for own in pair] for name, pair in pairs.items()}
+            rows.append(Row(part, {name: difference(*pair)[0] for name, pair in shown.items()}))
+        paired = "differences are paired: both scores of a bootstrap draw are over the same images"
+        columns = dict(zip(pairs, pairs, strict=True))
+        tables.append(table("gIoU of one system less that of another", "questions", columns, rows, paired))
     if drops := {f"{a} to {b}": (parts[a], parts[b]) for a, b in _COMPARED if a in parts and b in parts}:
-        tables.append(_drop_table(benchmark, drops, outcomes, counted))
+
+        def falls(name: str, group: str, *systems: Sequence[Outcome]) -> Row:
+            return Row(name, {column: drop(systems, *asks) for column, asks in drops.items()}, group)
+
+        rows = [falls(name, "system", own) for name, own in outcomes.items()]
+        rows += [falls(name, "one falls more than another by", *pair) for name, pair in pairs.items()]
+        positive = "a drop is positive where gIoU falls; the questions of the parts differ in more than in their words"
+        columns = dict(zip(drops, drops, strict=True))
+        tables.append(table("how far gIoU falls from one part to another", "system", columns, rows, positive))
     return tables
 
 
-def drop(
-    outcomes: Sequence[Outcome], first: BelongsTo, second: BelongsTo, beside: Sequence[Outcome] | None = None
-) -> Estimate:
-    """How far a system's gIoU falls from one part to another; less how far that of `beside` falls, paired."""
-    systems = [outcomes] if beside is None else [outcomes, beside]
-    belongs = [np.array([[bool(o.present) and asks(o)] for o in outcomes], bool) for asks in (first, second)]
+def drop(systems: Sequence[Sequence[Outcome]], first: BelongsTo, second: BelongsTo) -> Estimate:
+    """How far a system's gIoU falls from one part to another; less how far that of a second system falls, paired."""
+    questions = systems[0]
+    belongs = [np.array([[bool(o.present) and asks(o)] for o in questions], bool) for asks in (first, second)]
     terms = [iou_sums(own) * counts for own in systems for counts in belongs]
 
     def score(sums: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
         return reduce(np.subtract, map(ratio_difference, np.split(sums, len(systems), axis=1)))
 
     count = int(np.logical_or(*belongs).sum())
-    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=[o.image for o in outcomes], count=count)
-
-
-Outcomes = Mapping[str, Sequence[Outcome]]  # by the name of their system
-
-
-def _scores(benchmark: str, parts: Mapping[str, BelongsTo], systems: Outcomes, notes: Sequence[str]) -> Table:
-    rows = []
-    for part, asks in parts.items():
-        for name, outcomes in systems.items():
-            summary = summarise([o for o in outcomes if asks(o)])
-            cells: dict[str, Cell] = {column: summary[column] for column in ("giou", "answered", "refused")}
-            rows.append(Row(name, cells, group=part))
-    columns = {"giou": "gIoU", "answered": "answered"}
-    heads = ["gIoU: over true premises, where a refusal counts as an empty mask; answered: share of them with a mask"]
-    if any(o.present is False and asks(o) for o in next(iter(systems.values())) for asks in parts.values()):
-        columns["refused"] = "refused"
-        heads.append("refused: share of false premises without a mask")
-    title = f"{benchmark}: who can name, and who can reason"
-    return Table(title, "questions, system", columns, rows, [*heads, *notes])
-
-
-def _differences(benchmark: str, parts: Mapping[str, BelongsTo], systems: Outcomes, notes: Sequence[str]) -> Table:
-    pairs = {f"{a} - {b}": (systems[a], systems[b]) for a, b in combinations(systems, 2)}
-    rows = [
-        Row(part, {name: difference(*([o for o in own if asks(o)] for own in pair))[0] for name, pair in pairs.items()})
-        for part, asks in parts.items()
-    ]
-    paired = "differences are paired: both scores of a bootstrap draw are over the same images"
-    title = f"{benchmark}: gIoU of one system less that of another"
-    return Table(title, "questions", {name: name for name in pairs}, rows, [paired, *notes])
-
-
-def _drop_table(
-    benchmark: str, drops: Mapping[str, tuple[BelongsTo, BelongsTo]], systems: Outcomes, notes: Sequence[str]
-) -> Table:
-    def cells(outcomes: Sequence[Outcome], beside: Sequence[Outcome] | None = None) -> dict[str, Cell]:
-        return {name: drop(outcomes, first, second, beside) for name, (first, second) in drops.items()}
-
-    rows = [Row(name, cells(outcomes), group="system") for name, outcomes in systems.items()]
-    rows += [
-        Row(f"{a} - {b}", cells(systems[a], systems[b]), group="one falls more than another by")
-        for a, b in combinations(systems, 2)
-    ]
-    positive = "a drop is positive where gIoU falls; the questions of the parts differ in more than in their words"
-    title = f"{benchmark}: how far gIoU falls from one part to another"
-    return Table(title, "system", {name: name for name in drops}, rows, [positive, *notes])
+    return bootstrap_sums(np.concatenate(terms, axis=1), score, groups=[o.image for o in questions], count=count)
 
 
 def _count_note(parts: Mapping[str, BelongsTo], outcomes: Sequence[Outcome]) -> str:
@@ -269,9 +230,8 @@ def run(context: StudyContext, options: SystemOptions) -> StudyOutput:
         Bar(row.name, score, row.group) for row in tables[0].rows if isinstance(score := row.cells["giou"], Estimate)
     ]
     note = next((note[0].upper() + note[1:] for note in tables[0].notes if note.startswith("questions: ")), "")
-    return StudyOutput(
-        tables, {"": bar_chart(bars, title=tables[0].title, x_label="gIoU over true premises", note=note)}
-    )
+    chart = bar_chart(bars, title=tables[0].title, x_label="gIoU over true premises", note=note)
+    return StudyOutput(tables, {"": chart})
 
 
 def _notes(context: StudyContext, systems: Sequence[SystemResult]) -> list[str]:
