@@ -13,7 +13,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from readseg.core.masks import save_png
 from readseg.scenes.render import make_scene, render
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +35,7 @@ def main() -> None:
         truth = None
         if meant is not None:
             truth = f"{name}_truth.png"
-            save_png(HERE / truth, drawn.masks[names.index(meant)])
+            Image.fromarray(drawn.masks[names.index(meant)]).convert("L").save(HERE / truth, optimize=True)
         entries.append({"image": f"{name}.png", "query": query, "expected": truth})
     (HERE / "examples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from readseg.checkpoints import load as loading
-from readseg.core.masks import save_png
 from small import picture
 from tiny_segmenter import build, load
 
@@ -34,7 +34,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = build(tmp_path / "model")
     monkeypatch.setattr(loading, "EMBEDDED", model)
     picture().save(tmp_path / "scene.png")
-    save_png(tmp_path / "truth.png", load(model).segment(picture(), "the cat").mask)
+    Image.fromarray(load(model).segment(picture(), "the cat").mask).save(tmp_path / "truth.png")
     entries = [
         {"image": "scene.png", "query": "the cat", "expected": "truth.png"},
         {"image": "scene.png", "query": "the unicorn", "expected": None},
@@ -55,7 +55,7 @@ def test_all_as_expected(demo: ModuleType, examples: Path, tmp_path: Path, capsy
 def test_a_missed_bar_ends_with_one(
     demo: ModuleType, examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_png(tmp_path / "truth.png", np.eye(40, 60, dtype=bool))
+    Image.fromarray(np.eye(40, 60, dtype=bool)).save(tmp_path / "truth.png")
     assert demo.main(examples, tmp_path / "out") == 1
     assert "1 of 2 miss the bar" in capsys.readouterr().out
 

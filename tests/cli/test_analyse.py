@@ -17,7 +17,7 @@ from readseg.analysis.studies.maps import SamOptions
 from readseg.analysis.studies.single_image import ImageResult
 from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli import analyse as command
-from readseg.core.masks import decode_rle, save_png
+from readseg.core.masks import decode_rle
 from readseg.errors import ReadsegError
 from readseg.model.prompt_format import writable
 from released import write_released
@@ -45,7 +45,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     picture(*SIZE).save("desk.png")
     mask = np.zeros(SIZE, bool)
     mask[5:20, 10:40] = True
-    save_png("truth.png", mask)
+    Image.fromarray(mask).save("truth.png")
     return "desk.png"
 
 
@@ -157,7 +157,7 @@ def test_words_that_steer_terminals_are_text(desk: str, model: StudyModel, capsy
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
 def test_images_of_any_shape(desk: str, model: StudyModel, size: tuple[int, int]) -> None:
     picture(*size).save("odd.png")
-    save_png("odd_truth.png", np.ones(size, bool))
+    Image.fromarray(np.ones(size, bool)).save("odd_truth.png")
     analyse("odd.png", "the cat", model, truth="odd_truth.png", layers=True)
     assert numbers()["size"] == list(size)
     assert width("out/analysis.png") == 1400
@@ -183,7 +183,7 @@ def test_bad_input_is_one_error_and_leaves_nothing(
     desk: str, model: StudyModel, change: dict[str, Any], told: str
 ) -> None:
     Path("text.png").write_text("no image")
-    save_png("small.png", np.ones((2, 3), bool))
+    Image.fromarray(np.ones((2, 3), bool)).save("small.png")
     options: dict[str, Any] = {"target": desk, "query": "the cat"} | change
     with pytest.raises(ReadsegError, match=told):
         analyse(options.pop("target"), options.pop("query"), model, **options)

@@ -1,10 +1,9 @@
-"""Run lengths, polygons, PNG files, intersection and union."""
+"""Run lengths, polygons, intersection and union."""
 
 from __future__ import annotations
 
 import time
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
 from pycocotools import mask as coco
 
 from readseg.core import masks
@@ -109,33 +107,6 @@ class TestPolygons:
     def test_broken_ones_are_errors(self, polygon: Any) -> None:
         with pytest.raises(ValueError, match="polygon"):
             masks.polygons_to_mask([polygon], (5, 5))
-
-
-class TestPng:
-    @few
-    @given(mask=some_mask)
-    def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray) -> None:
-        path = tmp_path_factory.mktemp("png") / "mask.png"
-        masks.save_png(path, mask)
-        assert np.array_equal(np.asarray(Image.open(path)), 255 * mask)
-        assert [file.name for file in path.parent.iterdir()] == ["mask.png"]
-
-    def test_a_failure_leaves_the_old_file_and_nothing_else(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "mask.png"
-        masks.save_png(path, np.eye(4))
-        before = path.read_bytes()
-
-        def broken(self: Image.Image, file: Path, **_: Any) -> None:
-            Path(file).write_bytes(b"half")
-            raise OSError("disk full")
-
-        monkeypatch.setattr(Image.Image, "save", broken)
-        with pytest.raises(OSError, match="disk full"):
-            masks.save_png(path, np.ones((4, 4)))
-        assert path.read_bytes() == before
-        assert list(tmp_path.iterdir()) == [path]
 
 
 class TestIntersectionAndUnion:

@@ -190,7 +190,10 @@ class JsonlStore(Generic[R]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Makes sure that everything is on the disk, and closes the file."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
 
     def add(self, record: R) -> None:
         """Writes one record at once."""
@@ -200,12 +203,6 @@ class JsonlStore(Generic[R]):
         if self._file is not None:
             self._file.write(self._format.to_line(record))
         self.records[key] = record
-
-    def close(self) -> None:
-        """Makes sure that everything is on the disk, and closes the file."""
-        if self._file is not None and not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
 
 
 def check_settings(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Masks as arrays, run lengths, polygons and PNG files; their intersection and union. numpy, image frame.
+"""Masks as arrays, run lengths and polygons; their intersection and union. numpy, image frame.
 
 A mask is a bool array (H, W). A target is uint8 (H, W): 0 background, 1 object, 255 not counted.
 """
@@ -6,16 +6,12 @@ A mask is a bool array (H, W). A target is uint8 (H, W): 0 background, 1 object,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Shaped
-from PIL import Image
 from pycocotools import mask as coco
-
-from readseg.core.io import atomic_write
 
 IGNORED = 255
 """The value of a target's pixels that are not counted."""
@@ -80,11 +76,9 @@ def union(masks: Iterable[Shaped[np.ndarray, "H W"]], hw: tuple[int, int] | None
 
 
 def polygons_to_mask(polygons: Iterable[Any], hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """The union of polygons, each filled and outlined by a line of one pixel.
+    """The union of polygons, sequences of (x, y) or COCO's flat x0, y0, ..., each filled and outlined by one pixel.
 
-    Points are truncated to whole pixels and painted by OpenCV, as the data sets' own code does: Pillow's
-    polygons differ by 1% of the pixels. A polygon is a sequence of (x, y) in image pixels, or COCO's flat x0, y0, ...
-    (ValueError otherwise); one without points paints nothing.
+    As in the data sets' own code: points truncated to whole pixels, painted by OpenCV (1% of Pillow's pixels differ).
     """
     canvas = np.zeros(hw, dtype=np.uint8)
     limits = np.iinfo(np.int32)
@@ -101,12 +95,6 @@ def polygons_to_mask(polygons: Iterable[Any], hw: tuple[int, int]) -> Bool[np.nd
             cv2.polylines(canvas, [pixels], isClosed=True, color=1, thickness=1)
             cv2.fillPoly(canvas, [pixels], color=1)
     return canvas.astype(bool)
-
-
-def save_png(path: str | Path, mask: Shaped[np.ndarray, "H W"]) -> None:
-    """Writes a mask as a grey PNG of 0 and 255; the file appears whole or not at all."""
-    with atomic_write(Path(path)) as place:
-        Image.fromarray(np.asarray(mask).astype(bool).astype(np.uint8) * 255).save(place, format="PNG", optimize=True)
 
 
 def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> tuple[int, int]:

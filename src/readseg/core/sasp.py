@@ -145,9 +145,9 @@ def full_map(
     """
     yx = axes(image_hw, alignment, box)
     grid, _ = _value_grid(scores, yx)
-    pixels = [torch.arange(axis.length, device=grid.device, dtype=grid.dtype) for axis in yx]
-    along_y, along_x = (pixel_weights(axis, all_of, grid.shape[-1]) for axis, all_of in zip(yx, pixels, strict=True))
-    return along_y @ grid @ along_x.transpose(0, 1)
+    y, x = (torch.arange(axis.length, device=grid.device, dtype=grid.dtype) for axis in yx)
+    side = grid.shape[-1]
+    return pixel_weights(yx[0], y, side) @ grid @ pixel_weights(yx[1], x, side).transpose(0, 1)
 
 
 def select_cells(

@@ -112,10 +112,7 @@ def ratio_difference(sums: Float[np.ndarray, "R 4"]) -> Float[np.ndarray, " R"]:
 
 
 class Roc(NamedTuple):
-    """The shares of the false and of the true questions that each threshold "at least t" takes for true.
-
-    Thresholds from the strictest: from 0 to 1, K = 1 + number of different scores.
-    """
+    """The shares of false and of true questions that the K - 1 thresholds "at least t" take for true, from 0 to 1."""
 
     false_positive: Float[np.ndarray, " K"]
     true_positive: Float[np.ndarray, " K"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -100,7 +99,7 @@ class Segmenter:
         self.processor = processor
         self.notes = tuple(notes)
         self._cached_images = cached_images
-        self._encoded: OrderedDict[tuple[int, int, bytes], EncodedImage] = OrderedDict()
+        self._encoded: dict[tuple[int, int, bytes], EncodedImage] = {}
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, **options: Unpack[LoadOptions]) -> Segmenter:
@@ -180,19 +179,19 @@ class Segmenter:
                 stacklevel=3,
             )
         key = (*image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
-        if key in self._encoded:
-            self._encoded.move_to_end(key)
-            return self._encoded[key]
-        processor, model = self.processor, self.model
-        with torch.inference_mode():
-            features = model.encode_image(processor.lmm_pixels(image)[None].to(model.device))
-            prefix_ids = processor.prefix_ids()
-            cache, h_img = model.prefill(prefix_ids, features)
-            embeddings = model.embed_masks_image(processor.mask_pixels(image)[None].to(model.device))
-        self._encoded[key] = EncodedImage(image, frame, prefix_ids, cache, features[0], h_img, embeddings)
-        while len(self._encoded) > self._cached_images:
-            self._encoded.popitem(last=False)
-        return self._encoded[key]
+        encoded = self._encoded.pop(key, None)
+        if encoded is None:
+            processor, model = self.processor, self.model
+            with torch.inference_mode():
+                features = model.encode_image(processor.lmm_pixels(image)[None].to(model.device))
+                prefix_ids = processor.prefix_ids()
+                cache, h_img = model.prefill(prefix_ids, features)
+                embeddings = model.embed_masks_image(processor.mask_pixels(image)[None].to(model.device))
+            encoded = EncodedImage(image, frame, prefix_ids, cache, features[0], h_img, embeddings)
+        self._encoded[key] = encoded  # the latest used comes last
+        if len(self._encoded) > self._cached_images:
+            del self._encoded[next(iter(self._encoded))]
+        return encoded
 
     def reply(
         self, encoded: EncodedImage, queries: Sequence[str], **options: Unpack[AnswerOptions]

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from readseg.core.io import atomic_write
-from readseg.core.masks import encode_rle, save_png
+from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
 from readseg.scenes.question_forms import Source
 from readseg.scenes.questions import Question, ask, target_masks
@@ -97,7 +97,8 @@ def _write_scene(out: Path, stem: str, picture: RenderedScene, about: Sequence[Q
     for k in with_file:
         name = f"{stem}-{k}"
         for order, mask in enumerate(masks[k]):
-            save_png(out / "masks" / f"{name}.{order}.png", mask)
+            with atomic_write(out / "masks" / f"{name}.{order}.png") as place:
+                Image.fromarray(mask.astype(np.uint8) * 255).save(place, format="PNG", optimize=True)
         image.save(out / f"{name}.jpg", quality=95)
         shapes = [
             {"label": "target", "points": points, "shape_type": "polygon", "image_name": f"{name}.jpg"}
