@@ -41,7 +41,11 @@ def run(app: typer.Typer) -> None:
     except ReadsegError as error:
         _end(str(error), BAD_INPUT)
     except typer.TyperException as error:
-        _end_usage(error)
+        if not (message := error.format_message()):  # the help is printed already
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        hint = f"; try '{context.command_path} --help'" if context is not None else ""
+        _end(message.rstrip(".") + hint, error.exit_code)
     except RuntimeError as error:
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not _LOST.search(str(error)):
             raise
@@ -57,16 +61,6 @@ def run(app: typer.Typer) -> None:
 def printable(text: str) -> str:
     """Text without what would steer a terminal: control characters as Python writes them."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-
-
-def _end_usage(error: typer.TyperException) -> NoReturn:
-    """What is wrong with a command line, and which help to ask for."""
-    message = error.format_message()
-    if not message:  # the help is printed already
-        sys.exit(error.exit_code)
-    context = getattr(error, "ctx", None)
-    hint = f"; try '{context.command_path} --help'" if context is not None else ""
-    _end(message.rstrip(".") + hint, error.exit_code)
 
 
 def _end(message: str, code: int) -> NoReturn:
