@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from readseg.analysis.map_metrics import STEPS
+from readseg.analysis.map_metrics import STEPS, iou_of
 from readseg.analysis.prompts import PROMPTS
 from readseg.analysis.similarity_maps import MAPS
-from readseg.analysis.studies.map_records import Grid, MapRecord, iou_of
+from readseg.analysis.studies.map_records import Grid, MapRecord
 from readseg.core.io import atomic_write
 from readseg.evaluation.predictions import decode_mask
 from readseg.viz.html import data_uri, render_page

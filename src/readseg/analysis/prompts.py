@@ -8,7 +8,7 @@ Source: section 3.2, appendices A.1 and B.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import SamModel
 
 from readseg.analysis.answer_states import TEXTS, AnswerStates, Spec
+from readseg.analysis.map_metrics import Counts
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER, read_sam
 from readseg.checkpoints.files import key_mismatches, read_weights
 from readseg.core import sasp
@@ -35,22 +36,20 @@ from readseg.model.mask_prompts import full_precision, masks_from_prompts, selec
 _DECODER, _PROMPTS = "mask_decoder.", "prompt_encoder."
 _ROUNDED = 1 / 128  # of a weight: what two types may differ by
 
-Mask = Bool[np.ndarray, "H W"]
-
 
 class PromptMask(NamedTuple):
-    """The mask (H, W) that a prompt makes, and the points in the prompt; none with [SEG] alone."""
+    """The mask (H, W) that a prompt makes, its points (P, 2), none with [SEG] alone, and the mask's counts."""
 
-    mask: Mask
-    points: Points
+    mask: Bool[np.ndarray, "H W"]
+    points_xy: Float[np.ndarray, "P 2"]
+    labels: Int[np.ndarray, " P"]
+    counts: Counts | None = None  # where it is held against a target
 
 
 def _model_masks(states: AnswerStates, prompt: Prompt | None = None) -> list[PromptMask]:
     """Of each [SEG] what the model makes of it with a prompt, by default its own."""
     result = states.decode(prompt or states.prompt)
-    points = zip(result.points_xy, result.point_labels, strict=True)
-    prompted = [Points(torch.from_numpy(xy), torch.from_numpy(labels)) for xy, labels in points]
-    return list(map(PromptMask, result.masks, prompted))
+    return list(map(PromptMask, result.masks, result.points_xy, result.point_labels))
 
 
 def _original_sam_masks(states: AnswerStates, points: Sequence[Points]) -> list[PromptMask]:
@@ -62,11 +61,13 @@ def _original_sam_masks(states: AnswerStates, points: Sequence[Points]) -> list[
     sam = states.options.original_sam
     assert sam is not None
     low_res = masks_from_prompts(sam, moved, None, [0] * len(moved), embeddings, [states.frame])
-    return list(map(PromptMask, _on_image(states.frame, low_res), points))
+    return _on_image(states.frame, low_res, points)
 
 
 def _points_in_original_sam(states: AnswerStates) -> list[PromptMask]:
-    return _original_sam_masks(states, [one.points for one in _model_masks(states, "points")])
+    masks = _model_masks(states, "points")
+    points = [Points(torch.from_numpy(one.points_xy), torch.from_numpy(one.labels)) for one in masks]
+    return _original_sam_masks(states, points)
 
 
 def _extremes_in_original_sam(states: AnswerStates) -> list[PromptMask]:
@@ -85,7 +86,7 @@ def _truth_in_original_sam(states: AnswerStates) -> list[PromptMask | None]:
     """Of each target the mask of points from it; None where it gives no points."""
     side = math.isqrt(states.segmenter.model.config.num_image_tokens)
     points = [ground_truth_points(one.target, states.frame, side, states.points) for one in states.targets]
-    return [one if len(one.points.xy) else None for one in _original_sam_masks(states, points)]
+    return [one if len(one.labels) else None for one in _original_sam_masks(states, points)]
 
 
 def _phrase_masks(states: AnswerStates, *, projected: bool) -> list[PromptMask | None]:
@@ -100,13 +101,17 @@ def _phrase_masks(states: AnswerStates, *, projected: bool) -> list[PromptMask |
     points, low_res = states.segmenter.model.decode_masks(
         projections, torch.cat(scores), images, embeddings, [states.frame], points=states.points, prompt="both"
     )
-    masks = dict(zip(segs, map(PromptMask, _on_image(states.frame, low_res), points), strict=True))
+    masks = dict(zip(segs, _on_image(states.frame, low_res, points), strict=True))
     return [masks.get(seg) for seg in range(len(states.phrases))]
 
 
-def _on_image(frame: ImageFrame, low_res: Float[Tensor, "S h w"]) -> Iterable[Mask]:
+def _on_image(frame: ImageFrame, low_res: Float[Tensor, "S h w"], points: Sequence[Points]) -> list[PromptMask]:
     # One after the other: all logits at the image's size would be many times as large as the masks that stay.
-    return ((frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in low_res)
+    masks = ((frame.masks_to_image(one[None])[0] > 0).cpu().numpy() for one in low_res)
+    return [
+        PromptMask(mask, one.xy.cpu().numpy(), one.labels.cpu().numpy())
+        for mask, one in zip(masks, points, strict=True)
+    ]
 
 
 _TEXTS = TEXTS["prompts"]

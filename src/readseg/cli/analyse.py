@@ -105,9 +105,8 @@ def analyse_image(
     console = Console(stderr=True)
     for model in track(models, "analysing", console=console, disable=not console.is_terminal, transient=True):
         original_sam = load_original_sam(model.segmenter, sam.sam)
-        options["options"] = ExamineOptions(*points(model.segmenter), original_sam, extremes=sam.extremes)
-        about: dict[str, Any] = {"name": model.name, "source": model.source, "settings": model.settings}
-        results.append(examine_image(model.segmenter, picture, query, **about, **options))
+        examined = ExamineOptions(*points(model.segmenter), original_sam, extremes=sam.extremes)
+        results.append(examine_image(model, picture, query, options=examined, **options))
     return results
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from readseg.analysis.map_metrics import GroundTruth
 from readseg.analysis.similarity_maps import SimilarityMap
 from readseg.analysis.studies import single_image as figures
-from readseg.analysis.studies.map_records import Counts, MapResult, MapScores, MaskResult
+from readseg.analysis.studies.map_records import Counts, MapResult, MapScores, PromptMask
 from readseg.analysis.studies.single_image import ClosestToken, ImageResult, ModelResult, SegResult
 from readseg.core.sasp import PointConfig
 from readseg.viz import overlays
@@ -40,9 +40,9 @@ def map_of(k: int, *, scores: bool = True, constant: bool = False, layer: int = 
     return MapResult((similarity,), on_image, told if scores and not constant else None)
 
 
-def mask_of(k: int, count: int | None = None, points: tuple[tuple[float, float, int], ...] = ()) -> MaskResult:
+def mask_of(k: int, count: int | None = None, points: tuple[tuple[float, float, int], ...] = ()) -> PromptMask:
     xy = np.array([[x, y] for x, y, _ in points], np.float32).reshape(-1, 2)
-    return MaskResult(
+    return PromptMask(
         spot(k), xy, np.array([label for *_, label in points], int), None if count is None else Counts(count, 100)
     )
 
@@ -310,7 +310,7 @@ def test_layers_of_an_answer_without_seg(words: list[str]) -> None:
 def test_images_of_any_shape(hw: tuple[int, int]) -> None:
     mask = np.zeros(hw, bool)
     mask[0, 0] = True
-    points = MaskResult(mask, np.zeros((1, 2), np.float32), np.ones(1, int), Counts(1, 1))
+    points = PromptMask(mask, np.zeros((1, 2), np.float32), np.ones(1, int), Counts(1, 1))
     value_map = mask.astype(np.float32)
     one = MapResult((SimilarityMap(2, "[SEG]", np.zeros(16, np.float32), (4, 4), value_map),), value_map, None)
     shown = seg(

@@ -595,7 +595,6 @@ def test_what_is_missing_counts_as_an_empty_mask() -> None:
         ("maps", [None]),
         ("maps", {"lmm": {"counts": [1, 2]}}),
         ("maps", {"lmm": 3}),
-        ("prompts", {"own": [3, 2]}),
         ("prompts", {"own": [1, 2, 3]}),
         ("prompts", {"own": [1.0, 2]}),
         ("consistency", "nan"),
@@ -606,9 +605,7 @@ def test_what_is_missing_counts_as_an_empty_mask() -> None:
         ("points", [[1, 2, 3]]),
         ("points", [["1", 2, 1]]),
         ("points", [[10**400, 2, 1]]),
-        ("grids", {"lmm": [{"hw": [2, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
         ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1], "low": 0, "high": 1, "levels": "AAAA"}]}),
-        ("grids", {"lmm": [{"hw": [1, 3], "box": [0, 0, 1, 1], "low": 0, "high": 1, "levels": "?"}]}),
     ],
 )
 def test_a_damaged_record_is_an_error_that_names_the_field(name: str, value: Any) -> None:

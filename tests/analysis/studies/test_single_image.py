@@ -16,19 +16,25 @@ from answers import read_answer
 from readseg.analysis.answer_states import ExamineOptions
 from readseg.analysis.map_metrics import GroundTruth
 from readseg.analysis.similarity_maps import MAPS, layer_maps, phrase_map
+from readseg.analysis.studies import single_image
 from readseg.analysis.studies.map_records import MapResult, iou_of
-from readseg.analysis.studies.single_image import FORMAT, ImageResult, ModelResult, examine_image, tables_of, to_json
+from readseg.analysis.studies.single_image import FORMAT, ImageResult, ModelResult, tables_of, to_json
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.tables import to_markdown
 from small import picture, small_model, small_processor
+from studies import loaded_model
 from tiny_segmenter import ANSWERS, build, load
 
 SIZE = (40, 60)
 TWO = "it is the red cup [SEG] and there is a saw [SEG]."
 POINTS = PointConfig(num_points=5, downsample=1, alignment="exact")
+
+
+def examine_image(segmenter: Segmenter, *asked: Any, name: str = "small", **options: Any) -> ModelResult:
+    return single_image.examine_image(loaded_model(name, segmenter, {}), *asked, **options)
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from PIL import Image
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
 from readseg.analysis.cases import Case, TargetMask, cases_of
+from readseg.analysis.map_metrics import iou_of
 from readseg.analysis.page import spread
 from readseg.analysis.similarity_maps import layer_maps
-from readseg.analysis.studies.map_records import LayerRecord, MapScores, iou_of, measure_maps
+from readseg.analysis.studies.map_records import LayerRecord, MapScores, measure_maps
 from readseg.analysis.studies.maps import (
     MAP_COLUMNS,
     MAP_RULES,

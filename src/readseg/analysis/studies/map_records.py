@@ -14,13 +14,21 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
-from pydantic import AfterValidator, Base64Bytes, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PlainSerializer
+from jaxtyping import Float, Shaped
+from pydantic import Base64Bytes, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PlainSerializer
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, Spec, collect_states
 from readseg.analysis.cases import Case, TargetMask
-from readseg.analysis.map_metrics import Consistency, consistency, localisation, search_thresholds, spearman
-from readseg.analysis.prompts import PROMPTS, Mask, PromptMask
+from readseg.analysis.map_metrics import (
+    Consistency,
+    Counts,
+    consistency,
+    iou_of,
+    localisation,
+    search_thresholds,
+    spearman,
+)
+from readseg.analysis.prompts import PROMPTS, PromptMask
 from readseg.analysis.similarity_maps import MAPS, SimilarityMap
 from readseg.core import sasp
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
@@ -42,12 +50,6 @@ Map = Float[np.ndarray, "H W"]
 # -- the record --------------------------------------------------------------------------------------------------------
 
 
-def _sound_counts(counts: Counts) -> Counts:
-    if counts.intersection > counts.union:
-        raise ValueError("the intersection is larger than the union")
-    return counts
-
-
 # JSON has no NaN: null stands for it.
 Number = Annotated[
     float,
@@ -56,13 +58,6 @@ Number = Annotated[
 ]
 MapName = Annotated[str, Field(pattern=f"^({'|'.join(MAPS)})$")]
 PromptName = Annotated[str, Field(pattern=f"^({'|'.join(PROMPTS)})$")]
-
-
-class Counts(NamedTuple):
-    """What a mask has in common with its target, in pixels that count: those in both, and those in either."""
-
-    intersection: NonNegativeInt
-    union: NonNegativeInt
 
 
 class PointPrompt(NamedTuple):
@@ -77,7 +72,7 @@ class PointPrompt(NamedTuple):
 class MapScores:
     """What one map knows of its target (`map_metrics.localisation`; NaN without a pixel on the target)."""
 
-    counts: Annotated[Counts, AfterValidator(_sound_counts)]  # at the best threshold for this target (appendix A.1)
+    counts: Counts  # at the best threshold for this target (appendix A.1)
     threshold: Number
     pointing: Number
     mass_inside: Number
@@ -100,10 +95,6 @@ class Grid:
     low: Number  # the least score, which is 0 on the map
     high: Number  # the greatest one, which is 1
     levels: Base64Bytes = field(repr=False)  # h * w bytes in raster order: round(255 v) of the value v on the map
-
-    def __post_init__(self) -> None:
-        if len(self.levels) != math.prod(self.hw):
-            raise ValueError(f"expected {self.hw[0]} x {self.hw[1]} levels, got {len(self.levels)}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ class MapRecord:
     wanted: NonNegativeInt  # pixels on the target
     counted: NonNegativeInt  # pixels that count, on it or not
     maps: Mapping[MapName, MapScores | None] = field(repr=False)
-    prompts: Mapping[PromptName, Annotated[Counts, AfterValidator(_sound_counts)] | None] = field(repr=False)
+    prompts: Mapping[PromptName, Counts | None] = field(repr=False)
     consistency: Number  # IoU of the masks of the maps "lmm" and "sam" at their best thresholds; NaN without both
     spearman: Number  # rank correlation of the two
     target: Rle = field(repr=False)
@@ -164,15 +155,6 @@ class MapRecord:
         return self.prompts[name] or Counts(0, self.wanted)
 
 
-def iou_of(counts: Counts) -> float:
-    """I / U, and 1 where the union is empty.
-
-    >>> iou_of(Counts(1, 4)), iou_of(Counts(0, 0))
-    (0.25, 1.0)
-    """
-    return counts.intersection / counts.union if counts.union else 1.0
-
-
 @dataclass(frozen=True)
 class LayerRecord:
     """What the maps of all layers know of one expected mask."""
@@ -197,22 +179,13 @@ class MapResult(NamedTuple):
     scores: MapScores | None  # None without a map, or without a target to hold it against
 
 
-class MaskResult(NamedTuple):
-    """The union (H, W) of the masks of a target's [SEG], the points (P, 2) that prompted them, and its counts."""
-
-    mask: Mask
-    points_xy: Float[np.ndarray, "P 2"]
-    labels: Int[np.ndarray, " P"]
-    counts: Counts | None
-
-
 @dataclass(frozen=True, eq=False)
 class TargetResult:
     """All that is measured of one target of an answer, by the names of the available `MAPS` and `PROMPTS`."""
 
     words: str  # the answer's own for it
     maps: Mapping[str, MapResult]
-    masks: Mapping[str, MaskResult | None]  # None where no [SEG] speaks of the target
+    masks: Mapping[str, PromptMask | None]  # None where no [SEG] speaks of the target
     spearman: float  # of the maps "lmm" and "sam"; NaN where one is missing
     consistency: float  # of their masks at their best thresholds; NaN also where maps are held against no target
 
@@ -287,15 +260,13 @@ def measure_maps(
     return MapResult(tuple(maps), value_map, scores)
 
 
-def _measured_mask(masks: Sequence[PromptMask], target: Shaped[np.ndarray, "H W"] | None) -> MaskResult | None:
+def _measured_mask(masks: Sequence[PromptMask], target: Shaped[np.ndarray, "H W"] | None) -> PromptMask | None:
     if not masks:
         return None
     mask = union([one.mask for one in masks])
-    return MaskResult(
-        mask,
-        np.concatenate([one.points.xy.cpu().numpy() for one in masks]),
-        np.concatenate([one.points.labels.cpu().numpy() for one in masks]),
-        None if target is None else Counts(*intersection_and_union(mask, target)),
+    points_xy, labels = (np.concatenate([getattr(one, name) for one in masks]) for name in ("points_xy", "labels"))
+    return PromptMask(
+        mask, points_xy, labels, None if target is None else Counts(*intersection_and_union(mask, target))
     )
 
 

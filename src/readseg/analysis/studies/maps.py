@@ -18,19 +18,11 @@ from rich.progress import track
 
 from readseg.analysis.answer_states import EXTREMES, TEXTS, ExamineOptions, Spec
 from readseg.analysis.cases import cases_of
+from readseg.analysis.map_metrics import Counts, iou_of
 from readseg.analysis.page import pick_units, small_picture, write_page
 from readseg.analysis.prompts import PROMPTS, load_original_sam
 from readseg.analysis.similarity_maps import MAPS, load_clip
-from readseg.analysis.studies.map_records import (
-    MISSED,
-    RECORD,
-    Counts,
-    LayerRecord,
-    MapRecord,
-    MapScores,
-    examine,
-    iou_of,
-)
+from readseg.analysis.studies.map_records import MISSED, RECORD, LayerRecord, MapRecord, MapScores, examine
 from readseg.analysis.study import Study, StudyContext, StudyModel, StudyOutput
 from readseg.checkpoints.load import digest
 from readseg.core.images import load_image

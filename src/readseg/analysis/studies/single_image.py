@@ -19,24 +19,21 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
-from readseg.analysis.map_metrics import GroundTruth, joined_target
-from readseg.analysis.prompts import PROMPTS
+from readseg.analysis.map_metrics import Counts, GroundTruth, iou_of, joined_target
+from readseg.analysis.prompts import PROMPTS, PromptMask
 from readseg.analysis.similarity_maps import MAPS, layer_maps, token_map
 from readseg.analysis.studies.map_records import (
-    Counts,
     MapResult,
     MapScores,
-    MaskResult,
     TargetResult,
     compute_all,
-    iou_of,
     measure_maps,
     measure_target,
 )
+from readseg.analysis.study import StudyModel
 from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, iou, union
 from readseg.core.sasp import PointConfig
 from readseg.inference.result import shortest_float
-from readseg.inference.segmenter import Segmenter
 from readseg.model.config import Prompt
 from readseg.viz.overlays import MASK_COLOURS, beside, panel, points_legend, scale_legend, stack, text_block
 from readseg.viz.tables import Cell, Row, Table
@@ -60,7 +57,7 @@ _SHORT = {name: spec.short for name, spec in PROMPTS.items() if spec.short}
 class SegResult(TargetResult):
     """All that is measured of one [SEG], with the maps and masks that it has."""
 
-    masks: Mapping[str, MaskResult]
+    masks: Mapping[str, PromptMask]
     model_agrees: bool | None  # of a given answer: would the model itself have said [SEG] here
     layers: tuple[MapResult, ...] = field(repr=False)  # 0 ... K, where they were asked for
     agreement: Mapping[tuple[str, str], float]  # IoU of the masks of any two different prompts
@@ -119,7 +116,7 @@ class ImageResult:
 
 @torch.inference_mode()
 def examine_image(
-    segmenter: Segmenter,
+    model: StudyModel,
     image: Image.Image,
     query: str,
     *,
@@ -127,17 +124,11 @@ def examine_image(
     options: ExamineOptions | None = None,
     answer: str | None = None,
     layers: bool = False,
-    name: str = "",
-    source: str | None = None,
-    settings: Mapping[str, Any] | None = None,
 ) -> ModelResult:
-    """Asks a model one question about one image, and measures its answer.
-
-    `answer` is given to the model, `layers` makes the maps of all layers too; the rest describes the model.
-    """
-    encoded = segmenter.encode(image)
-    reply = segmenter.reply(encoded, [query], force=answer if answer is not None else False)[0]
-    states = collect_states(segmenter, encoded, reply, options)
+    """A model's answer to a question, by itself or the one that is given, and its numbers; `layers`: of all layers."""
+    encoded = model.segmenter.encode(image)
+    reply = model.segmenter.reply(encoded, [query], force=answer if answer is not None else False)[0]
+    states = collect_states(model.segmenter, encoded, reply, options)
     maps = compute_all(states, {name: spec for name, spec in MAPS.items() if not spec.per_target})
     masks = compute_all(states, {name: PROMPTS[name] for name in _SHORT})
     all_layers = [layer_maps(states, layer) for layer in range(states.num_layers + 1)] if layers else []
@@ -162,9 +153,9 @@ def examine_image(
             mask = union([one.mask for one in of_segs], encoded.frame.hw)
             together[kind] = Counts(*intersection_and_union(mask, whole))
     return ModelResult(
-        name=name,
-        source=source,
-        settings=settings or {},
+        name=model.name,
+        source=model.source,
+        settings=model.settings,
         question=reply.question,
         answer=states.result.answer,
         given=reply.is_forced,
@@ -258,7 +249,7 @@ def _seg_json(seg: SegResult) -> dict[str, Any]:
     }
 
 
-def _mask_json(one: MaskResult) -> dict[str, Any]:
+def _mask_json(one: PromptMask) -> dict[str, Any]:
     points = zip(one.points_xy, one.labels, strict=True)
     return {
         "share": float(one.mask.mean()),
@@ -496,12 +487,12 @@ def _refusal_panels(result: ImageResult, model: ModelResult) -> list[Panel]:
     return [*panels, _truth_panel(joined_target(result.truths))] if result.truths else panels
 
 
-def _shown_points(seg: SegResult) -> MaskResult:
+def _shown_points(seg: SegResult) -> PromptMask:
     """The prompt whose points are shown on the map: the model's own, or what it would be with points."""
     return seg.masks["own" if len(seg.masks["own"].labels) else "points"]
 
 
-def _map_panel(one: MapResult, title: str, points: MaskResult | None = None) -> Panel:
+def _map_panel(one: MapResult, title: str, points: PromptMask | None = None) -> Panel:
     if one.map is None:
         return Panel(title, "", {}, "all scores are equal, or no numbers: there is no map")
     numbers, scores = "", one.scores
@@ -512,12 +503,12 @@ def _map_panel(one: MapResult, title: str, points: MaskResult | None = None) -> 
     return Panel(title, numbers, {"value_map": one.map, "points": _points(points)})
 
 
-def _mask_panel(one: MaskResult, title: str, points: bool = False) -> Panel:
+def _mask_panel(one: PromptMask, title: str, points: bool = False) -> Panel:
     numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {iou_of(one.counts):.2f}"
     return Panel(title, numbers, {"mask": one.mask, "points": _points(one if points else None)})
 
 
-def _points(one: MaskResult | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def _points(one: PromptMask | None) -> list[tuple[np.ndarray, np.ndarray]]:
     return [] if one is None else [(one.points_xy, one.labels)]
 
 
