@@ -78,7 +78,7 @@ def word_list(name: str) -> object:
     }
     if name in others:
         return others[name]
-    return next(vars(module)[name.upper()] for module in (phrases, templates) if name.upper() in vars(module))
+    return templates.TEMPLATES[name] if name in templates.TEMPLATES else getattr(phrases, name.upper())
 
 
 @pytest.mark.parametrize("name", DIGESTS)

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from readseg.data.templates import (
-    CONFIRMATIONS,
-    CORRECTIONS,
-    DENIALS,
-    NAME_QUESTIONS,
-    PLAIN_CORRECTIONS,
-    PLAIN_DENIALS,
-    SENTENCE_REQUESTS,
+    TEMPLATES,
     bare_noun,
     dialogue_turns,
     make_confirmation,
@@ -30,14 +24,14 @@ from readseg.model.prompt_format import inference_question
 
 MASK = np.ones((4, 6), np.uint8)
 SENTENCE = "Where could I sit down?"
-BANKS = {
-    "names": (NAME_QUESTIONS, {"x", "the"}),
-    "sentences": (SENTENCE_REQUESTS, {"x"}),
-    "confirmations": (CONFIRMATIONS, set()),
-    "denials": (DENIALS, {"x"}),
-    "corrections": (CORRECTIONS, {"x", "y"}),
-    "plain denials": (PLAIN_DENIALS, set()),
-    "plain corrections": (PLAIN_CORRECTIONS, {"y"}),
+PLACEHOLDERS = {
+    "name_questions": {"x", "the"},
+    "sentence_requests": {"x"},
+    "confirmations": set(),
+    "denials": {"x"},
+    "corrections": {"x", "y"},
+    "plain_denials": set(),
+    "plain_corrections": {"y"},
 }
 AGREES = re.compile(r"\b(there is|there are|an?|it is|they are|is it) \{", re.IGNORECASE)
 
@@ -51,16 +45,16 @@ def many(make: object, count: int = 400) -> set[str]:
     return {make(draw) for _ in range(count)}  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("name", PLACEHOLDERS)
 def test_banks_are_large_and_hold_what_they_may(name: str) -> None:
-    bank, allowed = BANKS[name]
+    bank, allowed = TEMPLATES[name], PLACEHOLDERS[name]
     plain = {re.sub(r"\W+", " ", wording.lower()).strip() for wording in bank}
     assert len(bank) == len(set(bank)) >= 20
     assert len(plain) >= 20
     for wording in bank:
         used = set(re.findall(r"\{(\w*)\}", wording))
         assert used <= allowed, wording
-        if name == "names":
+        if name == "name_questions":
             assert len(used) == 1, wording
         elif name != "confirmations":
             assert used == allowed, wording
@@ -74,9 +68,9 @@ def test_the_first_of_each_bank_is_what_scores_are_made_with() -> None:
     sentences = [make_question(SENTENCE, is_sentence=True, rng=rng(seed)) for seed in range(400)]
     answers = [make_confirmation(rng(seed)) for seed in range(400)]
     for drawn, scored, bank in (
-        (questions, inference_question(conversation, "wall"), NAME_QUESTIONS),
-        (sentences, inference_question(conversation, SENTENCE), SENTENCE_REQUESTS),
-        (answers, "Sure, the segmentation result is [SEG].", CONFIRMATIONS),
+        (questions, inference_question(conversation, "wall"), TEMPLATES["name_questions"]),
+        (sentences, inference_question(conversation, SENTENCE), TEMPLATES["sentence_requests"]),
+        (answers, "Sure, the segmentation result is [SEG].", TEMPLATES["confirmations"]),
     ):
         assert 0.2 < drawn.count(scored) / len(drawn) < 0.36
         assert len(set(drawn)) == len(bank)
@@ -144,9 +138,9 @@ def test_corrections_say_what_is_there() -> None:
 
 @pytest.mark.parametrize(("text", "sentence"), [(SENTENCE, True), ("on the left", False), ("two men", False)])
 def test_what_does_not_follow_no_is_not_repeated(text: str, sentence: bool) -> None:
-    assert many(lambda draw: make_refusal(text, is_sentence=sentence, rng=draw)) == set(PLAIN_DENIALS)
+    assert many(lambda draw: make_refusal(text, is_sentence=sentence, rng=draw)) == set(TEMPLATES["plain_denials"])
     corrections = many(lambda draw: make_refusal(text, is_sentence=sentence, instead="a cow", rng=draw))
-    assert corrections == {wording.replace("{y}", "a cow") for wording in PLAIN_CORRECTIONS}
+    assert corrections == {wording.replace("{y}", "a cow") for wording in TEMPLATES["plain_corrections"]}
 
 
 def test_turns_are_what_the_expression_says() -> None:

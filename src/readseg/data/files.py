@@ -15,8 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from readseg.errors import ReadsegError
 
-MAX_PICKLE_BYTES = 1 << 30
-"""Larger files are not read: the largest of the field's has some 30 MB."""
+MAX_PICKLE_BYTES = 1 << 30  # larger files are not read: the largest of the field's has some 30 MB
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 

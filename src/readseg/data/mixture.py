@@ -28,10 +28,8 @@ KINDS = ("sem_seg", "refer_seg", "correct_refer_seg", "vqa", "neg_refer_seg", "r
 """Kinds of data, in the order of a ratio."""
 DENIED, CORRECTED = 0.07, 0.08
 """Shares of questions for a class that is not there, where a data set knows that: answered so, or with one that is."""
-FALSE_REASONS = 0.15
-"""Share of false premises among the questions of a file of ReasonSeg that has some."""
-MOST_IN_A_ROW = 50
-"""Records of a data set that are passed over, one after the other, before that is an error."""
+FALSE_REASONS = 0.15  # share of false premises among the questions of a file of ReasonSeg that has some
+MOST_IN_A_ROW = 50  # records of a data set that are passed over, one after the other, before that is an error
 MAX_WEIGHT = 1000
 
 
@@ -149,9 +147,8 @@ class BrokenRecords:
     """What was broken and passed over in a run: each message is shown once, and more than `limit` are an error."""
 
     def __init__(self, show: Callable[[str], object], limit: int = 100) -> None:
-        self._show, self._limit = show, limit
+        self._show, self._limit, self._lock = show, limit, Lock()
         self._messages: dict[str, None] = {}
-        self._lock = Lock()
 
     @property
     def count(self) -> int:
@@ -165,9 +162,8 @@ class BrokenRecords:
                 self._messages[message] = None
                 self._show(f"passed over: {message}")
             if self.count > self._limit:
-                last = next(reversed(self._messages))
                 raise ReadsegError(
-                    f"{self.count} records are broken, the limit is {self._limit}. The last: {last}. "
+                    f"{self.count} records are broken, the limit is {self._limit}. The last: {[*self._messages][-1]}. "
                     "`readseg data check DIR --thorough` names all; mend them, or raise the limit."
                 )
 

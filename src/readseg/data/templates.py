@@ -7,8 +7,9 @@ sentences as a phrase, or a sentence, which stands alone; answers to it repeat n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +23,12 @@ EVALUATION_TEMPLATE_RATE = 0.25
 CONFIRMATION, CORRECTION, DENIAL, WORDS = "confirmation", "correction", "denial", "words"
 """Kinds of turn: a mask, an answer that names something else, one that does not, and conversation without masks."""
 
-_TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
-NAME_QUESTIONS: list[str] = _TABLE["name_questions"]
-SENTENCE_REQUESTS: list[str] = _TABLE["sentence_requests"]
-CONFIRMATIONS: list[str] = _TABLE["confirmations"]
-DENIALS: list[str] = _TABLE["denials"]
-CORRECTIONS: list[str] = _TABLE["corrections"]
-PLAIN_DENIALS: list[str] = _TABLE["plain_denials"]
-PLAIN_CORRECTIONS: list[str] = _TABLE["plain_corrections"]
+TEMPLATES: Mapping[str, Any] = read_yaml(Path(__file__).with_suffix(".yaml"))
+"""Ways to say each thing, and words that tell what may be said of a name."""
 
 _ARTICLES = frozenset({"the", "a", "an"})
 _DETERMINERS, _PREPOSITIONS, _VERBS, _NOUNS_IN_ING, _ADJECTIVES = (
-    frozenset(str(_TABLE[name]).split())
+    frozenset(str(TEMPLATES[name]).split())
     for name in ("determiners", "prepositions", "verbs", "nouns_in_ing", "adjectives")
 )
 _NOT_AFTER_NO = _DETERMINERS | _PREPOSITIONS | _VERBS | {"no", "not", "none", "only", "just", "and", "or"}
@@ -66,7 +61,7 @@ def dialogue_turns(dialogue: Sequence[tuple[str, str]]) -> tuple[Turn, ...]:
 
 def make_question(text: str, *, is_sentence: bool, rng: np.random.Generator) -> str:
     """A question for a text: "I need a segmentation mask of the wall."."""
-    template = _draw(SENTENCE_REQUESTS if is_sentence else NAME_QUESTIONS, rng, EVALUATION_TEMPLATE_RATE)
+    template = _draw("sentence_requests" if is_sentence else "name_questions", rng, EVALUATION_TEMPLATE_RATE)
     sentence = " ".join(text.split())
     closed = f"{sentence}." if sentence[-1:].isalnum() else sentence  # so that another one can follow
     return template.format(x=closed if is_sentence else _trim(text), the=noun_phrase(text))
@@ -74,17 +69,14 @@ def make_question(text: str, *, is_sentence: bool, rng: np.random.Generator) -> 
 
 def make_confirmation(rng: np.random.Generator) -> str:
     """An answer with one mask."""
-    return _draw(CONFIRMATIONS, rng, EVALUATION_TEMPLATE_RATE)
+    return _draw("confirmations", rng, EVALUATION_TEMPLATE_RATE)
 
 
 def make_refusal(text: str, *, is_sentence: bool, instead: str = "", rng: np.random.Generator) -> str:
     """An answer that a text means nothing in the image, and names what is there `instead`, if that is known."""
     noun = None if is_sentence else bare_noun(text)
-    if instead:
-        templates = PLAIN_CORRECTIONS if noun is None else CORRECTIONS
-    else:
-        templates = PLAIN_DENIALS if noun is None else DENIALS
-    return _draw(templates, rng).format(x=noun or "", y=noun_phrase(instead))
+    kind = f"{'plain_' if noun is None else ''}{'corrections' if instead else 'denials'}"
+    return _draw(kind, rng).format(x=noun or "", y=noun_phrase(instead))
 
 
 def noun_phrase(text: str) -> str:
@@ -123,8 +115,7 @@ def _trim(text: str) -> str:
     return " ".join(text.split()).rstrip(" \t\n.,;:!?")
 
 
-def _draw(templates: Sequence[str], rng: np.random.Generator, first: float = 0.0) -> str:
+def _draw(kind: str, rng: np.random.Generator, first: float = 0.0) -> str:
     """A random template; the first one with the probability `first`, if that is more than its share."""
-    if rng.random() < first:
-        return templates[0]
-    return templates[int(rng.integers(len(templates)))]
+    templates: Sequence[str] = TEMPLATES[kind]
+    return templates[0] if rng.random() < first else templates[int(rng.integers(len(templates)))]

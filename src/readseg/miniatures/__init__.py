@@ -1,6 +1,6 @@
 """Miniatures of all the field's data sets, made from drawn scenes: the true layout on disk, true contents, exact masks.
 
-One folder holds what the whole mixture of training and every benchmark read; see the modules for the layout of each.
+One folder holds what the whole mixture of training and every benchmark read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ def write_miniatures(out: Path, *, seed: int = 0, images: int = 12, progress: bo
     """
     assert 8 <= images <= 200
     out = out.resolve()
-    if out.exists() and not out.is_dir():
-        raise ReadsegError(f"{out} is a file; expected a folder to write data sets to")
-    if out.is_dir() and any(out.iterdir()):
-        raise ReadsegError(f"{out} is not empty; expected a new or an empty folder to write data sets to")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        state = "is not empty" if out.is_dir() else "is a file"
+        raise ReadsegError(f"{out} {state}; expected a new or an empty folder to write data sets to")
     pictures = list(track(draw_pictures(seed, images), "pictures", total=images, disable=not progress))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as folder:

@@ -29,8 +29,7 @@ COCO_STUFF: Mapping[str, int] = NAMES["coco_stuff"]
 """Pixel value in COCO-Stuff's label maps of each class that has one there, by our name."""
 QUALITY = 90
 """JPEG quality of the pictures."""
-FIRST_ID = 581_000
-"""Image id of the first picture in data sets that number their images as COCO does."""
+FIRST_ID = 581_000  # image id of the first picture in data sets that number their images as COCO does
 _SEEDS_APART = 100_000
 _SINGLE = ("category", "colour", "group", "size", "position", "relation", "reasoning")  # kinds that mean one object
 

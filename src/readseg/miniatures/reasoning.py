@@ -1,8 +1,4 @@
-"""ReasonSeg and LLaVA-Instruct, as on disk.
-
-reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}
-llava_dataset/llava_instruct_150k.json (pictures in coco/train2017)
-"""
+"""ReasonSeg (reason_seg/ReasonSeg) and LLaVA-Instruct (llava_dataset), as on disk."""
 
 from __future__ import annotations
 

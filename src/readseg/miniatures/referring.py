@@ -1,10 +1,5 @@
 """RefCLEF, RefCOCO and its kin, with false premises, and gRefCOCO, as on disk.
 
-    refer_seg/{refclef,refcoco,refcoco+,refcocog}/{instances.json,refs(*).p}
-    refer_seg/{R-refcoco,R-refcoco+,R-refcocog,fprefcoco,fprefcoco+,fprefcocog}/{instances.json,refs(*).p}
-    refer_seg/grefcoco/{instances.json,grefs(unc).json}
-    refer_seg/images/mscoco/images/train2014, refer_seg/images/saiapr_tc-12
-
 Splits go by image. "exclude_unified" files are those without the training images that any of the sets holds out.
 """
 

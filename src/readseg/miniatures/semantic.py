@@ -1,11 +1,4 @@
-"""ADE20K, COCO-Stuff, Mapillary (maps of labels) and PACO, PASCAL-Part (objects and parts), as on disk.
-
-ade20k/{images,annotations}/training, ade20k/objectInfo150.txt
-coco/train2017, cocostuff/train2017
-mapillary/{training/{images,v2.0/labels},config_v2.0.json}
-vlpart/paco/annotations/paco_lvis_v1_train.json (pictures in coco/train2017)
-vlpart/pascal_part/{train.json,VOCdevkit/VOC2010/JPEGImages}
-"""
+"""ADE20K, COCO-Stuff, Mapillary (maps of labels) and PACO, PASCAL-Part (objects and parts), as on disk."""
 
 from __future__ import annotations
 
@@ -29,8 +22,7 @@ from readseg.scenes.classes import CLASSES
 
 UNLABELLED = 255
 """COCO-Stuff's pixel value of what has no label."""
-BACKDROP = "backdrop"
-"""What is behind the objects of a scene, in the data sets whose names are the miniature's own."""
+BACKDROP = "backdrop"  # what is behind the objects of a scene, in the data sets whose names are the miniature's own
 ADE20K = [*(NAMES["ade20k_synonyms"].get(name, name) for name in CLASSES), BACKDROP, *NAMES["ade20k_absent"]][:150]
 """The miniature's own 150 names, in the order of their pixel values 1 to 150: `CLASSES`, the backdrop, others."""
 _ORDER = {name: index for index, name in enumerate((*CLASSES, BACKDROP))}

@@ -24,8 +24,7 @@ TINT_RGB = {
     "brown": (125, 80, 45),
 }
 """The paint of each tint, as RGB in 0..255."""
-TINTS = tuple(TINT_RGB)
-"""Names of the colours that the objects of a tinted scene are drawn in."""
+TINTS = tuple(TINT_RGB)  # names of the colours that the objects of a tinted scene are drawn in
 
 _HELD_OUT_SHARE = 0.08
 _WIDE_GROUPS = {

@@ -1,13 +1,7 @@
 """Scenes as files: pictures, ReasonSeg-style JSON, exact masks, and a contact sheet to look at.
 
-    OUT/scene-000007-2.jpg         the picture (JPEG, as ReasonSeg's), one copy for each question with a target
-    OUT/scene-000007-2.json        ReasonSeg's layout: text, is_sentence, shapes, false_premise_QA
-    OUT/masks/scene-000007-2.0.png the exact mask of the answer's first [SEG], 0 and 255
-    OUT/questions.jsonl            every question of every scene, with its answer and masks as RLE
-    OUT/contact_sheet.png          the first scenes with their masks and questions
-
-All coordinates are pixels of the picture, (x, y). Polygons are outer contours: holes are filled in them, the
-PNG masks are exact.
+docs/usage.md names the files. All coordinates are pixels of the picture, (x, y). Polygons are outer contours: holes are
+filled in them, the PNG masks are exact.
 """
 
 from __future__ import annotations
@@ -30,10 +24,8 @@ from readseg.scenes.questions import Question, ask, target_masks
 from readseg.scenes.render import SIZES_HW, RenderedScene, make_scene, render
 from readseg.viz.overlays import contact_sheet, overlay
 
-NATIVE_SIDE = max(max(hw) for hw in SIZES_HW)
-"""Longer side of a scene in pixels where no size is asked for."""
-SHEET_SCENES = 12
-"""At most so many scenes are shown on the contact sheet."""
+NATIVE_SIDE = max(max(hw) for hw in SIZES_HW)  # longer side of a scene in pixels where no size is asked for
+SHEET_SCENES = 12  # at most so many scenes are shown on the contact sheet
 
 
 def write_scenes(

@@ -16,18 +16,13 @@ import numpy as np
 from readseg.scenes.classes import CLASSES, GROUPS, WIDE_GROUPS
 from readseg.scenes.render import Scene
 
-TARGET_AREA = (0.01, 0.15)
-"""Smallest and largest visible share of the image of a single target."""
-PART_AREA = 0.004
-"""Smallest visible share of each object of a target that is a union."""
-VISIBLE_AREA = 0.003
-"""An object that shows less than this share is hidden: nothing is asked whose answer depends on it."""
-SIZE_RATIO = 1.4
-"""The biggest object has at least this many times the visible area of the next one."""
+TARGET_AREA = (0.01, 0.15)  # smallest and largest visible share of the image of a single target
+PART_AREA = 0.004  # smallest visible share of each object of a target that is a union
+VISIBLE_AREA = 0.003  # an object that shows less than this share is hidden: nothing is asked whose answer depends on it
+SIZE_RATIO = 1.4  # the biggest object has at least this many times the visible area of the next one
 POSITION_MARGIN = 0.08
 """The leftmost object's centre is at least this far (in 0..1 of the width) from the next one's; others alike."""
-NEARNESS_RATIO = 1.3
-"""The nearest object is at least this many times nearer than the next one."""
+NEARNESS_RATIO = 1.3  # the nearest object is at least this many times nearer than the next one
 
 Extreme = Literal["biggest", "smallest", "leftmost", "rightmost", "topmost", "bottommost"]
 Relation = Literal["left of", "right of", "above", "below", "next to"]

@@ -109,12 +109,9 @@ EXPRESSIONS: Mapping[str, TemplateBank] = {key: _bank(table) for key, table in _
 RELATIONS: Mapping[str, TemplateBank] = {relation: _bank(table) for relation, table in _TABLE["relations"].items()}
 """Ways to place something beside another object {o}."""
 OBJECT_WORDS: list[str] = _TABLE["object_words"]
-EXTRA_OBJECT_WORDS: list[str] = _TABLE["extra_object_words"]
-"""What any object is called, by turns."""
-UNKNOWN_NOUNS: list[str] = _TABLE["unknown_nouns"]
-"""Names of things that no scene shows."""
-NUMBERS: list[str] = _TABLE["numbers"]
-"""Counts as they are answered."""
+EXTRA_OBJECT_WORDS: list[str] = _TABLE["extra_object_words"]  # what any object is called, by turns
+UNKNOWN_NOUNS: list[str] = _TABLE["unknown_nouns"]  # names of things that no scene shows
+NUMBERS: list[str] = _TABLE["numbers"]  # counts as they are answered
 _SYLLABLE: list[list[str]] = [_TABLE["syllables"][part] for part in ("onsets", "vowels", "codas")]
 # Only what is filled in tells what these mean: their own words may be made up.
 _FILLED_IN = {"name", "tint", "relation", "all tint", "several"}

@@ -25,8 +25,7 @@ T = TypeVar("T")
 Source = Literal["train", "held_out"]
 Scope = Literal["thing", "group", "class"]
 Words = Mapping[str, str]
-HARD_SHARE = 0.8
-"""Share of false premises that ask for a class whose group is there."""
+HARD_SHARE = 0.8  # share of false premises that ask for a class whose group is there
 # Of each extreme of many: what it is called of two.
 _SIZES: dict[Extreme, str] = {"biggest": "bigger", "smallest": "smaller"}
 _POSITIONS: dict[Extreme, str] = {"leftmost": "left", "rightmost": "right", "topmost": "upper", "bottommost": "lower"}
@@ -183,10 +182,6 @@ def _named(context: Context, present: bool, *, scope: Scope) -> Iterator[Questio
             yield _present_draft(context, noun, index, "name", _words(noun))
 
 
-def _with_tint(facts: SceneFacts, noun: Noun, tint: str) -> tuple[int, ...]:
-    return tuple(i for i in noun.members if facts.tints[i] == tint)
-
-
 def _colour(context: Context, present: bool, *, scope: Scope) -> Iterator[QuestionDraft]:
     """Ask "the blue thing", "the blue bird", "the blue cow" (which may stand beside a red one): the only such one.
 
@@ -205,7 +200,7 @@ def _colour(context: Context, present: bool, *, scope: Scope) -> Iterator[Questi
     tints = used if present else used + context.shuffled([tint for tint in TINTS if tint not in used])
     for noun in nouns:
         for tint in tints:
-            members = _with_tint(facts, noun, tint)
+            members = tuple(i for i in noun.members if facts.tints[i] == tint)
             words = _words(noun, tint)
             if present:
                 index = facts.only(members)
@@ -286,7 +281,7 @@ def _all(context: Context, present: bool, *, scope: Scope) -> Iterator[QuestionD
     facts = context.facts
     if scope == "thing":
         for tint in context.shuffled(TINTS) if facts.tinted else ():
-            members = _with_tint(facts, facts.everything, tint)
+            members = tuple(i for i, own in enumerate(facts.tints) if own == tint)
             words = _words(facts.everything, tint)
             if present and len(members) > 1 and facts.answerable_union(members):
                 yield QuestionDraft("all tint", words, f"the {tint} things {SEG}.", (members,), is_plural=True)

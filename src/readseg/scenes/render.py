@@ -21,10 +21,8 @@ from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TINT_RGB, TI
 
 SIZES_HW = ((320, 320), (256, 320), (320, 256), (240, 320), (320, 240))
 """Image sizes (height, width) that scenes are drawn in."""
-BACKGROUNDS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")
-"""Names of the background textures."""
-GLYPH_SIDE = 160
-"""Side of a rasterised glyph in pixels; larger than any object is drawn, so drawing only ever shrinks."""
+BACKGROUNDS = ("plain", "gradient", "clouds", "stripes", "checks", "dots")  # names of the background textures
+GLYPH_SIDE = 160  # side of a rasterised glyph in pixels; larger than any object is drawn, so drawing only ever shrinks
 Pairs = Literal["seen", "held_out"]
 
 

@@ -1,8 +1,5 @@
 """Data sets of parts of things: PACO-LVIS and PASCAL-Part, both as COCO's instances.
 
-    ROOT/vlpart/paco/annotations/paco_lvis_v1_{train,val,test}.json   file names relative to ROOT/coco
-    ROOT/vlpart/pascal_part/{train,val}.json                          with VOCdevkit/VOC2010/JPEGImages beside it
-
 Every annotation is an expression: "the handle of the cup" for category "cup:handle", "cup" for a whole cup. Several
 annotations of an image may have one text (the four legs of a chair), each with its own mask. Tag: "no_target", the
 annotation has no outline and its mask is empty. Frame: image pixels.
@@ -37,8 +34,8 @@ class _Spans(NamedTuple):
 class _PartsReader(SplitReader):
     """Images in the order of the file, with an expression for each of their annotations; those without are left out.
 
-    The file is gone through once (1 GB and 20 s for PACO-LVIS); 16 bytes of each image and annotation are kept: where
-    it lies. What is wrong with a record is told when its entry is read, or its mask is made.
+    The file is gone through once (1 GB and 20 s for PACO-LVIS); of each image and annotation is kept where it lies, 16
+    bytes. What is wrong with a record is told when its entry is read, or its mask is made.
     """
 
     IMAGES: ClassVar[str]  # what file names are relative to, below the root

@@ -26,8 +26,7 @@ from readseg.data.files import OptionalText, Record, Text, Words, parse, read_js
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
-FOLDER = Path("reason_seg", "ReasonSeg")
-"""Where the splits lie below the root of all data."""
+FOLDER = Path("reason_seg", "ReasonSeg")  # where the splits lie below the root of all data
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Of an image beside its JSON, in any case; where several are there, the first of these."""
 
@@ -108,7 +107,7 @@ class ReasonSeg:
         # Some files are no UTF-8.
         record = parse(_File, read_json(path, fallback="cp1252"), str(path))
         texts = [text.strip() for text in record.text if text.strip()]
-        kind = _length(record.is_sentence)
+        kind = "long" if record.is_sentence else "short"
         shapes = [shape for shape in record.shapes if shape.label.lower() != "flag"]
         shown = any(shape.points and shape.value == 1 for shape in shapes)
         tags = frozenset({kind} if shown else {kind, "no_target"})
@@ -156,12 +155,8 @@ def _false_expression(premise: _FalsePremise) -> Expression:
     """With what its answer ends in saying that there is instead: "..., but there is a red cup." gives "a red cup"."""
     match = _INSTEAD.search(premise.answer.strip())
     instead = match["what"].strip() if match else ""
-    tags = frozenset({_length(premise.is_sentence)})
+    tags = frozenset({"long" if premise.is_sentence else "short"})
     return Expression(premise.question, premise.is_sentence, False, None, instead, "false premise", tags)
-
-
-def _length(is_sentence: bool) -> str:
-    return "long" if is_sentence else "short"
 
 
 DATA_SETS = (

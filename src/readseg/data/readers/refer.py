@@ -4,8 +4,8 @@
     ROOT/refer_seg/DATASET/refs(SPLIT_BY).p               sentences; also grefs(SPLIT_BY), also .json
     ROOT/refer_seg/images/mscoco/images/train2014, ROOT/refer_seg/images/saiapr_tc-12 (RefCLEF's)
 
-Frame: pixels of the image. A split is "DATASET|SPLIT_BY|NAME", such as "refcoco|unc|testA"; without the middle part it
-is the first that is on disk of those that `preferred` names.
+Frame: pixels of the image. A split is "DATASET|SPLIT_BY|NAME"; without the middle part it is the first that is on disk
+of those that `preferred` names.
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ from readseg.data.files import OptionalText, Record, Text, parse, read_json, rea
 from readseg.data.types import DataSet, Entry, Expression
 from readseg.errors import ReadsegError
 
-FOLDER = Path("refer_seg")
-"""Where the data sets lie below the root of all data."""
+FOLDER = Path("refer_seg")  # where the data sets lie below the root of all data
 COCO_IMAGES = FOLDER / "images" / "mscoco" / "images" / "train2014"
 CLEF_IMAGES = FOLDER / "images" / "saiapr_tc-12"
-NO_TARGET = -1
-"""In the place of an annotation's id: nothing in the image is meant."""
+NO_TARGET = -1  # in the place of an annotation's id: nothing in the image is meant
 
 _REFS = re.compile(r"g?refs\((?P<split_by>[^()|]+)\)\.(?:json|p)")
 _KEPT = ("file_name", "height", "width", "image_id", "segmentation")  # of instances.json
@@ -106,13 +104,8 @@ class RefCoco:
     is false where the file says so (`is_false_premise`, else `exist`) or names no annotation. Tags: "several" (the
     union of more than one object), "no_target" (its annotations have no outline: the mask is empty).
 
-    Args:
-        root: the root of all data.
-        split: "refcoco|testA", "refcoco|unc|testA"; see `splits`.
-
-    Raises:
-        ReadsegError: no such data set or split, or files that cannot be read. A broken record raises where it is
-            accessed.
+    A split is "refcoco|testA" or "refcoco|unc|testA". Raises ReadsegError where there is no such split, or its files
+    cannot be read; a broken record raises where it is accessed.
     """
 
     def __init__(self, root: Path, split: str) -> None:
