@@ -110,7 +110,7 @@ def test_names_of_anything_are_shown_as_they_are(drawn: list[Figure]) -> None:
 def test_bands_and_whiskers_lie_where_the_interval_is(drawn: list[Figure]) -> None:
     curve = Curve("", [0, 1], [Estimate(0.5, 0.32, 0.68, 1)] * 2)
     points = Curve("", [0.26], [Estimate(0.85, 0.75, 0.95, 1)], mark=True)
-    picture = line_chart([curve, points], **WORDS, x_limits=(0, 1), y_limits=(0, 1))
+    picture = line_chart([curve, points], **WORDS, share=True)
     white = np.full(3, 255.0)
     band = 0.15 * rgb(charts.COLOURS[0]) + 0.85 * white
     for y, expected in ((0.35, band), (0.65, band), (0.3, white), (0.7, white)):
@@ -124,7 +124,7 @@ def test_bands_and_whiskers_lie_where_the_interval_is(drawn: list[Figure]) -> No
 def test_a_diagonal_has_one_scale_on_both_axes(drawn: list[Figure]) -> None:
     names = ["mean probability within mask (0.755)", "the word"]
     curves = [Curve(name, [0, 0.1, 1], [0, 0.8, 1]) for name in names]
-    picture = line_chart(curves, **WORDS, x_limits=(0, 1), y_limits=(0, 1), note="all of it " * 30, diagonal=True)
+    picture = line_chart(curves, **WORDS, note="all of it " * 30, diagonal=True)
     axes = drawn[0].findobj(Axes)[0]
     (left, low), (right, high) = axes.transData.transform([(0, 0), (1, 1)])
     assert right - left == pytest.approx(high - low, rel=1e-6) and right - left > 400
@@ -133,9 +133,7 @@ def test_a_diagonal_has_one_scale_on_both_axes(drawn: list[Figure]) -> None:
 
 def test_a_single_point_is_seen_on_a_curve_of_its_own_colour(drawn: list[Figure]) -> None:
     curve, others = Curve("", [0, 1], [0.5, 0.5]), [Curve("", [], [])] * (len(charts.COLOURS) - 1)
-    picture = line_chart(
-        [curve, *others, Curve("", [0.5], [0.5], mark=True)], **WORDS, x_limits=(0, 1), y_limits=(0, 1)
-    )
+    picture = line_chart([curve, *others, Curve("", [0.5], [0.5], mark=True)], **WORDS, share=True)
     axes = drawn[0].findobj(Axes)[0]
     across, up = (int(value) for value in axes.transData.transform((0.5, 0.5)))
     near = np.asarray(picture)[picture.height - 21 - up : picture.height + 19 - up, across - 20 : across + 20]
@@ -155,7 +153,7 @@ def test_a_bar_ends_at_its_value_and_its_whisker_at_its_interval(drawn: list[Fig
 
 def test_a_value_that_is_none_leaves_a_gap(drawn: list[Figure]) -> None:
     scores = [Estimate(value, 0.4, 0.6, 1) for value in (0.5, 0.5, math.inf, 0.5, 0.5)]
-    picture = line_chart([Curve("a", range(5), scores)], **WORDS, y_limits=(0, 1))
+    picture = line_chart([Curve("a", range(5), scores)], **WORDS, share=True)
     line = rgb(charts.COLOURS[0])
     assert np.abs(colour_at(picture, drawn[0], 0.55, 0.5) - line).max() < 60
     assert np.abs(colour_at(picture, drawn[0], 1.55, 0.5) - line).max() > 60
@@ -195,7 +193,7 @@ def test_many_curves_differ_without_their_colour() -> None:
     for turn in range(9):
         hidden = [Curve("", [], [])] * turn
         shown = Curve("", [0, 1, 2], [0.2, 0.8, 0.5])
-        grey = line_chart([*hidden, shown], **WORDS, y_limits=(0, 1)).convert("L").point(lambda v: 255 * (v > 230))
+        grey = line_chart([*hidden, shown], **WORDS, share=True).convert("L").point(lambda v: 255 * (v > 230))
         pictures.add(grey.tobytes())
     assert len(pictures) == 9
 

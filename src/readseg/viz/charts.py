@@ -74,14 +74,13 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
-    x_limits: tuple[float, float] | None = None,
-    y_limits: tuple[float, float] | None = None,
     note: str = "",
+    share: bool = False,
     diagonal: bool = False,
 ) -> Image.Image:
     """Curves with their intervals as bands, single points with theirs as whiskers, a legend and a note beneath.
 
-    With `diagonal` both axes have one scale, and the line y = x shows what guessing gives in an ROC.
+    The y axis of a `share` goes from 0 to 1; with `diagonal`, in an ROC, both do, and the line y = x is guessing.
     """
     longest = max((len(one_line(curve.name, _LONGEST_NAME)) for curve in curves), default=0)
     columns = 1 if diagonal else max(1, min(4, int(_WIDTH * _DPI / (13 * longest + 120))))
@@ -90,6 +89,7 @@ def line_chart(
         figure, axes = _figure(_HEIGHT + 0.3 * max(0, rows - 1), note, title, x_label, y_label)
         if diagonal:
             axes.set_aspect("equal", anchor="W")
+            axes.set_xlim(-0.02, 1.02)
             axes.axline((0, 0), slope=1, color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
         handles, names = [], []
         for index, curve in enumerate(curves):
@@ -100,10 +100,8 @@ def line_chart(
         if not any(map(_has_values, curves)):
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
         axes.grid(color=_GRID, linewidth=0.8)
-        for limits, set_limits in ((x_limits, axes.set_xlim), (y_limits, axes.set_ylim)):
-            if limits is not None:
-                margin = 0.02 * (limits[1] - limits[0])  # marks on the edge are seen whole
-                set_limits(limits[0] - margin, limits[1] + margin)
+        if share or diagonal:
+            axes.set_ylim(-0.02, 1.02)  # marks on the edge are seen whole
         if handles:
             place: Any = axes.get_figure()
             legend = place.legend(
@@ -115,10 +113,8 @@ def line_chart(
         return _picture(figure)
 
 
-def bar_chart(
-    bars: Sequence[Bar], *, title: str, x_label: str, limits: tuple[float, float] = (0.0, 1.0), note: str = ""
-) -> Image.Image:
-    """Horizontal bars from the lower one of `limits`, or 0 within them, whiskers for intervals, and the numbers."""
+def bar_chart(bars: Sequence[Bar], *, title: str, x_label: str, note: str = "") -> Image.Image:
+    """Horizontal bars from 0, at most 1 long, whiskers for their intervals, and the numbers at the right."""
     # One row each, a group's name first.
     rows: list[tuple[str, Bar | None, str]] = []
     for index, (group, members) in enumerate(groupby(bars, key=lambda bar: bar.group)):
@@ -127,14 +123,13 @@ def bar_chart(
         rows += [(bar.name, bar, colour) for bar in members]
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(2.2 + 0.5 * max(len(rows), 1), note, title, x_label)
-        start = min(max(0.0, limits[0]), limits[1])
         for row, (_, bar, colour) in enumerate(rows):
             if bar is None:
                 continue
             text = "no value"
             value, low, high = bar.score.value, bar.score.low, bar.score.high
             if math.isfinite(value):
-                axes.barh(row, value - start, left=start, height=0.62, color=colour)
+                axes.barh(row, value, height=0.62, color=colour)
                 axes.hlines(row, low, high, color=_INK, linewidth=2)
                 axes.vlines([low, high], row - 0.14, row + 0.14, color=_INK, linewidth=2)
                 text = f"{value:.3f} [{low:.3f}, {high:.3f}]"
@@ -142,7 +137,7 @@ def bar_chart(
             axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=_SMALL)
         if not rows:
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
-        axes.set_xlim(*limits)
+        axes.set_xlim(0, 1)
         axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [textwrap.fill(one_line(name, _LONGEST_NAME), 32) for name, _, _ in rows])
         for label, (_, bar, _) in zip(axes.get_yticklabels(), rows, strict=True):

@@ -167,7 +167,7 @@ def _chart(context: StudyContext, studies: Sequence[LayerStudy], table: Table) -
         title=f"At which layer does the map of [SEG] find the object? {name}",
         x_label="layer of the language model (0: embeddings; the last one after the final norm)",
         y_label="score over masks" if single else _SCORES["giou"],
-        y_limits=(0.0, 1.0),
+        share=True,
         note=f"{len(studies[0].records)} masks; bands: 95% intervals over images. Best thresholds know the truth.",
     )
 

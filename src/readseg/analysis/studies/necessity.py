@@ -458,8 +458,6 @@ def _roc_chart(records: Sequence[DecisionRecord], title: str, images: str) -> tu
         title=title,
         x_label="false premises with a mask",
         y_label="true premises with a mask",
-        x_limits=(0.0, 1.0),
-        y_limits=(0.0, 1.0),
         note=f"{len(records)} questions about {images}; in brackets the area under the curve. Thresholds of a curve "
         "are not chosen: it shows what each of them would decide.",
         diagonal=True,
