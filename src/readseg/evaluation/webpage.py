@@ -184,12 +184,20 @@ def _picture(title: str, picture: Image.Image, rles: Sequence[Rle]) -> dict[str,
     small = picture.copy()
     small.thumbnail((_DRAWN, _DRAWN))  # before anything is painted: photographs are large
     boxed = [Image.fromarray(mask.astype(np.uint8) * 255).resize(small.size, Image.Resampling.BOX) for mask in masks]
-    stacked = np.stack([np.asarray(mask) > 127 for mask in boxed]) if boxed else np.zeros((0, *small.size[::-1]), bool)
-    if stacked.any():  # the rest is faded: a tint alone does not show on a picture of that colour
-        pixels = np.asarray(small, np.float32)
-        faded = np.where(union(stacked)[..., None], pixels, 255 - _FADED * (255 - pixels))
-        small = Image.fromarray(faded.astype(np.uint8))
-    drawn = overlay(small, stacked)
+    drawn = masked(small, [np.asarray(mask) > 127 for mask in boxed], _FADED)
     drawn.thumbnail((_SIDE, _SIDE))
     source = data_uri(drawn.convert("RGB"), "JPEG", quality=_QUALITY)
     return {"title": title, "source": source, "empty": not any(mask.any() for mask in masks)}
+
+
+def masked(picture: Image.Image, masks: Sequence[np.ndarray], rest: float) -> Image.Image:
+    """A picture with its masks (H, W) bool; outside of them only the `rest` of its ink is left.
+
+    A tint alone does not show on a picture of that colour.
+    """
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
+    where = union(masks, (picture.height, picture.width))
+    if where.any():
+        pixels = np.where(where[..., None], pixels, 255 - rest * (255 - pixels))
+    stacked = np.stack(masks) if masks else np.zeros((0, *where.shape), bool)
+    return overlay(Image.fromarray(pixels.astype(np.uint8)), stacked)

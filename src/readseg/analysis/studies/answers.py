@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -14,12 +13,12 @@ from PIL import Image
 
 from readseg.analysis.studies.knowledge import SystemOptions, SystemResult, aligned, ask
 from readseg.analysis.study import Study, StudyContext, StudyOutput
-from readseg.core.masks import decode_rle, union
+from readseg.core.masks import decode_rle
 from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Outcome, Result, Rle
 from readseg.evaluation.report import PROTOCOLS
-from readseg.evaluation.webpage import find_picture, select, worst_and_best
-from readseg.viz.overlays import beside, captioned, overlay, stack, text_block
+from readseg.evaluation.webpage import find_picture, masked, select, worst_and_best
+from readseg.viz.overlays import beside, captioned, stack, text_block
 from readseg.viz.tables import Cell, Row, Table
 
 Selection = Literal["mixed", "worst", "best", "random"]
@@ -33,14 +32,10 @@ _FADED = 0.45  # what is left of the ink outside of a mask
 
 
 class AnswerVerdict(NamedTuple):
-    """How one answer went.
+    """How one answer went."""
 
-    words: for a reader: "IoU 0.83", "refused, but it is there", ...
-    iou: mean over its masks; NaN where no mask was given, or none is right.
-    """
-
-    words: str
-    iou: float
+    words: str  # "IoU 0.83", "refused, but it is there", ...
+    iou: float  # mean over its masks; NaN where no mask was given, or none is right
 
 
 def select_examples(result: Result, count: int, how: Selection = "mixed", seed: int = 0) -> list[str]:
@@ -97,63 +92,46 @@ def _answers_to(systems: Sequence[SystemResult], key: str) -> list[Outcome]:
 # -- the sheet ---------------------------------------------------------------------------------------------------------
 
 
-class MaskPanel(NamedTuple):
-    """Masks (S, H, W) bool, S may be 0, with the words beneath them, such as the answer and how it went."""
-
-    masks: np.ndarray
-    caption: str
-
-
-class SheetRow(NamedTuple):
-    """One question of a sheet, with the answers of all systems in the order of the columns."""
-
-    question: str
-    picture: Image.Image | None  # RGB, what it is about; None where it is not to be had
-    size: tuple[int, int]  # (H, W) of the picture
-    truth: MaskPanel
-    answers: Sequence[MaskPanel]
-    ignored: np.ndarray | None = None  # (H, W) bool, pixels that do not count, grey in the truth
+SheetRow = tuple[Image.Image | None, Sequence[Outcome]]
+"""An image, None where it is not to be had, and the answers of all systems to one question about it."""
 
 
 def answer_sheet(rows: Sequence[SheetRow], systems: Sequence[str], *, title: str, note: str = "") -> Image.Image:
-    """A sheet: the columns image, truth, and one for each system; a row for each question.
-
-    Where a mask is, the rest of the picture is faded: a tint alone does not show on a picture of that colour.
-    """
+    """A sheet: the columns image, truth, and one for each system; a row for each question."""
     titles = ["image", "truth", *systems]
     width = max(WIDTH // len(titles), NARROWEST)
     whole = width * len(titles)
     letters = min(_LARGEST, round(_LETTERS * whole / WIDTH))
     heads = [text_block(name, width, letters, lines=2) or Image.new("RGB", (width, 1), _WHITE) for name in titles]
     blocks = [text_block(title, whole, letters + 5, lines=2), beside(heads, len(titles))]
-    for row in rows:
+
+    def cell(picture: Image.Image, rles: Sequence[Rle], caption: str) -> Image.Image:
+        drawn = masked(picture, [decode_rle(rle) for rle in rles], _FADED)
+        side = width - 2 * _GAP
+        scale = min(side / drawn.width, _TALLEST * side / drawn.height)
+        size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
+        fitted = drawn.resize(size, Image.Resampling.LANCZOS)
+        return captioned(fitted, caption, width, letters, _GAP, lines=6)
+
+    for picture, answers in rows:
+        question = answers[0]
         rule = Image.new("RGB", (whole, 2), _LINE)
-        blocks += [rule, text_block(row.question, whole, letters + 2, lines=3)]
-        height, wide = row.size
-        picture = row.picture or Image.new("RGB", (wide, height), _NOTHING)
-        bare = MaskPanel(np.zeros((0, height, wide), bool), "" if row.picture else "the image is not there")
-        known = np.array(picture.convert("RGB"))
-        if row.ignored is not None:
-            known[row.ignored] = _LINE
-        cells = [_cell(picture, bare, width, letters), _cell(Image.fromarray(known), row.truth, width, letters)]
-        cells += [_cell(picture, answer, width, letters) for answer in row.answers]
+        blocks += [rule, text_block(question.question, whole, letters + 2, lines=3)]
+        shown = picture or Image.new("RGB", question.size[::-1], _NOTHING)
+        counted = np.array(shown.convert("RGB"))
+        if question.ignored is not None:  # in the truth, what does not count is grey
+            counted[decode_rle(question.ignored)] = _LINE
+        cells = [
+            cell(shown, (), "" if picture else "the image is not there"),
+            cell(Image.fromarray(counted), question.targets, "" if question.present else "it is not there"),
+        ]
+        for outcome in answers:
+            words = f"{outcome.answer}{'' if outcome.finished else ' (cut off)'}".strip()
+            verdict = judge(outcome).words
+            cells.append(cell(shown, outcome.masks, f"{verdict}: {words}" if words else verdict))
         blocks.append(beside(cells, len(cells)))
     blocks.append(text_block(note, whole, letters - 2, lines=4))
     return stack(blocks)
-
-
-def _cell(picture: Image.Image, panel: MaskPanel, width: int, letters: int) -> Image.Image:
-    """A picture with its masks, fitted into a column, its caption beneath."""
-    pixels = np.asarray(picture.convert("RGB"), np.float32)
-    if panel.masks.any():
-        outside = ~union(panel.masks, (picture.height, picture.width))
-        pixels = np.where(outside[..., None], 255 - _FADED * (255 - pixels), pixels)
-    drawn = overlay(Image.fromarray(pixels.astype(np.uint8)), panel.masks)
-    side = width - 2 * _GAP
-    scale = min(side / drawn.width, _TALLEST * side / drawn.height)
-    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
-    fitted = drawn.resize(size, Image.Resampling.LANCZOS)
-    return captioned(fitted, panel.caption, width, letters, _GAP, lines=6)
 
 
 @dataclass(frozen=True)
@@ -176,34 +154,12 @@ def run(context: StudyContext, options: SheetOptions) -> StudyOutput:
         "best": f"the {len(keys)} best answers of {systems[0].name}",
     }[options.pick]
     table = answers_table(systems, keys, how)
-    rows = [_sheet_row(systems, key, context.data) for key in keys]
+    rows: list[SheetRow] = []
+    for answers in (_answers_to(systems, key) for key in keys):
+        found = (find_picture(system.result, own, context.data) for system, own in zip(systems, answers, strict=True))
+        rows.append((next((picture for picture in found if picture is not None), None), answers))
     names, note = [system.name for system in systems], f"{how}. {table.notes[0]}."
     return StudyOutput([table], {"": answer_sheet(rows, names, title=table.title, note=note)})
-
-
-def _sheet_row(systems: Sequence[SystemResult], key: str, data: Path | None) -> SheetRow:
-    """One question with the truth and all answers, its image found again."""
-    answers = _answers_to(systems, key)
-    question = answers[0]
-
-    def stacked(rles: Sequence[Rle]) -> np.ndarray:
-        masks = [decode_rle(dict(rle)) for rle in rles]
-        return np.stack(masks) if masks else np.zeros((0, *question.size), bool)
-
-    panels = []
-    for outcome in answers:
-        words = f"{outcome.answer}{'' if outcome.finished else ' (cut off)'}".strip()
-        verdict = judge(outcome).words
-        panels.append(MaskPanel(stacked(outcome.masks), f"{verdict}: {words}" if words else verdict))
-    pictures = (find_picture(system.result, own, data) for system, own in zip(systems, answers, strict=True))
-    return SheetRow(
-        question=question.question,
-        picture=next((picture for picture in pictures if picture is not None), None),
-        size=question.size,
-        truth=MaskPanel(stacked(question.targets), "" if question.present else "it is not there"),
-        answers=panels,
-        ignored=None if question.ignored is None else decode_rle(dict(question.ignored)),
-    )
 
 
 STUDY = Study("answers", SheetOptions, run)

@@ -1,11 +1,9 @@
-"""The study of layers: at which layer of the language model does the map of [SEG] find the object?
+"""The study of layers: at which layer of the language model does the map of [SEG] find the object? (3.2, appendix B)
 
     s^k = h_seg^k . h_img^k^T,    k = 0 ... K
 
 Layer 0 are the embeddings, layer k < K is what block k leaves, not normed, layer K is after the final norm and makes
 the points (`similarity_maps.layer_maps`). Frame: pixels of the image.
-
-Source: section 3.2, appendix B.
 """
 
 from __future__ import annotations
@@ -13,13 +11,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
-from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
-from readseg.analysis.cases import Case, TargetMask, cases_of
+from readseg.analysis.answer_states import ExamineOptions, collect_states
+from readseg.analysis.cases import Case, cases_of
 from readseg.analysis.map_metrics import iou_of
 from readseg.analysis.page import spread
 from readseg.analysis.similarity_maps import layer_maps
@@ -38,7 +37,7 @@ from readseg.analysis.studies.maps import (
 from readseg.analysis.study import NoOptions, Study, StudyContext, StudyModel, StudyOutput
 from readseg.core.masks import IGNORED
 from readseg.core.stats import Estimate
-from readseg.evaluation.benchmarks import ImageQuestions
+from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
 from readseg.inference.segmenter import Segmenter
 from readseg.viz.charts import Curve, line_chart
 from readseg.viz.overlays import contact_sheet, panel, scale_legend, stack
@@ -53,13 +52,12 @@ _COLUMNS, _TILE = 4, 300  # pictures side by side, and their width in pixels
 _SCORES = {"giou": "gIoU at the best threshold", "pointing": "pointing", "auc": "AUC"}
 
 
-class LayerStudy(ModelStudy[LayerRecord]):
-    """What a study of layers measured of one model."""
+LayerStudy = ModelStudy[LayerRecord]
 
-    @property
-    def layers(self) -> list[int]:
-        """0 ... K; none where there is no record."""
-        return list(range(len(self.records[0].layers))) if self.records else []
+
+def layers_of(study: LayerStudy) -> list[int]:
+    """0 ... K; none where there is no record."""
+    return list(range(len(study.records[0].layers))) if study.records else []
 
 
 @torch.inference_mode()
@@ -90,12 +88,6 @@ def measure_layers(segmenter: Segmenter, case: Case, options: ExamineOptions | N
     ]
 
 
-def target_maps(states: AnswerStates, targets: Sequence[TargetMask], layer: int) -> list[np.ndarray | None]:
-    """The map (H, W) of one layer for each expected mask; None where there is none."""
-    maps = layer_maps(states, layer)
-    return [measure_maps([maps[seg] for seg in target.seg_indices], None).map for target in targets]
-
-
 def examples(study: LayerStudy, count: int) -> list[LayerRecord]:
     """Some records to look at: the first one with a [SEG] of each image, evenly spread over these.
 
@@ -115,7 +107,7 @@ def layer_table(studies: Sequence[LayerStudy]) -> Table:
     notes = [*MAP_RULES, "layer 0: the embeddings; the last layer is after the final norm, the others are not normed"]
     for study in studies:
         group = study.name if len(studies) > 1 else ""
-        for layer in study.layers:
+        for layer in layers_of(study):
             cells = map_cells(study.records, [record.layers[layer] for record in study.records])
             rows.append(Row(_layer_name(study, layer), cells, group))
         rows.append(Row(WHOLE, area_cells(study.records), group))
@@ -131,7 +123,10 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     studies, pictures = [], {}
     for model in context.models:
         examine = ExamineOptions(*context.points(model.segmenter))
-        studies.append(_measure_model(context, model, examine))
+        ask = partial(_measure_page, model.segmenter, context.benchmark, examine)
+        settings = {**model.settings, "points": asdict(examine.points or model.segmenter.model.config.points)}
+        records, benchmark = context.measure(model, ask, LayerRecord, "layers", settings), context.benchmark
+        studies.append(LayerStudy(model.name, records, benchmark.protocol, context.about, benchmark.name))
         drawn = _picture(context, model, examine, studies[-1])
         if drawn is not None:
             pictures["maps" if len(context.models) == 1 else f"maps-{context.folder_of(model).name}"] = drawn
@@ -139,17 +134,11 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     return StudyOutput([table], {"": _chart(context, studies, table), **pictures})
 
 
-def _measure_model(context: StudyContext, model: StudyModel, examine: ExamineOptions) -> LayerStudy:
-    """What the layers' maps know of every expected mask, from disk where it was measured before."""
-    segmenter = model.segmenter
-
-    def measure(page: ImageQuestions) -> list[LayerRecord]:
-        cases = cases_of(segmenter, context.benchmark, page)
-        return [record for case in cases for record in measure_layers(segmenter, case, examine)]
-
-    settings = {**model.settings, "points": asdict(examine.points or segmenter.model.config.points)}
-    records = context.measure(model, measure, LayerRecord, "layers", settings)
-    return LayerStudy(model.name, records, context.benchmark.protocol, context.about, context.benchmark.name)
+def _measure_page(
+    segmenter: Segmenter, benchmark: Benchmark, options: ExamineOptions, page: ImageQuestions
+) -> list[LayerRecord]:
+    cases = cases_of(segmenter, benchmark, page)
+    return [record for case in cases for record in measure_layers(segmenter, case, options)]
 
 
 def _chart(context: StudyContext, studies: Sequence[LayerStudy], table: Table) -> Image.Image:
@@ -187,8 +176,9 @@ def _picture(
         image, target = case.encoded.image, case.targets[record.unit].target
         panels = [panel(image, side=_TILE, mask=target == 1, ignored=target == IGNORED)]
         captions = [f"{case.query.text} - {states.result.answer} (outlined: the truth)"]
-        for layer in spread(study.layers, MOST_LAYERS):
-            value_map = target_maps(states, case.targets, layer)[record.unit]
+        for layer in spread(layers_of(study), MOST_LAYERS):
+            maps = layer_maps(states, layer)
+            value_map = measure_maps([maps[seg] for seg in case.targets[record.unit].seg_indices], None).map
             drawn = np.zeros(target.shape, np.float32) if value_map is None else value_map
             panels.append(panel(image, side=_TILE, value_map=drawn))
             scores = record.layers[layer]
@@ -199,7 +189,7 @@ def _picture(
 
 
 def _layer_name(study: LayerStudy, layer: int) -> str:
-    return f"layer {layer}{' (last)' if layer == study.layers[-1] else ''}"
+    return f"layer {layer}{' (last)' if layer == layers_of(study)[-1] else ''}"
 
 
 STUDY = Study("layers", NoOptions, run, takes_points=True)
