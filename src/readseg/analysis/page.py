@@ -32,14 +32,13 @@ MOST_PICTURES = 200
 _SIDES = (240, 160)  # pixels of a picture's longer side
 _JPEG_BYTES, _QUALITIES = 5000, (85, 75, 65, 55, 45, 35)
 
+_MAP_NUMBERS = {"t": "best t", "pointing": "pointing", "auc": "AUC"}
 _HEADINGS: Mapping[str, str] = {
     **{name: f"map: {spec.title}" for name, spec in MAPS.items()},
     "own": "IoU, own mask",
     **{f"{name}_iou": f"IoU, {name} map at its best t" for name in MAPS},
     **{f"prompt_{name}": f"IoU, {spec.title}" for name, spec in PROMPTS.items()},
-    **{f"{name}_t": f"best t, {name} map" for name in MAPS},
-    **{f"{name}_pointing": f"pointing, {name} map" for name in MAPS},
-    **{f"{name}_auc": f"AUC, {name} map" for name in MAPS},
+    **{f"{name}_{key}": f"{what}, {name} map" for name in MAPS for key, what in _MAP_NUMBERS.items()},
     "consistency": "IoU, lmm with sam map",
     "spearman": "Spearman, lmm with sam map",
     "area": "area of the target",
@@ -98,7 +97,7 @@ def numbers_of(record: MapRecord) -> dict[str, float | None]:
     numbers |= {"consistency": record.consistency, "spearman": record.spearman}
     for name, scores in record.maps.items():
         values = (scores.threshold, scores.pointing, scores.auc) if scores else (None, None, None)
-        numbers |= dict(zip((f"{name}_t", f"{name}_pointing", f"{name}_auc"), values, strict=True))
+        numbers |= {f"{name}_{key}": value for key, value in zip(_MAP_NUMBERS, values, strict=True)}
     return numbers | {"area": record.area}
 
 

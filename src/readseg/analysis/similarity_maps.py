@@ -103,13 +103,10 @@ def _sam_maps(states: AnswerStates) -> list[SimilarityMap]:
         # Prompted with points alone a decoder has no [SEG] token to look at: it gets one for this.
         prompt: Prompt = "both" if states.prompt == "points" else states.prompt
         outputs: list[Any] = []
-        hook = model.sam.mask_decoder.transformer.register_forward_hook(lambda *call, to=outputs: to.append(call[-1]))
-        try:
+        with model.sam.mask_decoder.transformer.register_forward_hook(lambda *call, to=outputs: to.append(call[-1])):
             model.decode_masks(
                 h_seg[None], scores, image, embeddings, [states.frame], points=states.points, prompt=prompt
             )
-        finally:
-            hook.remove()
         tokens, image_tokens = (part[0, 0] for part in outputs[0])
         # iou token ++ mask tokens ++ points ++ SAM's padding point (only with points) ++ [SEG]
         similar = dot_products(tokens[-1:], image_tokens)[0]
@@ -133,10 +130,9 @@ def lmm_frame_map(
 
 
 def mask_frame_map(scores: Float[Tensor, " _"], grid_hw: tuple[int, int], frame: ImageFrame) -> np.ndarray | None:
-    """Scores of the mask model's image tokens (row-major) as a map of the image, (H, W) float32 in [0, 1].
+    """Scores of the mask model's image tokens (row-major) as a map of the image, as `lmm_frame_map`.
 
-    Min-max over the whole grid, tokens of the padding too; bilinear to the mask model's square, cropped to the image's
-    part of it, bilinear to the image (`ImageFrame.masks_to_image`). None where the scores are constant or no numbers.
+    Min-max over the whole grid, tokens of the padding too, then `ImageFrame.masks_to_image`.
     """
     with full_precision(scores.device):
         grid, usable = sasp.normalise(scores.float().view(1, *grid_hw))

@@ -248,15 +248,10 @@ def measure_maps(
     if value_map is None or target is None:
         return MapResult(tuple(maps), value_map, None)
     curve, place = search_thresholds(value_map, target), localisation(value_map, target)
-    scores = MapScores(
-        counts=Counts(int(curve.intersections[curve.best]), int(curve.unions[curve.best])),
-        threshold=curve.threshold,
-        pointing=place.pointing,
-        mass_inside=place.mass_inside,
-        auc=place.auc,
-        intersections=tuple(curve.intersections.tolist()) if curves else (),
-        unions=tuple(curve.unions.tolist()) if curves else (),
-    )
+    intersections, unions = curve.intersections.tolist(), curve.unions.tolist()
+    counts = Counts(intersections[curve.best], unions[curve.best])
+    kept = (tuple(intersections), tuple(unions)) if curves else ()
+    scores = MapScores(counts, curve.threshold, place.pointing, place.mass_inside, place.auc, *kept)
     return MapResult(tuple(maps), value_map, scores)
 
 
@@ -350,11 +345,10 @@ def contains_name(answer: str, name: str) -> bool:
     >>> contains_name("Sure, the red cup is [SEG].", "a red cup"), contains_name("the red hat [SEG].", "red cup")
     (True, False)
     """
-    words, wanted = words_of(answer), words_of(name)
+    wanted = words_of(name)
     while len(wanted) > 1 and wanted[0] in _ARTICLES:
         wanted = wanted[1:]
-    count = len(wanted)
-    return count > 0 and any(words[k : k + count] == wanted for k in range(len(words) - count + 1))
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words_of(answer))} "
 
 
 def _grid(states: AnswerStates, spec: Spec, one: SimilarityMap) -> Grid:

@@ -24,7 +24,6 @@ from readseg.analysis.prompts import PROMPTS, PromptMask
 from readseg.analysis.similarity_maps import MAPS, layer_maps, token_map
 from readseg.analysis.studies.map_records import (
     MapResult,
-    MapScores,
     TargetResult,
     compute_all,
     measure_maps,
@@ -104,11 +103,6 @@ class ImageResult:
     query: str
     truths: tuple[GroundTruth, ...]  # one for all [SEG], or the k-th for the k-th; none where that is not known
     models: tuple[ModelResult, ...]
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is something to find."""
-        return any(truth.wanted for truth in self.truths)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -266,13 +260,14 @@ def _map_json(result: MapResult) -> dict[str, Any]:
         "of": one.of,
         "grid": list(one.grid_hw),
         "constant": one.map is None,
-        "truth": None if result.scores is None else _scores_json(result.scores),
+        "truth": _map_numbers(result) or None,
         "scores": [shortest_float(score) for score in one.scores],
     }
 
 
-def _scores_json(scores: MapScores) -> dict[str, Any]:
-    return _counts_json(scores.counts) | {name: getattr(scores, name) for name in _MAP_SCORES}
+def _map_numbers(result: MapResult) -> dict[str, Any]:
+    scores = result.scores
+    return {} if scores is None else _counts_json(scores.counts) | {name: getattr(scores, name) for name in _MAP_SCORES}
 
 
 def _counts_json(counts: Counts) -> dict[str, Any]:
@@ -284,40 +279,36 @@ def _counts_json(counts: Counts) -> dict[str, Any]:
 
 def tables_of(result: ImageResult) -> list[Table]:
     """The tables of one image: masks always, maps where there is something to find; none for answers without [SEG]."""
-    segs = [
-        (model.name if len(model.segs) == 1 else f"{model.name}, [SEG] {number}", model, seg)
-        for model in result.models
-        for number, seg in enumerate(model.segs, start=1)
-    ]
-    if not segs:
+    map_rows: list[Row] = []
+    mask_rows: list[Row] = []
+    layer_rows: list[Row] = []
+    notes = []
+    for model in result.models:
+        for number, seg in enumerate(model.segs, start=1):
+            group = model.name if len(model.segs) == 1 else f"{model.name}, [SEG] {number}"
+            map_rows += [Row(MAPS[name].title, _map_numbers(one), group) for name, one in seg.maps.items()]
+            mask_rows += _mask_rows(group, model, seg)
+            layer_rows += [Row(f"layer {k}", _map_numbers(one), group) for k, one in enumerate(seg.layers)]
+            if not math.isnan(seg.spearman):
+                what = "rank correlation of the maps of the language model and of the mask decoder"
+                notes.append(f"{group}: {what} {seg.spearman:.3f}")
+    if not mask_rows:
         return []
     held_against = []
     if len(result.truths) > 1:
         held_against.append("The k-th [SEG] is held against the k-th truth")
     elif result.truths and any(len(model.segs) > 1 for model in result.models):
         held_against.append("The truth is one mask: each [SEG] is held against all of it")
-    rows, notes = [], []
-    for group, model, seg in segs:
-        rows += _mask_rows(group, model, seg)
-        if not math.isnan(seg.spearman):
-            what = "rank correlation of the maps of the language model and of the mask decoder"
-            notes.append(f"{group}: {what} {seg.spearman:.3f}")
     columns = {"share": "of the image"} | ({"iou": "IoU"} if result.truths else {})
-    columns |= {kind: short for kind, short in _SHORT.items() if any(kind in row.cells for row in rows)}
+    columns |= {kind: short for kind, short in _SHORT.items() if any(kind in row.cells for row in mask_rows)}
     title = "The masks of each prompt: how much of the image, IoU with the truth, and with each other's masks"
-    masks = Table(title, "prompt", columns, rows, [*notes, *held_against])
-    if not result.wanted:
+    masks = Table(title, "prompt", columns, mask_rows, [*notes, *held_against])
+    if not any(truth.wanted for truth in result.truths):
         return [masks]
-    rows = [Row(MAPS[name].title, _map_cells(one), group) for group, _, seg in segs for name, one in seg.maps.items()]
-    tables = [Table("Where the maps look", "map", _COLUMNS, rows, [_BOUND, *held_against]), masks]
-    rows = [Row(f"layer {k}", _map_cells(one), group) for group, _, seg in segs for k, one in enumerate(seg.layers)]
-    if rows:
-        tables.append(Table("The map at each layer of the language model", "layer", _COLUMNS, rows, [_BOUND]))
+    tables = [Table("Where the maps look", "map", _COLUMNS, map_rows, [_BOUND, *held_against]), masks]
+    if layer_rows:
+        tables.append(Table("The map at each layer of the language model", "layer", _COLUMNS, layer_rows, [_BOUND]))
     return tables
-
-
-def _map_cells(one: MapResult) -> dict[str, Cell]:
-    return {} if one.scores is None else _scores_json(one.scores)
 
 
 def _mask_rows(group: str, model: ModelResult, seg: SegResult) -> list[Row]:
@@ -396,7 +387,7 @@ def image_figure(result: ImageResult, *, layers: bool = False) -> Image.Image:
     labels = set() if layers else {int(label) for seg in drawn for label in _shown_points(seg).labels}
     if labels:
         blocks.append(points_legend(dict.fromkeys(labels), WIDTH // 2, _LETTERS))
-    if has_maps and result.wanted:
+    if has_maps and any(truth.wanted for truth in result.truths):
         blocks.append(_text(_MAP_BOUND))
     return stack(blocks)
 
