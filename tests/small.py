@@ -14,7 +14,7 @@ from readseg.core.sasp import PointConfig
 from readseg.model.config import ReadConfig
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.training.tokenizer import build_tiny_tokenizer
+from readseg.model.tokenizer import build_tiny_tokenizer
 
 TEXTS = ("where is the red cup?", "it is the red cup [SEG].", "there is no saw, but there is a cup [SEG].")
 

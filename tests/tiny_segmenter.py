@@ -10,7 +10,7 @@ from readseg.core.types import Turn
 from readseg.inference.segmenter import Segmenter
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.training.tokenizer import build_tiny_tokenizer
+from readseg.model.tokenizer import build_tiny_tokenizer
 from small import picture, small_config
 
 ANSWERS = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import released
-from readseg.checkpoints.checkpoint import EMBEDDED, build, read_checkpoint, save_checkpoint
-from readseg.errors import ReadsegError
-from readseg.model.families import FAMILIES
+from commandline import run
+from readseg.checkpoints.checkpoint import EMBEDDED, read_checkpoint, save_checkpoint
 from released import (
     ADDED,
     LINEAR,
@@ -248,24 +247,6 @@ def test_of_many_keys_five_are_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "image_encoder.pos_embed",
-        "image_encoder.blocks.1.attn.rel_pos_h",
-        "image_encoder.neck.0.weight",
-        "mask_decoder.mask_tokens.weight",
-        "mask_decoder.iou_prediction_head.layers.0.weight",
-        "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ],
-)
-def test_shapes_that_are_none_of_sam_are_refused(folder: Path, name: str) -> None:
-    """The size of SAM is read off these: others do not fit them then."""
-    write_released(folder, "read", form="safetensors", change=lambda state: grow(state, f"model.visual_model.{name}"))
-    refused(folder, "SAM|model.visual_model")
-
-
-@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("lm_head.weight", float("nan")),
@@ -366,34 +347,6 @@ def test_a_config_that_is_no_settings_is_refused(folder: Path, content: str | by
     refused(folder, r"expected config.json")
 
 
-# Weights of the one family that a config.json of the other describes as truly: the tensors are the same.
-SAME_TENSORS = {("read", "sesame"), ("sesame", "read")}
-
-
-@every_family
-@pytest.mark.parametrize("other", ADDED)
-def test_the_config_of_another_family_is_refused_or_true(folder: Path, family: str, other: str) -> None:
-    write_released(folder, family, form="safetensors")
-    write_json(folder / "config.json", settings_of(other))
-    if family == other or (family, other) in SAME_TENSORS:
-        config = read_checkpoint(folder).config
-        assert config.family == other
-        assert (config.points, config.prompt) == (FAMILIES[other].points_for(16, 16), FAMILIES[other].prompt)
-        return
-    # LISA's tokenizer has one token more than READ's and SESAME's; all else tells families apart by the weights.
-    shares_names = family in ("read", "sesame") and other == "lisa"
-    refused(folder, "vocab_size" if shares_names else "--family")
-
-
-@pytest.mark.parametrize(
-    ("family", "said"), [("read", "glamm"), ("glamm", "read"), ("read", "gsva"), ("lisa", "glamm"), ("glamm", "gsva")]
-)
-def test_a_family_that_the_weights_cannot_be_of_is_refused(folder: Path, family: str, said: str) -> None:
-    """SAM lies under another name, or the tokenizer has no [REJ]."""
-    write_released(folder, family, form="safetensors")
-    refused(folder, rf"family|{said}|\[REJ\]", family=said)
-
-
 # -- the tokenizer -----------------------------------------------------------------------------------------------------
 
 
@@ -426,34 +379,12 @@ def test_added_tokens_that_do_not_fit_are_refused(folder: Path, content: Any, pa
     refused(folder, pattern)
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"garbage", b"\0" * 100, b"\x0a\x00", "cut", "changed", b"version https://git-lfs"]
-)
-def test_a_tokenizer_that_is_none_is_refused(folder: Path, content: bytes | str | None) -> None:
+@pytest.mark.parametrize("content", [None, b"garbage"])
+def test_a_tokenizer_that_is_none_is_refused(folder: Path, content: bytes | None) -> None:
     write_released(folder, "read", form="safetensors")
     place = folder / "tokenizer.model"
-    whole = place.read_bytes()
-    if content is None:
-        place.unlink()
-    elif isinstance(content, bytes):
-        place.write_bytes(content)
-    else:
-        place.write_bytes(whole[: len(whole) // 2] if content == "cut" else b"\xff" * 8 + whole)
+    place.unlink() if content is None else place.write_bytes(content)
     refused(folder, "tokenizer.model")
-
-
-# -- arguments ---------------------------------------------------------------------------------------------------------
-
-
-def test_arguments_that_do_not_exist_are_refused(folder: Path) -> None:
-    write_released(folder, "read", form="safetensors")
-    refused(folder, r"family must be one of read, .*'tiny'", family="tiny")
-    refused(folder, r"family must be one of read, .*''", family="")
-    refused(folder, r"system must be one of llava_v1, vicuna_v1; got 'v2'", system="v2")
-    checkpoint = read_checkpoint(folder)
-    for bits in (0, 3, 16, -4):
-        with pytest.raises(ReadsegError, match="bits must be 8 or 4"):
-            build(checkpoint, bits=bits)
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------
@@ -556,7 +487,9 @@ def test_our_folder_without_a_tokenizer_is_refused(ours: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["segment", "convert"])
-def test_code_in_a_models_folder_is_never_run(tmp_path: Path, command: str) -> None:
+def test_code_in_a_models_folder_is_never_run(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.update(tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
@@ -567,16 +500,10 @@ def test_code_in_a_models_folder_is_never_run(tmp_path: Path, command: str) -> N
         "segment": [str(EMBEDDED.parents[3] / "examples" / "reasoning.png"), "the bird", "--model", str(folder)],
         "convert": [str(folder), str(tmp_path / "out")],
     }[command]
-    done = subprocess.run(
-        [sys.executable, "-m", "readseg", command, *arguments],
-        input="yes\nyes\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(EMBEDDED.parents[2]), "HF_HOME": str(tmp_path / "cache")},
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "code of its own" in done.stderr
+    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\nyes\n"))  # to a question whether to run it
+    assert run(monkeypatch, command, *arguments) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "code of its own" in error
     assert not trap.exists()
     assert not (tmp_path / "out").exists()

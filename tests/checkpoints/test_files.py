@@ -686,23 +686,10 @@ def not_fetched(name: str | Path, *parts: str) -> None:
 
 
 MANY = (
-    "config.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "README.md",
-    "pytorch_model-00001-of-00002.bin",
-    "pytorch_model-00002-of-00002.bin",
-    "pytorch_model.bin.index.json",
-    "training_args.bin",
-    "optimizer.bin",
-    "my_optimizer.json",
-    "tf_model.h5",
-    "flax_model.msgpack",
-    "model.onnx",
-    "sam_vit_h_4b8939.pth",
-    "onnx/model.safetensors",
-    "global_step10/x.bin",
-    "sub/config.json",
+    *("config.json", "added_tokens.json", "tokenizer.model", "README.md", "training_args.bin", "optimizer.bin"),
+    *("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"),
+    *("my_optimizer.json", "tf_model.h5", "flax_model.msgpack", "model.onnx", "sam_vit_h_4b8939.pth"),
+    *("onnx/model.safetensors", "global_step10/x.bin", "sub/config.json"),
 )
 TEXTS = {"config.json", "added_tokens.json", "tokenizer.model"}
 BINS = {"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"}

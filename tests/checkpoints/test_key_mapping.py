@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from transformers import CLIPVisionConfig, SamConfig, SamModel
 
 import released
 from readseg.checkpoints import key_mapping
-from readseg.checkpoints.files import reraise_as_readseg_error
 from readseg.checkpoints.key_mapping import sam_config_of, sam_to_original, sam_to_stock
 from readseg.errors import ReadsegError
 from readseg.model.families import FAMILIES
@@ -343,30 +341,6 @@ def test_rope_scaling_and_grouped_keys_are_kept() -> None:
     assert scaled.rope_parameters["rope_type"] == "linear"
     assert scaled.rope_parameters["factor"] == 2.0
     assert key_mapping.language_config(settings_of("read"), tokenizer()).rope_parameters["rope_type"] == "default"
-
-
-@pytest.mark.parametrize(
-    "name", ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
-)
-@pytest.mark.parametrize("value", [None, "16", 1.5])
-def test_a_needed_setting_is_named(name: str, value: Any) -> None:
-    path = Path("config.json")
-    with pytest.raises(ReadsegError, match=f"^config.json: .*{name}"), reraise_as_readseg_error(path):
-        key_mapping.language_config(settings_of("read") | {name: value}, tokenizer())
-
-
-def test_a_projector_that_is_not_there_is_named() -> None:
-    for family, changes, message in (
-        ("read", {"mm_projector_type": "linear"}, "mm_projector_type 'linear'.*'mlp'"),
-        ("gsva", {"mm_projector_type": "mlp2x_gelu"}, "mm_projector_type 'mlp2x_gelu'.*'linear'"),
-        (
-            "read",
-            {"mm_vision_select_feature": "cls_patch"},
-            "mm_vision_select_feature must be 'patch'; got 'cls_patch'",
-        ),
-    ):
-        with pytest.raises(ReadsegError, match=message):
-            config_for(family, **changes)
 
 
 @every_family

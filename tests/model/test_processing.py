@@ -15,8 +15,7 @@ from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.families import TINY
 from readseg.model.processing import SAM_MEAN, SAM_STD, ReadProcessor
-from readseg.model.tokenizer import LegacyTokenizer
-from readseg.training.tokenizer import build_tiny_tokenizer
+from readseg.model.tokenizer import LegacyTokenizer, build_tiny_tokenizer
 from released import added_ids, pieces, write_released
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 

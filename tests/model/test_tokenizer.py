@@ -245,7 +245,7 @@ def test_bytes_that_are_no_model_are_an_error(model: bytes) -> None:
 
 
 def test_a_folder_without_one_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ReadsegError, match=r"holds no tokenizer: expected tokenizer.model"):
+    with pytest.raises(ReadsegError, match=r"holds no tokenizer: expected tokenizer.json or tokenizer.model"):
         LegacyTokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"garbage")
     with pytest.raises(ReadsegError, match=rf"{tmp_path}: tokenizer.model is no"):

@@ -13,7 +13,7 @@ from rich.console import Console
 from commandline import run
 from readseg.checkpoints.adapters import Base, open_base
 from readseg.training.config import load_recipe, with_start
-from readseg.training.dry_run import count_weights, estimate_memory, print_dry_run
+from readseg.training.recipe import count_weights, estimate_memory, print_dry_run
 from readseg.training.stages.finetuning import open_mixture, trained_config
 from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_llava, write_released, write_sam
 from tuned import options, stage

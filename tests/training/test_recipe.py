@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
 from readseg.training.config import TrainConfig
 from readseg.training.recipe import run_recipe
+from readseg.training.stages import read
 
 COMMON = {"steps": 2, "images_per_step": 1, "learning_rate": 1e-3, "warmup_steps": 1}
 RECIPE = TrainConfig.model_validate(
@@ -30,6 +32,14 @@ RECIPE = TrainConfig.model_validate(
         ],
     }
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_texts() -> Iterator[None]:
+    """The tokenizer is learned again by every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "VOCABULARY_SCENES", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,32 +15,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from readseg.checkpoints import lora
 from readseg.checkpoints.base_models import start_from
-from readseg.checkpoints.checkpoint import (
-    EMBEDDED,
-    Checkpoint,
-    check_weights,
-    empty_weights,
-    lora_alpha_of,
-    read_checkpoint,
-)
-from readseg.checkpoints.files import fetch, one_line, read_config_json, read_json, reraise_as_readseg_error
-from readseg.core.io import atomic_write
+from readseg.checkpoints.checkpoint import EMBEDDED, Checkpoint, check_weights, lora_alpha_of, read_checkpoint
+from readseg.checkpoints.files import fetch, read_config_json, read_weights, reraise_as_readseg_error
+from readseg.core.io import atomic_write, read_json
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
 from readseg.model.processing import ReadProcessor
 from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
-
-if TYPE_CHECKING:
-    from peft import LoraConfig  # takes a second to import, and only training makes one
 
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 EMBEDDED_NAME = "embedded"
@@ -93,19 +83,20 @@ def save_adapter(
     folder: Path,
     state: Mapping[str, Tensor],
     processor: ReadProcessor,
-    settings: LoraConfig | None,
+    settings: Any,
     base: Base,
     base_fingerprint: str,
 ) -> None:
-    """Writes the trained tensors, named as in a `ReadModel` with peft's layers; `settings` is None without LoRA."""
+    """Writes the trained tensors, named as in a `ReadModel` with peft's layers; `settings` is a LoraConfig, or None."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         _PEFT + name.replace(".default.weight", ".weight"): value.detach().to("cpu").contiguous().clone()
         for name, value in state.items()
     }
-    sources = {name: _absolute(getattr(base, name)) for name in ("model", "sam", "vision_tower")}
-    base = dataclasses.replace(base, **sources)
     facts = dataclasses.asdict(base) | {"fingerprint": base_fingerprint, "tensors": len(tensors)}
+    for name in ("model", "sam", "vision_tower"):  # files and folders have to be found from elsewhere; hub ids stay
+        if facts[name] not in (None, EMBEDDED_NAME) and (path := Path(facts[name]).expanduser()).exists():
+            facts[name] = str(path.resolve())
     with atomic_write(folder) as place:
         place.mkdir()
         try:
@@ -113,19 +104,11 @@ def save_adapter(
         except SafetensorError as error:
             raise ReadsegError(f"{folder / WEIGHTS} cannot be written: {error}") from error
         if settings is not None:
-            settings.base_model_name_or_path = base.model
+            settings.base_model_name_or_path = facts["model"]
             settings.save_pretrained(str(place))
         (place / BASE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         processor.config.save_pretrained(place)
         processor.save_pretrained(place)
-
-
-def _absolute(name: Any) -> Any:
-    """A file or folder by its absolute path, so that it is found from elsewhere; a hub id as it is."""
-    if name is None or name == EMBEDDED_NAME:
-        return name
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
 
 
 def read_adapter(
@@ -157,7 +140,7 @@ def read_adapter(
         config = ReadConfig.from_pretrained(folder)
     tokenizer = LegacyTokenizer.from_folder(folder) if (folder / MODEL_FILE).is_file() else None
     weights = _merge(folder, checkpoint.weights, facts["tensors"])
-    check_weights(weights, empty_weights(config, folder), folder)
+    check_weights(weights, config, folder)
     notes = (*checkpoint.notes, f"adapter on {start.model}")
     return Checkpoint(config, tokenizer, weights, folder, notes, checkpoint.unused)
 
@@ -165,10 +148,7 @@ def read_adapter(
 def _merge(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The base's weights with what was trained in their place, in the types of the base."""
     path = folder / WEIGHTS
-    try:
-        trained = lora.strip_wrapper_prefixes(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ReadsegError(f"{path} cannot be read: {one_line(error)}") from error
+    trained = lora.strip_wrapper_prefixes(read_weights(path))
     if len(trained) != count:
         raise ReadsegError(f"{path} holds {len(trained)} tensors, {BASE} says {count}: it is not whole.")
     state = {**weights, **trained}
@@ -177,7 +157,5 @@ def _merge(folder: Path, weights: Mapping[str, Tensor], count: int) -> dict[str,
             continue
         if value.shape != weights[key].shape:
             raise ReadsegError(f"{path}: {key} is {tuple(value.shape)}, the base's is {tuple(weights[key].shape)}.")
-        if not torch.isfinite(value).all():
-            raise ReadsegError(f"{path}: {key} holds values that are no numbers.")
         state[key] = value.to(weights[key].dtype)
     return lora.merge_lora(state, lora_alpha_of(folder)) if lora.has_lora(state) else state

@@ -1,7 +1,7 @@
 """Where training starts: a LLaVA that answers in words and a SAM, made one model by new tokens and a fresh projection.
 
 Both base models are read in either of their layouts: LLaVA-1.5 as its authors saved it or as transformers does
-(`llava-hf/...`), SAM as `facebook/sam-vit-*` or as the original `sam_vit_*.pth`. Speaks names and tensors.
+(`llava-hf/...`), SAM as `facebook/sam-vit-*` or as the original `sam_vit_*.pth`.
 """
 
 from __future__ import annotations
@@ -15,54 +15,26 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, SamConfig, SamModel
 
 from readseg.checkpoints import key_mapping, lora
-from readseg.checkpoints.checkpoint import Checkpoint, check_weights, empty_weights, read_tower
+from readseg.checkpoints.checkpoint import Checkpoint, check_weights, read_tower
 from readseg.checkpoints.files import fetch, key_mismatches, read_config_json, read_weights
 from readseg.errors import ReadsegError
 from readseg.model.config import Projector
 from readseg.model.families import FAMILIES, RELEASED, SEG
 from readseg.model.tokenizer import LegacyTokenizer
 
-# (transformers' names of LLaVA, ours): it has saved them in several ways.
-_LLAVA_HF = (
-    ("language_model.lm_head.", "lmm.lm_head."),
-    ("language_model.model.", "lmm.model.language_model."),
-    ("multi_modal_projector.", "lmm.model.multi_modal_projector."),
-    ("vision_tower.vision_model.", key_mapping.TOWER),
-    ("vision_tower.", key_mapping.TOWER),
-    ("lm_head.", "lmm.lm_head."),
-    ("model.language_model.", "lmm.model.language_model."),
-    ("model.multi_modal_projector.", "lmm.model.multi_modal_projector."),
-    ("model.vision_tower.vision_model.", key_mapping.TOWER),
-    ("model.vision_tower.", key_mapping.TOWER),
-)
 _OPENAI_TOWER = "openai/clip-vit-large-patch14-336"  # LLaVA-1.5's, for weights whose config does not name it
+# Beside a model's weights: the mask decoder as it was before READ was trained, as the original SAM has it.
 ORIGINAL_SAM_DECODER = "sam_mask_decoder.safetensors"
-"""File beside a model's weights: the mask decoder as it was before READ was trained, as the original SAM has it."""
 
 
 def start_from(
-    llava: str | Path,
-    sam: str | Path,
-    *,
-    family: str = "read",
-    vision_tower: str | Path | None = None,
-    seed: int = 0,
+    llava: str | Path, sam: str | Path, *, family: str = "read", vision_tower: str | Path | None = None, seed: int = 0
 ) -> Checkpoint:
     """A model of a family before any training: the base models' weights, and what joins them.
 
     A new token's row, in both tables of embeddings, is the mean of the rows that there were. The projection
-    Linear(D, D) - ReLU - Linear(D, C) is drawn as torch draws it, from `seed`.
-
-    Args:
-        llava: folder or hub id of LLaVA-1.5.
-        sam: folder or hub id of a SAM, or the file `sam_vit_*.pth`.
-        family: whose tokens, words and points to use: one of `families.RELEASED`.
-        vision_tower: folder or hub id of the CLIP tower, for a LLaVA that does not hold it; by default where its
-            config.json says.
-        seed: of the projection.
-
-    Raises:
-        ReadsegError: as `checkpoints.read_checkpoint`; or `llava` is no LLaVA, `sam` no SAM.
+    Linear(D, D) - ReLU - Linear(D, C) is drawn as torch draws it, from `seed`. `llava` is a folder or hub id of
+    LLaVA-1.5, `sam` of a SAM, or a file `sam_vit_*.pth`; `vision_tower` is for a LLaVA that does not hold its tower.
     """
     if family not in RELEASED:
         raise ReadsegError(f"family must be one of {', '.join(RELEASED)}; got {family!r}.")
@@ -85,9 +57,13 @@ def start_from(
     projector: Projector = "linear" if f"{key_mapping.PROJECTOR}weight" in weights else "mlp"
     config = key_mapping.family_config(chosen, lmm, mask, tokenizer, projector)
     config.released = key_mapping.released_settings(config, chosen, tower)
-    weights |= _new_projection(lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size, seed)
+    width, out = lmm.text_config.hidden_size, mask.prompt_encoder_config.hidden_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+    weights |= {f"seg_projection.{name}": value for name, value in projection.state_dict().items()}
     weights |= {own: torch.zeros(()) for own in key_mapping.OWN}
-    check_weights(weights, empty_weights(config, folder), folder)
+    check_weights(weights, config, folder)
     return Checkpoint(config, tokenizer, weights, folder)
 
 
@@ -127,7 +103,7 @@ def _read_llava(
         raise ReadsegError(f"{folder}: expected a LLaVA of a CLIP tower and a LLaMA, as LLaVA-1.5 is.")
     lmm.text_config.pad_token_id = tokenizer.unk_token_id
     lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
-    return lmm, key_mapping.replace_prefixes(state, _LLAVA_HF), _OPENAI_TOWER
+    return lmm, key_mapping.replace_prefixes(state, key_mapping.NAMES["llava_hf"]), _OPENAI_TOWER
 
 
 def _add_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:
@@ -136,10 +112,3 @@ def _add_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, 
         raise ReadsegError(f"{folder}: expected {old} rows or more in {name}, as the tokenizer has tokens.")
     table = weights[name][:old]
     return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(new, -1)])
-
-
-def _new_projection(width: int, out: int, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-    return {f"seg_projection.{name}": value for name, value in layers.state_dict().items()}

@@ -23,26 +23,25 @@ from readseg.checkpoints.files import (
     fetch,
     key_mismatches,
     read_config_json,
-    read_json,
     read_weights,
     release_pages,
     reraise_as_readseg_error,
     write_weights,
 )
 from readseg.checkpoints.key_mapping import TOWER, TOWER_RELEASED
-from readseg.core.io import atomic_write
+from readseg.core.io import atomic_write, read_json
 from readseg.errors import ReadsegError
 from readseg.model.config import ReadConfig
 from readseg.model.families import FAMILIES, RELEASED, SEG, SYSTEMS, family_of
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.model.tokenizer import MODEL_FILE, LegacyTokenizer
+from readseg.model.tokenizer import LegacyTokenizer
 
-EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"
-"""The folder of the model that comes with the package."""
+EMBEDDED = Path(__file__).parents[1] / "weights" / "tiny"  # the model that comes with the package
 _UNUSED = "unused"  # a folder beside our weights, for what others' code needs
 _LARGEST_ALPHA = 1e6
 _SMALL = 4 << 30  # bytes in float32: a model up to this size computes in it on a CPU by default
+_NOT_QUANTISED = ("sam", "seg_projection", "lmm.lm_head", "lmm.model.vision_tower", "lmm.model.multi_modal_projector")
 # A whole CLIP has a text side too; these are the tower's own parts.
 _TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")
 
@@ -116,10 +115,9 @@ def build(
     device_map: str | Mapping[str, Any] | None = None,
     bits: int | None = None,
 ) -> tuple[ReadModel, ReadProcessor]:
-    """The model and its processor. On a CPU, weights in the type that they are stored in stay memory-mapped.
+    """The model and its processor; `bits`, 8 or 4, quantises the language model, SAM is then kept in float32.
 
-    Those are shared with `checkpoint`: training the model changes it too (and never the files). `bits`, 8 or 4,
-    quantises the language model; SAM is then kept in float32, the rest in `dtype`.
+    On a CPU, weights in the type that they are stored in stay memory-mapped and are shared with `checkpoint`.
     """
     if device is not None and device_map is not None:
         raise ReadsegError("device and device_map: give one of them.")
@@ -179,10 +177,7 @@ def _quantisation(bits: int, dtype: torch.dtype, config: ReadConfig) -> BitsAndB
         load_in_4bit=bits == 4,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_type="nf4",
-        llm_int8_skip_modules=[
-            *("sam", "seg_projection", "lmm.lm_head"),
-            *("lmm.model.vision_tower", "lmm.model.multi_modal_projector"),
-        ],
+        llm_int8_skip_modules=list(_NOT_QUANTISED),
     )
 
 
@@ -209,10 +204,11 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: Literal["reads
             weights = {n: w for n, w in checkpoint.weights.items() if not n.startswith(TOWER)}
             mask_model = FAMILIES[checkpoint.config.family].mask_model
             write_weights(key_mapping.to_released(weights, mask_model) | checkpoint.unused, folder, safe=False)
-            for name, content in (
-                ("config.json", checkpoint.config.released),
-                ("tokenizer_config.json", key_mapping.TOKENIZER_SETTINGS),
-            ):
+            settings = {
+                "config.json": checkpoint.config.released,
+                "tokenizer_config.json": key_mapping.NAMES["tokenizer"],
+            }
+            for name, content in settings.items():
                 (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         else:
             write_weights(checkpoint.weights, folder, safe=True)
@@ -229,12 +225,9 @@ def save_checkpoint(checkpoint: Checkpoint, out: Path, *, layout: Literal["reads
 def _read_ours(folder: Path) -> Checkpoint:
     with reraise_as_readseg_error(folder / "config.json"):
         config = ReadConfig.from_pretrained(folder)
-    legacy = not (folder / "tokenizer.json").is_file()
-    if legacy and not (folder / MODEL_FILE).is_file():
-        raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
-    tokenizer = LegacyTokenizer.from_folder(folder) if legacy else None
+    tokenizer = None if (folder / "tokenizer.json").is_file() else LegacyTokenizer.from_folder(folder)
     weights = key_mapping.with_both_fourier_names(read_weights(folder), "sam.")
-    check_weights(weights, empty_weights(config, folder), folder)
+    check_weights(weights, config, folder)
     if tokenizer is not None:
         _check_tables(folder, tokenizer, {key: weights[own] for key, own in key_mapping.TABLES.items()})
     unused = read_weights(folder / _UNUSED) if (folder / _UNUSED).is_dir() else {}
@@ -287,7 +280,8 @@ def _read_released(
     expected = key_mapping.to_released(empty_weights(config, folder), family.mask_model)
     of_tower = {TOWER_RELEASED + key.removeprefix(TOWER): value for key, value in tower.weights.items()}
     what = "the weights" if key_mapping.holds_tower(state) else f"the weights with the vision tower {tower.name}"
-    check_weights(state | of_tower, expected, folder, what)
+    if problems := key_mismatches(state | of_tower, expected):
+        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
     weights = key_mapping.to_ours(state, family.mask_model)
     weights |= tower.weights | {own: torch.zeros(()) for own in key_mapping.OWN}
     return Checkpoint(config, tokenizer, weights, folder, tuple(notes), unused)
@@ -357,12 +351,10 @@ def empty_weights(config: ReadConfig, folder: Path) -> dict[str, Tensor]:
         return ReadModel(config).state_dict()
 
 
-def check_weights(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path, what: str = "the weights"
-) -> None:
-    """Raises ReadsegError, naming all of them, where weights are not those that a model has (`empty_weights`)."""
-    if problems := key_mismatches(weights, expected):
-        raise ReadsegError(f"{folder}: {what} are not those that its config.json describes; {problems}.")
+def check_weights(weights: Mapping[str, Tensor], config: ReadConfig, folder: Path) -> None:
+    """Raises ReadsegError, naming all of them, where weights are not those of a model of this config."""
+    if problems := key_mismatches(weights, empty_weights(config, folder)):
+        raise ReadsegError(f"{folder}: the weights are not those that its config.json describes; {problems}.")
 
 
 def _check_tables(

@@ -1,7 +1,7 @@
 """Files of a checkpoint: fetched from the hub, read lazily and safely, written in shards.
 
-What a name of a tensor means, prefixes included, is for others to say. The files are torch's pickles (.bin, .pth, .pt)
-and safetensors, each one file or several with an index. No file is trusted: whatever it holds, no code of it runs.
+The files are torch's pickles (.bin, .pth, .pt) and safetensors, each one file or several with an index. No file is
+trusted: whatever it holds, no code of it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from readseg.core.io import read_json
 from readseg.errors import ReadsegError, first_five
 
 _INDEX, _SAFE = ".index.json", ".safetensors"
@@ -35,10 +36,8 @@ _STANDARD = (f"model{_SAFE}{_INDEX}", f"model{_SAFE}", f"pytorch_model.bin{_INDE
 _SHARD = re.compile(r".*-\d+-of-0*([2-9]|[1-9]\d+)\.\w+")
 # Under one of these names trainers put the state dict into what they save, beside nothing but numbers, texts and None.
 _WRAPPERS = ("module", "state_dict", "model")
-_DTYPES = {
-    torch.float32, torch.float16, torch.bfloat16, torch.float64,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-}  # fmt: skip
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, *_INTEGERS}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Subfolders, and what lies beside weights under a weights file's ending.
 _NOT_NEEDED = ["*/*", "*optimizer*", "*scheduler*", "*training_args*", "*global_step*"]
@@ -76,21 +75,21 @@ def fetch(name: str | Path) -> Path:
             )
             if any(Path(folder).glob(f"*{ending}")):
                 return Path(folder)
-        problem = f"holds no weights: expected *{_SAFE} or *.bin in its top folder"
+    except GatedRepoError as error:
+        terms = f"accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
+        raise ReadsegError(f"{repository} is gated: {terms}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        problem = "is no folder, nor a repository of the hub, or a private one: check the name, or `hf auth login`"
+        raise ReadsegError(f"{repository} {problem}.") from error
     except Exception as error:  # the network, the disk, the server: all can fail in the middle
-        if isinstance(error, GatedRepoError):
-            problem = f"is gated: accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
-        elif isinstance(error, RepositoryNotFoundError | HFValidationError):
-            problem = "is no folder, nor a repository of the hub, or a private one: check the name, or `hf auth login`"
-        elif no_answer is not None:
+        problem = f"was not fetched as a whole ({one_line(error)}): try again, finished files are kept"
+        if no_answer is not None:
             problem = (
                 f"is no folder, the hub gave no answer ({one_line(no_answer).removesuffix('.')}), and the cache holds "
                 "no whole copy: fetch it with a connection, or name a folder"
             )
-        else:
-            problem = f"was not fetched as a whole ({one_line(error)}): try again, finished files are kept"
         raise ReadsegError(f"{repository} {problem}.") from error
-    raise ReadsegError(f"{repository} {problem}.")
+    raise ReadsegError(f"{repository} holds no weights: expected *{_SAFE} or *.bin in its top folder.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -172,13 +171,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ReadsegError(f"{path}: expected tensors by name, got {key!r}: a {type(value).__name__}.")
-        is_odd = value.layout != torch.strided or value.is_nested or value.is_meta
-        if is_odd or value.dtype not in _DTYPES:
-            raise ReadsegError(
-                f"{path}: {key!r} is of a kind that is not supported ({value.dtype}, {value.layout}, on {value.device}"
-                f"{', nested' if value.is_nested else ''}); expected a dense tensor of floating point numbers, "
-                "integers or bool: convert it."
-            )
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.dtype not in _DTYPES:
+            kind = f"{value.dtype}, {value.layout}, on {value.device}{', nested' if value.is_nested else ''}"
+            expected = "expected a dense tensor of floating point numbers, integers or bool: convert it"
+            raise ReadsegError(f"{path}: {key!r} is of a kind that is not supported ({kind}); {expected}.")
     return {key: value.detach() for key, value in state.items()}
 
 
@@ -230,22 +226,22 @@ def write_weights(state: Mapping[str, Tensor], folder: Path, *, safe: bool, shar
         max_shard_size=shard_bytes,
     )
     for name, keys in plan.filename_to_tensors.items():
-        _write_file(state, keys, folder / name)
+        tensors: dict[str, Tensor] = {}
+        taken: set[int] = set()
+        for key in keys:
+            tensor = state[key].detach().cpu().contiguous()
+            memory = tensor.untyped_storage()
+            if memory.nbytes() != tensor.nbytes or memory.data_ptr() in taken:
+                tensor = tensor.clone()  # a view, or memory that two names share
+            taken.add(tensor.untyped_storage().data_ptr())
+            tensors[key] = tensor
+        _write_file(tensors, folder / name)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{stem}{ending}{_INDEX}").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(state: Mapping[str, Tensor], keys: Iterable[str], path: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for key in keys:
-        tensor = state[key].detach().cpu().contiguous()
-        memory = tensor.untyped_storage()
-        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in taken:
-            tensor = tensor.clone()  # a view, or memory that two names share
-        taken.add(tensor.untyped_storage().data_ptr())
-        tensors[key] = tensor
+def _write_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         if path.suffix == _SAFE:
             save_file(tensors, path, metadata={"format": "pt"})
@@ -267,17 +263,6 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ReadsegError(f"{folder} holds no model: expected config.json, weights and a tokenizer in it.")
     return read_json(folder / "config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of settings by name."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ReadsegError(f"{path} is no JSON: {one_line(error)}.") from error
-    if not isinstance(content, dict):
-        raise ReadsegError(f"{path} must hold settings by name; got {type(content).__name__}.")
-    return content
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """The released layout and ours: names of weights, and what a released config.json says in our words.
 
-Speaks names, shapes and plain settings; the tensors themselves are passed on as they are. SAM's weights have the names
-of its original repository in released checkpoints, and those of the stock class in ours; their shapes say which SAM it
-is.
+Speaks names, shapes and plain settings; the tensors themselves are passed on as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,58 +16,31 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from readseg.core.io import read_yaml
 from readseg.errors import ReadsegError, first_five
 from readseg.model.config import Projector, ReadConfig
 from readseg.model.families import BOS, EOS, FAMILIES, IM_END, IM_START, SEG, Family
 from readseg.model.tokenizer import LegacyTokenizer
 
-_LANGUAGE = "lmm.model.language_model."
+NAMES = read_yaml(Path(__file__).with_suffix(".yaml"))
 PROJECTOR = "lmm.model.multi_modal_projector."
 TOWER, TOWER_RELEASED = "lmm.model.vision_tower.", "model.vision_tower.vision_tower.vision_model."
-
-# (released, ours); the mask model stands apart, because its prefix and all its names differ.
-_PREFIXES = (
-    ("lm_head.", "lmm.lm_head."),
-    ("model.embed_tokens.", f"{_LANGUAGE}embed_tokens."),
-    ("model.layers.", f"{_LANGUAGE}layers."),
-    ("model.norm.", f"{_LANGUAGE}norm."),
-    ("model.mm_projector.0.", f"{PROJECTOR}linear_1."),
-    ("model.mm_projector.2.", f"{PROJECTOR}linear_2."),
-    ("model.mm_projector.", PROJECTOR),
-    ("model.text_hidden_fcs.0.", "seg_projection."),
-    (TOWER_RELEASED, TOWER),
-)
 # Computed, not learned: some versions of the libraries saved them.
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 _PROJECTOR_TYPES: dict[Projector, str] = {"linear": "linear", "mlp": "mlp2x_gelu"}
-# What the authors' own libraries need beside tokenizer.model and added_tokens.json.
-TOKENIZER_SETTINGS = {
-    "tokenizer_class": "LlamaTokenizer",
-    "legacy": True,
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<unk>",
-    "padding_side": "right",
-    "clean_up_tokenization_spaces": False,
-}
 # Ours alone; weights that were trained without the auxiliary loss have it at 0.
 OWN = ("map_bias",)
 # The tables of embeddings: released names, ours.
 TABLES = {
-    "model.embed_tokens.weight": f"{_LANGUAGE}embed_tokens.weight",
+    "model.embed_tokens.weight": "lmm.model.language_model.embed_tokens.weight",
     "lm_head.weight": "lmm.lm_head.weight",
 }
 
 
 def mask_model_of(names: Mapping[str, Any]) -> str | None:
     """The name under which released weights hold SAM, without dots around it; None where they hold none."""
-    for name in sorted({family.mask_model for family in FAMILIES.values()}):
-        if any(key.startswith(f"model.{name}.") for key in names):
-            return name
-    return None
+    known = sorted({family.mask_model for family in FAMILIES.values()})
+    return next((name for name in known if any(key.startswith(f"model.{name}.") for key in names)), None)
 
 
 def holds_tower(state: Mapping[str, Any]) -> bool:
@@ -81,11 +53,11 @@ def without_computed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(_COMPUTED)}
 
 
-def replace_prefixes(state: Mapping[str, Tensor], prefixes: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
-    """A state dict with the first prefix (old, new) that fits replaced in each name; a name that none fits stays."""
+def replace_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """A state dict with the first prefix that fits replaced in each name; a name that none fits stays."""
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
-        old, new = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+        old, new = next((pair for pair in prefixes.items() if name.startswith(pair[0])), ("", ""))
         renamed[new + name.removeprefix(old)] = value
     return renamed
 
@@ -95,58 +67,21 @@ def to_ours(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tensor]:
     prefix = f"model.{mask_model}."
     sam = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    return replace_prefixes(rest, _PREFIXES) | {f"sam.{name}": value for name, value in sam_to_stock(sam).items()}
+    return replace_prefixes(rest, NAMES["released"]) | {
+        f"sam.{name}": value for name, value in sam_to_stock(sam).items()
+    }
 
 
 def to_released(state: Mapping[str, Tensor], mask_model: str) -> dict[str, Tensor]:
     """From the names of `ReadModel` to released ones; the inverse of `to_ours`. What is ours alone is left out."""
     sam = {name.removeprefix("sam."): value for name, value in state.items() if name.startswith("sam.")}
     rest = {name: value for name, value in state.items() if not name.startswith("sam.") and name not in OWN}
-    released = replace_prefixes(rest, [(ours, released) for released, ours in _PREFIXES])
+    released = replace_prefixes(rest, {ours: released for released, ours in NAMES["released"].items()})
     return released | {f"model.{mask_model}.{name}": value for name, value in sam_to_original(sam).items()}
 
 
 # -- SAM ---------------------------------------------------------------------------------------------------------------
 
-# (original, stock), `#` for a number; what follows a name (".weight", ".attn.qkv.bias") is the same in both.
-_SAM_NAMES = (
-    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
-    ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
-    ("image_encoder.blocks.#.norm#", "vision_encoder.layers.#.layer_norm#"),
-    ("image_encoder.blocks.#.attn", "vision_encoder.layers.#.attn"),
-    ("image_encoder.blocks.#.mlp", "vision_encoder.layers.#.mlp"),
-    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
-    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
-    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
-    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
-    ("prompt_encoder.point_embeddings.#", "prompt_encoder.point_embed.#"),
-    ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
-    ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
-    ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
-    ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
-    ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
-    ("mask_decoder.transformer.layers.#.norm#", "mask_decoder.transformer.layers.#.layer_norm#"),
-    *(
-        (name, name)
-        for name in (
-            *("prompt_encoder.no_mask_embed", "prompt_encoder.not_a_point_embed"),
-            *("mask_decoder.iou_token", "mask_decoder.mask_tokens"),
-            *("mask_decoder.transformer.layers.#.mlp", "mask_decoder.transformer.layers.#.self_attn"),
-            "mask_decoder.transformer.layers.#.cross_attn_token_to_image",
-            "mask_decoder.transformer.layers.#.cross_attn_image_to_token",
-            "mask_decoder.transformer.final_attn_token_to_image",
-        )
-    ),
-    ("mask_decoder.transformer.norm_final_attn", "mask_decoder.transformer.layer_norm_final_attn"),
-    ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
-    ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
-    ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
-    *(
-        (f"mask_decoder.{head}.layers.{index}", f"mask_decoder.{head}.{layer}")
-        for head in ("output_hypernetworks_mlps.#", "iou_prediction_head")
-        for index, layer in enumerate(("proj_in", "layers.0", "proj_out"))
-    ),
-)
 # One tensor, which the stock class holds under two names.
 _FOURIER = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _FOURIER_STOCK = (
@@ -159,8 +94,8 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\#", r"(\d+)") + r"((?:\.\w+)*)")
 
 
-_TO_STOCK = [(_pattern(original), stock) for original, stock in _SAM_NAMES]
-_TO_ORIGINAL = [(_pattern(stock), original) for original, stock in _SAM_NAMES]
+_TO_STOCK = [(_pattern(original), stock) for original, stock in NAMES["sam"].items()]
+_TO_ORIGINAL = [(_pattern(stock), original) for original, stock in NAMES["sam"].items()]
 
 
 def sam_to_stock(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -372,15 +307,10 @@ def released_settings(config: ReadConfig, family: Family, tower: str) -> dict[st
     `tower` is the folder or hub id of its CLIP tower, which the layout leaves out.
     """
     text, vision = config.lmm_config.text_config, config.lmm_config.vision_config
-    names = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-        *("vocab_size", "rms_norm_eps", "max_position_embeddings", "hidden_act"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"),
-    )
     return {
         "architectures": [family.architectures[0]],
         "model_type": "llava",
-        **{name: getattr(text, name) for name in names},
+        **{name: getattr(text, name) for name in NAMES["text_settings"]},
         "mm_hidden_size": vision.hidden_size,
         "mm_projector_type": _PROJECTOR_TYPES[config.projector],
         "mm_use_im_start_end": IM_START in config.conversation.image_text,

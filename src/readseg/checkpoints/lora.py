@@ -1,6 +1,4 @@
-"""LoRA weights of a training run, merged into the weights that they change.
-
-    W' = W + (alpha / r) B A
+"""LoRA weights of a training run, merged into the weights that they change: W' = W + (alpha / r) B A.
 
 Speaks names and tensors of a state dict, before any model is made. Source: LoRA (arXiv 2106.09685), equation 3.
 """
@@ -11,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from readseg.errors import ReadsegError
@@ -37,10 +34,7 @@ def has_lora(state: Mapping[str, Tensor]) -> bool:
 
 
 def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dict[str, Tensor]:
-    """The state dict of the merged model, under the names that it has without peft; other tensors are not copied.
-
-    A (r, in) and B (out, r) are of one adapter; a merged weight keeps its dtype, the sum is formed in float32.
-    """
+    """The state dict of the merged model, under the names that it has without peft; other tensors are not copied."""
     if not 0 < alpha < math.inf:
         raise ReadsegError(f"lora_alpha must be a number above 0; got {alpha}.")
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -71,8 +65,7 @@ def merge_lora(state: Mapping[str, Tensor], alpha: float = DEFAULT_ALPHA) -> dic
             raise ReadsegError(
                 f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit {tuple(weight.shape)}."
             )
+        # A (r, in) and B (out, r); the sum is formed in float32.
         change = (b.float() @ a.float()) * (alpha / a.shape[0])
         merged[name] = (weight.float() + change).to(weight.dtype)
-        if not torch.isfinite(merged[name]).all():
-            raise ReadsegError(f"{module}: merged weights that are no numbers.")
     return merged

@@ -66,6 +66,17 @@ def read_yaml(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of settings by name."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ReadsegError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ReadsegError(f"{path} must hold settings by name; got {type(content).__name__}.")
+    return content
+
+
 def lock(stream: IO[Any], name: str) -> None:
     """Keeps an open file to this process while it is open: a worker may outlive the launcher that was killed."""
     try:

@@ -1,7 +1,7 @@
 """What a model is made of, and how it prompts: every value that a saved folder carries in `config.json`.
 
-Plain data, no tensors. A family's values are held here (`ConversationConfig`, `PointConfig`), so that a saved
-model explains itself; the table that they come from is `families.py`.
+A family's values are held here (`ConversationConfig`, `PointConfig`), so that a saved model explains itself; the table
+that they come from is `families.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from transformers import AutoConfig, LlavaConfig, PreTrainedConfig, SamConfig
 
 from readseg.core.frames import View
+from readseg.core.io import read_yaml
 from readseg.core.sasp import PointConfig
 from readseg.core.token_grid import check_choice
 
@@ -78,8 +78,6 @@ class ReadConfig(PreTrainedConfig):
     released: the config.json of the released weights that the model was loaded from, for the way back; or None.
     text_loss_weight, bce_loss_weight, dice_loss_weight: of loss = text * CE + bce * BCE + dice * DICE.
     map_loss_weight: of the auxiliary loss on the similarity map; 0 is the paper.
-
-    Raises ValueError where a value makes no sense.
     """
 
     model_type = "readseg"
@@ -120,8 +118,8 @@ class ReadConfig(PreTrainedConfig):
     def check_points(self, points: PointConfig) -> None:
         """Raises ValueError where settings of points do not fit this model's view of images or its token grid."""
         if points.alignment == "reference" and self.view != "crop":
-            wrong = f'alignment "reference" is a rounding of the centre crop, but the view is {self.view!r}'
-            raise ValueError(f'{wrong}: use alignment "exact".')
+            wrong = "is a rounding of the centre crop, but the view is"
+            raise ValueError(f'alignment "reference" {wrong} {self.view!r}: use alignment "exact".')
         if points.downsample**2 > self.num_image_tokens:
             grid = f"the grid of {self.num_image_tokens} image tokens"
             raise ValueError(f"downsample must not exceed the side of {grid}; got {points.downsample}.")
@@ -159,7 +157,7 @@ AutoConfig.register(ReadConfig.model_type, ReadConfig, exist_ok=True)
 
 def tiny_config(*, vocab_size: int, image_token_id: int, seg_token_id: int, **ids: int) -> ReadConfig:
     """The embedded model (`tiny.yaml`) with the ids of its tokenizer; `ids`: {bos, eos, pad}_token_id."""
-    values = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(Path(__file__).with_name("tiny.yaml"))
     values["lmm_config"]["image_token_index"] = image_token_id
     values["lmm_config"]["text_config"] |= {"vocab_size": vocab_size, **ids}
     return ReadConfig(seg_token_id=seg_token_id, **values)

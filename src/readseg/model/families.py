@@ -1,7 +1,4 @@
-"""One table, `families.yaml`: what a family of weights was trained with. Everything else treats all families alike.
-
-What a saved model needs of its family stands in its `ReadConfig`.
-"""
+"""One table, `families.yaml`: what a family of weights was trained with. Everything else treats all families alike."""
 
 from __future__ import annotations
 
@@ -27,33 +24,22 @@ PHRASE, PHRASE_END = "<p>", "</p>"
 
 @dataclass(frozen=True)
 class Family:
-    """The values of one family; `name`, `conversation`, `points`, `prompt` and `view` are as in `ReadConfig`.
-
-    added_tokens: in the order of their ids, behind those of the tokenizer that training started from.
-    points: where the weights were trained without (`prompt` "seg"), how to add them.
-    points_13b: what replaces them in the family's weights of 13 billion parameters, if they differ.
-    architectures, repositories: of released weights, by config.json and as hub ids; names tell where config.json errs.
-    image_tokens: N with the vision tower that the weights were trained with.
-    linear: whether the projector may be one layer.
-    mask_model: the name that released weights hold SAM under.
-    rejection: the token that says of one of several objects that it is not there; "" where there is none.
-    unused: weights under these names are known and not used.
-    """
+    """The values of one family; `name`, `conversation`, `points`, `prompt` and `view` are as in `ReadConfig`."""
 
     name: str
-    added_tokens: tuple[str, ...]
+    added_tokens: tuple[str, ...]  # in the order of their ids, behind those of the tokenizer that training started from
     conversation: ConversationConfig
-    points: PointConfig
-    points_13b: PointConfig | None = None
+    points: PointConfig  # where the weights were trained without (`prompt` "seg"), how to add them
+    points_13b: PointConfig | None = None  # of weights of 13 billion parameters, if they differ
     prompt: Prompt = "both"
     view: View = "crop"
-    architectures: tuple[str, ...] = ()
-    repositories: tuple[str, ...] = ()
-    image_tokens: int = 24 * 24
-    linear: bool = False
-    mask_model: str = "visual_model"
-    rejection: str = ""
-    unused: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()  # of released weights, in config.json
+    repositories: tuple[str, ...] = ()  # their hub ids; names tell where config.json errs
+    image_tokens: int = 24 * 24  # with the vision tower that the weights were trained with
+    linear: bool = False  # whether the projector may be one layer
+    mask_model: str = "visual_model"  # the name that released weights hold SAM under
+    rejection: str = ""  # the token that says of one of several objects that it is not there
+    unused: tuple[str, ...] = ()  # prefixes of weights that are known and not used
 
     def points_for(self, image_tokens: int, width: int) -> PointConfig:
         """The settings of points for a grid of so many tokens and a language model of this width."""
@@ -73,10 +59,9 @@ FAMILIES = TypeAdapter(dict[str, Family]).validate_python(
 TINY, READ = FAMILIES["tiny"], FAMILIES["read"]
 LLAVA_V1 = READ.conversation.system
 VICUNA_V1 = LLAVA_V1.replace("human", "user")
+# By the names that the family's scripts give them (`--conv_type`).
 SYSTEMS = {"llava_v1": LLAVA_V1, "vicuna_v1": VICUNA_V1}
-"""System prompts by the names that the family's scripts give them (`--conv_type`)."""
-RELEASED = tuple(name for name, family in FAMILIES.items() if family.architectures)
-"""Families whose weights others released."""
+RELEASED = tuple(name for name, family in FAMILIES.items() if family.architectures)  # with weights of others
 
 
 def family_of(
@@ -114,11 +99,10 @@ def family_of(
     # A hub's cache names folders so: .../models--owner--name/snapshots/...
     cached = re.search(r"models--[^/]*--([^/]+)/snapshots/[^/]+$", name)
     repository = cached[1] if cached else name.rstrip("/").rpartition("/")[2]
-    for family in possible:
-        if any(known.rpartition("/")[2] == repository for known in family.repositories):
-            if by_config in (None, family):
-                return family, "by its name"
-            return family, f"by its name; config.json says {by_config.name}"
+    names = {known.rpartition("/")[2]: family for family in possible for known in family.repositories}
+    if (by_name := names.get(repository)) is not None:
+        other = "" if by_config in (None, by_name) else f"; config.json says {by_config.name}"
+        return by_name, f"by its name{other}"
     if by_config is not None:
         if by_config in possible:
             return by_config, "by config.json"

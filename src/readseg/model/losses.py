@@ -1,8 +1,7 @@
 """Losses of masks and maps: BCE, DICE, their mean over masks of any size, and the auxiliary loss of the map.
 
-Masks are at image size, (H, W), each with its own; targets are 0 or 1, and 255 where a pixel does not count.
-Everything is computed in float32 at least. Source of the mask losses: LISA (arXiv 2308.00692), section 3.2, and
-READ; their weights (BCE 2, DICE 0.5) are applied by the model, not here.
+Masks are at image size, (H, W), each with its own; targets are 0 or 1, and 255 where a pixel does not count. All is
+computed in float32 at least. Source of the mask losses: LISA (arXiv 2308.00692), section 3.2, and READ.
 """
 
 from __future__ import annotations
@@ -68,10 +67,7 @@ def mask_losses(logits: Sequence[Float[Tensor, "_ _"]], targets: Sequence[Shaped
 
 
 def map_loss(
-    scores: Float[Tensor, "S N"],
-    coverage: Float[Tensor, "S N"],
-    bias: float | Float[Tensor, ""],
-    width: int,
+    scores: Float[Tensor, "S N"], coverage: Float[Tensor, "S N"], bias: float | Float[Tensor, ""], width: int
 ) -> Float[Tensor, ""]:
     """Auxiliary loss that lights up the similarity map: the mean over cells of BCE(s / sqrt(D) + b, coverage).
 

@@ -1,8 +1,7 @@
-"""Prompts of the mask model: from similarity to points, from points and embeddings to mask logits.
+"""Prompts of the mask model: from similarity to points, from points and embeddings to mask logits of a bare `SamModel`.
 
-Works on a bare stock `SamModel`, inside `ReadModel` or on its own (points into the original SAM). Points are in image
-pixels until an `ImageFrame` takes them to the mask frame, the square that the mask model sees. S prompts, each for one
-mask of one of I images; C is the width of the mask model's prompts.
+Points are in image pixels until an `ImageFrame` takes them to the mask frame, the square that the mask model sees. S
+prompts, each for one mask of one of I images; C is the width of the mask model's prompts.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from readseg.core import sasp
 from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig, Points
 
-NO_MASK_LOGIT = -32.0
-"""The logit of every pixel where there is nothing to prompt with; its sigmoid is 1e-14."""
+NO_MASK_LOGIT = -32.0  # of every pixel where there is nothing to prompt with; its sigmoid is 1e-14
 
 
 def select_points(

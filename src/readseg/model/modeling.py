@@ -1,8 +1,8 @@
 """The model: a stock LLaVA, a stock SAM, the projection that joins them, and SasP between them.
 
-Speaks tokens, hidden states and logits; points are in image pixels until the `ImageFrame` of their image takes them to
-the mask model's input. S counts [SEG] tokens in reading order (row by row), R rows of text, I images, N image
-tokens, D the width of the language model, C the width of the mask model's prompts.
+Speaks tokens, hidden states and logits; points are in image pixels until an `ImageFrame` takes them to the mask model's
+input. S counts [SEG] tokens in reading order (row by row), R rows of text, I images, N image tokens, D the width of
+the language model, C that of the mask model's prompts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, LlavaForConditionalGeneration, PreTrainedModel, SamModel
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from readseg.core import sasp
@@ -24,9 +25,9 @@ from readseg.core.sasp import PointConfig, Points
 from readseg.core.token_grid import check_choice
 from readseg.core.types import IGNORE_INDEX
 from readseg.errors import ReadsegError, first_five
-from readseg.model import generation, losses
+from readseg.model import losses
 from readseg.model.config import Prompt, ReadConfig
-from readseg.model.generation import Generation, Ids
+from readseg.model.generation import Generation, Ids, batch_behind
 from readseg.model.mask_prompts import full_precision, masks_from_prompts, select_points
 from readseg.model.packing import Layout, allow_packing
 
@@ -98,11 +99,8 @@ class ReadModel(PreTrainedModel):
         if config.projector == "linear":
             vision_width = config.lmm_config.vision_config.hidden_size
             self.lmm.model.multi_modal_projector = nn.Linear(vision_width, width)
-        self.seg_projection = nn.Sequential(
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, config.mask_config.prompt_encoder_config.hidden_size),
-        )
+        prompt_width = config.mask_config.prompt_encoder_config.hidden_size
+        self.seg_projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, prompt_width))
         self.map_bias = nn.Parameter(torch.zeros(()))
         self.post_init()
 
@@ -174,8 +172,7 @@ class ReadModel(PreTrainedModel):
             return_logits: text logits at all positions; they are else computed only where there is a label.
 
         Raises:
-            ReadsegError: neither `pixel_values` nor `image_features`, a row without an image of its own or without N
-                image tokens, masks without `frames`, or another number of masks than of [SEG].
+            ReadsegError: an input is missing, or numbers of rows, images, image tokens or masks do not fit.
         """
         if image_features is None:
             if pixel_values is None:
@@ -183,11 +180,10 @@ class ReadModel(PreTrainedModel):
             image_features = self.encode_image(pixel_values)
         if row_images is None:
             row_images = torch.arange(len(input_ids), device=input_ids.device)
-        if len(row_images) != len(input_ids) or not all(0 <= i < len(image_features) for i in row_images.tolist()):
-            raise ReadsegError(
-                f"row_images must give one of {len(image_features)} images for each of {len(input_ids)} rows; "
-                f"got {row_images.tolist()}."
-            )
+        count = len(image_features)
+        if len(row_images) != len(input_ids) or not all(0 <= i < count for i in row_images.tolist()):
+            needed = f"one of {count} images for each of {len(input_ids)} rows"
+            raise ReadsegError(f"row_images must give {needed}; got {row_images.tolist()}.")
 
         if layout is not None:
             allow_packing(self.lmm.model.language_model)
@@ -246,9 +242,8 @@ class ReadModel(PreTrainedModel):
     ) -> tuple[list[Points], Float[Tensor, "S 4*h 4*w"]]:
         """From the states of S [SEG] tokens to their points and masks, with the configured or the given settings.
 
-        `seg_images` are indices into `mask_embeddings` and `frames`. The logits are float32 in the frame of the mask
-        model's square; a [SEG] without any prompt (prompt "points", no point found) gets `NO_MASK_LOGIT` everywhere.
-        An unknown prompt, or points that do not fit the model, are a ValueError.
+        `seg_images` are indices into `mask_embeddings` and `frames`; logits are as of `masks_from_prompts`. An unknown
+        prompt, or points that do not fit the model, are a ValueError.
         """
         prompt, points = prompt or self.config.prompt, points or self.config.points
         check_choice("prompt", prompt, Prompt)
@@ -275,17 +270,50 @@ class ReadModel(PreTrainedModel):
         hidden = self._hidden_states(ids, None, None, image_features, cache=cache)
         return cache, hidden[self._is_image(ids)]
 
+    @torch.no_grad()
     def generate_answers(
         self, prefix_ids: Ids, cache: DynamicCache, queries: Sequence[Ids], max_new_tokens: int = 64
     ) -> list[Generation]:
-        """Greedy answers to Q questions behind one prefix, decoded as one batch: `generation.generate`."""
-        return generation.generate(self.lmm, prefix_ids, cache, queries, max_new_tokens)
+        """Greedy answers to Q questions, the ids behind the prefix, decoded as one batch; `cache` stays as it was."""
+        if not queries:
+            return []
+        ids, mask, positions, grown = batch_behind(self.lmm, prefix_ids, cache, queries, max_new_tokens)
+        open_rows = torch.ones(len(queries), dtype=torch.bool, device=self.device)
+        end = torch.tensor(self.lmm.config.text_config.eos_token_id, device=self.device)
+        new_ids, states = [], []
+        for _ in range(max_new_tokens):
+            hidden = self._hidden_states(ids, mask, positions, cache=grown)[:, -1]
+            ids = self.lmm.lm_head(hidden).argmax(-1, keepdim=True).to(self.device)
+            new_ids.append(ids)
+            states.append(hidden)
+            open_rows &= ~torch.isin(ids[:, 0], end)
+            if not open_rows.any():
+                break
+            mask, positions = F.pad(mask, (0, 1), value=1), positions[:, -1:] + 1
+        generations = []
+        for row, row_states in zip(torch.cat(new_ids, 1), torch.stack(states, 1), strict=True):
+            is_end = torch.isin(row, end)
+            finished = bool(is_end.any())
+            answer = row[: int(is_end.int().argmax()) if finished else len(row)].tolist()
+            generations.append(Generation(answer, row_states[: len(answer)], finished, answer))
+        return generations
 
+    @torch.no_grad()
     def force_answers(
         self, prefix_ids: Ids, cache: DynamicCache, queries: Sequence[Ids], answers: Sequence[Ids]
     ) -> list[Generation]:
-        """The states of given answers, and what the model itself would have said: `generation.force`."""
-        return generation.force(self.lmm, prefix_ids, cache, queries, answers)
+        """Teacher forcing: the states of the answers' ids, and what the model itself would have said."""
+        if not queries:
+            return []
+        texts = [[*query, *answer] for query, answer in zip(queries, answers, strict=True)]
+        ids, mask, positions, grown = batch_behind(self.lmm, prefix_ids, cache, texts, 0)
+        hidden = self._hidden_states(ids, mask, positions, cache=grown)
+        generations = []
+        for row, answer in enumerate(answers):
+            states = hidden[row, hidden.shape[1] - len(answer) - 1 : -1]
+            predicted = self.lmm.lm_head(states).argmax(-1).tolist()
+            generations.append(Generation(list(answer), states, True, predicted))
+        return generations
 
     # -- pieces of forward -----------------------------------------------------------------------------------------
 
@@ -294,14 +322,18 @@ class ReadModel(PreTrainedModel):
         input_ids: Int[Tensor, "R L"],
         attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None,
         position_ids: Int[Tensor, "_ L"] | None,
-        image_features: Float[Tensor, "R N D"],
-        cache: DynamicCache | None = None,
+        image_features: Float[Tensor, "R N D"] | None = None,
+        cache: Cache | None = None,
         layout: Layout | None = None,
     ) -> Float[Tensor, "R L D"]:
         """Last hidden states, after the final norm, with the image features at the image's places."""
-        is_image = self._is_image(input_ids)
-        embeddings = self.lmm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        embeddings = embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
+        embed = self.lmm.get_input_embeddings()
+        if image_features is None:
+            embeddings = embed(input_ids)
+        else:
+            is_image = self._is_image(input_ids)
+            embeddings = embed(input_ids.masked_fill(is_image, 0))
+            embeddings = embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
         if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
@@ -351,20 +383,14 @@ class ReadModel(PreTrainedModel):
                 for token, image in zip(tokens, row_images[rows].tolist(), strict=True)
             ]
             bce, dice = losses.mask_losses(logits, [mask.to(low_res.device) for mask in masks])
-            zero = self._mask_branch_zero()
+            # Distributed training waits for the gradient of every trained weight of the mask branch, also in a batch
+            # without a mask: 0, with all of them in its graph.
+            zero = torch.zeros((), device=self.device)
+            if torch.is_grad_enabled():
+                for weight in (*self.seg_projection.parameters(), *self.sam.parameters(), self.map_bias):
+                    if weight.requires_grad:
+                        zero = zero + weight.flatten()[:0].float().sum()
         return bce + zero, dice + zero
-
-    def _mask_branch_zero(self) -> Tensor:
-        """0, with every trained parameter of the mask branch in its graph.
-
-        Distributed training waits for the gradient of each of them, also in a batch without a mask.
-        """
-        zero = torch.zeros((), device=self.device)
-        if torch.is_grad_enabled():
-            for weight in (*self.seg_projection.parameters(), *self.sam.parameters(), self.map_bias):
-                if weight.requires_grad:
-                    zero = zero + weight.flatten()[:0].float().sum()
-        return zero
 
     # -- files and precision -----------------------------------------------------------------------------------------
 
@@ -372,11 +398,7 @@ class ReadModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As transformers' own, but weights that are missing, unexpected, of a wrong shape or not finite are an error.
-
-        Raises:
-            ReadsegError: names the keys. Silent random weights are no model.
-        """
+        """As transformers' own, but weights that are missing, unexpected, misshapen or infinite are a ReadsegError."""
         # transformers' own error of this kind names no key: let it pass, and name them here.
         kwargs["ignore_mismatched_sizes"] = True
         source = pretrained_model_name_or_path or "state_dict"
@@ -407,7 +429,7 @@ class ReadModel(PreTrainedModel):
         super()._apply(fn, recurse)
         for owner, name, before in kept:
             after = getattr(owner, name)
-            if after.is_floating_point() and after.dtype != before.dtype:
+            if after.dtype != before.dtype:
                 after.data = before.to(device=after.device)
         return self
 

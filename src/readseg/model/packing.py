@@ -23,8 +23,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward, re
 
 from readseg.core.types import IGNORE_INDEX
 
-STEP = 4
-"""Widths of slots are multiples of this: few different ones, each a product of its own."""
+STEP = 4  # widths of slots are multiples of this: few different ones, each a product of its own
 
 
 class Layout(NamedTuple):
@@ -46,10 +45,7 @@ class Packed(NamedTuple):
 def pack(
     prefix_ids: Sequence[int], rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_token_id: int
 ) -> Packed:
-    """Pack each image's conversations (ids, labels) behind a common prefix.
-
-    Least is padded where the rows have their conversations in order of length. No other token attends to the padding.
-    """
+    """Pack each image's conversations (ids, labels) behind a common prefix; the longest first pad least."""
     start = len(prefix_ids)
     columns = zip_longest(*rows, fillvalue=((), ()))
     widths = tuple(-(-max(len(ids) for ids, _ in column) // STEP) * STEP for column in columns)
@@ -68,11 +64,8 @@ def pack(
 
 
 def allow_packing(language_model: nn.Module) -> None:
-    """From now on a transformers language model also takes rows of a layout: ``language_model(..., layout=layout)``.
-
-    Without a layout it computes what it did before. It is a setting of the model and no context around a call, because
-    gradient checkpointing runs the layers again when the call is long over.
-    """
+    """From now on a transformers language model also takes rows of a layout: ``language_model(..., layout=layout)``."""
+    # A setting of the model and no context around a call: gradient checkpointing runs the layers when it is long over.
     config: Any = language_model.config
     if config._attn_implementation not in _NAMES.values():
         config._attn_implementation = _NAMES.get(config._attn_implementation, _NAMES["sdpa"])
@@ -130,17 +123,14 @@ def _with_layout(otherwise: Any) -> Any:
             return otherwise(module, query, key, value, attention_mask, scaling=scaling, **options)
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        return packed_attention(
-            query, key, value, layout, query.shape[-1] ** -0.5 if scaling is None else scaling
-        ), None
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return packed_attention(query, key, value, layout, scaling), None
 
     return attention
 
 
 _NAMES = {"eager": "readseg_packed_eager", "sdpa": "readseg_packed_sdpa"}
-for _name, _attention, _mask in (
-    (_NAMES["eager"], eager_attention_forward, eager_mask),
-    (_NAMES["sdpa"], sdpa_attention_forward, sdpa_mask),
-):
-    AttentionInterface.register(_name, _with_layout(_attention))
-    AttentionMaskInterface.register(_name, _mask)
+_STOCK = {"eager": (eager_attention_forward, eager_mask), "sdpa": (sdpa_attention_forward, sdpa_mask)}
+for _kind, (_attention, _mask) in _STOCK.items():
+    AttentionInterface.register(_NAMES[_kind], _with_layout(_attention))
+    AttentionMaskInterface.register(_NAMES[_kind], _mask)

@@ -1,7 +1,7 @@
 """Images and conversations to tensors, and ids back to text: everything around the model that is not the model.
 
 Speaks PIL images (RGB, upright), text and token ids. The view of an image is that of `core.frames`, the layout of a
-conversation that of `prompt_format.py`; normalisation and ids are here.
+conversation that of `prompt_format.py`.
 """
 
 from __future__ import annotations
@@ -91,10 +91,7 @@ class ReadProcessor:
         return self.encode(turns)[0][len(self.prompt_ids(turns)) : -1]
 
     def encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-        """A whole conversation for training or teacher forcing, as `input_ids` and `labels`.
-
-        Labels are the same ids in answers (with their end token), -100 elsewhere.
-        """
+        """A whole conversation as `input_ids`, and `labels`: the same ids in answers and their ends, -100 elsewhere."""
         tokens = self._tokens(self._pieces(turns))
         return [token for token, _ in tokens], [token if learned else IGNORE_INDEX for token, learned in tokens]
 
@@ -112,11 +109,7 @@ class ReadProcessor:
         return text.strip()
 
     def targets(self, ids: Sequence[int]) -> list[tuple[str, str]]:
-        """The objects that an answer speaks of, in reading order: its token, [SEG] or [REJ], and its words.
-
-        The words stand between <p> and </p> where the family writes so, else, where it names several objects ("Sure,a
-        fox:[SEG], a heron:[REJ]."), between two tokens; other families do not say: "".
-        """
+        """The objects that an answer speaks of, in reading order: its token, [SEG] or [REJ], and its words, if any."""
         targets = []
         start = 0
         for index, token in enumerate(ids):
@@ -126,6 +119,8 @@ class ReadProcessor:
         return targets
 
     def _phrase(self, ids: Sequence[int]) -> str:
+        # Between <p> and </p> where the family writes so; else between two tokens, where it names several objects, in
+        # "Sure,a fox:[SEG], a heron:[REJ]." Other families do not say.
         conversation = self.config.conversation
         if PHRASE in conversation.answer_tokens:
             names = [self._answer_ids.get(token) for token in ids]
@@ -200,10 +195,7 @@ class ReadProcessor:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ReadProcessor:
-        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only.
-
-        A tokenizer that needs code from its own folder, which is never run, is a ReadsegError.
-        """
+        """From a folder or a hub id with a tokenizer and a `config.json`; `tokenizer.model` from folders only."""
         config = ReadConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path)
         if (folder / MODEL_FILE).is_file() and not (folder / "tokenizer.json").is_file():

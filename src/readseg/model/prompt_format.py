@@ -3,7 +3,6 @@ r"""The layout of a conversation, as pieces of text and special tokens: which of
     {system} USER: <im_start><image><im_end>\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: ...
 
 Text that a user wrote is always text: a piece says by its type what is a special token, nobody searches for one.
-No token ids here: `processor.py` knows those.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def prefix(conversation: ConversationConfig) -> list[Piece]:
 
 
 def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Piece]:
-    """What follows the prefix: questions, and answers with their `tokens` (`ConversationConfig.answer_tokens`).
-
-    A last turn without an answer ends where the answer begins.
-    """
+    """What follows the prefix: questions, and answers with their `tokens`; a last turn may lack its answer."""
     if not turns:
         raise ReadsegError("a conversation needs at least one question.")
     pieces: list[Piece] = []
@@ -68,15 +64,13 @@ def dialogue(turns: Sequence[Turn], tokens: Collection[str] = (SEG,)) -> list[Pi
 
 
 def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
-    """An answer, with the space before it and the end token after it.
-
-    The space before a token such as [SEG] belongs to the token: it is left out here and put back when ids are decoded.
+    """An answer, with the space before it and the end token after it; the space before a [SEG] is left out.
 
     >>> [piece.text for piece in answer("it is the cow [SEG].")]
     [' it is the cow', '[SEG]', '.', '</s>']
     """
     parts = re.split(f"({'|'.join(map(re.escape, tokens))})", f" {plain(text)}")
-    # What the pattern matched stands at odd indices.
+    # What the pattern matched stands at odd indices; the space before it is put back when ids are decoded.
     pieces = [
         Piece(part, special=True, learned=True) if index % 2 else Piece(part.rstrip(" "), learned=True)
         for index, part in enumerate(parts[:-1])
@@ -86,14 +80,10 @@ def answer(text: str, tokens: Collection[str] = (SEG,)) -> list[Piece]:
 
 
 def names_question(conversation: ConversationConfig, names: Sequence[str]) -> str:
-    """What a model is asked when a user wants several objects segmented with one question.
-
-    >>> names_question(ConversationConfig(names_question="Where are {names}?"), ["a cup", "a hat"])
-    'Where are a cup, a hat?'
-    """
+    """What a model is asked when a user wants several objects segmented with one question."""
     if not conversation.names_question:
         raise ReadsegError("this model was not trained to find several objects with one question: ask for each.")
-    cleaned = _without_stops(names)
+    cleaned = [plain(name).rstrip(".") for name in names]
     if not cleaned or not all(cleaned):
         raise ReadsegError("a name is empty; say what to look for.")
     for token in conversation.answer_tokens:
@@ -103,23 +93,15 @@ def names_question(conversation: ConversationConfig, names: Sequence[str]) -> st
 
 
 def names_answer(names: Sequence[str]) -> str:
-    """The answer of teacher forcing to `names_question`, in which every object is there.
-
-    >>> names_answer(["a cup", "a hat"])
-    'Sure,a cup:[SEG], a hat:[SEG].'
-    """
-    return f"Sure,{', '.join(f'{name}:{SEG}' for name in _without_stops(names))}."
-
-
-def _without_stops(names: Sequence[str]) -> list[str]:
-    return [plain(name).rstrip(".") for name in names]
+    """The answer of teacher forcing to `names_question`: "Sure,a cup:[SEG], a hat:[SEG]."."""
+    objects = [f"{plain(name).rstrip('.')}:{SEG}" for name in names]
+    return f"Sure,{', '.join(objects)}."
 
 
 def inference_question(conversation: ConversationConfig, query: str, *, sentence: bool | None = None) -> str:
-    """What a model is asked when a user wants `query` segmented, in the words that its family was trained with.
+    """What a model is asked when a user wants `query` segmented, a sentence or the name of a thing.
 
-    `sentence` says whether it is a sentence ("Where could I sit?") or the name of a thing ("the red cup"); by default a
-    sentence is what ends like one.
+    By default a sentence is what ends like one.
 
     >>> inference_question(ConversationConfig(name_question="Where is {name}?"), "the cup")
     'Where is the cup?'
@@ -133,7 +115,7 @@ def inference_question(conversation: ConversationConfig, query: str, *, sentence
 
 
 def plain(text: str) -> str:
-    """Text without space around it, and without what UTF-8 cannot hold (lone surrogates become "?")."""
+    """`writable` text without space around it."""
     return writable(text).strip()
 
 

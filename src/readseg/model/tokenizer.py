@@ -1,20 +1,24 @@
-"""The tokenizer that the released weights were trained with: LLaMA's SentencePiece model, in its legacy behaviour.
+"""The tokenizer that the released weights were trained with, in its legacy behaviour, and that of the embedded model.
 
-Speaks text and token ids. Text between two tokens is encoded by itself and begins with SentencePiece's dummy space;
-the added tokens strip the text around them. The automatic tokenizers of later libraries give other ids.
+LLaMA's SentencePiece model encodes text between two tokens by itself, beginning with its dummy space; the added tokens
+strip the text around them. The automatic tokenizers of later libraries give other ids.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from readseg.core.io import atomic_write
+from readseg.core.io import atomic_write, read_json
 from readseg.errors import ReadsegError
+from readseg.model import prompt_format
+from readseg.model.families import BOS, EOS, PAD, SEG, TINY
 
 _MOST_IDS = 1 << 31
 MODEL_FILE, ADDED_FILE = "tokenizer.model", "added_tokens.json"
@@ -83,14 +87,38 @@ class LegacyTokenizer:
         """From `tokenizer.model` and, where there are added tokens, `added_tokens.json`."""
         model, added = folder / MODEL_FILE, folder / ADDED_FILE
         if not model.is_file():
-            raise ReadsegError(f"{folder} holds no tokenizer: expected {MODEL_FILE} in it.")
-        try:
-            tokens = json.loads(added.read_text(encoding="utf-8")) if added.is_file() else {}
-        except (ValueError, RecursionError) as error:
-            raise ReadsegError(f"{added} is no JSON: {error}.") from error
-        if not isinstance(tokens, dict):
-            raise ReadsegError(f"{added} must map tokens to ids; got {type(tokens).__name__}.")
+            raise ReadsegError(f"{folder} holds no tokenizer: expected tokenizer.json or {MODEL_FILE} in it.")
+        tokens = read_json(added) if added.is_file() else {}
         try:
             return cls(model.read_bytes(), tokens)
         except ReadsegError as error:
             raise ReadsegError(f"{folder}: {error}") from error
+
+
+def build_tiny_tokenizer(texts: Iterable[str], vocab_size: int = 1400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for the embedded model, learned from `texts` (questions and answers).
+
+    Its first ids are the special tokens of the tiny family, then the 256 bytes. `vocab_size` is a limit.
+    """
+    corpus = [prompt_format.USER, prompt_format.ASSISTANT]
+    for text in texts:
+        words = prompt_format.plain(text).replace(SEG, "")
+        corpus += [words, f" {words}"]  # a question stands without, an answer with a space before it
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(TINY.added_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        extra_special_tokens=[token for token in TINY.added_tokens if token not in (PAD, BOS, EOS)],
+        clean_up_tokenization_spaces=False,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,7 +35,6 @@ Protocol = Literal["forced", "generated"]
 Schedule = Literal["cosine", "linear"]
 Share = Annotated[float, Field(ge=0, le=1)]
 TrainedPart = Literal["lm_head", "embed_tokens", "mask_decoder", "seg_projection", "projector"]
-"""Parts that can be trained whole."""
 
 
 class StageConfig(BaseModel):
@@ -60,14 +58,12 @@ class StageConfig(BaseModel):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(default=(), description="they get the metrics too")
 
     def use_bf16(self) -> bool:
-        """Whether to run under bf16 autocast; "auto": where this machine multiplies it faster than float32.
-
-        Those are GPUs that know it, x86 CPUs with AMX and ARM CPUs with bf16.
-        """
+        """Whether to run under bf16 autocast; "auto": where this machine multiplies it faster than float32."""
         if self.precision != "auto":
             return self.precision == "bf16"
         if torch.cuda.is_available():
             return torch.cuda.is_bf16_supported()
+        # Of CPUs, x86 with AMX and ARM with bf16.
         capabilities = torch.cpu.get_capabilities()
         return torch.backends.mkldnn.is_available() and bool(capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
@@ -237,18 +233,18 @@ def load_recipe(name_or_path: str, changes: Sequence[str] = ()) -> TrainConfig:
 
 def _recipe_text(name_or_path: str) -> str:
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ReadsegError(f"no recipe at {path}")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ReadsegError(f"{name_or_path} is not UTF-8 text: expected a recipe in YAML") from error
-    presets = {entry.name.removesuffix(".yaml"): entry for entry in (files("readseg") / "presets").iterdir()}
-    if name_or_path not in presets:
-        known = ", ".join(sorted(presets))
-        raise ReadsegError(f"no preset {name_or_path!r}: expected one of {known}, or a path to a .yaml file")
-    return presets[name_or_path].read_text(encoding="utf-8")
+    if path.suffix not in (".yaml", ".yml"):
+        presets = {preset.stem: preset for preset in (Path(__file__).parents[1] / "presets").glob("*.yaml")}
+        if name_or_path not in presets:
+            known = ", ".join(sorted(presets))
+            raise ReadsegError(f"no preset {name_or_path!r}: expected one of {known}, or a path to a .yaml file")
+        path = presets[name_or_path]
+    if not path.is_file():
+        raise ReadsegError(f"no recipe at {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReadsegError(f"{name_or_path} is not UTF-8 text: expected a recipe in YAML") from error
 
 
 def _apply_change(recipe: dict[str, Any], change: str) -> None:

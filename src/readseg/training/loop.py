@@ -1,9 +1,8 @@
 """The one training loop: optimisers, schedule, progress, metrics, validation, checkpoints, resume.
 
-A stage is an ``nn.Module`` whose ``forward(batch)`` returns named scalars, one of them ``loss``, and whose
-``batch(number, rank, world)`` is a pure function of its arguments. There is no data order to remember, so a run that
-was killed goes on from its last checkpoint with the very batches that it would have seen. The loop knows no model and
-no data; devices and processes are accelerate's.
+A stage's ``batch(number, rank, world)`` is a pure function of its arguments. There is no data order to remember, so a
+run that was killed goes on from its last checkpoint with the very batches that it would have seen. The loop knows no
+model and no data; devices and processes are accelerate's.
 """
 
 from __future__ import annotations
@@ -30,24 +29,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from readseg.checkpoints.files import one_line
 from readseg.core.io import atomic_write, lock, processes, remove_parts
 from readseg.errors import ReadsegError
 from readseg.training.config import ScoredStageConfig, StageConfig
 
 Batch = dict[str, Any]
-FINISHED, BEST = "adapter", "best"
-"""Folders that a stage's export goes to: at the end, and whenever a validation was the best so far."""
+FINISHED, BEST = "adapter", "best"  # a stage's export goes there: at the end, and after the best validation so far
 _AHEAD = 2  # batches made ahead by each worker
 _RUNNING_MEAN = "running_mean.safetensors"
 
 
 class Stage(Protocol):
-    """What the loop asks of a stage, besides being an ``nn.Module``."""
+    """What the loop asks of an ``nn.Module``, whose ``forward(batch)`` returns named scalars, one of them ``loss``."""
 
-    uses_all: bool
-    """Whether every batch gives every trained weight a gradient: several processes then need not look for others."""
-    rate_factors: Mapping[str, float]
-    """Factor on the learning rate by prefix of parameter name; the longest matching prefix counts."""
+    uses_all: bool  # every batch gives every trained weight a gradient: processes then need not look for others
+    rate_factors: Mapping[str, float]  # on the learning rate, by prefix of parameter name; the longest one counts
 
     def batch(self, number: int, rank: int, world: int) -> Batch:
         """A batch on one of ``world`` processes, a pure function of the arguments; ``number`` counts parts of steps."""
@@ -101,7 +98,7 @@ class Ema(nn.Module):
     @torch.no_grad()
     def _exchange(self) -> None:
         for mean, weight in self.pairs:
-            before = weight.detach().clone()
+            before = weight.clone()
             weight.copy_(mean)
             mean.copy_(before)
 
@@ -126,11 +123,9 @@ def train(stage: Stage, config: StageConfig, folder: Path) -> None:
 
     Learning rate of step t out of T with w warm-up steps: lr * min(1, (t + 1) / w), then falling from 1 to 0.02
     (cosine) or to 0 (linear). A step's gradient is the mean over its parts and over processes, clipped to norm 1. Every
-    ``log_every`` steps a line goes to ``metrics.jsonl``, each value a mean over the step; every ``checkpoint_every``
-    steps the state goes to ``checkpoint-<step>``, written beside its place and moved there, so that it is whole or
-    absent. A `ValidatedStage` is scored every ``validate_every`` steps, behind the checkpoint: a line in
-    ``validation.jsonl``, the best weights in ``best``; at the end the last ones are in ``adapter``. Only one run at a
-    time writes in a folder.
+    ``log_every`` steps a line goes to ``metrics.jsonl``, each value a mean over the step. A `ValidatedStage` is scored
+    every ``validate_every`` steps: a line in ``validation.jsonl``, the best weights in ``best``; at the end the last
+    ones are in ``adapter``. Only one run at a time writes in a folder.
     """
     check_trackers(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -400,9 +395,8 @@ def _restore(accelerator: Accelerator, folder: Path) -> int:
     except ReadsegError:
         raise
     except Exception as error:  # of torch, safetensors, pickle, zip, ...: they share no base class
-        raise ReadsegError(
-            f"{newest}: the checkpoint cannot be read ({_first_line(error)}); delete it to begin the stage again"
-        ) from error
+        problem = f"the checkpoint cannot be read ({one_line(error)})"
+        raise ReadsegError(f"{newest}: {problem}; delete it to begin the stage again") from error
     return int(newest.name.removeprefix("checkpoint-"))
 
 
@@ -415,17 +409,13 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
     try:
         accelerator.save_state(str(partial), safe_serialization=False)  # safetensors warns of SAM's shared buffer
     except (OSError, RuntimeError, SafetensorError) as error:  # torch has no error of its own for a full disk
-        reason = _first_line(error)
-        raise ReadsegError(f"{folder}: the checkpoint of step {done} cannot be written: {reason}") from error
+        problem = f"the checkpoint of step {done} cannot be written: {one_line(error)}"
+        raise ReadsegError(f"{folder}: {problem}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.replace(folder / f"checkpoint-{done}")
         for older in _checkpoints(folder)[:-1]:
             shutil.rmtree(older)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _log(run: _Run, name: str, record: dict[str, Any]) -> None:

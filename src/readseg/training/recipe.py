@@ -1,56 +1,56 @@
 """A recipe from its first stage to the finished model folder.
 
 Each stage on scenes leaves ``weights.safetensors`` in its own folder when it is done, each other one ``adapter``; a
-stage that left them is not run again, and one that was killed goes on from its checkpoint. A finished model that was
-deleted is written again.
+stage that left them is not run again, and one that was killed goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from readseg.checkpoints.adapters import Base, is_adapter, open_base
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
+from readseg.checkpoints.checkpoint import Checkpoint
 from readseg.core.io import atomic_write, check_settings, processes
+from readseg.data.mixture import Mixture
 from readseg.errors import ReadsegError
+from readseg.model.config import ReadConfig
 from readseg.model.modeling import ReadModel
 from readseg.model.processing import ReadProcessor
-from readseg.training.config import (
-    AnyStageConfig,
-    FinetuningStageConfig,
-    MaskStageConfig,
-    ReadStageConfig,
-    TrainConfig,
-    VisionStageConfig,
-)
-from readseg.training.dry_run import print_dry_run
+from readseg.training.config import AnyStageConfig, FinetuningStageConfig, TrainConfig
 from readseg.training.loop import FINISHED, check_trackers, train
-from readseg.training.stages.finetuning import FinetuningStage, open_benchmarks, open_mixture
+from readseg.training.stages import finetuning
 from readseg.training.stages.pretraining import MaskStage, VisionStage
 from readseg.training.stages.read import ReadStage, build_processor
 
+# Settings that may change while a run goes on: they change no weight.
 _FREE_SETTINGS = {
     *("workers", "trackers", "log_every", "checkpoint_every", "cache", "cache_gb", "max_broken"),
     *("validate_on", "validate_every", "validate_images", "validate_protocol", "best", "patience"),
     *("accumulation", "precision"),  # their effect is compared instead, see `_settings`
 }
-"""Settings that may change while a run goes on: they change no weight."""
 _KNOWN_ONCE_OPENED = {"starts from", "draws from"}  # see `FinetuningStage.identity`
 
 
 def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> Path:
     """Run the stages of a recipe in order, or only the one named ``only``; in the same folder a run goes on.
 
-    ``data`` is the folder of all data sets, which stages of kind "mixture" draw from. Returns what the last stage
-    leaves behind: ``out/model``, which is there once a stage of kind "read" is done, or its ``out/STAGE/adapter``.
+    ``data`` is the folder that stages of kind "mixture" draw from. Returns what the last stage leaves behind:
+    ``out/model``, which is there once a stage of kind "read" is done, or its ``out/STAGE/adapter``.
     """
     stages = _select_stages(recipe, only)
     console = Console(quiet=not processes().is_main_process)
@@ -68,21 +68,6 @@ def run_recipe(recipe: TrainConfig, out: Path, *, only: str | None = None, data:
     return _result(out, stages[-1]) if isinstance(stages[-1], FinetuningStageConfig) else out / "model"
 
 
-def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> None:
-    """Print what the stages of kind "mixture" of a recipe would begin with, and stop; arguments as of `run_recipe`."""
-    stages = [stage for stage in _select_stages(recipe, only) if isinstance(stage, FinetuningStageConfig)]
-    if not stages:
-        raise ReadsegError("--dry-run is for stages of kind 'mixture', and none was meant")
-    console = Console(quiet=not processes().is_main_process)
-    for options in stages:
-        folder = _data_folder(data)
-        check_trackers(options)
-        mixture = open_mixture(options, folder, recipe.seed)
-        open_benchmarks(options, folder)
-        checkpoint = open_base(_base(recipe, options, out, unless_there=True))
-        print_dry_run(console, checkpoint, options, mixture, recipe.seed, processes().num_processes)
-
-
 def _select_stages(recipe: TrainConfig, only: str | None) -> list[AnyStageConfig]:
     names = [stage.name for stage in recipe.stages]
     if only is not None and only not in names:
@@ -98,16 +83,15 @@ def _run_on_data(recipe: TrainConfig, options: FinetuningStageConfig, out: Path,
     # for cycles, and while training it would go through all of them again and again.
     gc.disable()
     try:
-        stage = FinetuningStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
+        stage = finetuning.FinetuningStage(open_base(base), base, options, recipe.seed, folder, out / "cache")
     finally:
         gc.enable()
     gc.freeze()
     _check_settings(out, options, _settings(recipe, options) | stage.identity(), opened=True)
     train(stage, options, out / options.name)
     if count := stage.collator.skipped.count:
-        Console(stderr=True).print(
-            f"broken and passed over: {count} (in this process, since it began)", highlight=False
-        )
+        message = f"broken and passed over: {count} (in this process, since it began)"
+        Console(stderr=True).print(message, highlight=False)
 
 
 def _data_folder(data: Path | None) -> Path:
@@ -145,7 +129,7 @@ def _is_done(out: Path, options: AnyStageConfig) -> bool:
     result = _result(out, options)
     if isinstance(options, FinetuningStageConfig):
         return is_adapter(result)
-    return result.exists() and (not isinstance(options, ReadStageConfig) or (out / "model").exists())
+    return result.exists() and (options.kind != "read" or (out / "model").exists())
 
 
 def _run_on_scenes(recipe: TrainConfig, options: AnyStageConfig, processor: ReadProcessor, out: Path) -> None:
@@ -154,14 +138,14 @@ def _run_on_scenes(recipe: TrainConfig, options: AnyStageConfig, processor: Read
     path = _result(out, options)
     stage: MaskStage | VisionStage | ReadStage
     model: nn.Module
-    if isinstance(options, MaskStageConfig):
+    if options.kind == "masks":
         stage = MaskStage(processor, options, recipe.seed)
         model = stage.sam
-    elif isinstance(options, VisionStageConfig):
+    elif options.kind == "vision":
         stage = VisionStage(processor, options, recipe.seed)
         model = stage.tower
     else:
-        assert isinstance(options, ReadStageConfig)
+        assert options.kind == "read"
         sam, tower = _earlier_weights(recipe, out, "masks"), _earlier_weights(recipe, out, "vision")
         stage = ReadStage(processor, options, recipe.seed, sam, tower, out / "cache")
         model = stage.model
@@ -227,3 +211,135 @@ def _write_model(model: ReadModel, processor: ReadProcessor, sam: dict[str, Tens
         half.save_pretrained(partial)
         processor.save_pretrained(partial)
         _write(decoder, partial / ORIGINAL_SAM_DECODER)
+
+
+# -- what a stage would do, shown before it does it --------------------------------------------------------------------
+
+
+def dry_run(recipe: TrainConfig, out: Path, *, only: str | None = None, data: Path | None = None) -> None:
+    """Print what the stages of kind "mixture" of a recipe would begin with, and stop; arguments as of `run_recipe`."""
+    stages = [stage for stage in _select_stages(recipe, only) if isinstance(stage, FinetuningStageConfig)]
+    if not stages:
+        raise ReadsegError("--dry-run is for stages of kind 'mixture', and none was meant")
+    console = Console(quiet=not processes().is_main_process)
+    for options in stages:
+        folder = _data_folder(data)
+        check_trackers(options)
+        mixture = finetuning.open_mixture(options, folder, recipe.seed)
+        finetuning.open_benchmarks(options, folder)
+        checkpoint = open_base(_base(recipe, options, out, unless_there=True))
+        print_dry_run(console, checkpoint, options, mixture, recipe.seed, processes().num_processes)
+
+
+def count_weights(config: ReadConfig, options: FinetuningStageConfig) -> tuple[int, Counter[str]]:
+    """Numbers of weights: of the model without LoRA, and of what a stage trains, by part, "LoRA" among them."""
+    with torch.device("meta"):
+        model = ReadModel(config)
+        total = sum(weight.numel() for weight in model.parameters())
+        finetuning.freeze_and_add_lora(model, options)
+    trained: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            part = next((part for part, prefix in finetuning.PARTS.items() if name.startswith(prefix)), name)
+            trained["LoRA" if ".lora_" in name else part] += weight.numel()
+    return total, trained
+
+
+def estimate_memory(
+    config: ReadConfig, options: FinetuningStageConfig, total: int, trained: Counter[str], rows: int, length: int
+) -> dict[str, float]:
+    """An estimate of the memory of one process, in bytes, by use, where nothing is sharded.
+
+    Weights: 2 bytes a frozen one under bf16, else 4, and 4 a trained one, with 2 more for autocast's copy. Gradients 4,
+    AdamW 8 and a running mean 4 bytes a trained weight. Activations of a layer of width h with a heads over s tokens
+    (`length`) in b `rows`: s b h (34 + 5 a s / h) bytes in 16 bit; with gradient checkpointing one layer's, and 4 s b h
+    for the input of each, which is float32 as the trained embeddings are.
+
+    Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (arXiv 2205.05198), eq. 1.
+    """
+    text = config.lmm_config.text_config
+    half = options.use_bf16()
+    trained_whole = sum(number for part, number in trained.items() if part != "LoRA")
+    width, layers = text.hidden_size, text.num_hidden_layers
+    layer = length * rows * width * (34 + 5 * text.num_attention_heads * length / width)
+    kept = (1 if options.gradient_checkpointing else layers) * layer * (1 if half else 2)
+    inputs = layers * 4 * length * rows * width if options.gradient_checkpointing else 0
+    return {
+        "frozen weights": (total - trained_whole) * (2 if half else 4),
+        "trained weights": trained.total() * (6 if half else 4),
+        "gradients": trained.total() * 4,
+        "AdamW": trained.total() * 8,
+        "running mean": trained.total() * 4 if options.ema_decay else 0,
+        "activations": kept + inputs,
+    }
+
+
+def print_dry_run(
+    console: Console, checkpoint: Checkpoint, options: FinetuningStageConfig, mixture: Mixture, seed: int, world: int
+) -> None:
+    """Prints all that a stage would begin with."""
+    config = finetuning.trained_config(checkpoint.config, options)
+    processor = checkpoint.processor()
+    processor.config = config
+    collator = finetuning.Collator(mixture, processor, options, seed)
+    items, batch = collator.draw(0), collator.batch(0)
+    rows, length = batch["input_ids"].shape
+    total, trained = count_weights(config, options)
+    memory = estimate_memory(config, options, total, trained, rows, length)
+    memory["in all"] = sum(memory.values())
+    text = config.lmm_config.text_config
+    share = trained.total() / (total + trained.get("LoRA", 0))
+    images = (options.images_per_step, options.accumulation, world)
+    settings = {
+        **{name: value for name, value in options.model_dump().items() if name not in ("kind", "name", "points")},
+        **{f"points.{name}": str(value) for name, value in vars(config.points).items()},
+        "images a step": "{} ({} x {} x {} processes)".format(math.prod(images), *images),
+    }
+    model = {
+        "start": checkpoint.folder,
+        "family": f"{config.family}, prompted by {config.prompt}",
+        "language model": f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.vocab_size:,} tokens",
+        "image tokens": f"{config.num_image_tokens}, image {config.lmm_size} px, masks {config.mask_size} px",
+        "parameters": f"{total:,}",
+        **{f"trained: {part}": f"{number:,}" for part, number in trained.items()},
+        "trained in all": f"{trained.total():,} ({share:.2%})",
+    }
+    sizes = {name: f"{b / 1e9:,.2f} GB" if b > 1e8 else f"{b / 1e6:,.2f} MB" for name, b in memory.items() if b}
+    sources = [(part.kind, str(part.weight), part.data_set, f"{part.entries:,}") for part in mixture.sources]
+    questions: list[Sequence[str | Text]] = []
+    for item in items:
+        height, width = np.asarray(item.sample.image).shape[:2]
+        turns = [turn for conversation in collator.conversations(item) for turn in conversation.turns]
+        for k, turn in enumerate(turns):
+            first = (item.data_set, f"{height} x {width}") if k == 0 else ("", "")
+            questions.append((*first, _plain(turn.question), _plain(turn.answer or ""), str(len(turn.masks) or "")))
+    console.rule(f"stage {options.name}")
+    console.print(_table("settings", settings))
+    console.print(_table("data", sources, ("kind", "weight", "data set", "entries")))
+    for missing in mixture.missing:
+        console.print(f"not used: {missing}", style="dim", highlight=False, markup=False, soft_wrap=True)
+    console.print(_table("model", model))
+    sizes["not in it"] = "encoders, mask decoder, masks, buffers between processes"
+    console.print(_table("memory of a process, estimated", sizes))
+    title = f"first batch: {rows} rows of {length} tokens, {len(batch['masks'])} masks"
+    console.print(_table(title, questions, ("data set", "image", "question", "answer", "masks")))
+
+
+def _plain(text: str) -> Text:
+    """Text of a data set: no markup, and not too long."""
+    return Text(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def _table(
+    title: str, rows: Mapping[str, Any] | Iterable[Sequence[str | Text]], columns: Sequence[str] = ("name", "value")
+) -> Table:
+    """Rows below a title; a mapping gives the names and values of what is set, which need no heading."""
+    table = Table(title=title, title_justify="left", show_header=not isinstance(rows, Mapping))
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("weight", "entries") else "left", overflow="fold")
+    if isinstance(rows, Mapping):
+        shown = {name: value for name, value in rows.items() if value not in (None, (), {})}
+        rows = [(k, ", ".join(map(str, v)) if isinstance(v, tuple) else str(v)) for k, v in shown.items()]
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -79,21 +78,18 @@ def test_a_finished_run_is_not_run_again(whole: Path, start: Path, mini: Path) -
     assert (whole / "tuned" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
-def test_killed_runs_end_as_unbroken_ones(whole: Path, start: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(whole: Path, start: Path, mini: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "r.yaml", start, **WHOLE)
     out, seen = tmp_path / "killed", tmp_path / "killed" / "tuned" / "metrics.jsonl"
-    lot = random.Random(7)
-    for goal in (1, 4):
-        process = subprocess.Popen(command(path, mini, out), env=environment(), stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (seen.exists() and seen.read_bytes().count(b"\n") >= goal):
-            time.sleep(0.01)
-        time.sleep(lot.random() * 0.2)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-        for partial in out.rglob("*.safetensors"):  # what is there under its own name is whole
-            if not partial.name.startswith(".") and not any(part.startswith(".") for part in partial.parts):
-                load_file(partial)
-    subprocess.run(command(path, mini, out), env=environment(), check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(path, mini, out), env=environment(), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (seen.exists() and seen.read_bytes().count(b"\n") >= 4):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    for partial in out.rglob("*.safetensors"):  # what is there under its own name is whole
+        if not partial.name.startswith(".") and not any(part.startswith(".") for part in partial.parts):
+            load_file(partial)
+    run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=mini)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert lines(out, name) == lines(whole, name)
     ours, theirs = (load_file(run / "tuned" / "adapter" / "adapter_model.safetensors") for run in (out, whole))
@@ -101,13 +97,11 @@ def test_killed_runs_end_as_unbroken_ones(whole: Path, start: Path, mini: Path, 
 
 
 def test_two_processes_train_as_one(start: Path, mini: Path, tmp_path: Path) -> None:
-    for processes, parts in ((1, 2), (2, 1)):
-        path = write_recipe(
-            tmp_path / f"{processes}.yaml", start, steps=4, accumulation=parts,
-            validate_on=["refcoco/val", "fprefcoco/val"], validate_every=4, validate_images=2,
-        )  # fmt: skip
-        out = tmp_path / str(processes)
-        subprocess.run(command(path, mini, out, processes), env=environment(), check=True, capture_output=True)
+    scored = {"steps": 4, "validate_on": ["refcoco/val", "fprefcoco/val"], "validate_every": 4, "validate_images": 2}
+    run_recipe(recipe(start, accumulation=2, **scored), tmp_path / "1", data=mini)
+    path = write_recipe(tmp_path / "2.yaml", start, **scored)
+    launch = command(path, mini, tmp_path / "2", processes=2)
+    subprocess.run(launch, env=environment(), check=True, capture_output=True)
     for one, two in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
         assert one == pytest.approx(two, abs=1e-5)
     (one,), (two,) = (lines(tmp_path / name, "validation.jsonl") for name in ("1", "2"))

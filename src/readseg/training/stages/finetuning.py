@@ -1,8 +1,7 @@
 """Training as published: a released or base model goes on with LoRA, on the field's data sets.
 
 The vision tower, the projector and SAM's encoders are frozen: their outputs may be cached. The questions on an image
-may be packed behind its tokens. Both change the cost and not the result. A batch is a function of its number; masks are
-in the size of their image.
+may be packed behind its tokens. Both change the cost and not the result. Masks are in the size of their image.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ PARTS: dict[TrainedPart, str] = {
     "mask_decoder": "sam.mask_decoder",
     "seg_projection": "seg_projection",
     "projector": "lmm.model.multi_modal_projector",
-}
-"""Where the parts that can be trained whole are in `ReadModel`."""
+}  # where the parts that can be trained whole are in `ReadModel`
 
 
 def open_mixture(options: FinetuningStageConfig, data: Path, seed: int) -> Mixture:
@@ -85,10 +83,7 @@ def trained_config(config: ReadConfig, options: FinetuningStageConfig) -> ReadCo
 
 
 def freeze_and_add_lora(model: ReadModel, options: FinetuningStageConfig, *, seed: int = 0) -> Any:
-    """Freezes a model, also one on the device "meta", puts LoRA into it and thaws, in float32, what is trained whole.
-
-    Returns peft's LoraConfig, None without LoRA. The seed is that of the weights A; B begins at 0.
-    """
+    """Freezes a model, also one on "meta", puts LoRA into it, returns its config, thaws what is trained whole."""
     model.requires_grad_(False)
     settings = None
     if options.lora_rank:
@@ -135,10 +130,7 @@ class EncodedConversation:
 
 
 class Collator:
-    """Draws of a mixture as tensors: conversations as rows, packed or not, with the masks of their [SEG].
-
-    `cache` is where features of images may lie, with the digest of the encoders that they are of.
-    """
+    """Draws of a mixture as tensors: conversations as rows, packed or not, with the masks of their [SEG]."""
 
     def __init__(
         self,
@@ -146,7 +138,7 @@ class Collator:
         processor: ReadProcessor,
         options: FinetuningStageConfig,
         seed: int,
-        cache: tuple[FeatureCache, str] | None = None,
+        cache: tuple[FeatureCache, str] | None = None,  # with the digest of the encoders that it holds outputs of
     ) -> None:
         self.mixture, self.processor, self.options, self.seed, self.cache = mixture, processor, options, seed, cache
         self.skipped = BrokenRecords(lambda text: warnings.warn(text, UserWarning, stacklevel=3), options.max_broken)
@@ -170,14 +162,13 @@ class Collator:
         masks = [torch.from_numpy(mask) for row in rows for conversation in row for mask in conversation.masks]
         # Dropout must not depend on how many processes or interruptions came before.
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0] >> 1)
-        owners = list(range(len(rows)))
-        conversations = rows
+        owners, encoded = list(range(len(rows))), [[(each.ids, each.labels) for each in row] for row in rows]
         if not self.options.pack:  # alone in its row, a conversation sees nothing of the padding behind it
             owners = [image for image, row in enumerate(rows) for _ in row]
-            conversations = [[conversation] for row in rows for conversation in row]
+            encoded = [[pair] for row in encoded for pair in row]
         pad = self.processor.config.lmm_config.text_config.pad_token_id
-        packed = pack(self.prefix, [[(each.ids, each.labels) for each in row] for row in conversations], pad)._asdict()
-        batch = packed | {"frames": frames, "masks": masks, "seed": seed, "row_images": torch.tensor(owners)}
+        batch = pack(self.prefix, encoded, pad)._asdict()
+        batch |= {"frames": frames, "masks": masks, "seed": seed, "row_images": torch.tensor(owners)}
         if not self.options.pack:
             batch["layout"] = None
         if self.options.map_loss_weight:
@@ -193,8 +184,7 @@ class Collator:
     def conversations(self, item: MixtureItem) -> list[EncodedConversation]:
         """The conversations about an image, the longest first, so that packing wastes least.
 
-        A conversation that is too long loses its last rounds: a [SEG] never goes without its mask, or a mask without
-        its [SEG]. Of a single question that is too long nothing is left; it counts as a broken record.
+        One that is too long loses its last rounds; of a single question nothing is left, it counts as a broken record.
         """
         turns = list(item.sample.turns)
         conversations = []
@@ -297,11 +287,8 @@ class FinetuningStage(nn.Module):
 
     @torch.no_grad()
     def _encoder_outputs(self, images: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Patch states (I, N, d) and mask embeddings (I, C, h, w), from the cache or from the frozen encoders.
-
-        Images are encoded one by one: what comes out must not depend on which others were in the cache.
-        """
-        outputs = []
+        """Patch states (I, N, d) and mask embeddings (I, C, h, w), from the cache or from the frozen encoders."""
+        outputs = []  # one by one: what comes out must not depend on which others were in the cache
         for image in images:
             if "features" in image:
                 outputs.append(image)

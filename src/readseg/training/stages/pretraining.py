@@ -1,8 +1,7 @@
 """Stages 0 and 1: the mask model and the vision tower, each trained alone on scenes before they are frozen.
 
 Both draw their scenes from the step's number, so a batch is a function of the step. How a model without pre-trained
-parts begins is here too: the stock classes draw every layer with a fixed small deviation, made for fine-tuning, and
-from nothing they hardly learn.
+parts begins is here too: the stock classes draw layers with a fixed small deviation, from which they hardly learn.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ from readseg.scenes.classes import TINTS, TRAINED
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import MaskStageConfig, VisionStageConfig
 
+# Of a thing's centre along each side of the image, for the loss on what image tokens show.
 POSITION_BINS = 8
-"""Bins of a thing's centre along each side of the image, for the loss on what image tokens show."""
+# Of the side of a square as large as the thing, in shares of the square root of the image's area.
 SIZE_BINS, SIZE_STEP = 6, 0.06
-"""Bins of the side of a square as large as the thing, in shares of the square root of the image's area."""
+# What is asked of each image token, and how many answers there are.
 TOKEN_ATTRIBUTES = {
     "names": 1 + len(TRAINED),
     "tints": 1 + len(TINTS),
@@ -39,15 +39,13 @@ TOKEN_ATTRIBUTES = {
     "rows": POSITION_BINS,
     "sizes": SIZE_BINS,
 }
-"""What is asked of each image token, and how many answers there are."""
 
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
     """Draw all weights anew: W ~ N(0, 1 / fan_in), biases 0, norms 1 and 0, embeddings N(0, 0.3^2).
 
-    Every layer keeps the variance of its input. The fan-in of a convolution is channels times kernel area. Call
-    ``torch.manual_seed`` first.
+    The fan-in of a convolution is channels times kernel area. Call ``torch.manual_seed`` first.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
@@ -98,8 +96,8 @@ def training_scene(seed: int, dense: float, rng: np.random.Generator) -> tuple[S
 def cell_labels(scene: Scene, drawn: RenderedScene, side: int) -> dict[str, Tensor]:
     """What each cell of a side x side grid shows: `TOKEN_ATTRIBUTES` (N,) and ``boxes`` (N, 4) of the thing in front.
 
-    Names count from 1 in the order of `TRAINED`, 0 where nothing is there; tints from 1 in the order of `TINTS`, 0 for
-    the thing's own colours. -100 is left out: a border of things, and all but the name where nothing is there.
+    Names and tints count from 1, 0 is nothing, and the thing's own colours. -100 is left out: a border of things, and
+    all but the name where nothing is there.
     """
     cover = cell_coverage(drawn.masks, side).reshape(len(scene.objects), -1)
     front, share = cover.argmax(0), cover.max(0)
@@ -159,8 +157,7 @@ def vision_losses(
 class VisionStage(nn.Module):
     """Stage 1. Each of the N patches says what it shows: class, tint, and the thing's box.
 
-    loss = CE(class) + 0.5 CE(tint) + 2 L1(box); tint and box only where a thing covers the patch, the class of empty
-    patches at a fifth of the weight, and patches on a border of things left out.
+    loss = CE(class) + 0.5 CE(tint) + 2 L1(box); tint and box only where a thing covers the patch.
     """
 
     uses_all = True
@@ -190,7 +187,7 @@ class MaskStage(nn.Module):
     """Stage 0. The mask model learns what a point, a click and a box mean, on one thing or on several at once.
 
     loss = 2 BCE + DICE at the mask model's own size + MSE of its IoU estimate. Six tenths of the batches are prompted
-    as READ prompts: points chosen by :func:`readseg.core.sasp.select_points` from a noisy coverage map.
+    as READ prompts: points chosen by SasP from a noisy coverage map.
     """
 
     uses_all = False
@@ -244,13 +241,9 @@ class MaskStage(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss, and the mean IoU of the masks."""
-        output = self.sam(
-            pixel_values=batch["pixels"],
-            input_points=batch.get("points"),
-            input_labels=batch.get("labels"),
-            input_boxes=batch.get("boxes"),
-            multimask_output=False,
-        )
+        names = {"points": "input_points", "labels": "input_labels", "boxes": "input_boxes"}
+        prompts = {argument: batch[name] for name, argument in names.items() if name in batch}
+        output = self.sam(pixel_values=batch["pixels"], **prompts, multimask_output=False)
         low = output.pred_masks[:, :, 0].float()
         logits = F.interpolate(low, size=(self.size, self.size), mode="bilinear", align_corners=False)
         targets = batch["targets"]

@@ -29,15 +29,14 @@ from readseg.model.modeling import ReadModel
 from readseg.model.packing import pack
 from readseg.model.processing import ReadProcessor
 from readseg.model.prompt_format import ASSISTANT
+from readseg.model.tokenizer import build_tiny_tokenizer
 from readseg.scenes.questions import ask, make_sample
 from readseg.scenes.render import RenderedScene, Scene, make_scene, render
 from readseg.training.config import ReadStageConfig, TrainConfig
 from readseg.training.feature_cache import FeatureCache
 from readseg.training.stages.pretraining import TOKEN_ATTRIBUTES, cell_labels, initialise
-from readseg.training.tokenizer import build_tiny_tokenizer
 
-VOCABULARY_SCENES = 150
-"""Scenes whose questions and answers the tokenizer is learned from."""
+VOCABULARY_SCENES = 150  # whose questions and answers the tokenizer is learned from
 
 
 def build_processor(recipe: TrainConfig) -> ReadProcessor:
@@ -59,16 +58,13 @@ def build_processor(recipe: TrainConfig) -> ReadProcessor:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """The images of one step and the questions on them; a sample's turns are its questions.
+    """The images of one step and the questions on them."""
 
-    Scenes have the seeds `first_seed`, `first_seed` + 1, ...; `rng` is what is left to chance, from here on.
-    """
-
-    first_seed: int
+    first_seed: int  # of the first scene; those of the others follow it
     scenes: list[Scene]
     rendered: list[RenderedScene]
-    samples: list[Sample]
-    rng: np.random.Generator
+    samples: list[Sample]  # their turns are the questions
+    rng: np.random.Generator  # of what is left to chance
 
     def cell_labels(self, side: int) -> dict[str, Tensor]:
         """What the cells of all images show, see `cell_labels`: (I, N), and boxes (I, N, 4)."""
@@ -149,12 +145,11 @@ class ReadStage(nn.Module):
         for sample in sampled.samples:
             starts = range(0, len(sample.turns), turns_each)
             conversations = [sample.turns[k : k + turns_each] for k in starts]
-            pairs = [self.processor.encode(conversation) for conversation in conversations]
-            encoded = [(ids[len(self.prefix) :], labels[len(self.prefix) :]) for ids, labels in pairs]
+            encoded = [(*self.processor.encode(conversation), conversation) for conversation in conversations]
             # The longest first: `pack` gives the k-th questions of all rows the same room.
-            order = np.argsort([-len(ids) for ids, _ in encoded], kind="stable").tolist()
-            rows.append([encoded[k] for k in order])
-            turns += [turn for k in order for turn in conversations[k]]
+            encoded.sort(key=lambda each: -len(each[0]))
+            rows.append([(ids[len(self.prefix) :], labels[len(self.prefix) :]) for ids, labels, _ in encoded])
+            turns += [turn for _, _, conversation in encoded for turn in conversation]
         masks = [mask for turn in turns for mask in turn.masks]
         grid = round(self.model.config.num_image_tokens**0.5)
         cells = [cell_coverage(mask[None] == 1, grid).reshape(1, -1) for mask in masks]
@@ -162,8 +157,7 @@ class ReadStage(nn.Module):
         if step < options.mask_warmup_steps:
             decoded = decoded[:0]
         return pack(self.prefix, rows, self.model.config.lmm_config.text_config.pad_token_id)._asdict() | {
-            "features": features["features"],
-            "embeddings": features["embeddings"],
+            **features,
             "frames": tuple(self.processor.frame(image) for image in images),
             "masks": [torch.from_numpy(mask) for mask in masks],
             "coverage": torch.from_numpy(np.concatenate([np.zeros((0, grid * grid), np.float32), *cells])),
