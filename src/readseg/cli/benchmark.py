@@ -12,7 +12,7 @@ import typer
 from readseg.analysis.study import NoOptions, PointChoice, Study, StudyContext, StudyModel, folder_name
 from readseg.checkpoints.files import fetch
 from readseg.cli.errors import printable
-from readseg.cli.options import EMBEDDED, BenchmarkOptions, ModelsOptions, PointOptions, grouped
+from readseg.cli.options import EMBEDDED, BenchmarkOptions, ModelsOptions, PointOptions, grouped, print_notes
 from readseg.cli.output import check_writable, write_results
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ALL, DATA_SETS, DRAWN, SCENES, UNSEEN, Benchmark, open_benchmark, resolve
@@ -94,11 +94,16 @@ def study_models(models: ModelsOptions) -> list[StudyModel]:
         if path != EMBEDDED:
             fetch(path)  # known before the first of them has worked for hours
 
+    def load(source: str | None) -> Segmenter:
+        segmenter = models.load(source)
+        print_notes(segmenter)
+        return segmenter
+
     short = [_short_name(path) for path in paths]
     names = [name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)]
     loaded: dict[str, Segmenter] = {}
     return [
-        StudyModel(name, None if path == EMBEDDED else path, models.load, models.settings, loaded)
+        StudyModel(name, None if path == EMBEDDED else path, load, models.settings, loaded)
         for name, path in zip(names, paths, strict=True)
     ]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.options import ModelOptions, PromptOptions, grouped
+from readseg.cli.options import ModelOptions, PromptOptions, grouped, print_notes
 from readseg.cli.output import check_writable, print_answer
 from readseg.core.images import load_image
 from readseg.errors import ReadsegError
@@ -37,6 +37,7 @@ def chat(
 
     segmenter = model.load(model.model)
     prompt, _ = points.choose(segmenter)
+    print_notes(segmenter)
     conversation = segmenter.chat(picture)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     for text in _questions(interactive):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.options import DataOptions, ModelOptions, PointOptions, grouped
+from readseg.cli.options import DataOptions, ModelOptions, PointOptions, grouped, print_notes
 from readseg.cli.output import check_writable, print_tables
 from readseg.core.io import processes
 from readseg.errors import ReadsegError
@@ -63,8 +63,10 @@ def evaluate(
     group = processes()
     if model.device is None and model.device_map is None and group.num_processes > 1:
         model = replace(model, device=str(group.device))  # each process has its own
-    segmenter = model.load(model.model, notes=group.is_main_process)
+    segmenter = model.load(model.model)
     prompt, point_config = points.choose(segmenter)
+    if group.is_main_process:
+        print_notes(segmenter)
     settings = model.settings(segmenter, model.model)
     own_points = point_config or segmenter.model.config.points
     others = [variant for variant in VARIANTS if variant != segmenter.model.config.prompt] if variants else []

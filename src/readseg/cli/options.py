@@ -83,13 +83,10 @@ class LoadOptions(WeightOptions):
     bits: Annotated[int | None, _option(MODEL, "8 or 4: a quantised language model (needs bitsandbytes).")] = None
     device_map: Annotated[str | None, _option(MODEL, '"auto" spreads a large model over several GPUs.')] = None
 
-    def load(self, source: str | None, *, notes: bool = True) -> readseg.Segmenter:
-        """The model of a folder or a hub id, None is the embedded one; says on stderr what its files were taken for."""
+    def load(self, source: str | None) -> readseg.Segmenter:
+        """The model of a folder or a hub id; None is the embedded one."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(LoadOptions)}
-        segmenter = readseg.Segmenter.from_pretrained(source, **options)
-        for note in segmenter.notes if notes else ():
-            typer.echo(f"readseg: {note}", err=True)
-        return segmenter
+        return readseg.Segmenter.from_pretrained(source, **options)
 
     def settings(self, segmenter: readseg.Segmenter, source: str | None) -> dict[str, Any]:
         """What a model's answers depend on, as JSON values, the same for every command.
@@ -211,3 +208,9 @@ class BenchmarkOptions(DataOptions):
             "goes on from there."
         ),
     ] = None
+
+
+def print_notes(segmenter: readseg.Segmenter) -> None:
+    """Say on stderr what a model's files were taken for; nothing of the embedded one."""
+    for note in segmenter.notes:
+        typer.echo(f"readseg: {note}", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from readseg.cli.options import ModelOptions, PointOptions, grouped
+from readseg.cli.options import ModelOptions, PointOptions, grouped, print_notes
 from readseg.cli.output import check_writable, print_answer
 from readseg.core.images import load_image
 
@@ -48,6 +48,7 @@ def segment(
     check_writable(folder)
     segmenter = model.load(model.model)
     prompt, config = points.choose(segmenter)
+    print_notes(segmenter)
     if together:
         results = [segmenter.segment_together(picture, queries, prompt=prompt, points=config, force=force)]
     else:
