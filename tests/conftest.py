@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch or transformers: both read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,3 +63,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "mini"
     write_miniatures(root, seed=3, images=8)
     return root
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Any]:
+    """The drawn pictures of `data`, with what is true of them."""
+    from readseg.miniatures.pictures import draw_pictures  # after the hook above
+
+    return list(draw_pictures(3, 8))

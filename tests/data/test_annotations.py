@@ -121,6 +121,7 @@ def test_images_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ReadsegError, match=r"text\.jpg is not an image"):
         image_hw(tmp_path / "text.jpg")
-    Image.new("L", (30_000, 30_000)).save(tmp_path / "big.png")
+    Image.new("L", (30, 20)).save(tmp_path / "big.png")
+    monkeypatch.setattr("readseg.core.images.MAX_PIXELS", 599)
     with pytest.raises(ReadsegError, match="too large"):
         image_hw(tmp_path / "big.png")

@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from readseg.data.mixture import KINDS, BrokenRecords, Mixture, MixtureItem, par
 from readseg.data.registry import DATA_SETS
 from readseg.data.types import Entry, Expression
 from readseg.errors import ReadsegError
-from readseg.miniatures.pictures import draw_pictures
+from readseg.miniatures.pictures import Picture
 
 IMAGES = 8
 REFER = ("refer_seg", "correct_refer_seg", "neg_refer_seg")
@@ -78,6 +78,11 @@ def hw(root: Path) -> tuple[int, int]:
     assert entry.expressions[0].mask is not None
     height, width = entry.expressions[0].mask().shape
     return height, width
+
+
+def true(text: str, hw: tuple[int, int], value: int = 1, **more: Any) -> Expression:
+    """Something that is there, its mask full of a value."""
+    return Expression(text, False, True, lambda: np.full(hw, value, np.uint8), **more)
 
 
 def one(root: Path, kind: str, name: str | None = None, **more: Any) -> Mixture:
@@ -170,8 +175,7 @@ def test_a_spawned_process_draws_the_same(root: Path) -> None:
 
 
 def test_a_draw_reads_one_entry_of_many(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
-    mask = np.ones(hw, np.uint8)
-    data = made(1_000_000, lambda index: {"expressions": (Expression("cow", False, True, lambda: mask),)})
+    data = made(1_000_000, lambda index: {"expressions": (true("cow", hw),)})
     drawn = one(root, "sem_seg", "ade20k")
     assert not data.read
     names = {drawn.draw(number).sample.name for number in (0, 999_999, 123_456_789)}
@@ -254,13 +258,14 @@ def test_one_text_is_asked_once_and_true_where_it_is_true_at_all(
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cocostuff", "mapillary"])
-def test_false_classes_are_absent_and_corrections_name_what_is_there(root: Path, name: str) -> None:
+def test_false_classes_are_absent_and_corrections_name_what_is_there(
+    root: Path, pictures: list[Picture], name: str
+) -> None:
     data = one(root, "sem_seg", name)
     there = entries(root, data.sources[0].data_set)
-    pictures = list(draw_pictures(3, IMAGES))
     shown = {name: set(pictures[number].facts.names) for number, name in enumerate(there)}
     kinds: Counter[str] = Counter()
-    for number in range(150):
+    for number in range(100):
         drawn = data.draw(number)
         entry = there[drawn.sample.name]
         present = {expression.text for expression in entry.expressions}
@@ -278,33 +283,31 @@ def test_false_classes_are_absent_and_corrections_name_what_is_there(root: Path,
 
 
 def test_shares_of_classes_that_are_not_there(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
-    mask = np.ones(hw, np.uint8)
-    there = tuple(Expression(name, False, True, lambda: mask) for name in ("cow", "dog", "hat", "key"))
+    there = tuple(true(name, hw) for name in ("cow", "dog", "hat", "key"))
     made(50, lambda index: {"expressions": there, "absent": ("bus", "owl", "bed", "van")})
     data = one(root, "sem_seg", "ade20k")
-    kinds = Counter(turn.kind for number in range(1200) for turn in data.draw(number).sample.turns)
+    kinds = Counter(turn.kind for number in range(600) for turn in data.draw(number).sample.turns)
     total = kinds.total()
-    assert total == 3600
+    assert total == 1800
     for kind, share in (("confirmation", 0.85), ("denial", 0.07), ("correction", 0.08)):
         assert abs(kinds[kind] / total - share) < 4 * (share * (1 - share) / total) ** 0.5
 
 
 def test_shares_of_false_premises_of_reasonseg(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
-    mask = np.ones(hw, np.uint8)
-    true = tuple(Expression(f"What is {n}?", True, True, lambda: mask) for n in "abc")
+    questions = tuple(replace(true(f"What is {n}?", hw), sentence=True) for n in "abc")
     false = tuple(Expression(f"Where is {n}?", True, False, instead="a cow" * (n == "x")) for n in "xyz")
-    made(40, lambda index: {"expressions": true + (false if index % 2 else ())}, "reasonseg")
+    made(40, lambda index: {"expressions": questions + (false if index % 2 else ())}, "reasonseg")
     data = one(root, "reason_seg")
     kinds: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-    for number in range(800):
+    for number in range(400):
         sample = data.draw(number).sample
         kinds[int(sample.name) % 2 == 1].update(turn.kind for turn in sample.turns)
         for turn in sample.turns:
             assert (turn.kind == "correction") == (not turn.present and "Where is x?" in turn.question)
             assert ("a cow" in turn.answer) == (turn.kind == "correction")
-    assert kinds[False] == {"confirmation": 1200}
-    assert abs(kinds[True]["confirmation"] / 1200 - 0.85) < 0.04
-    assert kinds[True]["denial"] > kinds[True]["correction"] > 30
+    assert kinds[False] == {"confirmation": 600}
+    assert abs(kinds[True]["confirmation"] / 600 - 0.85) < 0.05
+    assert kinds[True]["denial"] > kinds[True]["correction"] > 15
 
 
 def test_a_file_of_false_premises_alone_is_asked(made: Callable[..., Made], root: Path) -> None:
@@ -347,20 +350,16 @@ def test_conversations_are_whole_and_rounds_of_one(root: Path) -> None:
 
 
 def test_what_has_no_outline_is_never_asked(made: Callable[..., Made], root: Path, hw: tuple[int, int]) -> None:
-    mask = np.ones(hw, np.uint8)
-    seen: list[str] = []
+    def seen() -> np.ndarray:
+        raise AssertionError("it is asked")
 
-    def make(index: int) -> dict[str, Any]:
-        empty = Expression("ghost", False, True, lambda: seen.append("ghost") or mask, tags=frozenset({"no_target"}))
-        return {"expressions": (empty, Expression("cow", False, True, lambda: mask)) if index else (empty,)}
-
-    made(4, make)
+    empty = Expression("ghost", False, True, seen, tags=frozenset({"no_target"}))
+    made(4, lambda index: {"expressions": (empty, true("cow", hw)) if index else (empty,)})
     data = one(root, "sem_seg", "ade20k")
     for number in range(40):
         drawn = data.draw(number)
         assert drawn.sample.name != "0" and not drawn.skipped
         assert all("cow" in turn.question for turn in drawn.sample.turns)
-    assert not seen
 
 
 # -- what is broken ----------------------------------------------------------------------------------------------------
@@ -421,11 +420,8 @@ def test_a_broken_annotation_leaves_the_rest_of_its_image(own: Callable[..., Pat
 def test_a_wrong_expression_gives_its_place_to_another(
     made: Callable[..., Made], root: Path, hw: tuple[int, int], text: str, wrong: int, why: str
 ) -> None:
-    wrong_mask = np.full(hw, wrong, np.uint8)
-    good = np.ones(hw, np.uint8)
-    broken = Expression(text, False, True, lambda: wrong_mask)
-    fine = tuple(Expression(name, False, True, lambda: good) for name in ("cow", "dog"))
-    data = made(2, lambda index: {"expressions": (broken, *fine)}, "refcoco")
+    expressions = true(text, hw, wrong), true("cow", hw), true("dog", hw)
+    data = made(2, lambda index: {"expressions": expressions}, "refcoco")
     told: set[str] = set()
     for number in range(10):
         drawn = one(root, "refer_seg", "refcoco", questions=2).draw(number)
@@ -481,6 +477,17 @@ def test_what_was_passed_over_is_told_once_and_limited() -> None:
         BrokenRecords(shown.append, limit=0).add("a.jpg")
 
 
+def test_broken_records_are_counted_by_several_threads() -> None:
+    shown: list[str] = []
+    broken = BrokenRecords(shown.append, limit=30)
+    numbers = range(400)
+    with ThreadPoolExecutor(8) as pool, pytest.raises(ReadsegError, match=r"31 records are broken.*The last: record"):
+        list(pool.map(lambda number: broken.add(f"record {number % 31}"), numbers))
+    assert len(shown) == len(set(shown)) == 31
+    with pytest.raises(ReadsegError, match="31 records"):  # also of one that is not new
+        broken.add("record 0")
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
@@ -500,22 +507,20 @@ def test_a_wrong_ratio_says_what_is_expected(text: str) -> None:
         parse_ratio(text)
 
 
-def wrong_arguments() -> Iterator[tuple[dict[str, Any], str]]:
-    good = {"vqa": 1}
-    yield {"ratio": good, "data_sets": {"video": ["a"]}}, "data_sets: no kind 'video'; there are sem_seg"
-    yield {"ratio": good, "data_sets": {"vqa": ["refcoco"]}}, "vqa takes llava_instruct, got 'refcoco'"
-    yield {"ratio": good, "data_sets": {"vqa": ["llava_instruct|val"]}}, "vqa takes llava_instruct"
-    yield {"ratio": good, "data_sets": {"vqa": []}}, "different names for vqa"
-    yield {"ratio": good, "data_sets": {"vqa": "llava_instruct"}}, "different names for vqa"
-    yield {"ratio": good, "data_sets": {"vqa": ["llava_instruct"] * 2}}, "different names for vqa"
-    yield {"ratio": {"refer_seg": 1}, "data_sets": {"refer_seg": ["refcoco|unc|val"]}}, "refer_seg takes refclef"
-    yield {"ratio": {"refer_seg": 1}, "data_sets": {"refer_seg": ["refcoco|google"]}}, r"refs\(google\)"
-
-
-@pytest.mark.parametrize(("arguments", "said"), list(wrong_arguments()))
-def test_wrong_arguments_are_named(root: Path, arguments: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "names", "said"),
+    [
+        ("video", ["a"], "data_sets: no kind 'video'; there are sem_seg"),
+        ("vqa", ["refcoco"], "vqa takes llava_instruct, got 'refcoco'"),
+        ("vqa", ["llava_instruct|val"], "vqa takes llava_instruct"),
+        *(("vqa", names, "different names for vqa") for names in ([], "llava_instruct", ["llava_instruct"] * 2)),
+        ("refer_seg", ["refcoco|unc|val"], "refer_seg takes refclef"),
+        ("refer_seg", ["refcoco|google"], r"refs\(google\)"),
+    ],
+)
+def test_wrong_arguments_are_named(root: Path, kind: str, names: Any, said: str) -> None:
     with pytest.raises(ReadsegError, match=said):
-        Mixture(root, **arguments)
+        Mixture(root, {"vqa": 1, "refer_seg": 1}, data_sets={kind: names})
 
 
 def test_what_is_missing_is_told_with_its_place(own: Callable[..., Path]) -> None:
@@ -533,14 +538,3 @@ def test_what_is_missing_is_told_with_its_place(own: Callable[..., Path]) -> Non
     )
     with pytest.raises(ReadsegError, match="no such folder"):
         one(folder / "nowhere", "sem_seg")
-
-
-def test_broken_records_are_counted_by_several_threads() -> None:
-    shown: list[str] = []
-    broken = BrokenRecords(shown.append, limit=30)
-    numbers = range(400)
-    with ThreadPoolExecutor(8) as pool, pytest.raises(ReadsegError, match=r"31 records are broken.*The last: record"):
-        list(pool.map(lambda number: broken.add(f"record {number % 31}"), numbers))
-    assert len(shown) == len(set(shown)) == 31
-    with pytest.raises(ReadsegError, match="31 records"):  # also of one that is not new
-        broken.add("record 0")

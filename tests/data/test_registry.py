@@ -48,7 +48,10 @@ def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
         list(check(tmp_path / "nowhere"))
 
 
-def test_what_is_broken_is_counted_and_named(root: Path) -> None:
+def test_what_is_broken_is_counted_and_named(data: Path, tmp_path: Path) -> None:
+    root = tmp_path
+    for folder in ("ade20k", "coco", "cocostuff", *(f"refer_seg/{name}" for name in ("images", "refcoco", "refcoco+"))):
+        shutil.copytree(data / folder, root / folder)
     image = sorted((root / "ade20k" / "images" / "training").glob("*.jpg"))[-1]
     image.write_bytes(image.read_bytes()[:50])
     mask = sorted((root / "cocostuff" / "train2017").glob("*.png"))[0]

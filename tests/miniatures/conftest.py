@@ -1,27 +1,20 @@
-"""One set of miniatures for all tests of this folder, with the scenes that it was made from."""
+"""The miniatures of all tests, with the pictures that they were made from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from readseg.miniatures import write_miniatures
-from readseg.miniatures.pictures import Picture, draw_pictures
-
-IMAGES = 8
+from readseg.miniatures.pictures import Picture
 
 
-@dataclass(frozen=True)
-class Mini:
+class Mini(NamedTuple):
     root: Path
-    counts: dict[str, int]
     pictures: list[Picture]
 
 
-@pytest.fixture(scope="package")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
-    root = tmp_path_factory.mktemp("mini") / "new" / "dataset"
-    counts = write_miniatures(root, seed=3, images=IMAGES)
-    return Mini(root, counts, list(draw_pictures(3, IMAGES)))
+@pytest.fixture(scope="session")
+def mini(data: Path, pictures: list[Picture]) -> Mini:
+    return Mini(data, pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from readseg.errors import ReadsegError
 from readseg.miniatures import write_miniatures
+from readseg.miniatures.pictures import draw_pictures
 
 # By hand from the layout that users of this family have on disk; "#" stands for digits, the number for how many files.
 LAYOUT = {
@@ -59,14 +61,6 @@ def test_the_layout_is_complete_and_there_is_nothing_else(mini) -> None:
     )
 
 
-def test_the_numbers_that_are_told_are_those_of_the_files(mini) -> None:
-    assert {mini.counts[name] for name in ("ade20k", "cocostuff", "mapillary", "llava_instruct")} == {8}
-    for split in ("train", "val", "test"):
-        files = list((mini.root / "reason_seg/ReasonSeg" / split).glob("*.json"))
-        assert mini.counts[f"ReasonSeg/{split}"] == len(files) >= 4
-    assert min(mini.counts.values()) >= 4
-
-
 def test_it_is_small_and_every_picture_can_be_read(mini) -> None:
     assert sum(len(data) for data in files_of(mini.root).values()) < 8e6
     shown = {p.jpeg for p in mini.pictures}
@@ -78,12 +72,20 @@ def test_it_is_small_and_every_picture_can_be_read(mini) -> None:
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(mini, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert write_miniatures(tmp_path / "empty", seed=3, images=8) == mini.counts
-    assert files_of(tmp_path / "empty") == files_of(mini.root)
-    write_miniatures(tmp_path / "other", seed=4, images=8)
-    other = files_of(tmp_path / "other")
-    assert other["coco/train2017/000000581000.jpg"] != files_of(mini.root)["coco/train2017/000000581000.jpg"]
+    out = tmp_path / "new" / "folder"
+    counts = write_miniatures(out, seed=3, images=8)
+    assert files_of(out) == files_of(mini.root)
+    assert next(draw_pictures(4, 1)).jpeg != mini.pictures[0].jpeg
+    # The numbers that are told are those of the files.
+    assert {counts[name] for name in ("ade20k", "cocostuff", "mapillary", "llava_instruct")} == {8}
+    for split in ("train", "val", "test"):
+        assert counts[f"ReasonSeg/{split}"] == len(list((out / "reason_seg/ReasonSeg" / split).glob("*.json"))) >= 4
+    for name, path in (
+        ("paco", "paco/annotations/paco_lvis_v1_train.json"),
+        ("pascal_part", "pascal_part/train.json"),
+    ):
+        assert counts[name] == len(json.loads((out / "vlpart" / path).read_bytes())["annotations"])
+    assert min(counts.values()) >= 4
 
 
 def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
@@ -95,11 +97,13 @@ def test_what_is_there_already_is_kept(tmp_path: Path) -> None:
     assert files_of(tmp_path) == {"file": b"precious"}
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_an_empty_folder_empty(mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise OSError("disk full")
 
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("readseg.miniatures.draw_pictures", lambda seed, images: mini.pictures)
     monkeypatch.setattr("readseg.miniatures.write_refer_seg", fails)
     with pytest.raises(OSError, match="disk full"):
         write_miniatures(tmp_path / "out", images=8)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]

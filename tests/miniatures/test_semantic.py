@@ -126,7 +126,6 @@ def test_parts_are_where_their_names_say(mini, name: str, capsys: pytest.Capture
         assert iou(data.annToMask(record), truth) > 0.95, category
         assert record["area"] == truth.sum()
     assert parts >= 32 and objects * 2 == (parts if paco else 0)
-    assert len(data.anns) == mini.counts[name]
     if paco:
         assert any("_(" in c["name"] and ":" in c["name"] for c in data.cats.values())
         owners = {a["obj_ann_id"] for a in data.anns.values()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ def every(grammar: TemplateGrammar) -> list[str]:
     return [*grammar.alone, *templates([parts])]
 
 
+@cache
 def core(template: str) -> str:
     return plain(re.sub(FILLERS, "", template))
 
