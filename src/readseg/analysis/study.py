@@ -175,20 +175,12 @@ def _digest(values: Any) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A name as a folder is called.
-
-    >>> folder_name("owner/READ 7B")
-    'owner-READ-7B'
-    """
+    """A name as a folder is called: "owner-READ-7B" of "owner/READ 7B"."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
 
 
 def distinct(names: Sequence[str], numbered: str) -> list[str]:
-    """Names that differ: one that was there before gets a number.
-
-    >>> distinct(["a", "a", "b"], "{}-{}")
-    ['a', 'a-2', 'b']
-    """
+    """Names that differ: one that was there before gets a number, such as "a-2" by "{}-{}"."""
     taken: list[str] = []
     for name in names:
         candidates = (name if k == 1 else numbered.format(name, k) for k in count(1))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ import numpy as np
 from readseg.core.masks import IGNORED, union
 from readseg.data.readers.refer import preferred
 from readseg.data.registry import DATA_SETS as ALL_DATA_SETS
-from readseg.data.types import DataSet, Entry, Expression
+from readseg.data.types import DataSet, Expression
 from readseg.errors import ReadsegError
 from readseg.evaluation.predictions import Match
 
@@ -144,7 +143,9 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
         kept = [expression for expression in asked if expression.present or protocol == "generated"]
         if kept:
             image_name = entry.name if entry.name not in images else f"{entry.name}#{number}"
-            images[image_name] = _image_questions(image_name, entry, kept, split, root)
+            image_id = entry.image.relative_to(root) if entry.image.is_relative_to(root) else entry.image
+            questions = tuple(_question(f"{image_name}/{k}", expression) for k, expression in enumerate(kept))
+            images[image_name] = ImageQuestions(image_name, entry.image, image_id.as_posix(), split, questions)
             left_out.append(len(asked) - len(kept))
     if not images:
         raise ReadsegError(f"benchmark {name!r}: nothing can be asked under the protocol {protocol!r}")
@@ -160,27 +161,16 @@ def open_benchmark(root: Path, name: str, protocol: Protocol | None = None) -> B
     )
 
 
-def _image_questions(
-    name: str, entry: Entry, expressions: Sequence[Expression], split: str, root: Path
-) -> ImageQuestions:
-    questions = tuple(
-        Question(
-            key=f"{name}/{number}",
-            text=expression.text,
-            sentence=expression.sentence,
-            present=expression.present,
-            targets=partial(_paint, expression),
-            kind=expression.kind,
-            tags=expression.tags,
-        )
-        for number, expression in enumerate(expressions)
+def _question(key: str, expression: Expression) -> Question:
+    return Question(
+        key=key,
+        text=expression.text,
+        sentence=expression.sentence,
+        present=expression.present,
+        targets=lambda: [] if expression.mask is None else [expression.mask()],
+        kind=expression.kind,
+        tags=expression.tags,
     )
-    image_id = entry.image.relative_to(root) if entry.image.is_relative_to(root) else entry.image
-    return ImageQuestions(name, entry.image, image_id.as_posix(), split, questions)
-
-
-def _paint(expression: Expression) -> list[np.ndarray]:
-    return [] if expression.mask is None else [expression.mask()]
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

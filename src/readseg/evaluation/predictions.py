@@ -7,14 +7,7 @@ A file of predictions is a `core.io.JsonlStore`; each line is a question with wh
      "targets": [RLE], "ignored": null, "expected": null, "section": "", "kind": "category", "tags": [],
      "answer": "the cow [SEG].", "said": true, "masks": [RLE], "finished": true}
 
-RLE is pycocotools', {"size": [H, W], "counts": "..."}, in pixels of the image. How masks meet their targets is part of
-a benchmark, and so among the settings:
-
-    "union"  the union of all masks of an answer against the one target: how the field's data sets are scored
-    "order"  the k-th mask against the k-th target; a missing mask counts as empty, and one too many against an empty
-             target: how scenes are scored
-
-Where nothing is there, the union of all masks meets an empty target, in both.
+RLE is pycocotools', {"size": [H, W], "counts": "..."}, in pixels of the image.
 """
 
 from __future__ import annotations
@@ -36,6 +29,12 @@ from readseg.core.stats import mask_ious
 from readseg.errors import ReadsegError
 
 Match = Literal["union", "order"]
+"""How masks meet their targets, a setting of the benchmark; where nothing is there, their union meets an empty target.
+
+"union": the union of all masks of an answer against the one target, as the field's data sets are scored. "order": the
+k-th mask against the k-th target, as scenes are scored; a missing mask counts as empty, and one too many against an
+empty target.
+"""
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -155,20 +154,12 @@ def score(prediction: Prediction, match: Match) -> Outcome:
 
 
 def same_words(answer: str, expected: str) -> bool:
-    """Whether two texts are the same whatever their case, spaces and stops; [SEG] counts as a word.
-
-    >>> same_words("The cat [SEG].", "the cat [SEG]"), same_words("the cat.", "the cat [SEG]")
-    (True, False)
-    """
+    """Whether two texts are the same whatever their case, spaces and stops; [SEG] counts as a word."""
     return words_of(answer) == words_of(expected)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, [SEG] among them as "[seg]".
-
-    >>> words_of("The red cup [SEG].")
-    ['the', 'red', 'cup', '[seg]']
-    """
+    """The words of a text in lower case, [SEG] among them as "[seg]"."""
     return re.findall(r"\w+|\[seg\]", text.lower())
 
 

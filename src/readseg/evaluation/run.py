@@ -1,7 +1,9 @@
-"""The loop over a benchmark, and what models say to it. Whoever goes on reads what is on disk, asks what is missing:
+"""The loop over a benchmark, and what models say to it.
 
-FOLDER/predictions-rank0.jsonl, ...    of each process, which takes every `world`-th image, while models are asked
-FOLDER/predictions.jsonl               in their place when all is answered, in the benchmark's order
+Whoever goes on reads what is on disk, and asks only what is missing:
+
+    FOLDER/predictions-rank0.jsonl, ...    of each process, which takes every `world`-th image, while models are asked
+    FOLDER/predictions.jsonl               in their place when all is answered, in the benchmark's order
 """
 
 from __future__ import annotations
@@ -128,14 +130,10 @@ def evaluate(
     """A model's outcomes on a benchmark, in its order; the same in every process, equal to those of one process alone.
 
     Args:
-        segmenter: the model, or whatever has `Segmenter.segment`.
-        benchmark: of `benchmarks.open_benchmark` or `scenes.scene_benchmark`.
+        segmenter: the model, or whatever has `Segmenter.segment`, which takes `prompt` and `points`.
         folder: keeps the predictions, shared by all processes; what is there is not asked again. None: memory only.
         settings: of the model, JSON values kept with the predictions: a folder made with others is refused.
-        prompt: as in `Segmenter.segment`, and so are `points`.
-        points: see `prompt`.
         rank: of this process, of `world` that were launched together and all call this.
-        world: number of processes.
         limit: how many images, see `benchmarks.chosen`; None for all.
         progress: show a bar, in the first process.
 
@@ -196,70 +194,68 @@ def run_systems(
     return {store.system.name: store.finish(world) for store in stores}
 
 
+@dataclass(eq=False)
 class _PredictionStore:
     """The predictions of one system: what is on disk, what this process adds, and the file that it adds them to."""
 
-    def __init__(
-        self,
-        system: System,
-        header: Mapping[str, Any],
-        folder: Path | None,
-        rank: int,
-        names: Sequence[str],  # of all images that are asked about, in order
-        files: ExitStack,  # closes the file
-    ) -> None:
-        self.system = system
-        self._header, self._folder, self._rank, self._names, self._files = header, folder, rank, names, files
-        self._known: dict[str, Prediction] = {}
-        self._own: dict[str, list[Prediction]] = {}
-        self._store: JsonlStore[Prediction] | None = None
-        for path in [] if folder is None else [folder / MERGED, *sorted(folder.glob(PARTS))]:
+    system: System
+    header: Mapping[str, Any]
+    folder: Path | None
+    rank: int
+    names: Sequence[str]  # of all images that are asked about, in order
+    files: ExitStack  # closes the file
+
+    def __post_init__(self) -> None:
+        self.known: dict[str, Prediction] = {}
+        self.own: dict[str, list[Prediction]] = {}
+        self.store: JsonlStore[Prediction] | None = None
+        for path in [] if self.folder is None else [self.folder / MERGED, *sorted(self.folder.glob(PARTS))]:
             if path.exists():
-                self._known = {**read_lines(path, PREDICTIONS, header).records, **self._known}
-        surplus = {key.rpartition("/")[0] for key in self._known} - set(names)
+                self.known = {**read_lines(path, PREDICTIONS, self.header).records, **self.known}
+        surplus = {key.rpartition("/")[0] for key in self.known} - set(self.names)
         if surplus:  # they would be lost when files are merged
             raise ReadsegError(
-                f"{folder}: there are answers to {len(surplus)} images more than are asked for now; ask for as many as "
-                "before, or give another folder"
+                f"{self.folder}: there are answers to {len(surplus)} images more than are asked for now; ask for as "
+                "many as before, or give another folder"
             )
 
     def answer_missing(self, questions: ImageQuestions) -> None:
         """Sees to it that every question about an image has its prediction."""
-        missing = {question.key for question in questions.questions} - self._known.keys()
+        missing = {question.key for question in questions.questions} - self.known.keys()
         for prediction in _predict(questions, self.system) if missing else ():
             if prediction.key in missing:
-                if self._store is None:  # nothing is written where nothing is missing
-                    path = None if self._folder is None else self._folder / PARTS.replace("*", str(self._rank))
-                    self._store = self._files.enter_context(JsonlStore(path, PREDICTIONS, self._header))
-                self._store.add(prediction)
-                self._known[prediction.key] = prediction
-        self._own[questions.name] = [self._checked(questions, question) for question in questions.questions]
+                if self.store is None:  # nothing is written where nothing is missing
+                    path = None if self.folder is None else self.folder / PARTS.replace("*", str(self.rank))
+                    self.store = self.files.enter_context(JsonlStore(path, PREDICTIONS, self.header))
+                self.store.add(prediction)
+                self.known[prediction.key] = prediction
+        self.own[questions.name] = [self._checked(questions, question) for question in questions.questions]
 
     def finish(self, world: int) -> Result:
         """All processes' predictions, scored; the first process puts them in one file."""
-        own = list(self._own.items())
+        own = list(self.own.items())
         by_image = dict(gather_object(own) if world > 1 else own)
-        lost = [name for name in self._names if name not in by_image]
+        lost = [name for name in self.names if name not in by_image]
         if lost:
             raise ReadsegError(
                 f"answers to {len(lost)} images are missing: all {world} processes must evaluate together"
             )
-        predictions = [prediction for name in self._names for prediction in by_image[name]]
-        result = result_of(self._header["settings"], self._header["about"], predictions)
-        if self._folder is not None and self._rank == 0:
-            write_lines(self._folder / MERGED, PREDICTIONS, self._header, predictions)
-            for path in self._folder.glob(PARTS):
+        predictions = [prediction for name in self.names for prediction in by_image[name]]
+        result = result_of(self.header["settings"], self.header["about"], predictions)
+        if self.folder is not None and self.rank == 0:
+            write_lines(self.folder / MERGED, PREDICTIONS, self.header, predictions)
+            for path in self.folder.glob(PARTS):
                 path.unlink()
         return result
 
     def _checked(self, questions: ImageQuestions, question: Question) -> Prediction:
         """The prediction of a question, which must be about what the data ask now."""
-        known = self._known[question.key]
+        known = self.known[question.key]
         before = (known.question, known.present, known.image, known.kind, known.tags, known.expected)
         now = (question.text, question.present, questions.image_id, question.kind, question.tags, question.expected)
         if before != now:
             raise ReadsegError(
-                f"{self._folder}: the answer to {known.key!r} is to {known.question!r:.60} about {known.image}; the "
+                f"{self.folder}: the answer to {known.key!r} is to {known.question!r:.60} about {known.image}; the "
                 f"data now ask {question.text!r:.60} about {questions.image_id}, or as another kind: the data have "
                 "changed; give another folder"
             )

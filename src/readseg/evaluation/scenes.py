@@ -1,8 +1,4 @@
-"""The fixed set of drawn scenes: what it asks, and blind answers to stand beside a model's.
-
-Protocol: generated. The model gets picture and question as it stands, decides by itself whether to answer with [SEG],
-and what it draws is compared with the exact masks, in pixels of the image: the k-th mask with the k-th target.
-"""
+"""The fixed set of drawn scenes: what it asks, and blind answers to stand beside a model's. Protocol: generated."""
 
 from __future__ import annotations
 

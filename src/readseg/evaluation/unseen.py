@@ -1,16 +1,11 @@
 """What a model says of things that it never saw: a fixed benchmark on which the right answer is always a refusal.
 
-Two sections, with seeds that neither training nor the test set draws from:
-
     "untrained"  200 scenes of things of the 30 classes that models are never trained on. What is asked for IS in the
                  picture, but the model cannot know it: to claim it is to guess, so it should refuse. (The palm tree is
                  one of them, and a model that claims it as a tree is held to be wrong like any other.)
     "empty"      50 backgrounds without a thing: whatever is asked for, nothing is there.
 
-Every question counts as a false premise and has no target; masks are not scored. Whoever refuses everything is right
-here every time: the share means something beside the share of true premises answered on `scenes` only.
-
-Protocol: generated, as for scenes.
+Every question counts as a false premise and has no target; masks are not scored.
 """
 
 from __future__ import annotations
@@ -110,26 +105,12 @@ def _request(rng: np.random.Generator, kind: str, way: str, name: str, **words: 
 
 
 def names_what_was_asked(question: str, answer: str) -> bool:
-    """Whether an answer names a class that the question names.
-
-    >>> names_what_was_asked("find the kangaroo.", "the kangaroo is not here.")
-    True
-    >>> names_what_was_asked("find the kangaroo.", "the broccoli is not here.")
-    False
-    """
+    """Whether an answer names a class that the question names."""
     return bool(_named(question) & _named(answer))
 
 
 def names_what_is_not_there(answer: str) -> bool:
-    """Whether a refusal, as of `question_forms.refusal`, says that a thing of a trained class is there.
-
-    A tree does not count: there may be a palm tree.
-
-    >>> names_what_is_not_there("the blue cow is not here, but there is a red cow.")
-    True
-    >>> names_what_is_not_there("the dog is not here.")
-    False
-    """
+    """Whether a refusal says that a thing of a trained class is there; a tree does not count, it may be a palm tree."""
     return any(_named(rest) & _NOT_THERE for rest in re.findall(r"\bbut there (?:is|are)\b(.*)", answer.lower()))
 
 
