@@ -129,13 +129,10 @@ def evaluate(
 ) -> list[Outcome]:
     """A model's outcomes on a benchmark, in its order; the same in every process, equal to those of one process alone.
 
-    Args:
-        segmenter: the model, or whatever has `Segmenter.segment`, which takes `prompt` and `points`.
-        folder: keeps the predictions, shared by all processes; what is there is not asked again. None: memory only.
-        settings: of the model, JSON values kept with the predictions: a folder made with others is refused.
-        rank: of this process, of `world` that were launched together and all call this.
-        limit: how many images, see `benchmarks.chosen`; None for all.
-        progress: show a bar, in the first process.
+    `segmenter` is a model, or whatever has `Segmenter.segment`, which takes `prompt` and `points`. `folder`, shared by
+    all processes, keeps the predictions beside `settings`, JSON values of the model: what is there is not asked again.
+    Without it all stays in memory. `rank` is that of this process, of `world` that were launched together and all call
+    this. `limit` is the number of images (`benchmarks.chosen`), all for None; `progress` shows a bar.
 
     Raises:
         ReadsegError: an image or a mask cannot be read, or predictions of other settings in `folder`.
