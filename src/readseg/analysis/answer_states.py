@@ -178,7 +178,6 @@ def phrase_of_seg(
     """The answer's own words for what its [SEG] number `seg` stands for; None where no words are left.
 
         the device is the laptop [SEG].            the laptop
-        the apple [SEG] and the broom [SEG].       the apple; the broom
         Sure, the segmentation result is [SEG].    none: these words name nothing
 
     They stand between the [SEG] before and this one: the phrase that is `marked` where the family's answers mark it,
@@ -192,10 +191,8 @@ def phrase_of_seg(
             return None
         end = start + len(marked)
     else:
-        start = max((cut.end() for cut in _CUT.finditer(stretch)), default=0)
-        fillers = _FILLERS.match(stretch[start:])
-        start += fillers.end() if fillers else 0
-        end = max((letter.end() for letter in re.finditer(r"\w", stretch)), default=0)
+        cut = max((cut.end() for cut in _CUT.finditer(stretch)), default=0)
+        start, end = len(stretch) - len(_FILLERS.sub("", stretch[cut:])), len(re.sub(r"\W+$", "", stretch))
     if start >= end:
         return None
     tokens = _tokens_of(spans, start + first, end + first)
@@ -226,9 +223,7 @@ def dot_products(states: Float[Tensor, "S D"], image: Float[Tensor, "N D"]) -> F
 class Spec:
     """An entry of `similarity_maps.MAPS` or `prompts.PROMPTS`, which tables, figures and the page go through."""
 
-    compute: Callable[
-        [AnswerStates], Sequence[Any]
-    ]  # of each [SEG] or target a map or a mask; None where there is none
+    compute: Callable[[AnswerStates], Sequence[Any]]  # of each [SEG] or target its map or mask; None for none
     title: str
     note: str = ""  # what the title does not say, beneath tables
     short: str = ""  # of a prompt: its heading in the tables of one image; without it, it is made for benchmarks only

@@ -423,13 +423,11 @@ def _together(result: ImageResult, model: ModelResult) -> str:
     """What several masks make together, of one truth or of several."""
     if not model.segs or not result.truths or len(model.segs) == len(result.truths) == 1:
         return ""
-    text = f"All masks together: IoU {iou_of(model.together['own']):.2f} with "
-    if len(result.truths) == 1:
-        return text + "the truth. It is one mask: each [SEG] above is held against all of it."
-    text += "all truths together."
-    if len(model.segs) != len(result.truths):
-        text += f" Expected: {len(result.truths)} masks; the answer holds {len(model.segs)} [SEG]."
-    return text
+    text, expected = f"All masks together: IoU {iou_of(model.together['own']):.2f} with ", len(result.truths)
+    if expected == 1:
+        return f"{text}the truth. It is one mask: each [SEG] above is held against all of it."
+    wrong = f" Expected: {expected} masks; the answer holds {len(model.segs)} [SEG]."
+    return f"{text}all truths together.{wrong if len(model.segs) != expected else ''}"
 
 
 def _agreement(seg: SegResult) -> str:
