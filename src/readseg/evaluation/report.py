@@ -26,25 +26,19 @@ from readseg.viz.tables import Row, Table, escape_cell, plain, printable
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def _mask_counts(outcomes: Sequence[Outcome]) -> tuple[list[int], list[int], list[str]]:
-    """Intersection, union and image of each mask."""
+def _over_masks(terms: Callable[[list[int], list[int]], list[Any]], outcomes: Sequence[Outcome]) -> Estimate:
+    """A mean, or a ratio of sums, over masks: of what `terms` makes of their intersections and unions."""
     pairs = [(o, k) for o in outcomes for k in range(len(o.unions))]
-    return [o.intersections[k] for o, k in pairs], [o.unions[k] for o, k in pairs], [o.image for o, _ in pairs]
+    counts = terms([o.intersections[k] for o, k in pairs], [o.unions[k] for o, k in pairs])
+    return estimate(*counts, groups=[o.image for o, _ in pairs])
 
 
-def _giou(outcomes: Sequence[Outcome]) -> Estimate:
-    intersections, unions, images = _mask_counts(outcomes)
-    return estimate(mask_ious(intersections, unions), groups=images)
+_giou = partial(_over_masks, lambda i, u: [mask_ious(i, u)])
+_ciou = partial(_over_masks, lambda i, u: [i, u])
 
 
-def _ciou(outcomes: Sequence[Outcome]) -> Estimate:
-    intersections, unions, images = _mask_counts(outcomes)
-    return estimate(intersections, unions, groups=images)
-
-
-def _precision(threshold: float, outcomes: Sequence[Outcome]) -> Estimate:
-    intersections, unions, images = _mask_counts(outcomes)
-    return estimate((mask_ious(intersections, unions) >= threshold).astype(float), groups=images)
+def _precision(threshold: float) -> Callable[[Sequence[Outcome]], Estimate]:
+    return partial(_over_masks, lambda i, u: [(mask_ious(i, u) >= threshold).astype(float)])
 
 
 def _share(is_right: Callable[[Outcome], bool], outcomes: Sequence[Outcome]) -> Estimate:
@@ -77,9 +71,9 @@ _GIOU_ALL = "gRefCOCO's gIoU, over true and false premises: of the latter 1 if n
 SCORES: Mapping[str, Score] = {
     "giou": Score("gIoU", _giou, _TRUE, "mean IoU of the masks of true premises"),
     "ciou": Score("cIoU", _ciou, _TRUE, "intersections over unions, summed over the masks of true premises"),
-    "precision_50": Score("P@0.5", partial(_precision, 0.5), _TRUE, "share of masks with an IoU of at least 0.5"),
-    "precision_70": Score("P@0.7", partial(_precision, 0.7), _TRUE, "share of masks with an IoU of at least 0.7"),
-    "precision_90": Score("P@0.9", partial(_precision, 0.9), _TRUE, "share of masks with an IoU of at least 0.9"),
+    "precision_50": Score("P@0.5", _precision(0.5), _TRUE, "share of masks with an IoU of at least 0.5"),
+    "precision_70": Score("P@0.7", _precision(0.7), _TRUE, "share of masks with an IoU of at least 0.7"),
+    "precision_90": Score("P@0.9", _precision(0.9), _TRUE, "share of masks with an IoU of at least 0.9"),
     "answered": Score("answered", partial(_share, lambda o: o.said), _TRUE, "true premises answered with a mask"),
     "refused": Score("refused", partial(_share, lambda o: not o.said), _FALSE, "false premises refused"),
     "see": Score("See", partial(_share, lambda o: o.said == o.present), _BOTH, "See accuracy, over both premises"),

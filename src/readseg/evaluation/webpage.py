@@ -6,6 +6,7 @@ The page is one file that opens without a server: its style is inside, its pictu
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -32,17 +33,6 @@ _DRAWN, _SIDE, _QUALITY = 480, 360, 80  # pixels that are painted on, and of a p
 _FADED = 0.4  # what is left of the ink outside of a mask
 
 Verdict = Literal["mask", "refused", "invented", "refused rightly"]
-_VERDICTS: Mapping[Verdict, str] = {
-    "mask": "",
-    "refused": "refused, but it is there",
-    "invented": "claimed, but it is not there",
-    "refused rightly": "refused: it is not there",
-}
-_UNTRAINED: Mapping[Verdict, str] = {
-    **_VERDICTS,
-    "invented": "claimed, but it was never learned",
-    "refused rightly": "refused: it was never learned",
-}
 
 
 def write_report(folder: Path, results: Sequence[Result], tables: Sequence[Table], *, data: Path | None = None) -> None:
@@ -93,7 +83,7 @@ def worst_and_best(result: Result, count: int) -> tuple[list[Outcome], list[Outc
     first; else the lowest IoU. The best: the highest IoU, and up to a quarter false premises that were refused. Where
     all premises are false there are no others, and both lists are filled with these.
     """
-    groups: dict[Verdict, list[Outcome]] = {verdict: [] for verdict in _VERDICTS}
+    groups: dict[Verdict, list[Outcome]] = defaultdict(list)
     asking = [outcome for outcome in result.outcomes if outcome.present is not None]
     for outcome in sorted(asking, key=lambda outcome: (outcome.iou, -sum(outcome.unions))):
         groups[verdict_of(outcome)].append(outcome)
@@ -165,14 +155,20 @@ def _gallery(result: Result, count: int, data: Path | None) -> dict[str, Any]:
 
 
 def _card(outcome: Outcome, picture: Image.Image | None) -> dict[str, Any]:
-    untrained = UNTRAINED in outcome.tags and not outcome.present
+    verdict, untrained = verdict_of(outcome), UNTRAINED in outcome.tags and not outcome.present
     shown = {"answer": outcome.masks, "truth": outcome.targets}
     if untrained:  # the thing is there, without a mask
         del shown["truth"]
-    verdict = verdict_of(outcome)
+    why = "it was never learned" if untrained else "it is not there"
+    badges: Mapping[Verdict, str] = {
+        "mask": f"IoU {outcome.iou:.2f}",
+        "refused": "refused, but it is there",
+        "invented": f"claimed, but {why}",
+        "refused rightly": f"refused: {why}",
+    }
     return {
         "prediction": outcome,
-        "badge": (_UNTRAINED if untrained else _VERDICTS)[verdict] or f"IoU {outcome.iou:.2f}",
+        "badge": badges[verdict],
         "bad": verdict in ("refused", "invented") or (verdict == "mask" and outcome.iou < 0.5),
         "pictures": [] if picture is None else [_picture(title, picture, rles) for title, rles in shown.items()],
     }
