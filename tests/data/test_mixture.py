@@ -480,9 +480,8 @@ def test_what_was_passed_over_is_told_once_and_limited() -> None:
 def test_broken_records_are_counted_by_several_threads() -> None:
     shown: list[str] = []
     broken = BrokenRecords(shown.append, limit=30)
-    numbers = range(400)
     with ThreadPoolExecutor(8) as pool, pytest.raises(ReadsegError, match=r"31 records are broken.*The last: record"):
-        list(pool.map(lambda number: broken.add(f"record {number % 31}"), numbers))
+        list(pool.map(lambda number: broken.add(f"record {number % 31}"), range(400)))
     assert len(shown) == len(set(shown)) == 31
     with pytest.raises(ReadsegError, match="31 records"):  # also of one that is not new
         broken.add("record 0")

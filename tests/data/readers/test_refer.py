@@ -76,7 +76,6 @@ def write(
     name: str = "refs(unc).p",
     images: Any = None,
     annotations: Any = ANNOTATIONS,
-    pictures: bool = True,
 ) -> Path:
     folder = root / FOLDER / dataset
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,10 +85,9 @@ def write(
         (folder / name).write_bytes(pickle.dumps(refs, 2))
     images = [image(number) for number in (7, 8, 9)] if images is None else images
     (folder / "instances.json").write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
-    if pictures:
-        (root / COCO_IMAGES).mkdir(parents=True, exist_ok=True)
-        for number in (7, 8, 9):
-            Image.new("RGB", HW[::-1]).save(root / COCO_IMAGES / coco_name(number))
+    (root / COCO_IMAGES).mkdir(parents=True, exist_ok=True)
+    for number in (7, 8, 9):
+        Image.new("RGB", HW[::-1]).save(root / COCO_IMAGES / coco_name(number))
     return folder
 
 
@@ -125,13 +123,7 @@ def test_an_entry_holds_all_sentences_of_an_image_in_the_order_of_the_file(tmp_p
     assert painted(entries[0]).dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    ("segmentation", "expected"),
-    [
-        ([SQUARE, OTHER], FIRST | SECOND),
-        (encode_rle(FIRST), FIRST),
-    ],
-)
+@pytest.mark.parametrize(("segmentation", "expected"), [([SQUARE, OTHER], FIRST | SECOND), (encode_rle(FIRST), FIRST)])
 def test_masks_are_unions_of_polygons_or_run_lengths(tmp_path: Path, segmentation: Any, expected: np.ndarray) -> None:
     write(tmp_path, [ref(7, 70, "it")], annotations=[annotation(70, 7, segmentation)])
     np.testing.assert_array_equal(painted(only(tmp_path)), expected)
@@ -193,15 +185,11 @@ def test_sentences_say_themselves_whether_they_are_true(tmp_path: Path) -> None:
     ]
     write(tmp_path, [ref(7, 70, *said)], dataset="fprefcoco", name="refs(berkeley_exclude_unified).p")
     entry = only(tmp_path, "fprefcoco|val")
-    assert [(e.text, e.present, e.instead) for e in entry.expressions] == [
-        ("red car", False, "blue car"),
-        ("blue car", True, ""),
-        ("green car", False, ""),
-        ("my car", True, ""),
-        ("his car", False, ""),
-        ("her car", False, ""),
-        ("no car", False, ""),
+    assert [(e.text, e.instead) for e in entry.expressions] == [
+        *(("red car", "blue car"), ("blue car", ""), ("green car", ""), ("my car", "")),
+        *(("his car", ""), ("her car", ""), ("no car", "")),
     ]
+    assert [e.text for e in entry.expressions if e.present] == ["blue car", "my car"]
     assert [e.mask is None for e in entry.expressions] == [not e.present for e in entry.expressions]
     np.testing.assert_array_equal(painted(entry, 1), FIRST)
 
@@ -295,29 +283,6 @@ def test_what_no_sentence_names_is_not_kept(tmp_path: Path) -> None:
 # -- files that are not as they should be ------------------------------------------------------------------------------
 
 
-class Hostile:
-    """Pickles to a call that leaves a file behind."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
-    mark = tmp_path / "ran"
-    folder = write(tmp_path, [*REFS, Hostile(mark)])
-    refused = r"refs\(unc\)\.p is refused, nothing of it was run: it asks for"
-    with pytest.raises(ReadsegError, match=refused):
-        RefCoco(tmp_path, "refcoco|val")
-    (problem,) = splits("refcoco", tmp_path)[1]
-    assert re.search(refused, problem)
-    assert not mark.exists()
-    pickle.loads((folder / "refs(unc).p").read_bytes())
-    assert mark.exists(), "this pickle must be one that runs code where it is not stopped"
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -353,10 +318,9 @@ def test_a_wrong_record_does_not_break_the_others(tmp_path: Path, record: Any, m
             entries.append(reader[place].name)
         except ReadsegError as error:
             errors.append(str(error))
-    assert entries == ["8", "9"] and len(errors) == 1
-    with pytest.raises(ReadsegError, match=message):
-        raise ReadsegError(errors[0])
-    assert "refs(unc).p" in errors[0]
+    assert entries == ["8", "9"]
+    (error,) = errors
+    assert re.search(message, error) and "refs(unc).p" in error
 
 
 @pytest.mark.parametrize(
@@ -395,25 +359,8 @@ def test_an_id_that_is_not_its_record_s_own(tmp_path: Path) -> None:
         third()
 
 
-def test_images_that_are_missing_or_of_another_size(tmp_path: Path) -> None:
-    write(tmp_path, pictures=False)
-    entry = RefCoco(tmp_path, "refcoco|val")[0]
-    with pytest.raises(ReadsegError, match=r"COCO_train2014_000000000008\.jpg: no such image file"):
-        painted(entry)
-    (tmp_path / COCO_IMAGES).mkdir(parents=True)
-    Image.new("RGB", (15, 10)).save(entry.image)
-    with pytest.raises(ReadsegError, match=r"000000000008\.jpg is 10 x 15 .* 20 x 30: expected the original image"):
-        painted(entry)
-
-
 @pytest.mark.parametrize("dataset", ["refcoco", "refclef"])
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("file_name", name) for name in ("../../secret.jpg", "/etc/passwd", float("nan"))),
-        *(("height", height) for height in (None, 0, 20.0, float("nan"))),
-    ],
-)
+@pytest.mark.parametrize(("field", "value"), [("file_name", "../../secret.jpg"), ("height", 0)])
 def test_wrong_images_are_told_and_lead_nowhere(tmp_path: Path, dataset: str, field: str, value: Any) -> None:
     write(tmp_path, [ref(7, 70, "x")], dataset=dataset, images=[image(7, **{field: value})])
     with pytest.raises(ReadsegError, match=rf'instances\.json: image 7: "{field}": expected '):
@@ -424,8 +371,6 @@ def test_wrong_images_are_told_and_lead_nowhere(tmp_path: Path, dataset: str, fi
     ("name", "content", "message"),
     [
         ("instances.json", b"{ no json", r"instances\.json is no JSON"),
-        ("instances.json", b"\xff\xfe\x00", r"instances\.json is no JSON"),
-        ("instances.json", b"[" * 200_000, r"instances\.json is no JSON"),
         ("instances.json", b"[]", 'instances.json: expected an object with "images" and "annotations"'),
         ("instances.json", b'{"images": []}', 'expected an object with "images" and "annotations"'),
         ("refs(unc).p", b"", r"refs\(unc\)\.p is damaged"),

@@ -160,26 +160,3 @@ def test_pickles_of_both_pythons(tmp_path: Path, dataset: str, writer: str) -> N
     for name in names:
         assert said_in(tmp_path, f"{dataset}|{name}|val") == expected
     assert RefCoco(tmp_path, f"{dataset}|val").name == f"{dataset}|{names[-1]}|val"
-
-
-def test_grefcoco_as_json(tmp_path: Path) -> None:
-    _, records, expected = published("grefcoco")
-    folder = tmp_path / "refer_seg" / "grefcoco"
-    folder.mkdir(parents=True)
-    (folder / "grefs(unc).json").write_text(json.dumps(records), encoding="utf-8")
-    write_rest(tmp_path, "grefcoco")
-    assert said_in(tmp_path, "grefcoco|val") == expected
-
-
-def test_sentences_that_are_no_utf_8(tmp_path: Path) -> None:
-    """Some of Python 2's are Latin-1."""
-    folder = tmp_path / "refer_seg" / "refcoco"
-    folder.mkdir(parents=True)
-    content = python_2(PLAIN, 2)
-    text = "the café on the left".encode()
-    latin = text.decode().encode("latin-1")
-    assert bytes([len(text)]) + text in content
-    content = content.replace(bytes([len(text)]) + text, bytes([len(latin)]) + latin)
-    (folder / "refs(unc).p").write_bytes(content)
-    write_rest(tmp_path, "refcoco")
-    assert said_in(tmp_path, "refcoco|val") == EXPECTED
