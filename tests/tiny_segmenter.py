@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ ANSWERS = {
 LONGEST_CONTEXT = 400
 
 
-def build(folder: Path, *, view: str = "stretch") -> Path:
-    """Train the small model on `ANSWERS`, whatever the image, and save it."""
+@cache
+def _trained(view: str) -> tuple[ReadModel, ReadProcessor]:
+    """The small model, trained on `ANSWERS`, whatever the image."""
     torch.manual_seed(0)
     tokenizer = build_tiny_tokenizer([*ANSWERS, *ANSWERS.values()], vocab_size=400)
     config = small_config(tokenizer, width=64, context=LONGEST_CONTEXT, view=view)
@@ -42,8 +44,13 @@ def build(folder: Path, *, view: str = "stretch") -> Path:
         optimizer.step()
         if loss.item() < 0.01:
             break
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    return model, processor
+
+
+def build(folder: Path, *, view: str = "stretch") -> Path:
+    """A folder of the trained model."""
+    for part in _trained(view):
+        part.save_pretrained(folder)
     return folder
 
 

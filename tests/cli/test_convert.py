@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from readseg.cli import main, options
+from commandline import Console
+from readseg.cli import options
+from readseg.inference.segmenter import Segmenter
 from readseg.model.families import RELEASED, SYSTEMS
 from released import ADDED, our_state, weights_of, write_released
 from small import picture
@@ -23,37 +25,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-class Console:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-
-    def __call__(self, *words: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["readseg", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = self.capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    def error(self, *words: object) -> str:
-        code, out, err = self(*words)
-        assert (code, out, err.count("\n")) == (2, "", 1), err
-        return err
-
-
-@pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Console:
-    return Console(monkeypatch, capsys)
-
-
 def test_there_and_back(console: Console, tmp_path: Path) -> None:
     given = write_released(tmp_path / "released", "gsva")
-    code, out, err = console("convert", "released", "ours")
-    assert code == 0, err
-    assert "gsva" in out
+    assert "gsva" in console.out("convert", "released", "ours")
     held = load_file("ours/model.safetensors")
     assert all(torch.equal(held[name], value) for name, value in our_state(given).items())
-    code, out, err = console("convert", "ours", "back", "--layout", "released")
-    assert code == 0, err
+    console.out("convert", "ours", "back", "--layout", "released")
     again = torch.load("back/pytorch_model.bin", weights_only=True)
     assert again.keys() == given.keys()
     assert all(torch.equal(again[name], value) for name, value in given.items())
@@ -69,8 +46,7 @@ def test_base_models(console: Console, tmp_path: Path) -> None:
         tmp_path / "llava", "read", form="bin", change=lambda s: [s.pop(n) for n in list(s) if n.startswith(others)]
     )
     Path("llava/added_tokens.json").unlink()
-    code, out, err = console("convert", "llava", "start", "--sam", "sam.pth", "--seed", 3)
-    assert code == 0, err
+    console.out("convert", "llava", "start", "--sam", "sam.pth", "--seed", 3)
     assert json.loads(Path("start/config.json").read_text())["family"] == "read"
     assert "--lora-alpha" in console.error("convert", "llava", "other", "--sam", "sam.pth", "--lora-alpha", 4)
 
@@ -92,42 +68,31 @@ def test_bad_input(console: Console, tmp_path: Path) -> None:
 def test_points_are_one_switch_for_every_family(console: Console, tmp_path: Path, family: str) -> None:
     write_released(tmp_path / "released", family)
     picture(64, 64).save("square.png")
-
-    def points(*options: object) -> int:
-        code, out, err = console(
-            "segment", "square.png", "the cup", "--model", "released", "--force", "--json", *options
-        )
-        assert code == 0, err
-        assert f"family {family}" in err
-        return len(json.loads(out)["points"][0]["labels"])
-
-    assert points() == (4 if family == "read" else 0)  # its 2 x 2 cells, each of them a point
-    assert points("--points", "on", "--downsample", 1) == 16
-    assert points("--points", "on", "--num-points", 3, "--alignment", "exact", "--threshold", "std") == 3
-    assert points("--points", "off") == 0
-    assert points("--points", "only", "--num-points", 2) == 2
-
-
-def test_settings_of_points_that_nothing_would_use(console: Console, tmp_path: Path) -> None:
-    write_released(tmp_path / "released", "lisa")
-    picture(64, 64).save("square.png")
-    error = console.error("segment", "square.png", "the cup", "--model", "released", "--num-points", 3)
-    assert "--num-points" in error
-    assert "add --points on" in error
+    console.monkeypatch.setattr(Segmenter, "from_pretrained", cache(Segmenter.from_pretrained))
+    words = ("segment", "square.png", "the cup", "--model", "released")
+    for given, count in (
+        ((), 4 if family == "read" else 0),  # its 2 x 2 cells, each of them a point
+        (("--points", "on", "--downsample", 1), 16),
+        (("--points", "on", "--num-points", 3, "--alignment", "exact", "--threshold", "std"), 3),
+        (("--points", "off"), 0),
+        (("--points", "only", "--num-points", 2), 2),
+    ):
+        code, out, err = console(*words, "--force", "--json", *given)
+        assert code == 0 and f"family {family}" in err, err
+        assert len(json.loads(out)["points"][0]["labels"]) == count
+    if family == "lisa":  # settings that nothing would use
+        error = console.error(*words, "--num-points", 3)
+        assert "--num-points" in error and "add --points on" in error
 
 
 def test_several_objects_with_one_question(console: Console, tmp_path: Path) -> None:
     write_released(tmp_path / "released", "gsva")
     picture(64, 64).save("square.png")
     words = ("segment", "square.png", "the cup", "the dog", "--model", "released", "--together", "--force")
-    code, out, err = console(*words, "--json")
-    assert code == 0, err
-    result = json.loads(out)
+    result = json.loads(console.out(*words, "--json"))
     assert result["phrases"] == ["the cup", "the dog"]
     assert len(result["said"]) == 2
-    code, out, err = console(*words)
-    assert code == 0, err
-    assert "mask 1 (the cup)" in out
+    assert "mask 1 (the cup)" in console.out(*words)
     write_released(tmp_path / "other", "lisa")
     code, out, err = console("segment", "square.png", "the cup", "--model", "other", "--together")
     assert (code, out) == (2, "")
