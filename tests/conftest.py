@@ -58,10 +58,11 @@ def _no_precision_is_left_over() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Miniatures of all data sets, written once: a test that changes them takes a copy."""
-    from readseg.miniatures import write_miniatures  # after the hook above
+    from commandline import run  # after the hook above
 
     root = tmp_path_factory.mktemp("data") / "mini"
-    write_miniatures(root, seed=3, images=8)
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, "data", "mini", "--out", root, "--seed", 3, "--images", 8) == 0
     return root
 
 

@@ -6,26 +6,22 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
-import commandline
+from commandline import Console
 from readseg.cli.data import draw_samples
 from readseg.data.registry import DATA_SETS
 from readseg.errors import ReadsegError
 
-Capture = pytest.CaptureFixture[str]
 
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    return commandline.run(monkeypatch, "data", *words)
-
-
-def test_writes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_writes_scenes(tmp_path: Path, console: Console) -> None:
     out = tmp_path / "scenes"
-    assert run(monkeypatch, "scenes", "--out", out, "-n", 2, "--seed", 9, "--size", 160, "--wording", "held_out") == 0
-    printed = capsys.readouterr().out
+    printed = console.out(
+        *("data", "scenes", "--out", out, "-n", 2, "--seed", 9, "--size", 160, "--wording", "held_out")
+    )
     assert "2 scenes" in printed and "contact_sheet.png" in printed
     records = [json.loads(line) for line in (out / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert any("phrasing" in record["tags"] for record in records)
@@ -46,38 +42,43 @@ def test_writes_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ("pictures", "--out", "{out}"),
     ],
 )
-def test_bad_input(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_bad_input(words: tuple[str, ...], tmp_path: Path, console: Console) -> None:
     (tmp_path / "file").write_text("precious")
     places = {"{out}": tmp_path / "out", "{file}": tmp_path / "file"}
-    assert run(monkeypatch, *(places.get(word, word) for word in words)) == 2
-    printed = capsys.readouterr()
-    assert printed.err and "Traceback" not in printed.err and printed.out == ""
+    code, out, err = console("data", *(places.get(word, word) for word in words))
+    assert code == 2 and err and "Traceback" not in err and out == ""
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_miniatures_are_written_checked_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def test_miniatures_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    """The command writes what the tests of data sets read, too."""
+    write = Mock(return_value={"refcoco": 3, "grefcoco": 4})
+    monkeypatch.setattr("readseg.cli.data.write_miniatures", write)
+    assert console.out("data", "mini", "--out", tmp_path, "--images", 9) == f"refcoco 3, grefcoco 4: {tmp_path}\n"
+    write.assert_called_once_with(tmp_path, seed=0, images=9, progress=False)
+
+
+def test_what_is_there_is_checked_and_shown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "mini", "--out", "mini", "--images", 8) == 0
-    assert "grefcoco" in capsys.readouterr().out
-    assert run(monkeypatch, "check", "mini", "--thorough") == 0
-    told = capsys.readouterr().out
-    assert "refcocog|umd_exclude_unified|test" in told
-    assert run(monkeypatch, "show", "mini", "pascal_part", "-n", 3) == 0
+    for folder in ("reason_seg", "refer_seg", "vlpart"):
+        shutil.copytree(data / folder, tmp_path / "mini" / folder)
+    assert "refcocog|umd_exclude_unified|test" in console.out("data", "check", "mini", "--thorough")
+    console.out("data", "show", "mini", "pascal_part", "-n", 3)
     assert Path("samples.png").is_file()
-    assert run(monkeypatch, "show", "mini", "-n", 1, "--out", "all.png") == 0
+    console.out("data", "show", data, "-n", 1, "--out", "all.png")
     with Image.open("all.png") as sheet, Image.open("samples.png") as one:
         assert sheet.height > one.height and sheet.width == 4 * 320
-    next(Path("mini/reason_seg/ReasonSeg/val").glob("*.json")).write_text("{")
-    capsys.readouterr()
-    assert run(monkeypatch, "check", "mini", "--thorough") == 1
-    assert "reasonseg val: " in capsys.readouterr().out
+    for path in Path("mini/reason_seg/ReasonSeg/val").glob("*.json"):
+        path.write_text("{")
+    code, out, _ = console("data", "check", "mini")
+    assert code == 1 and "reasonseg val: " in out
 
 
 def test_names_that_look_like_markup_are_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("a[", "b]", "refer_seg", "refcoco")
@@ -87,9 +88,8 @@ def test_names_that_look_like_markup_are_names(
     refs = [{"image_id": 7, "ann_id": 70, "split": part, "sentences": said}]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     (folder / "instances.json").write_text('{"images": [], "annotations": []}')
-    assert run(monkeypatch, "check", "a[/b]") == 1
-    printed = capsys.readouterr().out
-    assert "a[/b]" in printed and "refcoco|unc|va[/red]l\\x1b[2J" in printed and "\x1b" not in printed
+    code, printed, _ = console("data", "check", "a[/b]")
+    assert code == 1 and "a[/b]" in printed and "refcoco|unc|va[/red]l\\x1b[2J" in printed and "\x1b" not in printed
     assert "expected image 7, which refs(unc).p names" in printed
 
 
@@ -105,15 +105,12 @@ def test_names_that_look_like_markup_are_names(
     ],
 )
 def test_bad_folders_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, words: tuple[str, ...], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console, words: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/mine").write_text("mine")
-    assert run(monkeypatch, *words) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    assert said in console.error("data", *words)
 
 
 def test_samples_are_drawn(data: Path) -> None:

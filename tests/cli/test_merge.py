@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from commandline import run
+from commandline import Console, run
 from readseg.checkpoints.adapters import read_adapter
 from small import picture
 from tuned import SETTINGS, write_start
@@ -35,42 +35,32 @@ def adapter(place: Path) -> Path:
     return place / "run" / "tuned" / "adapter"
 
 
-def test_train_merge_segment(
-    place: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, "merge", adapter, tmp_path / "model") == 0
-    assert "adapter on" in capsys.readouterr().err
+def test_train_merge_segment(adapter: Path, tmp_path: Path, console: Console) -> None:
+    code, _, err = console("merge", adapter, tmp_path / "model")
+    assert code == 0 and "adapter on" in err
     merged = load_file(tmp_path / "model" / "model.safetensors")
     for name, value in read_adapter(adapter).weights.items():
         assert torch.equal(merged[name], value), name
     picture().save(tmp_path / "a.png")
     results = []
     for model in (adapter, tmp_path / "model"):
-        assert (
-            run(monkeypatch, "segment", tmp_path / "a.png", "the cup", "--model", model, "--out", tmp_path / "o") == 0
-        )
+        console.out("segment", tmp_path / "a.png", "the cup", "--model", model, "--out", tmp_path / "o")
         results.append((tmp_path / "o" / "result.json").read_text())
     assert results[0] == results[1]
 
 
-def test_merge_needs_its_base(
-    place: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_needs_its_base(place: Path, adapter: Path, tmp_path: Path, console: Console) -> None:
     moved = (place / "start").rename(tmp_path / "moved")
     try:
-        assert run(monkeypatch, "merge", adapter, tmp_path / "model") == 2
-        assert "--base" in capsys.readouterr().err
-        assert run(monkeypatch, "merge", adapter, tmp_path / "model", "--base", moved) == 0
+        assert "--base" in console.error("merge", adapter, tmp_path / "model")
+        console.out("merge", adapter, tmp_path / "model", "--base", moved)
     finally:
         moved.rename(place / "start")
 
 
-def test_dry_run_prints_and_stops(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_prints_and_stops(place: Path, tmp_path: Path, console: Console) -> None:
     words = ["train", place / "recipe.yaml", "--data", place / "data", "--start", place / "start"]
-    assert run(monkeypatch, *words, "--out", tmp_path / "run", "--dry-run", "--set", "learning_rate=0.02") == 0
-    out = capsys.readouterr().out
+    out = console.out(*words, "--out", tmp_path / "run", "--dry-run", "--set", "learning_rate=0.02")
     for word in ("learning_rate", "0.02", "trained in all", "first batch", "memory of a process"):
         assert word in out
     assert not any(tmp_path.iterdir())
@@ -91,15 +81,10 @@ def test_dry_run_prints_and_stops(
     ],
 )
 def test_bad_input_is_one_line(
-    place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
+    place: Path, monkeypatch: pytest.MonkeyPatch, console: Console, words: list[str], message: str
 ) -> None:
     before = sorted(place.iterdir())
     monkeypatch.chdir(place)
-    assert run(monkeypatch, *words) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("readseg: ") and error.count("\n") == 1
+    code, _, error = console(*words)
+    assert code == 2 and message in error and error.startswith("readseg: ") and error.count("\n") == 1
     assert sorted(place.iterdir()) == before

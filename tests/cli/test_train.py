@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import commandline
+from commandline import Console
 
 RECIPE = """
 seed: 1
@@ -17,22 +17,18 @@ stages:
 """
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    return commandline.run(monkeypatch, "train", *words)
-
-
-def test_trains_and_leaves_weights_and_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE, encoding="utf-8")
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, recipe) == 0
-    folder = tmp_path / "runs" / "recipe" / "sight"
+
+
+def test_trains_and_leaves_weights_and_metrics(console: Console) -> None:
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert "sight" in console.out("train", "recipe.yaml")
+    folder = Path("runs", "recipe", "sight")
     assert (folder / "weights.safetensors").exists()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
-    assert "sight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -43,17 +39,6 @@ def test_trains_and_leaves_weights_and_metrics(
         (("tiny", "--stage", "nine"), "no stage 'nine'"),
     ],
 )
-def test_bad_input_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *words) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("readseg: ")
-    assert error.count("\n") == 1
+def test_bad_input_is_one_line(tmp_path: Path, console: Console, words: tuple[str, ...], message: str) -> None:
+    assert message in console.error("train", *words)
     assert not any(tmp_path.iterdir())
