@@ -51,30 +51,37 @@ def counts_of(curve: ThresholdCurve) -> tuple[list[int], list[int]]:
     return curve.intersections.tolist(), curve.unions.tolist()
 
 
+def ious_of(value_map: np.ndarray, target: np.ndarray) -> list[float]:
+    return [i / u if u else 1.0 for i, u in zip(*by_pixels(value_map, target), strict=True)]
+
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+few = settings(max_examples=60, deadline=None, derandomize=True)
+
+
 @st.composite
-def maps_and_targets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    dtype = draw(st.sampled_from(DTYPES))
-    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+def maps_and_target(draw: st.DrawFn) -> Drawn:
+    """Two maps of many ties, with values on thresholds and right beside them, and a target."""
+    dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     size = shape[0] * shape[1]
-    value = st.one_of(st.sampled_from(HUNDREDTHS), st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0]))
-    values = np.array(draw(st.lists(value, min_size=size, max_size=size)), dtype=dtype).reshape(shape)
-    steps = np.array(draw(st.lists(st.sampled_from([-1, 0, 0, 1]), min_size=size, max_size=size))).reshape(shape)
-    # The float below or above, so that values lie on thresholds and right beside them.
-    moved = np.where(
-        steps < 0, np.nextafter(values, dtype(0)), np.where(steps > 0, np.nextafter(values, dtype(1)), values)
-    )
-    target = draw(st.lists(st.sampled_from([0, 1, 255]), min_size=size, max_size=size))
-    return moved, np.array(target, dtype=np.uint8).reshape(shape)
+
+    def array(values: st.SearchStrategy[float]) -> np.ndarray:
+        return np.array(draw(st.lists(values, min_size=size, max_size=size))).reshape(shape)
+
+    def value_map() -> np.ndarray:
+        value = st.one_of(st.integers(0, 8).map(lambda k: k / 8), st.sampled_from(HUNDREDTHS), st.floats(0, 1))
+        on, step = array(value).astype(dtype), array(st.sampled_from([-1, 0, 0, 1]))
+        return np.where(step < 0, np.nextafter(on, dtype(0)), np.where(step > 0, np.nextafter(on, dtype(1)), on))
+
+    return value_map(), value_map(), array(st.sampled_from([0, 1, 255])).astype(np.uint8)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(maps_and_targets())
-def test_equals_a_loop_over_pixels(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    value_map, target = pair
-    curve = search_thresholds(value_map, target)
-    inter, union = by_pixels(value_map, target)
-    assert counts_of(curve) == (inter, union)
-    ious = [i / u if u else 1.0 for i, u in zip(inter, union, strict=True)]
+@few
+@given(maps_and_target())
+def test_equals_a_loop_over_pixels(drawn: Drawn) -> None:
+    value_map, _, target = drawn
+    curve, ious = search_thresholds(value_map, target), ious_of(value_map, target)
+    assert counts_of(curve) == by_pixels(value_map, target)
     assert curve.ious.tolist() == ious
     assert curve.best == ious.index(max(ious))
     assert curve.threshold == HUNDREDTHS[curve.best]
@@ -97,44 +104,41 @@ def test_every_threshold_and_its_neighbours(dtype: Any) -> None:
 @pytest.mark.parametrize("kind", ["noise", "smooth", "hundredths", "bytes"])
 def test_equals_a_mask_for_each_threshold_on_an_image(kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(5)
-    y, x = np.mgrid[:480, :640]
+    y, x = np.mgrid[:240, :320]
     value_map = {
-        "noise": rng.random((480, 640)),
-        "smooth": np.exp(-((x - 300) ** 2 + (y - 200) ** 2) / 2e4),
-        "hundredths": rng.integers(0, 101, (480, 640)) / 100,
-        "bytes": rng.integers(0, 256, (480, 640)) / 255,
+        "noise": rng.random((240, 320)),
+        "smooth": np.exp(-((x - 150) ** 2 + (y - 100) ** 2) / 5e3),
+        "hundredths": rng.integers(0, 101, (240, 320)) / 100,
+        "bytes": rng.integers(0, 256, (240, 320)) / 255,
     }[kind].astype(dtype)
-    target = ((x - 320) ** 2 + (y - 210) ** 2 < 9000).astype(np.uint8)
-    target[rng.random((480, 640)) < 0.1] = 255
+    target = ((x - 160) ** 2 + (y - 105) ** 2 < 2250).astype(np.uint8)
+    target[rng.random((240, 320)) < 0.1] = 255
     assert counts_of(search_thresholds(value_map, target)) == by_masks(value_map, target)
 
 
 def test_the_lowest_of_equal_thresholds() -> None:
     curve = search_thresholds(np.array([[0.305, 0.7]], np.float32), np.array([[0, 1]]))
-    assert curve.best_iou == 1.0
-    assert curve.threshold == 0.31  # up to 0.7 all are as good
-
-
-def test_nothing_counts_of() -> None:
+    assert (curve.threshold, curve.best_iou) == (0.31, 1.0), "up to 0.7 all are as good"
     curve = search_thresholds(np.array([[0.2, 0.6]]), np.full((1, 2), 255, np.uint8))
-    assert not curve.unions.any()
-    assert (curve.threshold, curve.best_iou) == (0.0, 1.0)
+    assert not curve.unions.any() and (curve.threshold, curve.best_iou) == (0.0, 1.0), "nothing counts"
 
 
-def test_thresholds_of_any_memory_layout_and_target_dtype() -> None:
+def test_any_memory_layout_and_target_dtype() -> None:
     rng = np.random.default_rng(2)
-    value_map, target = rng.random((20, 30), dtype=np.float32), rng.choice([0, 1, 255], (20, 30)).astype(np.uint8)
-    value_map.setflags(write=False)
+    first, second = rng.random((2, 20, 30), dtype=np.float32)
+    target = rng.choice([0, 1, 255], (20, 30)).astype(np.uint8)
+    first.setflags(write=False)
     target.setflags(write=False)
-    expected = counts_of(search_thresholds(value_map, target))
+    expected = counts_of(search_thresholds(first, target))
     for change in (np.asfortranarray, lambda a: a.T, lambda a: a[::-1, ::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]):
-        assert counts_of(search_thresholds(change(value_map), change(target))) == expected
-    assert counts_of(search_thresholds(value_map, target.astype(np.int64))) == expected
-    assert counts_of(search_thresholds(value_map.astype(">f4"), target)) == expected
+        other, its_target = change(first), change(target)
+        assert counts_of(search_thresholds(other, its_target)) == expected
+        assert localisation(other, its_target) == localisation(first, target)
+        assert consistency(other, change(second), its_target) == consistency(first, second, target)
+    assert counts_of(search_thresholds(first, target.astype(np.int64))) == expected
+    assert counts_of(search_thresholds(first.astype(">f4"), target)) == expected
     truth = target == 1
-    assert counts_of(search_thresholds(value_map, truth)) == counts_of(
-        search_thresholds(value_map, truth.astype(np.uint8))
-    )
+    assert counts_of(search_thresholds(first, truth)) == counts_of(search_thresholds(first, truth.astype(np.uint8)))
 
 
 def test_a_little_above_one_is_rounding() -> None:
@@ -150,22 +154,6 @@ def test_a_map_of_other_values_is_refused(value: float) -> None:
 
 # -- a map and the truth, two maps -------------------------------------------------------------------------------------
 
-few = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-@st.composite
-def maps_and_target(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two maps with many ties, and a target."""
-    shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    size = shape[0] * shape[1]
-    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
-
-    def array(values: st.SearchStrategy[float]) -> np.ndarray:
-        return np.array(draw(st.lists(values, min_size=size, max_size=size))).reshape(shape)
-
-    value = st.one_of(st.integers(0, 8).map(lambda k: k / 8), st.floats(0, 1, width=16))
-    return array(value).astype(dtype), array(value).astype(dtype), array(st.sampled_from([0, 1, 255]))
-
 
 def pixels(value_map: np.ndarray, target: np.ndarray) -> tuple[list[Fraction], list[Fraction]]:
     """Values on the target and off it, as exact numbers."""
@@ -180,7 +168,7 @@ def same(found: float, expected: Fraction | float) -> bool:
 
 @few
 @given(maps_and_target())
-def test_localisation_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_localisation_equals_loops(drawn: Drawn) -> None:
     value_map, _, target = drawn
     on, off = pixels(value_map, target)
     every = on + off
@@ -206,7 +194,7 @@ def ranks(values: list[Fraction]) -> list[Fraction]:
 
 @few
 @given(maps_and_target())
-def test_spearman_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_spearman_equals_loops(drawn: Drawn) -> None:
     first, second, target = drawn
     counted = target != 255
     r, s = (ranks([Fraction(float(v)) for v in m[counted]]) for m in (first, second))
@@ -218,17 +206,12 @@ def test_spearman_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray])
 
 @few
 @given(maps_and_target())
-def test_consistency_equals_loops(drawn: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_consistency_equals_loops(drawn: Drawn) -> None:
     first, second, target = drawn
     masks = []
     for value_map in (first, second):
-        scored = []
-        for k in range(101):
-            mask = value_map >= value_map.dtype.type(k / 100)
-            inter, union = (mask & (target == 1)).sum(), ((mask | (target == 1)) & (target != 255)).sum()
-            scored.append(inter / union if union else 1.0)
-        k = scored.index(max(scored))
-        masks.append(value_map >= value_map.dtype.type(k / 100))
+        ious = ious_of(value_map, target)
+        masks.append(value_map >= value_map.dtype.type(ious.index(max(ious)) / 100))
     chosen = [{i for i in np.flatnonzero(m) if target.flat[i] != 255} for m in masks]
     both, either = chosen[0] & chosen[1], chosen[0] | chosen[1]
     found = consistency(first, second, target)
@@ -262,15 +245,6 @@ def test_numbers_of_any_size() -> None:
     assert localisation(np.array([[1e308, 1e308, 1e308]]), target).mass_inside == pytest.approx(1 / 3, abs=1e-15)
     assert localisation(np.array([[5e-324, 0.0, 5e-324]]), target).mass_inside == 0.5
     assert localisation(np.array([[60000, 60000, 0]], np.float16), target).mass_inside == 0.5
-
-
-def test_any_memory_layout() -> None:
-    rng = np.random.default_rng(6)
-    first, second = rng.random((2, 9, 7), dtype=np.float32)
-    target = rng.choice([0, 1, 255], (9, 7)).astype(np.uint8)
-    for change in (np.asfortranarray, lambda a: np.repeat(a, 3, 0)[::3]):
-        assert localisation(change(first), change(target)) == localisation(first, target)
-        assert consistency(change(first), second, change(target)) == consistency(first, second, target)
 
 
 def test_large_maps_of_many_pairs() -> None:

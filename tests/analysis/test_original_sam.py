@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,17 +30,19 @@ from small import small_model, small_processor
 TOKEN = "mask_decoder.iou_token.weight"
 
 
-@pytest.fixture
-def read(tmp_path: Path) -> Segmenter:
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     """READ with a decoder of its own."""
 
     def trained(state: dict[str, Tensor]) -> None:
         state[f"model.visual_model.{TOKEN}"] += 1
 
-    write_released(tmp_path / "read", "read", change=trained)
-    return Segmenter.from_pretrained(tmp_path / "read", device="cpu")
+    folder = tmp_path_factory.mktemp("read")
+    write_released(folder, "read", change=trained)
+    return Segmenter.from_pretrained(folder, device="cpu")
 
 
+@cache
 def small() -> Segmenter:
     return Segmenter(small_model(), small_processor())
 
@@ -52,12 +55,17 @@ def write_decoder(place: Path, segmenter: Segmenter) -> dict[str, Tensor]:
     return other
 
 
+def assert_weights(sam: SamModel | None, expected: dict[str, Tensor]) -> None:
+    assert sam is not None
+    for name, weight in expected.items():
+        assert torch.equal(sam.state_dict()[name], weight.float()), name
+
+
 def test_the_embedded_model_has_one_beside_it() -> None:
     segmenter = Segmenter.from_pretrained(device="cpu")
     plain, own = load_original_sam(segmenter), segmenter.model.sam
     assert plain is not None and not plain.training
-    for name, weight in read_weights(EMBEDDED / ORIGINAL_SAM_DECODER).items():
-        assert torch.equal(plain.state_dict()[name], weight.float()), name
+    assert_weights(plain, read_weights(EMBEDDED / ORIGINAL_SAM_DECODER))
     moved = {
         n for n, w in own.mask_decoder.state_dict().items() if not torch.equal(w, plain.mask_decoder.get_parameter(n))
     }
@@ -74,14 +82,9 @@ def test_a_run_s_folder_and_its_file(tmp_path: Path) -> None:
     loaded = Segmenter.from_pretrained(tmp_path, device="cpu")
     assert load_original_sam(loaded) is None, "its folder has no such file"
     other = write_decoder(tmp_path / ORIGINAL_SAM_DECODER, loaded)
-    for plain in (
-        load_original_sam(loaded),
-        load_original_sam(segmenter, tmp_path),
-        load_original_sam(segmenter, tmp_path / ORIGINAL_SAM_DECODER),
-    ):
-        assert plain is not None
-        for name, weight in other.items():
-            assert torch.equal(plain.state_dict()[name], weight.float()), name
+    assert_weights(load_original_sam(loaded), other)
+    assert_weights(load_original_sam(segmenter, tmp_path), other)
+    assert_weights(load_original_sam(segmenter, tmp_path / ORIGINAL_SAM_DECODER), other)
 
 
 @torch.inference_mode()
@@ -113,12 +116,9 @@ def test_stock_and_original_layout(read: Segmenter, tmp_path: Path) -> None:
     plain = load_original_sam(read, tmp_path / "sam.pth")
     assert plain is not None
     plain.save_pretrained(tmp_path / "stock")
-    again = load_original_sam(read, tmp_path / "stock")
-    assert again is not None
-    for name, weight in sam_state().items():
-        if name.startswith("mask_decoder."):
-            for one in (plain, again):
-                assert torch.equal(one.state_dict()[stock_sam_name(name)], weight.float()), name
+    decoder = {stock_sam_name(name): w for name, w in sam_state().items() if name.startswith("mask_decoder.")}
+    assert_weights(plain, decoder)
+    assert_weights(load_original_sam(read, tmp_path / "stock"), decoder)
     assert read.model.sam.mask_decoder.iou_token.weight.sub(plain.mask_decoder.iou_token.weight).abs().min() > 0.9
 
 
@@ -203,10 +203,13 @@ def test_cells_that_are_covered_alike_are_equal() -> None:
     assert found.dtype == np.float32 and (found == 1).all()
 
 
+FRAME = ImageFrame(40, 60, 32, 32, "stretch")
+
+
 def test_the_best_covered_cell_is_positive_however_little_of_it_is() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[22, 31] = 1  # one of the 150 pixels of the cell in row 2, column 2
-    points = ground_truth_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
+    points = ground_truth_points(target, FRAME, 4, SETTINGS)
     assert points.xy[0].tolist() == [37, 25] and points.labels.tolist() == [1] + [0] * 15
     middles = [[column * 15 + 7, row * 10 + 5] for row in range(4) for column in range(4) if (row, column) != (2, 2)]
     assert points.xy[1:].tolist() == middles, "equal cells in raster order"
@@ -215,7 +218,7 @@ def test_the_best_covered_cell_is_positive_however_little_of_it_is() -> None:
 def test_between_the_thresholds_is_neither() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[:10, :15] = target[:5, 15:30] = 1  # all of one cell, half of the next
-    points = ground_truth_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS)
+    points = ground_truth_points(target, FRAME, 4, SETTINGS)
     assert points.labels.tolist() == [1] + [0] * 14 + [-1]
     assert points.xy[[0, -1]].tolist() == [[7, 5], [22, 5]]
 
@@ -223,17 +226,15 @@ def test_between_the_thresholds_is_neither() -> None:
 def test_settings_of_points_are_the_model_s() -> None:
     target = np.zeros((40, 60), np.uint8)
     target[:20, :30] = 1
-    frame = ImageFrame(40, 60, 32, 32, "stretch")
-    points = ground_truth_points(
-        target, frame, 4, PointConfig(num_points=3, downsample=2, alignment="exact", dtoc=True)
-    )
+    settings = PointConfig(num_points=3, downsample=2, alignment="exact", dtoc=True)
+    points = ground_truth_points(target, FRAME, 4, settings)
     assert points.xy.tolist() == [[15, 10], [45, 10], [15, 30]] and points.labels.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_nothing_and_everything_give_no_points(value: int) -> None:
     target = np.full((40, 60), value, np.uint8)
-    assert len(ground_truth_points(target, ImageFrame(40, 60, 32, 32, "stretch"), 4, SETTINGS).xy) == 0
+    assert len(ground_truth_points(target, FRAME, 4, SETTINGS).xy) == 0
 
 
 def test_a_target_outside_of_what_the_model_sees_gives_none() -> None:
