@@ -51,6 +51,7 @@ from small import picture, small_model, small_processor
 EMBEDDED = Path(readseg.__file__).parent / "weights" / "tiny"
 State = dict[str, Tensor]
 Change = Callable[[State], Any]
+Memory = dict[tuple[str, str], list[int]]
 
 every_family = pytest.mark.parametrize("family", ADDED)
 
@@ -117,6 +118,10 @@ def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family
     assert (points.alignment, points.downsample) == (("reference", 2) if family == "read" else ("exact", 1))
     assert (config.num_image_tokens, config.lmm_size, config.mask_size) == (16, 32, 64)
     assert config.released == settings_of(family)
+    mask, vision = config.mask_config, config.mask_config.vision_config
+    assert mask.prompt_encoder_config.hidden_size == mask.mask_decoder_config.hidden_size == 32
+    assert (vision.hidden_size, vision.num_attention_heads, vision.patch_size) == (20, 2, 16)
+    assert (vision.window_size, vision.global_attn_indexes) == (3, [1])
     text = config.lmm_config.text_config
     assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (16, 24, 2)
     assert (text.num_attention_heads, text.rms_norm_eps, text.max_position_embeddings) == (2, 1e-5, 1024)
@@ -335,27 +340,30 @@ def anonymous():
 def write():
     size = released.Size(width=512, layers=15, inner=1536)
     released.write_released(place / "weights", "read", size=size)
+    released.write_released(place / "safe", "read", size=size, form="safetensors")
     released.write_released(place / "small", "read")
 
 def load(folder, dtype):
     def work():
         build(read_checkpoint(place / "small"), dtype=dtype)  # what libraries make at their first use
         before, peak = anonymous(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        model, _ = build(read_checkpoint(place / "weights"), dtype=dtype)
+        model, _ = build(read_checkpoint(place / folder), dtype=dtype)
         after = anonymous()
         result = sum(weight.nbytes for weight in model.parameters())
-        print(dtype, result, after - before, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - peak)
+        print(folder, dtype, result, after - before, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - peak)
     return work
 
 in_a_child(write)
-for dtype in (torch.bfloat16, torch.float32, torch.float16):
-    in_a_child(load("weights", dtype))
+for folder, dtype in (
+    ("weights", torch.bfloat16), ("safe", torch.bfloat16), ("weights", torch.float32), ("weights", torch.float16)
+):
+    in_a_child(load(folder, dtype))
 """
 
 
 @pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """Of a model from 100 MB of bfloat16, by dtype: its bytes, growth of anonymous memory, growth of the peak."""
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
+    """Of a model from 100 MB of bfloat16, by folder and dtype: bytes, growth of anonymous memory and of the peak."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
     here = Path(__file__).parents[1]
@@ -363,19 +371,21 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
     command = [sys.executable, "-W", "ignore", "-c", _MEASURE, str(tmp_path_factory.mktemp("large"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    return {line.split()[0]: [int(number) for number in line.split()[1:]] for line in done.stdout.splitlines()}
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {(folder, dtype): [int(number) for number in numbers] for folder, dtype, *numbers in lines}
 
 
-def test_in_the_stored_type_the_files_are_the_model(memory: dict[str, list[int]]) -> None:
-    stored, grown, _ = memory["torch.bfloat16"]
+@pytest.mark.parametrize("form", ["weights", "safe"])
+def test_in_the_stored_type_the_files_are_the_model(memory: Memory, form: str) -> None:
+    stored, grown, _ = memory[form, "torch.bfloat16"]
     assert stored > 95e6
     assert grown < 0.2 * stored, memory
 
 
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
-def test_converted_weights_take_no_more_memory_than_the_model(memory: dict[str, list[int]], dtype: str) -> None:
+def test_converted_weights_take_no_more_memory_than_the_model(memory: Memory, dtype: str) -> None:
     """At the peak too. There are three shards: the mapped pages of one that is done need not stay."""
-    result, grown, peak = memory[dtype]
+    result, grown, peak = memory["weights", dtype]
     assert 0.9 * result < grown <= 1.2 * result, memory
     assert 0.9 * result < peak <= 1.2 * result, memory
 

@@ -7,14 +7,12 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -259,47 +257,6 @@ def test_what_is_no_file_of_weights_is_an_error(tmp_path: Path, name: str) -> No
     (tmp_path / name).unlink()
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976576152\n")
     refused(tmp_path, f"{name} is a pointer of git-lfs", "git lfs pull")
-
-
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Root may read anything; be nobody for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="rights as POSIX knows them")
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"])
-def test_what_may_not_be_read_is_an_error(name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        place.chmod(0o755)
-        (place / name).write_bytes(b"x")
-        (place / name).chmod(0)
-        with without_rights():
-            refused(place, f"{place / name} cannot be read: Permission denied")
-        (place / "shut").mkdir()
-        (place / "shut").chmod(0)
-        with without_rights():
-            refused(place / "shut", f"{place / 'shut'} cannot be read: Permission denied")
-            refused(place / "shut" / name, "cannot be read: Permission denied")
-        (place / "shut").chmod(0o755)
-
-
-@both_kinds
-def test_files_that_cannot_be_written_can_be_read(tmp_path: Path, safe: bool) -> None:
-    folder = written(tmp_path / "m", safe=safe)
-    path = next(folder.iterdir())
-    path.chmod(0o444)
-    before = path.stat()
-    check_same(read_weights(folder), some_weights())
-    assert names(folder) == {path.name} and path.stat().st_mtime_ns == before.st_mtime_ns
 
 
 # ----------------------------------------------------------------------------------------------------- wrappers
@@ -550,52 +507,6 @@ def test_a_context_of_another_device_does_not_matter(tmp_path: Path, safe: bool)
     with torch.device("meta"):
         state = read_weights(folder)
     check_same(state, some_weights())
-
-
-MEASURE = """
-import sys
-from pathlib import Path
-from readseg.checkpoints.files import read_weights
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-small, *large = map(Path, sys.argv[1:])
-read_weights(small)
-for folder in large:
-    before = anonymous()
-    state = read_weights(folder)
-    assert not state["k7"].any()
-    print(anonymous() - before, sum(value.nbytes for value in state.values()))
-kept = [value.clone() for value in state.values()]
-print(anonymous() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the memory")
-def test_reading_copies_nothing(tmp_path: Path) -> None:
-    state = {f"k{number}": torch.zeros(1024, 8192, dtype=torch.bfloat16) for number in range(9)}
-    folders = [written(tmp_path / f"{safe}", state, safe=safe, shard_bytes=90_000_000) for safe in (False, True)]
-    assert all(len(names(folder)) == 3 for folder in folders)
-    small = written(tmp_path / "small", safe=True)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, small, *folders],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])},
-    )
-    shutil.rmtree(tmp_path)
-    assert done.returncode == 0, done.stderr
-    *lines, copied = done.stdout.splitlines()
-    for line in lines:
-        grown, size = map(int, line.split())
-        assert size > 150e6 and grown < 0.1 * size
-    assert len(lines) == 2 and int(copied) > 150e6  # the measure sees a copy
-
-
-# ---------------------------------------------------------------------------------------------------------- fetching
 
 
 class Hub:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import CLIPVisionConfig, SamConfig, SamModel
 
 import released
@@ -18,7 +17,6 @@ from readseg.model.families import FAMILIES
 from readseg.model.tokenizer import LegacyTokenizer
 from released import (
     ADDED,
-    LINEAR,
     added_ids,
     drawn,
     our_state,
@@ -34,13 +32,9 @@ VISION = CLIPVisionConfig(image_size=32, patch_size=8, hidden_size=24, num_hidde
 every_family = pytest.mark.parametrize("family", ADDED)
 
 
-def used(family: str) -> dict[str, Tensor]:
-    return {name: value for name, value in weights_of(family).items() if "region_encoder" not in name}
-
-
 @every_family
 def test_names_are_translated_and_tensors_are_not_touched(family: str) -> None:
-    state = used(family)
+    state = {name: value for name, value in weights_of(family).items() if "region_encoder" not in name}
     mask_model = FAMILIES[family].mask_model
     assert key_mapping.mask_model_of(state) == mask_model
     ours = key_mapping.to_ours(state, mask_model)
@@ -50,38 +44,6 @@ def test_names_are_translated_and_tensors_are_not_touched(family: str) -> None:
     back = key_mapping.to_released(ours, mask_model)
     assert back.keys() == state.keys()
     assert all(back[name] is value for name, value in state.items())
-
-
-LANGUAGE, TOWER = "lmm.model.language_model", "model.vision_tower.vision_tower.vision_model"
-DECODER, HYPER = "model.visual_model.mask_decoder", "mask_decoder.output_hypernetworks_mlps.2"
-
-
-@pytest.mark.parametrize(
-    ("name", "ours"),
-    [
-        ("lm_head.weight", "lmm.lm_head.weight"),
-        ("model.embed_tokens.weight", f"{LANGUAGE}.embed_tokens.weight"),
-        ("model.layers.31.self_attn.q_proj.weight", f"{LANGUAGE}.layers.31.self_attn.q_proj.weight"),
-        ("model.norm.weight", f"{LANGUAGE}.norm.weight"),
-        ("model.mm_projector.weight", "lmm.model.multi_modal_projector.weight"),
-        ("model.mm_projector.0.weight", "lmm.model.multi_modal_projector.linear_1.weight"),
-        ("model.mm_projector.2.bias", "lmm.model.multi_modal_projector.linear_2.bias"),
-        ("model.text_hidden_fcs.0.0.weight", "seg_projection.0.weight"),
-        ("model.text_hidden_fcs.0.2.bias", "seg_projection.2.bias"),
-        (f"{TOWER}.encoder.layers.3.mlp.fc1.bias", "lmm.model.vision_tower.encoder.layers.3.mlp.fc1.bias"),
-        (f"{TOWER}.pre_layrnorm.weight", "lmm.model.vision_tower.pre_layrnorm.weight"),
-        ("model.visual_model.image_encoder.blocks.11.norm2.bias", "sam.vision_encoder.layers.11.layer_norm2.bias"),
-        (f"{DECODER}.transformer.norm_final_attn.weight", "sam.mask_decoder.transformer.layer_norm_final_attn.weight"),
-        (f"model.visual_model.{HYPER}.layers.1.weight", f"sam.{HYPER}.layers.0.weight"),
-        (f"model.visual_model.{HYPER}.layers.0.weight", f"sam.{HYPER}.proj_in.weight"),
-        (f"{DECODER}.output_upscaling.3.bias", "sam.mask_decoder.upscale_conv2.bias"),
-        ("model.visual_model.prompt_encoder.mask_downscaling.4.bias", "sam.prompt_encoder.mask_embed.layer_norm2.bias"),
-    ],
-)
-def test_a_name_goes_there_and_back(name: str, ours: str) -> None:
-    value = torch.zeros(1)
-    assert list(key_mapping.to_ours({name: value}, "visual_model")) == [ours]
-    assert list(key_mapping.to_released({ours: value}, "visual_model")) == [name]
 
 
 def test_names_without_a_place_stay() -> None:
@@ -291,20 +253,6 @@ def test_the_authors_names_are_those_of_the_public_script() -> None:
 def config_for(family: str, **changes: Any) -> Any:
     settings = settings_of(family) | changes
     return key_mapping.read_config(settings, FAMILIES[family], tokenizer(family), VISION, weights_of(family))
-
-
-@every_family
-def test_a_config_is_read_off_settings_and_shapes(family: str) -> None:
-    config = config_for(family)
-    assert config.projector == ("linear" if family in LINEAR else "mlp")
-    assert config.image_token_id == config.lmm_config.text_config.vocab_size == settings_of(family)["vocab_size"]
-    mask = config.mask_config
-    assert (mask.vision_config.image_size, mask.vision_config.patch_size) == (64, 16)
-    assert mask.prompt_encoder_config.hidden_size == mask.mask_decoder_config.hidden_size == 32
-    assert (mask.vision_config.hidden_size, mask.vision_config.num_attention_heads) == (20, 2)
-    assert (mask.vision_config.window_size, mask.vision_config.global_attn_indexes) == (3, [1])
-    assert config.lmm_config.vision_config.hidden_size == 24
-    assert config.released == settings_of(family)
 
 
 def test_read_13b_has_points_of_its_own() -> None:

@@ -16,7 +16,7 @@ from readseg.model.config import ConversationConfig
 from readseg.model.families import TINY
 from readseg.model.processing import SAM_MEAN, SAM_STD, ReadProcessor
 from readseg.model.tokenizer import LegacyTokenizer, build_tiny_tokenizer
-from released import added_ids, pieces, write_released
+from released import write_released
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
 SPECIAL = set(range(len(TINY.added_tokens)))
@@ -135,24 +135,6 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> ReadProcessor:
     folder = tmp_path_factory.mktemp("released") / "weights"
     write_released(folder, "gsva", form="safetensors")
     return read_checkpoint(folder).processor()
-
-
-def test_legacy_answers_know_the_tokens_of_their_family(legacy: ReadProcessor) -> None:
-    ids = added_ids("gsva")
-    answer = "Sure, the cup:[SEG], a dog:[REJ]."
-    found = legacy.answer_ids([Turn("What are the cup, a dog in this image?", answer)])
-    assert [token for token in found if token in ids.values()] == [ids["[SEG]"], ids["[REJ]"]]
-    assert legacy.decode(found) == "Sure, the cup: [SEG], a dog: [REJ]."
-    question = legacy.query_ids([Turn("is [SEG] or [REJ] here?")])
-    assert not set(question) & set(ids.values())
-
-
-def test_legacy_text_behind_the_image_is_encoded_with_the_question(legacy: ReadProcessor) -> None:
-    """One dummy space stands before it all: the line's end and the space behind it are gone, as in training."""
-    prefix, query = legacy.prefix_ids(), legacy.query_ids([Turn("is it here?")])
-    assert prefix[-1] == added_ids("gsva")["<im_end>"]
-    assert query == pieces().EncodeAsIds("is it here? ASSISTANT:")
-    assert legacy.prompt_ids([Turn("is it here?")]) == prefix + query
 
 
 @pytest.mark.parametrize("kind", ["own", "legacy"])

@@ -124,25 +124,6 @@ def test_half_written_state_is_not_used(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.partial").exists() and not list(tmp_path.glob(".*.part"))
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        "from pathlib import Path; from test_loop import Line, options, train; from readseg.core.io import processes\n"
-        f"stage, out = Line(), Path({str(tmp_path)!r})\n"
-        "train(stage, options(4), out / 'run')\n"
-        "text = f'{processes().num_processes} {stage.layer.weight.tolist()}'\n"
-        "(out / f'rank{processes().process_index}.txt').write_text(text)\n",
-        encoding="utf-8",
-    )
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, capture_output=True, timeout=120)
-    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
-    first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
-    assert first == second
-    assert first.startswith("2 ")
-
-
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_parts_of_a_step_are_averaged(tmp_path: Path, optimizer: str) -> None:
     """Two batches a step give the step of their mean gradient, as one optimiser written out does."""

@@ -48,9 +48,12 @@ def start_from(
         raise ReadsegError(f"{folder} knows {SEG} already: it is no base model, load it as it is.")
     tokenizer = base.with_added(chosen.added_tokens)
     lmm, weights, tower = _read_llava(folder, settings, vision_tower, base)
-    rows, old_rows = len(tokenizer), len(tokenizer) - len(chosen.added_tokens)
+    rows, new = len(tokenizer), len(chosen.added_tokens)
     for name in key_mapping.TABLES.values():
-        weights[name] = _add_rows(folder, weights, name, old_rows, len(chosen.added_tokens))
+        if name not in weights or weights[name].ndim != 2 or len(weights[name]) < rows - new:
+            raise ReadsegError(f"{folder}: expected {rows - new} rows or more in {name}, as the tokenizer has tokens.")
+        table = weights[name][: rows - new]  # rows that pad it are dropped
+        weights[name] = torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(new, -1)])
     lmm.text_config.vocab_size = lmm.image_token_index = rows
     mask, mask_weights = read_sam(sam)
     weights |= {f"sam.{name}": value for name, value in mask_weights.items()}
@@ -104,11 +107,3 @@ def _read_llava(
     lmm.text_config.pad_token_id = tokenizer.unk_token_id
     lmm.image_seq_length = (lmm.vision_config.image_size // lmm.vision_config.patch_size) ** 2
     return lmm, key_mapping.replace_prefixes(state, key_mapping.NAMES["llava_hf"]), _OPENAI_TOWER
-
-
-def _add_rows(folder: Path, weights: Mapping[str, Tensor], name: str, old: int, new: int) -> Tensor:
-    """The first `old` rows of a table and `new` times their mean; rows that pad a table are dropped."""
-    if name not in weights or weights[name].ndim != 2 or len(weights[name]) < old:
-        raise ReadsegError(f"{folder}: expected {old} rows or more in {name}, as the tokenizer has tokens.")
-    table = weights[name][:old]
-    return torch.cat([table, table.float().mean(0, keepdim=True).to(table.dtype).expand(new, -1)])
