@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, SamModel
 
-from answers import read_answer
+from answers import SIZE, TWO, read_answer, small
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, phrase_tokens
 from readseg.analysis.similarity_maps import (
     MAPS,
@@ -32,15 +32,12 @@ from readseg.core.sasp import PointConfig, full_map
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import Points, embed_prompts
 from readseg.model.prompt_format import inference_question
 from released import write_tower
-from small import picture, small_model, small_processor, small_tokenizer
+from small import picture, small_tokenizer
 from tiny_segmenter import ANSWERS, build, load
 
-SIZE = (40, 60)
-TWO = "it is the red cup [SEG] and there is a saw [SEG]."
 CLOSE = {"rtol": 0, "atol": 1e-4}
 CPU = torch.device("cpu")
 before_maps, sam_maps = MAPS["before"].compute, MAPS["sam"].compute
@@ -50,15 +47,6 @@ before_maps, sam_maps = MAPS["before"].compute, MAPS["sam"].compute
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     """Answers by itself."""
     return load(build(tmp_path_factory.mktemp("model")))
-
-
-WORDS = ConversationConfig(name_question="What is {name}?", sentence_question="{sentence} Tell me.")
-
-
-@cache
-def small(view: str = "stretch") -> Segmenter:
-    """Only repeats: its answers must be given. It asks for names and for sentences in words of their own."""
-    return Segmenter(small_model(view=view, conversation=WORDS), small_processor(view=view, conversation=WORDS))
 
 
 @cache

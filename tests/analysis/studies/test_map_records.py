@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamModel
 
+from answers import SIZE, TWO, small
 from readseg.analysis import similarity_maps
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, Phrase, collect_states
 from readseg.analysis.cases import Case, TargetMask
@@ -42,28 +43,12 @@ from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig, select_extremes
 from readseg.core.types import Turn
 from readseg.evaluation.benchmarks import ImageQuestions, Question
-from readseg.inference.segmenter import Segmenter
-from readseg.model.config import ConversationConfig
 from readseg.model.mask_prompts import embed_prompts
 from readseg.model.modeling import ReadOutput
 from records import measured
-from small import picture, small_model, small_processor
+from small import picture
 
-SIZE = (40, 60)
-TWO = "it is the red cup [SEG] and there is a saw [SEG]."
-WORDS = ConversationConfig(name_question="What is {name}?", forced_answer=TWO)
 CLOSE = {"rtol": 0, "atol": 1e-4}
-
-
-def small(view: Any = "stretch") -> Segmenter:
-    """One for each view, however it is asked for."""
-    return _small(view)
-
-
-@cache
-def _small(view: Any) -> Segmenter:
-    settings = {"view": view, "conversation": WORDS}
-    return Segmenter(small_model(**settings), small_processor(**settings))
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from answers import read_answer
+from answers import SIZE, TWO, read_answer, small
 from readseg.analysis.answer_states import ExamineOptions
 from readseg.analysis.map_metrics import GroundTruth, consistency, iou_of, spearman
 from readseg.analysis.similarity_maps import MAPS, layer_maps, phrase_map
@@ -27,9 +27,6 @@ from small import picture, small_model, small_processor
 from studies import loaded_model
 from tiny_segmenter import ANSWERS, build, load
 
-SIZE = (40, 60)
-TWO = "it is the red cup [SEG] and there is a saw [SEG]."
-
 
 def examine_image(segmenter: Segmenter, *asked: Any, name: str = "small", **options: Any) -> ModelResult:
     return single_image.examine_image(loaded_model(name, segmenter, {}), *asked, **options)
@@ -39,12 +36,6 @@ def examine_image(segmenter: Segmenter, *asked: Any, name: str = "small", **opti
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
     """Answers by itself."""
     return load(build(tmp_path_factory.mktemp("model")))
-
-
-@cache
-def small() -> Segmenter:
-    """Only repeats: its answers must be given."""
-    return Segmenter(small_model(), small_processor())
 
 
 @cache
@@ -106,28 +97,6 @@ def test_masks_are_those_of_each_prompt(prompt: Any) -> None:
             np.testing.assert_array_equal(seg.masks[kind].points_xy, expected.points_xy[k])
             np.testing.assert_array_equal(seg.masks[kind].labels, expected.point_labels[k])
             assert own_iou(seg.masks[kind].counts) == iou_with(expected.masks[k], ONE)
-
-
-def test_prompts_give_masks_that_differ() -> None:
-    seg = looked(ONE).segs[0]
-    kinds = ("both", "seg", "points", "plain_extremes")
-    assert len({seg.masks[kind].mask.tobytes() for kind in kinds}) == len(kinds)
-
-
-def test_the_original_sam_gets_the_points_alone() -> None:
-    # Here it is the model's own SAM: then its masks must be those of the prompt "points".
-    for seg in looked(ONE).segs:
-        np.testing.assert_array_equal(seg.masks["plain_points"].mask, seg.masks["points"].mask)
-        np.testing.assert_array_equal(seg.masks["plain_points"].points_xy, seg.masks["points"].points_xy)
-    other = small_model().sam
-    with torch.no_grad():
-        other.mask_decoder.iou_token.weight.mul_(-3)
-        other.mask_decoder.mask_tokens.weight.mul_(-3)
-    found = examine_image(small(), image(), "the red cup", options=ExamineOptions(original_sam=other), answer=TWO)
-    changed = [(seg.masks["plain_points"].mask != seg.masks["points"].mask).any() for seg in found.segs]
-    assert any(changed)
-    assert "plain_points" not in looked(ONE, plain=False).segs[0].masks
-    assert not looked(ONE, plain=False).original_sam
 
 
 @pytest.mark.parametrize("prompt", [None, "seg", "points"])
