@@ -49,31 +49,25 @@ def many(make: object, count: int = 400) -> set[str]:
 def test_banks_are_large_and_hold_what_they_may(name: str) -> None:
     bank, allowed = TEMPLATES[name], PLACEHOLDERS[name]
     plain = {re.sub(r"\W+", " ", wording.lower()).strip() for wording in bank}
-    assert len(bank) == len(set(bank)) >= 20
-    assert len(plain) >= 20
+    assert len(bank) == len(set(bank)) >= 20 and len(plain) >= 20
     for wording in bank:
         used = set(re.findall(r"\{(\w*)\}", wording))
         assert used <= allowed, wording
-        if name == "name_questions":
-            assert len(used) == 1, wording
-        elif name != "confirmations":
-            assert used == allowed, wording
+        assert len(used) == 1 if name == "name_questions" else used == allowed, wording
         assert wording.count("[SEG]") == (name == "confirmations"), wording
         assert not AGREES.search(wording), f"{wording}: does not fit every name"
 
 
 def test_the_first_of_each_bank_is_what_scores_are_made_with() -> None:
-    conversation = READ.conversation
-    questions = [make_question("wall", is_sentence=False, rng=rng(seed)) for seed in range(400)]
-    sentences = [make_question(SENTENCE, is_sentence=True, rng=rng(seed)) for seed in range(400)]
-    answers = [make_confirmation(rng(seed)) for seed in range(400)]
-    for drawn, scored, bank in (
-        (questions, inference_question(conversation, "wall"), TEMPLATES["name_questions"]),
-        (sentences, inference_question(conversation, SENTENCE), TEMPLATES["sentence_requests"]),
-        (answers, "Sure, the segmentation result is [SEG].", TEMPLATES["confirmations"]),
+    name, sentence = (inference_question(READ.conversation, text) for text in ("wall", SENTENCE))
+    for kind, scored, make in (
+        ("name_questions", name, lambda draw: make_question("wall", is_sentence=False, rng=draw)),
+        ("sentence_requests", sentence, lambda draw: make_question(SENTENCE, is_sentence=True, rng=draw)),
+        ("confirmations", "Sure, the segmentation result is [SEG].", make_confirmation),
     ):
+        drawn = [make(rng(seed)) for seed in range(400)]
         assert 0.2 < drawn.count(scored) / len(drawn) < 0.36
-        assert len(set(drawn)) == len(bank)
+        assert len(set(drawn)) == len(TEMPLATES[kind])
 
 
 @pytest.mark.parametrize(
@@ -121,19 +115,22 @@ def test_questions_hold_the_text_as_it_is() -> None:
     )
 
 
-def test_denials_of_a_name_have_no_article() -> None:
-    for text in ("the left cow", "stairs", "an apple"):
-        noun = bare_noun(text)
-        for answer in many(lambda draw, text=text: make_refusal(text, is_sentence=False, rng=draw)):
-            assert re.search(rf"\b(no|any) {noun}\b", answer, re.IGNORECASE), answer
-
-
-def test_corrections_say_what_is_there() -> None:
-    for text, instead, told in (("cow", "red bus", "the red bus"), ("the cow", "two cats", "two cats")):
-        for answer in many(lambda draw, t=text, i=instead: make_refusal(t, is_sentence=False, instead=i, rng=draw)):
-            assert re.search(r"\b(no|any) cow\b", answer, re.IGNORECASE), answer
-            assert told in answer
-            assert "the the" not in answer
+@pytest.mark.parametrize(
+    ("text", "instead", "noun", "told"),
+    [
+        ("the left cow", "", "left cow", ""),
+        ("stairs", "", "stairs", ""),
+        ("an apple", "", "apple", ""),
+        ("cow", "red bus", "cow", "the red bus"),
+        ("the cow", "two cats", "cow", "two cats"),
+    ],
+)
+def test_denials_have_no_article_and_corrections_say_what_is_there(
+    text: str, instead: str, noun: str, told: str
+) -> None:
+    for answer in many(lambda draw: make_refusal(text, is_sentence=False, instead=instead, rng=draw)):
+        assert re.search(rf"\b(no|any) {noun}\b", answer, re.IGNORECASE), answer
+        assert told in answer and "the the" not in answer
 
 
 @pytest.mark.parametrize(("text", "sentence"), [(SENTENCE, True), ("on the left", False), ("two men", False)])

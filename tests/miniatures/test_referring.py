@@ -86,10 +86,8 @@ def test_refs_carry_what_real_files_carry_and_all_ids_resolve(mini, name: str) -
             assert told.keys() >= {"sent", "raw", "tokens", "sent_id"}
             assert told["tokens"] == told["sent"].split()
         assert ref["file_name"].startswith(Path(images[ref["image_id"]]["file_name"]).stem + "_")
-        several = isinstance(ref["ann_id"], list)
-        assert several == name.startswith("grefcoco")
-        ids = ref["ann_id"] if several else [ref["ann_id"]]
-        categories = ref["category_id"] if several else [ref["category_id"]]
+        several = name.startswith("grefcoco")
+        ids, categories = (ref[key] if several else [ref[key]] for key in ("ann_id", "category_id"))
         if ids == [-1]:
             assert categories == [-1]
             continue
@@ -98,16 +96,15 @@ def test_refs_carry_what_real_files_carry_and_all_ids_resolve(mini, name: str) -
 
 
 @pytest.mark.parametrize("name", PICKLES)
+def plain(value: Any) -> bool:
+    items = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return type(value) in (dict, list, str, int, bool) and all(map(plain, items))
+
+
+@pytest.mark.parametrize("name", PICKLES)
 def test_pickles_hold_plain_types_only(mini, name: str) -> None:
     path = mini.root / "refer_seg" / name
-    assert pickle.loads(path.read_bytes()) == read(path)
-
-    def check(value: Any) -> None:
-        assert type(value) in (dict, list, str, int, bool)
-        for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check(item)
-
-    check(read(path))
+    assert plain(read(path)) and pickle.loads(path.read_bytes()) == read(path)
 
 
 def test_each_set_has_its_own_splits(mini) -> None:
@@ -119,18 +116,15 @@ def test_each_set_has_its_own_splits(mini) -> None:
 
 
 def test_exclude_unified_trains_on_no_image_that_a_sibling_holds_out(mini) -> None:
-    def of(name: str) -> list[dict[str, Any]]:
-        return read(mini.root / "refer_seg" / name)
-
-    originals = [*of("refcoco/refs(unc).p"), *of("refcoco+/refs(unc).p"), *of("refcocog/refs(umd).p")]
+    of = {name: read(mini.root / "refer_seg" / name) for name in PICKLES}
+    originals = [*of["refcoco/refs(unc).p"], *of["refcoco+/refs(unc).p"], *of["refcocog/refs(umd).p"]]
     held_out = {r["image_id"] for r in originals if r["split"] != "train"}
-    for name in PICKLES:
+    for name, refs in of.items():
         if "exclude_unified" not in name:
             continue
-        refs = of(name)
         assert not held_out & {r["image_id"] for r in refs if r["split"] == "train"}, name
         if "berkeley" not in name:
-            original = of(name.replace("_exclude_unified", ""))
+            original = of[name.replace("_exclude_unified", "")]
             kept = [r for r in original if r["split"] != "train" or r["image_id"] not in held_out]
             assert refs == kept
             # RefCOCOg holds out an image that the others train on; it loses none itself.
@@ -157,20 +151,17 @@ def test_names_and_colours_are_true_and_what_is_denied_is_not_there(mini, name: 
             absent = ref["ann_id"] in (-1, [-1])
             is_false = absent or told.get("is_false_premise", False) or not told.get("exist", True)
             false += is_false
-            found = parse(told["sent"])
-            if found is not None:
+            category = ref["category_id"][0] if isinstance(ref["category_id"], list) else ref["category_id"]
+            if found := parse(told["sent"]):
                 parsed += 1
                 tint, word = found
-                there = [t for n, t in zip(facts.names, facts.tints, strict=True) if n == word]
-                matching = [t for t in there if tint in (None, t)]
+                matching = [n for n, t in zip(facts.names, facts.tints, strict=True) if n == word and tint in (None, t)]
                 assert len(matching) == (0 if is_false else 1), told
-                if not is_false:
-                    category = ref["category_id"]
-                    assert names[category[0] if isinstance(category, list) else category] == word
+                assert is_false or names[category] == word
             if "gt_sent" in told:
                 assert is_false and told["gt_sent"] != told["sent"]
                 instead = parse(told["gt_sent"])
-                assert instead is None or instead[1] == names[ref["category_id"]]
+                assert instead is None or instead[1] == names[category]
             else:
                 assert not told.get("is_false_premise", False)
     assert parsed >= 3

@@ -34,10 +34,9 @@ def scene_names(picture: Any, backdrop: str = "backdrop") -> np.ndarray:
 
 def test_ade20k_counts_its_classes_from_one(mini) -> None:
     lines = (mini.root / "ade20k/objectInfo150.txt").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "Idx\tRatio\tTrain\tVal\tStuff\tName"
-    rows = [line.split("\t") for line in lines[1:]]
-    assert [row[0] for row in rows] == [str(i) for i in range(1, 151)]
-    assert all(len(row) == 6 for row in rows)
+    head, *rows = (line.split("\t") for line in lines)
+    assert head == ["Idx", "Ratio", "Train", "Val", "Stuff", "Name"]
+    assert [row[0] for row in rows] == [str(i) for i in range(1, 151)] and {len(row) for row in rows} == {6}
     names = [row[5].split(", ")[0] for row in rows]
     assert len(set(names)) == 150
     files = sorted((mini.root / "ade20k/annotations/training").glob("*.png"))
@@ -103,12 +102,11 @@ def half_of(mask: np.ndarray, part: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["paco", "pascal_part"])
-def test_parts_are_where_their_names_say(mini, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_are_where_their_names_say(mini, name: str) -> None:
     paco = name == "paco"
     path = "vlpart/paco/annotations/paco_lvis_v1_train.json" if paco else "vlpart/pascal_part/train.json"
     folder = mini.root / ("coco" if paco else "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages")
     data = COCO(mini.root / path)
-    capsys.readouterr()
     by_image = {p.image_id if paco else p.number + 1: p for p in mini.pictures}
     assert set(data.imgs) == set(by_image)
     parts = objects = 0

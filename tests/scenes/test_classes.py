@@ -6,14 +6,7 @@ import re
 
 import pytest
 
-from readseg.scenes.classes import (
-    CLASSES,
-    GROUPS,
-    HELD_OUT_PAIRS,
-    TRAINED,
-    WIDE_GROUPS,
-    article,
-)
+from readseg.scenes.classes import CLASSES, GROUPS, HELD_OUT_PAIRS, TRAINED, WIDE_GROUPS, article
 
 
 def test_size_of_the_world() -> None:

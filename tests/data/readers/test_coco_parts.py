@@ -30,18 +30,10 @@ CATEGORIES = [
 ]
 
 
-def annotation(number: Any = 1, image: Any = 9, category: Any = 1, segmentation: Any = ()) -> dict[str, Any]:
-    segmentation = [SQUARE] if segmentation == () else segmentation
-    return {
-        "id": number,
-        "bbox": [5, 5, 15, 15],
-        "area": 225.0,
-        "image_id": image,
-        "category_id": category,
-        "segmentation": segmentation,
-        "obj_ann_id": number,
-        "iscrowd": 0,
-    }
+def annotation(number: Any = 1, image: Any = 9, category: Any = 1, segmentation: Any = (SQUARE,)) -> dict[str, Any]:
+    segmentation = list(segmentation) if isinstance(segmentation, tuple) else segmentation
+    ids = {"id": number, "image_id": image, "category_id": category, "obj_ann_id": number}
+    return {**ids, "bbox": [5, 5, 15, 15], "area": 225.0, "segmentation": segmentation, "iscrowd": 0}
 
 
 def whole(*annotations: Any, images: Any = (IMAGE,), categories: Any = CATEGORIES) -> dict[str, Any]:
@@ -63,13 +55,12 @@ def place(root: Path, reader: Reader) -> Path:
     return path
 
 
-def read(root: Path, content: Any, reader: Reader = PACO, *, images: bool = True) -> Any:
+def read(root: Path, content: Any, reader: Reader = PACO) -> Any:
     path = place(root, reader)
     # What UTF-8 cannot hold, half of a character, JSON spells as "\\ud800": just as this does.
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    if images:
-        for name in ("9.jpg", "train2017/9.jpg", "train2017/8.jpg"):
-            Image.new("RGB", HW[::-1]).save(root / PLACES[reader][1] / name)
+    for name in ("9.jpg", "train2017/9.jpg", "train2017/8.jpg"):
+        Image.new("RGB", HW[::-1]).save(root / PLACES[reader][1] / name)
     return reader(root, "train")
 
 
@@ -124,11 +115,10 @@ def test_annotations_find_their_images_in_any_order(tmp_path: Path) -> None:
 
 def test_many_annotations_keep_the_order_of_the_file(tmp_path: Path) -> None:
     images = [IMAGE, IMAGE | {"id": 8, "file_name": "train2017/8.jpg"}]
-    categories = [{"id": k, "name": f"thing_{k}"} for k in range(200)]
-    content = whole(
-        *(annotation(k, image=8 + k % 2, category=k) for k in range(200)), images=images, categories=categories
+    annotations = (annotation(k, image=8 + k % 2, category=k) for k in range(200))
+    first, second = read(
+        tmp_path, whole(*annotations, images=images, categories=[{"id": k, "name": f"thing_{k}"} for k in range(200)])
     )
-    first, second = read(tmp_path, content)
     assert texts(first) == [f"thing {k}" for k in range(1, 200, 2)]
     assert texts(second) == [f"thing {k}" for k in range(0, 200, 2)]
 
@@ -180,8 +170,7 @@ def test_annotations_of_no_image_raise_where_they_are_read(tmp_path: Path, image
 
 @pytest.mark.parametrize("broken", [None, 3, "x", [], float("nan")])
 def test_records_that_are_no_objects(tmp_path: Path, broken: Any) -> None:
-    content = whole(annotation(1), broken, images=[broken, IMAGE], categories=[broken, *CATEGORIES])
-    data = read(tmp_path, content)
+    data = read(tmp_path, whole(annotation(1), broken, images=[broken, IMAGE], categories=[broken, *CATEGORIES]))
     assert [len(data), texts(data[0])] == [2, ["trash can"]]
     with pytest.raises(ReadsegError, match='is not in "images"'):
         data[1]
@@ -244,14 +233,13 @@ def test_what_covers_nothing_is_an_empty_mask(tmp_path: Path, segmentation: Any,
 
 
 def test_images_are_read_when_a_mask_is_made(tmp_path: Path) -> None:
-    entry = read(tmp_path, whole(annotation(1)), images=False)[0]
-    mask = entry.expressions[0].mask
-    assert mask is not None
+    entry = read(tmp_path, whole(annotation(1)))[0]
+    entry.image.unlink()
     with pytest.raises(ReadsegError, match=r"9\.jpg: no such image file"):
-        mask()
+        painted(entry.expressions[0])
     Image.new("RGB", (40, 50)).save(entry.image)
     with pytest.raises(ReadsegError, match=r"9\.jpg is 50 x 40 .*paco_lvis_v1_train\.json 40 x 50"):
-        mask()
+        painted(entry.expressions[0])
 
 
 def test_an_image_record_of_absurd_size_takes_no_memory(tmp_path: Path) -> None:

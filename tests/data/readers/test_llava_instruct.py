@@ -29,7 +29,7 @@ def write(root: Path, content: Any, *, raw: bool = False) -> Path:
     (root / "coco" / "train2017").mkdir(parents=True, exist_ok=True)
     path = root / "llava_dataset" / f"{SPLIT}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content if raw else json.dumps(content, ensure_ascii=False).encode())
+    path.write_bytes(content if raw else json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -45,15 +45,15 @@ def test_rounds_without_the_place_of_the_image(tmp_path: Path) -> None:
         record("Look at <image> and say what it is.", "A <image>dog.", name="b"),
         record("<<image>image>Where is it?", "In Köln 😀.", image="in/a folder.png"),
     )
-    assert data.name == f"vqa|{SPLIT}"
-    assert len(data) == 3
-    first, second, third = data
-    assert first.dialogue == (("What is it?", "A bus."), ("And its colour?", "Red, I’d say."))
-    assert first.image == tmp_path / "coco" / "train2017" / "000000000009.jpg"
-    assert second.dialogue == (("Look at and say what it is.", "A dog."),)
-    assert third.dialogue == (("Where is it?", "In Köln 😀."),)
-    assert third.image == tmp_path / "coco" / "train2017" / "in" / "a folder.png"
-    assert first.expressions == ()
+    assert (data.name, len(data)) == (f"vqa|{SPLIT}", 3)
+    assert [entry.dialogue for entry in data] == [
+        (("What is it?", "A bus."), ("And its colour?", "Red, I’d say.")),
+        (("Look at and say what it is.", "A dog."),),
+        (("Where is it?", "In Köln 😀."),),
+    ]
+    images = tmp_path / "coco/train2017"
+    assert [data[place].image for place in (0, 2)] == [images / "000000000009.jpg", images / "in/a folder.png"]
+    assert data[0].expressions == ()
 
 
 def test_names_are_unique_although_ids_are_not(tmp_path: Path) -> None:
@@ -78,14 +78,12 @@ def test_names_are_unique_although_ids_are_not(tmp_path: Path) -> None:
         (record("a?", "b.") | {"conversations": turns("a?")[:1] * 2}, "turn 1 must be \"from\" gpt, it is 'human'"),
         (record("a?", "b.") | {"conversations": turns("a?", "b.")[::-1]}, 'turn 0 must be "from" human'),
         (record("a?", "b.") | {"conversations": ["a?", "b."]}, '"conversations.0": expected an object'),
-        (
-            record("a?", "b.") | {"conversations": [{"from": ["human"]}, {}]},
-            "\"conversations.0.from\": expected 'human'",
-        ),
+        ({**GOOD, "conversations": [{"from": ["human"]}, {}]}, "\"conversations.0.from\": expected 'human'"),
         (record("a?", " \n"), "turn 1 is empty"),
         (record("<image>", "b."), "turn 0 is empty"),
-        (record("a?", "b.") | {"conversations": [{"from": "human", "value": 3}, {}]}, "expected a valid string, got 3"),
+        ({**GOOD, "conversations": [{"from": "human", "value": 3}, {}]}, "expected a valid string, got 3"),
         (record("a?", "b.") | {"conversations": [{"from": "human"}, {}]}, '"conversations.0.value": is missing'),
+        (record("a \ud83d?", "b."), "lone surrogate"),
         ([1, 2], "expected an object"),
         (float("nan"), "expected an object"),
     ],
@@ -96,12 +94,6 @@ def test_a_broken_record_names_itself_and_spares_the_others(tmp_path: Path, brok
     with pytest.raises(ReadsegError, match=rf"{SPLIT}\.json: record 1.*{message}"):
         data[1]
     assert data[0].dialogue == data[2].dialogue == (("Is it a cat?", "Yes."),)
-
-
-def test_half_a_character_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, json.dumps([record("a \ud83d?", "b.")]).encode(), raw=True)
-    with pytest.raises(ReadsegError, match="lone surrogate"):
-        LlavaInstruct(tmp_path, SPLIT)[0]
 
 
 @pytest.mark.parametrize(
