@@ -157,7 +157,7 @@ def described(name: str) -> set[str]:
 @pytest.mark.parametrize("source", ["train", "held_out"])
 def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
     seen: Counter[tuple[str, bool | None]] = Counter()
-    for case, q in asked(range(450), phrasing=source, descriptions=source, text_only_rate=0.0):
+    for case, q in asked(range(300), phrasing=source, descriptions=source, text_only_rate=0.0):
         world = World(case)
         expected = truth(world, q)
         assert q.present == bool(expected), q
@@ -172,14 +172,14 @@ def test_what_is_segmented_is_what_was_asked_for(source: str) -> None:
         seen[q.kind, q.present] += 1
     for kind, present in itertools.product(SEGMENTING, (True, False)):
         assert seen[kind, present] >= 10, (kind, present, seen)
-    for kind in SEGMENTING:  # no kind gives presence away
+        # No kind gives presence away.
         assert 0.25 < seen[kind, False] / (seen[kind, True] + seen[kind, False]) < 0.6, (kind, seen)
     assert 0.3 < sum(seen[kind, False] for kind in SEGMENTING) / seen.total() < 0.5
 
 
 def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(400), text_only_rate=0.0):
+    for case, q in asked(range(250), text_only_rate=0.0):
         world = World(case)
         if q.present:
             assert re.fullmatch(r"the [^.]*\[SEG\]\.", q.answer)
@@ -216,7 +216,7 @@ def test_answers_say_what_was_asked_for_and_then_settle_presence() -> None:
 
 def test_answers_in_words() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(400), text_only_rate=1.0):
+    for case, q in asked(range(250), text_only_rate=1.0):
         world, things = World(case), case[0].objects
         assert q.present is None and q.targets == () and "[SEG]" not in q.answer
         seen[q.kind] += 1
@@ -255,7 +255,7 @@ SAID = {
 
 @pytest.mark.parametrize("source", ["train", "held_out"])
 def test_the_wording_says_what_the_subject_is(source: str) -> None:
-    for _, q in asked(range(300), phrasing=source, text_only_rate=0.0):
+    for _, q in asked(range(200), phrasing=source, text_only_rate=0.0):
         text = q.question.lower()
         if q.kind in ("category", "colour", "group"):
             assert all(word in text for word in q.subject.replace("thing", "").split()), q
@@ -278,7 +278,7 @@ def test_the_wording_says_what_the_subject_is(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["train", "held_out"])
 def test_descriptions_never_name_the_object_and_are_held_out_only_where_wanted(source: str) -> None:
-    for _, q in asked(range(300), kinds={"reasoning": 1.0}, text_only_rate=0.0, descriptions=source):
+    for _, q in asked(range(150), kinds={"reasoning": 1.0}, text_only_rate=0.0, descriptions=source):
         c = next(c for c in CLASSES.values() if q.subject in described(c.name))
         assert not re.search(rf"\b({c.name}|{c.plural})\b", q.question.lower()), q
         assert re.search(rf"\b{c.name}\b", q.answer), q
@@ -288,7 +288,7 @@ def test_descriptions_never_name_the_object_and_are_held_out_only_where_wanted(s
 
 def test_tags() -> None:
     seen: Counter[str] = Counter()
-    for case, q in asked(range(300), phrasing="held_out", text_only_rate=0.0):
+    for case, q in asked(range(200), phrasing="held_out", text_only_rate=0.0):
         names, targets = [t.name for t in case[0].objects], {i for t in q.targets for i in t}
         assert "phrasing" in q.tags
         if q.present:
@@ -309,16 +309,13 @@ def test_tags() -> None:
 
 
 def test_never_trained_classes_are_not_asked_for_in_scenes_of_trained_ones() -> None:
-    untrained = [c for c in CLASSES.values() if not c.trained]
-    for seed in range(1, 200, 3):
-        for q in ask(*random_case(seed), np.random.default_rng(seed), count=8):
-            assert not any(
-                re.search(rf"\b({c.name}|{c.plural})\b", f"{q.question} {q.answer}".lower()) for c in untrained
-            )
+    untrained = "|".join(word for c in CLASSES.values() if not c.trained for word in (c.name, c.plural))
+    for _, q in asked(range(1, 200, 3)):
+        assert not re.search(rf"\b({untrained})\b", f"{q.question} {q.answer}".lower()), q
 
 
 def test_questions_are_a_function_of_the_generator_and_differ_within_a_scene() -> None:
-    for seed in range(100):
+    for seed in range(40):
         case = random_case(seed)
         first, second = (ask(*case, np.random.default_rng(seed), count=10) for _ in range(2))
         assert first == second
@@ -350,15 +347,13 @@ def test_weights_and_hostile_input() -> None:
 
 def test_make_sample_unites_the_things_of_a_target() -> None:
     masks = np.zeros((3, 8, 8), bool)
-    for index in range(3):
-        masks[index, 2 * index] = True
+    masks[range(3), range(0, 6, 2)] = True
     rendered = RenderedScene(np.zeros((8, 8, 3), np.uint8), masks, masks.mean((1, 2)), np.zeros((3, 4)))
     questions = [
         Question("all", "all cows", "they are the cows [SEG].", ((0, 2),), True, frozenset(), "all cows"),
         Question("category", "the dog", "no, there is no dog here.", (), False, frozenset(), "dog"),
     ]
     sample = make_sample("a", rendered, questions)
-    assert sample.turns[0].masks[0].sum() == 16
     assert (sample.turns[0].masks[0] == (masks[0] | masks[2])).all()
     assert sample.turns[1].masks == () and sample.turns[1].present is False
 
