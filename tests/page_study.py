@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from readseg.analysis.map_metrics import search_thresholds
-from readseg.analysis.studies.map_records import Counts, Grid, MapRecord, MapScores, PointPrompt
-from readseg.core.masks import encode_rle, intersection_and_union
+from readseg.analysis.studies.map_records import Grid, MapRecord, MapScores, PointPrompt
+from readseg.core.masks import Counts, encode_rle, intersection_and_union
 from readseg.core.stats import mask_ious
 from records import measured
 

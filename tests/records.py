@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from readseg.analysis.studies.map_records import Counts, Grid, MapRecord, MapScores, PointPrompt
-from readseg.core.masks import encode_rle
+from readseg.analysis.studies.map_records import Grid, MapRecord, MapScores, PointPrompt
+from readseg.core.masks import Counts, encode_rle
 
 HW = (4, 6)
 

@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 
 from page_study import HW, MAPS, curve_of, grid_of, pictures_of, study
 from readseg.analysis.page import flags_of, numbers_of, pick_units, write_page
-from readseg.analysis.studies.map_records import Counts, MapRecord, PointPrompt
-from readseg.core.masks import encode_rle
+from readseg.analysis.studies.map_records import MapRecord, PointPrompt
+from readseg.core.masks import Counts, encode_rle
 from readseg.core.stats import Estimate
 from readseg.errors import ReadsegError
 from readseg.viz.tables import Row, Table, printable

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image, ImageOps
-from pydantic import NonNegativeInt
 
 from readseg.core.images import load_image
 from readseg.core.masks import IGNORED, iou, union
@@ -33,22 +32,6 @@ STEPS = 100
 _ON_TARGET, _NOT_COUNTED = 128, 255
 _BLOCK = 1 << 15  # pixels: a block and what is made of it stay in a core's cache
 _ABOVE_ONE = 1e-3  # how far a map may reach above 1: interpolation rounds
-
-
-class Counts(NamedTuple):
-    """What a mask has in common with its target, in pixels that count: those in both, and those in either."""
-
-    intersection: NonNegativeInt
-    union: NonNegativeInt
-
-
-def iou_of(counts: Counts) -> float:
-    """I / U, and 1 where the union is empty.
-
-    >>> iou_of(Counts(1, 4)), iou_of(Counts(0, 0))
-    (0.25, 1.0)
-    """
-    return counts.intersection / counts.union if counts.union else 1.0
 
 
 @dataclass(frozen=True, eq=False)

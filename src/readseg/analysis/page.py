@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from readseg.analysis.map_metrics import STEPS, iou_of
+from readseg.analysis.map_metrics import STEPS
 from readseg.analysis.prompts import PROMPTS
 from readseg.analysis.similarity_maps import MAPS
 from readseg.analysis.studies.map_records import Grid, MapRecord
@@ -92,8 +92,8 @@ def small_picture(picture: Image.Image, side: int = _SIDES[0]) -> Image.Image:
 def numbers_of(record: MapRecord) -> dict[str, float | None]:
     """IoU of a record's masks, and what its maps know, by the names of their columns."""
     numbers: dict[str, float | None] = {"own": record.own_iou}
-    numbers |= {f"{name}_iou": iou_of(record.map_counts(name)) for name in record.maps}
-    numbers |= {f"prompt_{name}": iou_of(record.prompt_counts(name)) for name in record.prompts if name != "own"}
+    numbers |= {f"{name}_iou": record.map_counts(name).iou for name in record.maps}
+    numbers |= {f"prompt_{name}": record.prompt_counts(name).iou for name in record.prompts if name != "own"}
     numbers |= {"consistency": record.consistency, "spearman": record.spearman}
     for name, scores in record.maps.items():
         values = (scores.threshold, scores.pointing, scores.auc) if scores else (None, None, None)

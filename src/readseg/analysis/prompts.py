@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import SamModel
 
 from readseg.analysis.answer_states import TEXTS, AnswerStates, Spec
-from readseg.analysis.map_metrics import Counts
 from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER, read_sam
 from readseg.checkpoints.files import key_mismatches, read_weights
 from readseg.core import sasp
 from readseg.core.frames import ImageFrame
+from readseg.core.masks import Counts
 from readseg.core.sasp import PointConfig, Points
 from readseg.core.token_grid import Box, cell_coverage
 from readseg.errors import ReadsegError

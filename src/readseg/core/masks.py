@@ -6,7 +6,7 @@ A mask is a bool array (H, W). A target is uint8 (H, W): 0 background, 1 object,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -97,7 +97,19 @@ def polygons_to_mask(polygons: Iterable[Any], hw: tuple[int, int]) -> Bool[np.nd
     return canvas.astype(bool)
 
 
-def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> tuple[int, int]:
+class Counts(NamedTuple):
+    """What a mask has in common with its target, in pixels that count: those in both, and those in either."""
+
+    intersection: int
+    union: int
+
+    @property
+    def iou(self) -> float:
+        """I / U, and 1 where the union is empty."""
+        return self.intersection / self.union if self.union else 1.0
+
+
+def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> Counts:
     """Pixels in both masks (bool, or 0 and 1) and in any of them, where the target is not 255."""
     if pred.shape != target.shape:
         raise ValueError(f"mask and target must have one shape, got {pred.shape} and {target.shape}")
@@ -108,10 +120,9 @@ def intersection_and_union(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.nd
     if not (on_target | (target == 0) | ~counted).all():
         raise ValueError(f"a target must hold 0, 1 and {IGNORED} only")
     intersection, either = on_pred & on_target & counted, (on_pred | on_target) & counted
-    return int(np.count_nonzero(intersection)), int(np.count_nonzero(either))
+    return Counts(int(np.count_nonzero(intersection)), int(np.count_nonzero(either)))
 
 
 def iou(pred: Shaped[np.ndarray, "H W"], target: Shaped[np.ndarray, "H W"]) -> float:
     """Intersection over union, I / U, of `intersection_and_union`; 1 where the union is empty."""
-    intersection, either = intersection_and_union(pred, target)
-    return intersection / either if either else 1.0
+    return intersection_and_union(pred, target).iou

@@ -12,8 +12,9 @@ from PIL import Image
 from readseg.analysis.map_metrics import GroundTruth
 from readseg.analysis.similarity_maps import SimilarityMap
 from readseg.analysis.studies import single_image as figures
-from readseg.analysis.studies.map_records import Counts, MapResult, MapScores, PromptMask
+from readseg.analysis.studies.map_records import MapResult, MapScores, PromptMask
 from readseg.analysis.studies.single_image import ClosestToken, ImageResult, ModelResult, SegResult
+from readseg.core.masks import Counts
 from readseg.core.sasp import PointConfig
 from readseg.viz import overlays
 

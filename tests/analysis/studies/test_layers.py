@@ -21,8 +21,8 @@ from readseg.analysis.studies.layers import (
     layer_table,
     measure_layers,
 )
-from readseg.analysis.studies.map_records import Counts
 from readseg.analysis.studies.maps import WHOLE
+from readseg.core.masks import Counts
 from readseg.core.stats import Estimate
 from readseg.evaluation.benchmarks import ImageQuestions, Question
 from readseg.inference.segmenter import Segmenter

@@ -31,7 +31,6 @@ from readseg.analysis.prompts import PROMPTS
 from readseg.analysis.similarity_maps import MAPS, SimilarityMap, layer_maps, phrase_map
 from readseg.analysis.studies import map_records as module
 from readseg.analysis.studies.map_records import (
-    Counts,
     MapRecord,
     MapScores,
     contains_name,
@@ -39,7 +38,7 @@ from readseg.analysis.studies.map_records import (
     measure_maps,
     words_right,
 )
-from readseg.core.masks import decode_rle
+from readseg.core.masks import Counts, decode_rle
 from readseg.core.sasp import PointConfig, select_extremes
 from readseg.core.types import Turn
 from readseg.evaluation.benchmarks import ImageQuestions, Question
@@ -571,7 +570,7 @@ def test_what_is_missing_counts_as_an_empty_mask() -> None:
         ("places", "0"),
         ("maps", {"unknown": None}),
         ("maps", {"lmm": {"counts": [1, 2]}}),
-        ("prompts", {"own": [1, -2]}),
+        ("prompts", {"own": [1, "2"]}),
         ("prompts", {"own": [1, 2, 3]}),
         ("consistency", "nan"),
         ("target", {"size": [4, 6]}),

@@ -10,7 +10,7 @@ import pytest
 
 from readseg.analysis.prompts import PROMPTS as PROMPT_SPECS
 from readseg.analysis.similarity_maps import MAPS as MAP_SPECS
-from readseg.analysis.studies.map_records import Counts, MapRecord, MapScores
+from readseg.analysis.studies.map_records import MapRecord, MapScores
 from readseg.analysis.studies.maps import (
     WHOLE,
     MapStudy,
@@ -20,6 +20,7 @@ from readseg.analysis.studies.maps import (
     prompt_table,
     tables,
 )
+from readseg.core.masks import Counts
 from readseg.core.stats import Estimate
 from readseg.viz.tables import Row, Table, to_markdown
 from records import measured, scores

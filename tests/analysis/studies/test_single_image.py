@@ -14,7 +14,7 @@ from PIL import Image
 
 from answers import SIZE, TWO, read_answer, small
 from readseg.analysis.answer_states import ExamineOptions
-from readseg.analysis.map_metrics import GroundTruth, consistency, iou_of, spearman
+from readseg.analysis.map_metrics import GroundTruth, consistency, spearman
 from readseg.analysis.similarity_maps import MAPS, layer_maps, phrase_map
 from readseg.analysis.studies import single_image
 from readseg.analysis.studies.map_records import MapResult
@@ -313,7 +313,7 @@ def test_with_a_truth() -> None:
         assert scores is not None
         assert list(maps.columns) == ["iou", "threshold", "pointing", "mass_inside", "auc"]
         assert [row.cells[column] for column in maps.columns] == [
-            iou_of(scores.counts), scores.threshold, scores.pointing, scores.mass_inside, scores.auc,
+            scores.counts.iou, scores.threshold, scores.pointing, scores.mass_inside, scores.auc,
         ]  # fmt: skip
     assert list(masks.columns) == ["share", "iou", "own", "seg", "points", "plain_points", "plain_extremes"]
     assert [row.name for row in masks.rows] == [
@@ -324,7 +324,7 @@ def test_with_a_truth() -> None:
     assert own["seg"] == alone["own"] == seg.agreement["own", "seg"]
     assert "own" not in own and own["share"] == seg.masks["own"].mask.mean()
     counts = seg.masks["seg"].counts
-    assert counts is not None and alone["iou"] == iou_of(counts)
+    assert counts is not None and alone["iou"] == counts.iou
     assert [row.name for row in layers.rows] == ["layer 0", "layer 1", "layer 2"]
     assert layers.rows[2].cells == maps.rows[0].cells
     assert any("bound" in note for note in maps.notes) and any("bound" in note for note in layers.notes)

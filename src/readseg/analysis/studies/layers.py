@@ -19,7 +19,6 @@ from PIL import Image
 
 from readseg.analysis.answer_states import ExamineOptions, collect_states
 from readseg.analysis.cases import Case, cases_of
-from readseg.analysis.map_metrics import iou_of
 from readseg.analysis.page import spread
 from readseg.analysis.similarity_maps import layer_maps
 from readseg.analysis.studies.map_records import LayerRecord, MapScores, measure_maps
@@ -182,7 +181,7 @@ def _picture(
             drawn = np.zeros(target.shape, np.float32) if value_map is None else value_map
             panels.append(panel(image, side=_TILE, value_map=drawn))
             scores = record.layers[layer]
-            iou = "no map" if scores is None else f"IoU {iou_of(scores.counts):.2f} at t = {scores.threshold:.2f}"
+            iou = "no map" if scores is None else f"IoU {scores.counts.iou:.2f} at t = {scores.threshold:.2f}"
             captions.append(f"{_layer_name(study, layer)}: {iou}")
         sheets.append(contact_sheet(panels, captions, columns=_COLUMNS, tile=_TILE))
     return stack([*sheets, scale_legend(2 * _TILE, 20)]) if sheets else None

@@ -21,9 +21,7 @@ from readseg.analysis.answer_states import AnswerStates, ExamineOptions, Spec, c
 from readseg.analysis.cases import Case, TargetMask
 from readseg.analysis.map_metrics import (
     Consistency,
-    Counts,
     consistency,
-    iou_of,
     localisation,
     search_thresholds,
     spearman,
@@ -31,7 +29,7 @@ from readseg.analysis.map_metrics import (
 from readseg.analysis.prompts import PROMPTS, PromptMask
 from readseg.analysis.similarity_maps import MAPS, SimilarityMap
 from readseg.core import sasp
-from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, union
+from readseg.core.masks import IGNORED, Counts, encode_rle, intersection_and_union, union
 from readseg.core.token_grid import axes, cells_inside
 from readseg.evaluation.predictions import Rle, same_words, words_of
 from readseg.inference.segmenter import Segmenter
@@ -143,7 +141,7 @@ class MapRecord:
     @property
     def own_iou(self) -> float:
         """IoU of the model's own mask, 1 where nothing is expected and nothing drawn."""
-        return iou_of(self.prompt_counts("own"))
+        return self.prompt_counts("own").iou
 
     def map_counts(self, name: str) -> Counts:
         """Counts of a map's mask at its best threshold; where there is no map those of an empty mask."""
@@ -260,9 +258,7 @@ def _measured_mask(masks: Sequence[PromptMask], target: Shaped[np.ndarray, "H W"
         return None
     mask = union([one.mask for one in masks])
     points_xy, labels = (np.concatenate([getattr(one, name) for one in masks]) for name in ("points_xy", "labels"))
-    return PromptMask(
-        mask, points_xy, labels, None if target is None else Counts(*intersection_and_union(mask, target))
-    )
+    return PromptMask(mask, points_xy, labels, None if target is None else intersection_and_union(mask, target))
 
 
 # -- a case of a benchmark ---------------------------------------------------------------------------------------------
@@ -306,7 +302,7 @@ def _record(case: Case, number: int, states: AnswerStates, result: TargetResult)
         places=expected.seg_indices,
         words=result.words,
         words_right=right,
-        misaligned=right is True and iou_of(prompts["own"] or Counts(0, wanted)) < MISSED,
+        misaligned=right is True and (prompts["own"] or Counts(0, wanted)).iou < MISSED,
         wanted=wanted,
         counted=int(np.count_nonzero(~ignored)),
         maps={name: one.scores for name, one in result.maps.items()},

@@ -18,7 +18,6 @@ from rich.progress import track
 
 from readseg.analysis.answer_states import EXTREMES, TEXTS, ExamineOptions, Spec
 from readseg.analysis.cases import cases_of
-from readseg.analysis.map_metrics import Counts, iou_of
 from readseg.analysis.page import pick_units, small_picture, write_page
 from readseg.analysis.prompts import PROMPTS, load_original_sam
 from readseg.analysis.similarity_maps import MAPS, load_clip
@@ -27,6 +26,7 @@ from readseg.analysis.study import Study, StudyContext, StudyModel, StudyOutput
 from readseg.checkpoints.load import digest
 from readseg.core.images import load_image
 from readseg.core.io import atomic_write, read_yaml
+from readseg.core.masks import Counts
 from readseg.core.stats import Estimate, estimate, mask_ious
 from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.report import PROTOCOLS
@@ -119,7 +119,7 @@ def misaligned_table(study: MapStudy, most: int = 100) -> Table:
     misaligned = sorted((r for r in study.records if r.misaligned), key=lambda r: (r.own_iou, r.key, r.unit))
     rows = []
     for record in misaligned[:most]:
-        ious = {name: iou_of(record.map_counts(name)) for name in ("lmm", "sam")}
+        ious = {name: record.map_counts(name).iou for name in ("lmm", "sam")}
         cells: dict[str, Cell] = {"question": record.question, "answer": record.answer, "own": record.own_iou, **ious}
         rows.append(Row(f"{record.key}, mask {record.unit + 1}" if record.unit else record.key, cells))
     right = sum(record.words_right is True for record in study.records)

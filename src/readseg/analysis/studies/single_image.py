@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from readseg.analysis.answer_states import AnswerStates, ExamineOptions, collect_states
-from readseg.analysis.map_metrics import Counts, GroundTruth, iou_of, joined_target
+from readseg.analysis.map_metrics import GroundTruth, joined_target
 from readseg.analysis.prompts import PROMPTS, PromptMask
 from readseg.analysis.similarity_maps import MAPS, layer_maps, token_map
 from readseg.analysis.studies.map_records import (
@@ -30,7 +30,7 @@ from readseg.analysis.studies.map_records import (
     measure_target,
 )
 from readseg.analysis.study import StudyModel
-from readseg.core.masks import IGNORED, encode_rle, intersection_and_union, iou, union
+from readseg.core.masks import IGNORED, Counts, encode_rle, intersection_and_union, iou, union
 from readseg.core.sasp import PointConfig
 from readseg.inference.result import shortest_float
 from readseg.model.config import Prompt
@@ -145,7 +145,7 @@ def examine_image(
     if whole is not None:
         for kind, of_segs in (masks if segs else {"own": []}).items():
             mask = union([one.mask for one in of_segs], encoded.frame.hw)
-            together[kind] = Counts(*intersection_and_union(mask, whole))
+            together[kind] = intersection_and_union(mask, whole)
     return ModelResult(
         name=model.name,
         source=model.source,
@@ -271,7 +271,7 @@ def _map_numbers(result: MapResult) -> dict[str, Any]:
 
 
 def _counts_json(counts: Counts) -> dict[str, Any]:
-    return {"iou": iou_of(counts), "intersection": counts.intersection, "union": counts.union}
+    return {"iou": counts.iou, "intersection": counts.intersection, "union": counts.union}
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def _mask_rows(group: str, model: ModelResult, seg: SegResult) -> list[Row]:
             continue  # the same mask as its own
         cells: dict[str, Cell] = {"share": float(one.mask.mean())}
         if one.counts is not None:
-            cells["iou"] = iou_of(one.counts)
+            cells["iou"] = one.counts.iou
         for (first, second), value in seg.agreement.items():
             if kind in (first, second):
                 cells[second if kind == first else first] = value
@@ -423,7 +423,7 @@ def _together(result: ImageResult, model: ModelResult) -> str:
     """What several masks make together, of one truth or of several."""
     if not model.segs or not result.truths or len(model.segs) == len(result.truths) == 1:
         return ""
-    text, expected = f"All masks together: IoU {iou_of(model.together['own']):.2f} with ", len(result.truths)
+    text, expected = f"All masks together: IoU {model.together['own'].iou:.2f} with ", len(result.truths)
     if expected == 1:
         return f"{text}the truth. It is one mask: each [SEG] above is held against all of it."
     wrong = f" Expected: {expected} masks; the answer holds {len(model.segs)} [SEG]."
@@ -486,14 +486,14 @@ def _map_panel(one: MapResult, title: str, points: PromptMask | None = None) -> 
         return Panel(title, "", {}, "all scores are equal, or no numbers: there is no map")
     numbers, scores = "", one.scores
     if scores is not None:
-        numbers = f"IoU {iou_of(scores.counts):.2f} (t {scores.threshold:.2f})"
+        numbers = f"IoU {scores.counts.iou:.2f} (t {scores.threshold:.2f})"
         # Where the truth covers all that counts, there is no other pixel to tell it from.
         numbers += "" if math.isnan(scores.auc) else f", AUC {scores.auc:.2f}"
     return Panel(title, numbers, {"value_map": one.map, "points": _points(points)})
 
 
 def _mask_panel(one: PromptMask, title: str, points: bool = False) -> Panel:
-    numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {iou_of(one.counts):.2f}"
+    numbers = f"{one.mask.mean():.1%} of the image" if one.counts is None else f"IoU {one.counts.iou:.2f}"
     return Panel(title, numbers, {"mask": one.mask, "points": _points(one if points else None)})
 
 
