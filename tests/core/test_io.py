@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,23 @@ from readseg.core.io import JsonlStore, LineFormat, atomic_write, read_lines, wr
 from readseg.errors import ReadsegError
 
 
-def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
+def write_to(path: Path, write: Callable[[Path], object], **options: bool) -> None:
+    with atomic_write(path, **options) as place:
+        write(place)
+
+
+def test_files_and_folders_are_replaced_at_the_end(tmp_path: Path) -> None:
+    path, folder = tmp_path / "a.txt", tmp_path / "model"
     path.write_text("old")
-    with atomic_write(path) as place:
+    folder.mkdir()
+    (folder / "old").write_text("")
+    with atomic_write(path) as place, atomic_write(folder) as part:
         place.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    path.mkdir()
-    (path / "old").write_text("")
-    with atomic_write(path) as place:
-        place.mkdir()
-        (place / "new").write_text("")
-    assert [entry.name for entry in path.iterdir()] == ["new"]
-    assert list(tmp_path.iterdir()) == [path]
+        part.mkdir()
+        (part / "new").write_text("")
+        assert path.read_text() == "old" and [entry.name for entry in folder.iterdir()] == ["old"]
+    assert path.read_text() == "new" and [entry.name for entry in folder.iterdir()] == ["new"]
+    assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -43,16 +42,12 @@ def test_a_failure_changes_nothing(tmp_path: Path, folder: bool) -> None:
     path = tmp_path / "kept"
     path.write_text("old")
 
-    def fail() -> None:
-        with atomic_write(path) as place:
-            if folder:
-                place.mkdir()
-            else:
-                place.write_text("half")
-            raise RuntimeError
+    def fail(place: Path) -> None:
+        place.mkdir() if folder else place.write_text("half")
+        raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        fail()
+        write_to(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -71,20 +66,19 @@ def test_new_places_replace_nothing(tmp_path: Path, kind: str) -> None:
     """Also not what came while the block ran."""
     path = tmp_path / "out"
 
-    def write() -> None:
-        with atomic_write(path, new=True) as place:
-            place.mkdir()
-            if kind == "file":
-                path.write_text("mine")
-            elif kind == "link":
-                path.symlink_to(tmp_path / "nowhere")
-            else:
-                path.mkdir()
-                if kind == "folder":
-                    (path / "mine").write_text("mine")
+    def write(place: Path) -> None:
+        place.mkdir()
+        if kind == "file":
+            path.write_text("mine")
+        elif kind == "link":
+            path.symlink_to(tmp_path / "nowhere")
+        else:
+            path.mkdir()
+            if kind == "folder":
+                (path / "mine").write_text("mine")
 
     with pytest.raises(FileExistsError):
-        write()
+        write_to(path, write, new=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     if kind == "folder":
         assert (path / "mine").read_text() == "mine"
@@ -93,14 +87,8 @@ def test_new_places_replace_nothing(tmp_path: Path, kind: str) -> None:
 def test_dots_name_no_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
-
-    def write() -> None:
-        with atomic_write(Path("new/.."), new=True) as place:
-            Path("new").mkdir()
-            place.mkdir()
-
     with pytest.raises(FileExistsError):
-        write()
+        write_to(Path("new/.."), lambda place: (Path("new").mkdir(), place.mkdir()), new=True)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

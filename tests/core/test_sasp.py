@@ -35,6 +35,11 @@ ALIGNMENTS = ["reference", "exact"]
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
+@pytest.fixture(params=ALIGNMENTS)
+def alignment(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def config(**values: Any) -> PointConfig:
     """Settings of points, in `exact` alignment where not said otherwise."""
     return PointConfig(**{"alignment": "exact", **values})
@@ -107,35 +112,28 @@ class TestNormalise:
         assert usable.tolist() == [True, False, False, False]
         assert unit.tolist() == [[0.0, 0.5, 1.0], [0.0] * 3, [0.0] * 3, [0.0] * 3]
 
-    def test_a_range_beyond_the_dtype_is_no_range(self) -> None:
-        largest = torch.finfo(torch.float32).max
-        assert not normalise(torch.tensor([[-largest, largest]]))[1]
+    def test_dtype_is_kept_and_a_range_beyond_it_is_no_range(self) -> None:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            largest = torch.finfo(dtype).max
+            unit, usable = normalise(torch.tensor([[-largest, largest], [0.0, 1.0]], dtype=dtype))
+            assert unit.dtype == dtype and usable.tolist() == [False, True]
 
     def test_cells_outside_do_not_set_the_range(self) -> None:
         unit, usable = normalise(torch.tensor([[100.0, 2.0, 4.0, -7.0]]), torch.tensor([False, True, True, False]))
         assert usable.item()
         assert unit.tolist() == [[1.0, 0.0, 1.0, 0.0]]
 
-    def test_dtype_is_kept(self) -> None:
-        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-            assert normalise(torch.rand(2, 9).to(dtype))[0].dtype == dtype
-
 
 class TestFullMap:
     @few
     @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 9), st.integers(0, 1000))
-    def test_reference_equals_the_chain_of_resizes(self, height: int, width: int, side: int, seed: int) -> None:
-        scores = torch.randn(2, side * side, generator=torch.Generator().manual_seed(seed))
-        ours = full_map(scores, (height, width), alignment="reference")
-        torch.testing.assert_close(ours, plain_reference_map(scores, (height, width)), atol=2e-4, rtol=0)
-
-    @few
-    @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 9), st.integers(0, 1000))
-    def test_exact_on_the_whole_image_is_a_plain_resize(self, height: int, width: int, side: int, seed: int) -> None:
-        scores = torch.randn(2, side * side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        ours = full_map(scores, (height, width), box=(0, 0, width, height))
-        plain = resized(normalise(scores)[0].unflatten(1, (side, side)), (height, width))
-        torch.testing.assert_close(ours, plain)
+    def test_whole_maps_equal_plain_resizes(self, height: int, width: int, side: int, seed: int) -> None:
+        hw, generator = (height, width), torch.Generator().manual_seed(seed)
+        scores = torch.randn(2, side * side, generator=generator, dtype=torch.float64)
+        exact = full_map(scores, hw, box=(0, 0, width, height))
+        torch.testing.assert_close(exact, resized(normalise(scores)[0].unflatten(1, (side, side)), hw))
+        reference = full_map(scores.float(), hw, alignment="reference")
+        torch.testing.assert_close(reference, plain_reference_map(scores.float(), hw), atol=2e-4, rtol=0)
 
     def test_exact_is_the_centred_square_by_default_and_0_outside(self) -> None:
         scores = smooth_scores(1, 6, torch.float64)
@@ -158,11 +156,8 @@ class TestSelection:
 
     def test_order_and_labels(self) -> None:
         cells, labels, valid = select_cells(self.values, self.everywhere, config())
-        assert cells.tolist() == [[4, 0, 8, 3, 6, 1, 5, 2, 7]]
+        assert cells.tolist() == [[4, 0, 8, 3, 6, 1, 5, 2, 7]] and valid.all()
         assert labels.tolist() == [[1, 1, 1, 1, 0, 0, 0, -1, -1]]
-        assert valid.all()
-
-    def test_only_the_first_are_kept(self) -> None:
         assert select_cells(self.values, self.everywhere, config(num_points=5))[0].tolist() == [[4, 0, 8, 3, 6]]
 
     def test_cells_outside_are_never_selected(self) -> None:
@@ -235,7 +230,6 @@ class TestSelection:
 
 
 class TestDiscreteToContinuous:
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     @pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
     @pytest.mark.parametrize("hw", [(31, 47), (60, 25), (1, 1), (1, 40)])
     def test_window_equals_the_sum_over_the_image(self, hw: tuple[int, int], bandwidth: float, alignment: Any) -> None:
@@ -321,7 +315,6 @@ class TestGradients:
             lambda f, p: sample_features(f, p, (9, 8)), (maps.detach().requires_grad_(), inner.requires_grad_())
         )
 
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_bad_rows_have_no_gradient_and_leave_the_others(self, alignment: Any) -> None:
         good = smooth_scores(1, 8)
         bad = torch.zeros(4, 64)
@@ -337,13 +330,12 @@ class TestGradients:
 
     def test_discrete_points_have_none(self) -> None:
         scores = smooth_scores(1, 8).requires_grad_()
-        assert not points_from_scores(scores, (40, 50), config(dtoc=False)).xy.requires_grad
-        assert points_from_scores(scores, (40, 50), config()).xy.requires_grad
+        for dtoc in (False, True):
+            assert points_from_scores(scores, (40, 50), config(dtoc=dtoc)).xy.requires_grad == dtoc
 
 
 class TestAnyDeviceAndDtype:
     @pytest.mark.parametrize("device", DEVICES)
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
     def test_low_precision_scores_give_the_points_of_their_values(
         self, dtype: torch.dtype, alignment: Any, device: str
@@ -356,7 +348,6 @@ class TestAnyDeviceAndDtype:
         assert torch.equal(points.labels, wide.labels)
         torch.testing.assert_close(points.xy.double(), wide.xy, atol=2e-2, rtol=0)
 
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_nothing_waits_for_a_value(self, alignment: Any) -> None:
         """On the meta device there are no values: anything that asks for one fails."""
         scores = torch.zeros(3, 64, device="meta")
@@ -366,7 +357,6 @@ class TestAnyDeviceAndDtype:
         assert select_extremes(scores, (48, 60), count=3, alignment=alignment).xy.shape == (3, 6, 2)
         assert full_map(scores, (48, 60), alignment=alignment).shape == (3, 48, 60)
 
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_many_rows_equal_single_ones(self, alignment: Any) -> None:
         scores = smooth_scores(7, 8)
         together = points_from_scores(scores, (48, 60), config(alignment=alignment))
@@ -375,13 +365,11 @@ class TestAnyDeviceAndDtype:
             assert torch.equal(together.labels[row], alone.labels[0])
             torch.testing.assert_close(together.xy[row], alone.xy[0], atol=1e-5, rtol=0)
 
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     def test_no_seg(self, alignment: Any) -> None:
         points = points_from_scores(torch.zeros(0, 64), (48, 60), config(alignment=alignment, num_points=5))
         assert [tuple(tensor.shape) for tensor in points] == [(0, 5, 2), (0, 5), (0, 5)]
         assert full_map(torch.zeros(0, 64), (48, 60), alignment=alignment).shape == (0, 48, 60)
 
-    @pytest.mark.parametrize("alignment", ALIGNMENTS)
     @pytest.mark.parametrize("hw", [(1, 1), (1, 4000), (4000, 1), (2, 3)])
     def test_tiny_and_extreme_images(self, hw: tuple[int, int], alignment: Any) -> None:
         points = points_from_scores(smooth_scores(2, 8), hw, config(alignment=alignment))
