@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,7 @@ def test_json_round_trip_is_exact(count: int) -> None:
     for name in ("query", "answer", "present", "image_size", "alignment", "box", "finished"):
         assert getattr(after, name) == getattr(before, name)
     np.testing.assert_array_equal(after.masks, before.masks)
-    assert after.masks.dtype == bool
-    assert after.masks.shape == (count, *HW)
+    assert after.masks.dtype == bool and after.masks.shape == (count, *HW)
     for name in ("points_xy", "point_labels"):
         for ours, theirs in zip(getattr(after, name), getattr(before, name), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -152,14 +153,14 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_pictures_need_an_image_of_the_right_size() -> None:
     bare = result(1, image=False)
-    with pytest.raises(ReadsegError, match="pass image="):
-        bare.overlay()
-    with pytest.raises(ReadsegError, match="size"):
-        bare.overlay(Image.new("RGB", (3, 3)))
-    with pytest.raises(ReadsegError, match="size"):
-        dataclasses.replace(bare, image=Image.new("RGB", HW)).heatmap()
-    with pytest.raises(ReadsegError, match="no heat map 1"):
-        result(1).heatmap(1)
+    for draw, message in (
+        (bare.overlay, "pass image="),
+        (lambda: bare.overlay(Image.new("RGB", (3, 3))), "size"),
+        (dataclasses.replace(bare, image=Image.new("RGB", HW)).heatmap, "size"),
+        (lambda: result(1).heatmap(1), "no heat map 1"),
+    ):
+        with pytest.raises(ReadsegError, match=message):
+            draw()
     image = Image.new("RGB", HW[::-1])
     assert bare.overlay(image).size[0] >= 480
     assert bare.heatmap(0, image).size[0] >= 480
@@ -171,16 +172,18 @@ def test_other_json_is_refused(text: str) -> None:
         Segmentation.from_json(text)
 
 
-def test_damaged_json_is_refused() -> None:
-    values = result(1).to_dict()
-    values["masks"][0]["size"] = [3, 3]
-    with pytest.raises(ReadsegError, match="not a saved segmentation"):
-        Segmentation.from_dict(values)
-
-
-@pytest.mark.parametrize(("name", "value"), [("alignment", "rough"), ("box", [0.0, 1.0]), ("scores", [[1.0, 2.0]])])
-def test_a_map_that_cannot_be_drawn_is_refused(name: str, value: Any) -> None:
-    values = result(1).to_dict()
-    values["similarity"][name] = value
-    with pytest.raises(ReadsegError, match=name):
-        Segmentation.from_dict(values)
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("masks", 0, "size"), [3, 3], "not a saved segmentation"),
+        (("similarity", "alignment"), "rough", "alignment"),
+        (("similarity", "box"), [0.0, 1.0], "box"),
+        (("similarity", "scores"), [[1.0, 2.0]], "scores"),
+    ],
+)
+def test_damaged_json_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
+    values = json.loads(result(1).to_json())
+    *outer, last = path
+    reduce(getitem, outer, values)[last] = value
+    with pytest.raises(ReadsegError, match=message):
+        Segmentation.from_json(json.dumps(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import Mock
@@ -39,8 +40,11 @@ def shared(folder: Path) -> Segmenter:
 
 
 @pytest.fixture
-def segmenter(folder: Path) -> Segmenter:
-    return load(folder)
+def segmenter(shared: Segmenter) -> Iterator[Segmenter]:
+    """The shared one, which remembers no image; what is set on it is taken back."""
+    shared._encoded.clear()
+    yield shared
+    shared._encoded.clear()
 
 
 def assert_same(one: Segmentation, other: Segmentation) -> None:
@@ -55,19 +59,14 @@ def assert_same(one: Segmentation, other: Segmentation) -> None:
 
 def test_answers_masks_and_presence(shared: Segmenter) -> None:
     results = shared.segment(picture(), list(ANSWERS))
-    assert [r.answer for r in results] == list(ANSWERS.values())
-    assert [r.query for r in results] == list(ANSWERS)
-    assert [r.present for r in results] == [True, True, True, False, None]
-    assert [len(r.masks) for r in results] == [1, 1, 2, 0, 0]
+    assert [(r.query, r.answer) for r in results] == list(ANSWERS.items())
+    assert [(r.present, len(r.masks)) for r in results] == [(True, 1), (True, 1), (True, 2), (False, 0), (None, 0)]
     for r in results:
-        assert r.masks.shape[1:] == r.image_size == (40, 60)
-        assert r.masks.dtype == bool
-        assert r.finished
-        assert np.isfinite(r.similarity).all()
+        assert r.masks.shape[1:] == r.image_size == (40, 60) and r.masks.dtype == bool
+        assert r.finished and np.isfinite(r.similarity).all()
         for xy, labels in zip(r.points_xy, r.point_labels, strict=True):
             assert len(xy) == len(labels) > 0
-            assert (xy >= 0).all()
-            assert (xy <= (60, 40)).all()
+            assert (xy >= 0).all() and (xy <= (60, 40)).all()
 
 
 @pytest.mark.parametrize("prompt", ["both", "seg", "points"])
@@ -79,10 +78,8 @@ def test_many_queries_give_what_single_ones_give(segmenter: Segmenter, prompt: A
 
 
 def test_more_queries_than_are_decoded_together(shared: Segmenter) -> None:
-    many = EIGHT * 3
-    assert [r.answer for r in shared.segment(picture(), many)] == [
-        r.answer for r in shared.segment(picture(), EIGHT)
-    ] * 3
+    answers = [r.answer for r in shared.segment(picture(), EIGHT)]
+    assert [r.answer for r in shared.segment(picture(), EIGHT * 3)] == answers * 3
     assert shared.segment(picture(), []) == []
 
 
@@ -94,10 +91,9 @@ def counted(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return calls
 
 
-def test_an_image_is_computed_once_for_all_queries(
-    folder: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = load(folder).segment(picture(), "the cat")
+def test_an_image_is_computed_once_for_all_queries(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = segmenter.segment(picture(), "the cat")
+    segmenter._encoded.clear()
     calls = counted(segmenter, monkeypatch)
     segmenter.segment(picture(), EIGHT)
     assert [call.call_count for call in calls.values()] == [1, 1, 1, 1, 1]
@@ -106,9 +102,8 @@ def test_an_image_is_computed_once_for_all_queries(
     assert [call.call_count for call in calls.values()] == [1, 1, 1, 3, 3]
 
 
-def test_the_cache_keeps_the_latest_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = load(folder)
-    segmenter = Segmenter(full.model, full.processor, cached_images=2)
+def test_the_cache_keeps_the_latest_images(shared: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = Segmenter(shared.model, shared.processor, cached_images=2)
     encode = counted(segmenter, monkeypatch)["encode_image"]
     for seed in (0, 1, 0, 2, 0):  # 2 pushes out 1, the longest unused
         segmenter.segment(picture(seed=seed), "the cat")
@@ -116,7 +111,7 @@ def test_the_cache_keeps_the_latest_images(folder: Path, monkeypatch: pytest.Mon
     segmenter.segment(picture(seed=1), "the cat")
     assert encode.call_count == 4
     with pytest.raises(ReadsegError, match="cached_images"):
-        Segmenter(full.model, full.processor, cached_images=0)
+        Segmenter(shared.model, shared.processor, cached_images=0)
 
 
 def test_batches_of_images(shared: Segmenter) -> None:
@@ -127,10 +122,9 @@ def test_batches_of_images(shared: Segmenter) -> None:
         assert_same(one, shared.segment(image, query))
     nested = shared.segment_batch(images[:2], [["the cat", "the unicorn"], []])
     assert [len(part) for part in nested] == [2, 0]
-    with pytest.raises(QueryError, match="3 images"):
-        shared.segment_batch(images, ["the cat"])
-    with pytest.raises(QueryError, match="3 images"):
-        shared.segment_batch(images, "cat")
+    for wrong in (["the cat"], "cat"):
+        with pytest.raises(QueryError, match="3 images"):
+            shared.segment_batch(images, wrong)
 
 
 def test_a_given_answer_gives_what_the_same_answer_gives_by_itself(shared: Segmenter) -> None:
@@ -173,11 +167,9 @@ def test_every_kind_of_image(shared: Segmenter, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2), (30, 30)])
 def test_odd_sizes_give_finite_results(shared: Segmenter, size: tuple[int, int]) -> None:
     result = shared.segment(picture(*size), "the cat")
-    assert result.answer == ANSWERS["the cat"]
-    assert result.masks.shape == (1, *size)
-    assert np.isfinite(result.scores).all()
-    assert np.isfinite(result.similarity).all()
-    assert np.isfinite(result.points_xy[0]).all()
+    assert result.answer == ANSWERS["the cat"] and result.masks.shape == (1, *size)
+    for values in (result.scores, result.similarity, result.points_xy[0]):
+        assert np.isfinite(values).all()
     flat = shared.segment(np.zeros((*size, 3), np.uint8), "the cat")
     assert np.isfinite(flat.similarity).all()
 
@@ -187,6 +179,7 @@ def test_options_are_followed_or_refused(shared: Segmenter) -> None:
     assert [len(xy) for xy in alone.points_xy] == [0]
     few = shared.segment(picture(), "the cat", points=PointConfig(num_points=3, downsample=1, alignment="exact"))
     assert len(few.points_xy[0]) == 3
+    assert not shared.segment(picture(), "the unicorn", max_new_tokens=1).finished
     for name, option in (
         ("both, seg, points", {"prompt": "all"}),
         ("alignment", {"points": PointConfig()}),
@@ -213,11 +206,6 @@ def test_an_option_that_a_method_does_not_have_is_named(shared: Segmenter) -> No
         shared.decode(encoded, [], force=True)
 
 
-def test_an_answer_that_is_cut_off_says_so(shared: Segmenter) -> None:
-    cut = shared.segment(picture(), "the unicorn", max_new_tokens=1)
-    assert not cut.finished
-
-
 @pytest.mark.parametrize("query", ["", "   ", "\n", None, 7, b"cat"])
 def test_empty_queries(shared: Segmenter, query: Any) -> None:
     for ask in (lambda: shared.segment(picture(), [query]), lambda: shared.chat(picture()).ask(query)):
@@ -239,8 +227,8 @@ def test_special_tokens_in_a_query_are_text(shared: Segmenter, query: str) -> No
     assert result.answer.count("[SEG]") == len(result.masks)
 
 
-def test_a_hidden_part_is_warned_of(segmenter: Segmenter) -> None:
-    segmenter.processor.config.view = "crop"
+def test_a_hidden_part_is_warned_of(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter.processor.config, "view", "crop")
     with pytest.warns(UserWarning, match="60% of it is hidden"):
         segmenter.segment(picture(40, 100), "the cat")
     segmenter.segment(picture(40, 45), "the cat")  # 11%: no warning, which would be an error here
@@ -269,20 +257,18 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(shared: Segmenter) -> N
     assert len(chat.turns) == 1
 
 
-def test_presence_in_conversations(shared: Segmenter) -> None:
-    def present(text: str, **options: Any) -> bool | None:
-        return shared.chat(picture()).ask(text, **options).present
-
-    assert present("the cat") is True
-    assert present("the unicorn") is None
-    assert present("the unicorn", asks=True) is False
-    assert present("how many animals are there?") is None
-
-
-def test_asks_overrides_the_rule(shared: Segmenter) -> None:
-    assert shared.segment(picture(), "the unicorn", asks=False).present is None
-    assert shared.segment(picture(), "how many animals are there?", asks=True).present is False
-    assert shared.segment(picture(), "the cat", asks=False).present is True
+def test_presence_in_conversations_and_where_asks_overrides_the_rule(shared: Segmenter) -> None:
+    for text, asks, chatted, segmented in (
+        ("the cat", None, True, True),
+        ("the cat", False, True, True),
+        ("the unicorn", None, None, False),
+        ("the unicorn", True, False, False),
+        ("the unicorn", False, None, None),
+        ("how many animals are there?", None, None, None),
+        ("how many animals are there?", True, False, False),
+    ):
+        assert shared.chat(picture()).ask(text, asks=asks).present is chatted
+        assert shared.segment(picture(), text, asks=asks).present is segmented
 
 
 @pytest.mark.parametrize(
@@ -312,11 +298,12 @@ def test_plain_questions(query: str) -> None:
     assert not requests_mask(query)
 
 
-def test_the_question_is_worded_as_in_training(segmenter: Segmenter) -> None:
-    segmenter.processor.config.conversation = ConversationConfig(
+def test_the_question_is_worded_as_in_training(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = ConversationConfig(
         name_question="What is {name} in this image? Please output segmentation mask.",
         sentence_question="{sentence} Please output segmentation mask.",
     )
+    monkeypatch.setattr(segmenter.processor.config, "conversation", conversation)
     encoded = segmenter.encode(picture())
     plain, segment = "Is there something to sit on?", "the middle segment of the orange"
     queries = ["the cat", "Where could I sit", "Segment the cat", "how many cats?", plain, segment]
@@ -349,28 +336,27 @@ def test_the_steps_of_segment_one_by_one(segmenter: Segmenter) -> None:
 
 
 def test_models_that_are_not_there(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def error(name: Any, **options: Any) -> str:
+    def check(message: str, name: Any, **options: Any) -> None:
         with pytest.raises(ReadsegError) as caught:
             Segmenter.from_pretrained(name, **options)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
     (tmp_path / "file").touch()
-    assert "holds no model" in error(tmp_path)
-    assert "is a file" in error(tmp_path / "file")
-    assert "no such folder" in error(tmp_path / "missing")
-    assert "no such folder" in error("no such model")
-    assert "nobody/nothing is no folder" in error("nobody/nothing")  # the tests are offline
+    check("holds no model", tmp_path)
+    check("is a file", tmp_path / "file")
+    check("no such folder", tmp_path / "missing")
+    check("no such folder", "no such model")
+    check("nobody/nothing is no folder", "nobody/nothing")  # the tests are offline
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert "type 'bert'" in error(tmp_path)
+    check("type 'bert'", tmp_path)
     (tmp_path / "config.json").write_text("{not json")
-    assert "config.json is no JSON" in error(tmp_path)
+    check("config.json is no JSON", tmp_path)
     monkeypatch.setattr(loading, "EMBEDDED", tmp_path / "weights")
-    assert "embedded model is missing" in error(None)
-    assert "device 'abacus'" in error(folder, device="abacus")
-    assert "dtype must be" in error(folder, dtype="int8")
+    check("embedded model is missing", None)
+    check("device 'abacus'", folder, device="abacus")
+    check("dtype must be", folder, dtype="int8")
     for device in ("nonsense", "meta"):
-        assert "cannot be used here" in error(folder, device=device)
+        check("cannot be used here", folder, device=device)
 
 
 def test_half_a_character_in_a_query(shared: Segmenter, tmp_path: Path) -> None:
@@ -380,33 +366,32 @@ def test_half_a_character_in_a_query(shared: Segmenter, tmp_path: Path) -> None:
 
 
 def test_damaged_and_incomplete_models(tmp_path: Path, folder: Path, capfd: Any) -> None:
+    def check(message: str) -> None:
+        with pytest.raises(ReadsegError, match=message):
+            Segmenter.from_pretrained(tmp_path)
+
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(ReadsegError, match="no weights"):
-        Segmenter.from_pretrained(tmp_path)
+    check("no weights")
     weights = (folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ReadsegError, match=r"model\.safetensors"):
-        Segmenter.from_pretrained(tmp_path)
+    check(r"model\.safetensors")
     (tmp_path / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
-    config["lmm_config"]["text_config"]["num_hidden_layers"] = 3
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ReadsegError, match=r"missing: .*layers\.2"):
-        Segmenter.from_pretrained(tmp_path)
-    config["lmm_config"]["text_config"] |= {"num_hidden_layers": 2, "vocab_size": 500}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ReadsegError, match=r"wrong shape: .*lm_head\.weight is .*500"):
-        Segmenter.from_pretrained(tmp_path)
+    for changes, message in (
+        ({"num_hidden_layers": 3}, r"missing: .*layers\.2"),
+        ({"num_hidden_layers": 2, "vocab_size": 500}, r"wrong shape: .*lm_head\.weight is .*500"),
+    ):
+        config["lmm_config"]["text_config"] |= changes
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        check(message)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     tensors = load_file(folder / "model.safetensors")
     tensors["map_bias"] = tensors["map_bias"] * torch.nan
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ReadsegError, match=r"no numbers: map_bias"):
-        Segmenter.from_pretrained(tmp_path)
+    check("no numbers: map_bias")
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ReadsegError, match=r"no tokenizer: expected tokenizer\.json"):
-        Segmenter.from_pretrained(tmp_path)
+    check(r"no tokenizer: expected tokenizer\.json")
     assert capfd.readouterr() == ("", ""), "libraries must not write before the error"
 
 

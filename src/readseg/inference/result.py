@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,36 +120,31 @@ class Segmentation:
         points = [(self.points_xy[index], self.point_labels[index])]
         return overlays.heat_map(self._image(image), self.similarity[index], points=points, caption=self.query)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, masks as COCO run lengths; `from_dict` reads it back. The image is not in it."""
-        return {
+    def to_json(self) -> str:
+        """One line of JSON, masks as COCO run lengths; `from_json` reads it back. The image is not in it."""
+        points = zip(self.points_xy, self.point_labels, strict=True)
+        values = {
             "format": FORMAT,
-            **{name: getattr(self, name) for name in _PLAIN},
-            **{name: value if (value := getattr(self, name)) is None else list(value) for name in _YOUNGER},
-            "image_size": list(self.image_size),
+            **{name: getattr(self, name) for name in (*_PLAIN, *_YOUNGER)},
+            "image_size": self.image_size,
             "masks": [encode_rle(mask) for mask in self.masks],
             "points": [
-                {
-                    "xy": [[shortest_float(x), shortest_float(y)] for x, y in xy],
-                    "labels": [int(label) for label in labels],
-                }
-                for xy, labels in zip(self.points_xy, self.point_labels, strict=True)
+                {"xy": [list(map(shortest_float, point)) for point in xy], "labels": labels.tolist()}
+                for xy, labels in points
             ],
             "similarity": {
                 "alignment": self.alignment,
                 "box": None if self.box is None else [float(side) for side in self.box],
-                "scores": [[shortest_float(score) for score in row] for row in self.scores],
+                "scores": [list(map(shortest_float, row)) for row in self.scores],
             },
         }
-
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], image: Image.Image | None = None) -> Segmentation:
-        """What `to_dict` gave; `image` is what pictures are drawn on. Data of another form is a ReadsegError."""
+    def from_json(cls, text: str, image: Image.Image | None = None) -> Segmentation:
+        """What `to_json` gave; `image` is what pictures are drawn on. A text of another form is a ReadsegError."""
         try:
+            values = json.loads(text)
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             height, width = (int(side) for side in values["image_size"])
@@ -172,14 +166,6 @@ class Segmentation:
         except (KeyError, TypeError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ReadsegError(f"this is not a saved segmentation ({FORMAT}): {reason}") from error
-
-    @classmethod
-    def from_json(cls, text: str, image: Image.Image | None = None) -> Segmentation:
-        """What `to_json` gave; a text that is not JSON, or not of that form, is a ReadsegError."""
-        try:
-            return cls.from_dict(json.loads(text), image)
-        except ValueError as error:
-            raise ReadsegError(f"this is not a saved segmentation: {error}") from error
 
     def save(self, folder: str | Path) -> Path:
         """Write result.json, overlay.png, and mask_K.png, heatmap_K.png for the K-th [SEG], each whole or not at all.
