@@ -110,3 +110,8 @@ def run(name: str, asked: StudyContext, **options: Any) -> None:
     """Runs the study of a name, prints and writes what it finds."""
     study = import_module(f"readseg.analysis.studies.{name}").STUDY
     run_study(study, asked, study.options(**options))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -11,8 +11,6 @@ import pytest
 from commandline import run
 from tiny_segmenter import build
 
-Capture = pytest.CaptureFixture[str]
-
 
 @pytest.fixture(scope="module")
 def evaluated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,56 +19,39 @@ def evaluated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(data, root / "data")
     build(root / "model")
     names = ("reasonseg/val", "grefcoco/testA", "refcocog/test", "scenes")
-    words = (
-        "evaluate",
-        *names,
-        "--limit",
-        2,
-        "--model",
-        root / "model",
-        "--data",
-        root / "data",
-        "--out",
-        root / "out",
-    )
+    places = ("--model", root / "model", "--data", root / "data", "--out", root / "out")
+    words = ("evaluate", *names, "--limit", 2, *places)
     with pytest.MonkeyPatch.context() as patch:
         assert run(patch, *words) == 0
     return root
 
 
-def test_score_is_what_evaluate_said(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_score_is_what_evaluate_said(evaluated: Path, tmp_path: Path, console: Console) -> None:
     files = sorted((evaluated / "out").glob("*/predictions.jsonl"), reverse=True)
-    assert run(monkeypatch, "score", *files, "--out", tmp_path / "scored") == 0
-    printed = capsys.readouterr().out
+    printed = console.out("score", *files, "--out", tmp_path / "scored")
     for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "scored" / name).read_bytes() == (evaluated / "out" / name).read_bytes()
     assert "grefcoco/testA" in printed and "N-acc" in printed and "largest object" in printed
-    assert run(monkeypatch, "score", evaluated / "out") == 0
-    assert capsys.readouterr().out == printed.partition("report:")[0], "a folder stands for all that is in it"
+    folder = console.out("score", evaluated / "out")
+    assert folder == printed.partition("report:")[0], "a folder stands for all that is in it"
 
 
-def test_pictures_are_found_elsewhere_or_said_to_be_missing(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_found_elsewhere_or_said_to_be_missing(evaluated: Path, tmp_path: Path, console: Console) -> None:
     moved = tmp_path / "predictions.jsonl"
     shutil.copy(evaluated / "out" / "reasonseg_val" / "predictions.jsonl", moved)
     lines = moved.read_text(encoding="utf-8").splitlines(keepends=True)
     head = json.loads(lines[0])
     head["about"]["data"] = str(tmp_path / "gone")
     moved.write_text(json.dumps(head) + "\n" + "".join(lines[1:]), encoding="utf-8")
-    assert run(monkeypatch, "score", moved, "--out", tmp_path / "a") == 0
+    console.out("score", moved, "--out", tmp_path / "a")
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert "pictures are not shown" in page and str(tmp_path / "gone") in page and "<img" not in page
-    assert run(monkeypatch, "score", moved, "--out", tmp_path / "b", "--data", evaluated / "data") == 0
+    console.out("score", moved, "--out", tmp_path / "b", "--data", evaluated / "data")
     page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "pictures are not shown" not in page and "<img" in page
 
 
-def test_damaged_files_are_named_with_their_line(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_damaged_files_are_named_with_their_line(evaluated: Path, tmp_path: Path, console: Console) -> None:
     lines = (evaluated / "out" / "refcocog_test" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     record = json.loads(lines[2])
     small = {"size": [1, 1], "counts": "1"}
@@ -85,13 +66,10 @@ def test_damaged_files_are_named_with_their_line(
     ):
         path = tmp_path / "damaged.jsonl"
         path.write_text("\n".join([*lines[: line - 1], json.dumps(change), *lines[line:]]) + "\n", encoding="utf-8")
-        assert run(monkeypatch, "score", path) == 2
-        printed = capsys.readouterr()
-        assert f"damaged.jsonl, line {line}: " in printed.err and told in printed.err and printed.out == ""
+        error = console.error("score", path)
+        assert f"damaged.jsonl, line {line}: " in error and told in error
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert run(monkeypatch, "score", tmp_path / "none.jsonl") == 2
-    assert "none.jsonl" in capsys.readouterr().err
-    assert run(monkeypatch, "score", tmp_path) == 2
-    assert "no predictions.jsonl" in capsys.readouterr().err
+def test_what_is_not_there_is_named(tmp_path: Path, console: Console) -> None:
+    assert "none.jsonl" in console.error("score", tmp_path / "none.jsonl")
+    assert "no predictions.jsonl" in console.error("score", tmp_path)

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-import commandline
 import studies
 from readseg.analysis.studies import maps as maps_study
 from readseg.analysis.studies.map_records import MapRecord
@@ -19,19 +18,10 @@ from readseg.checkpoints.base_models import ORIGINAL_SAM_DECODER
 from readseg.cli import benchmark
 from readseg.errors import ReadsegError
 from released import write_released, write_sam
-from small import picture
+from studies import contents
 
-Capture = pytest.CaptureFixture[str]
 MAP_RECORDS = TypeAdapter(list[MapRecord])
 TABLES = ["maps-1.csv", "maps-2.csv", "maps-3.csv", "maps.json", "maps.md"]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    return commandline.run(monkeypatch, "study", *words)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:
@@ -39,12 +29,12 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
         return {row["group"] + next(iter(list(row.values())[1:])): row for row in csv.DictReader(file)}
 
 
-def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_the_embedded_model_on_scenes(tmp_path: Path, console: Console) -> None:
     words = ("maps", "scenes", "--device", "cpu", "--out", tmp_path, "-n")
-    assert run(monkeypatch, *words, 1) == 0
+    console.out("study", *words, 1)
     assert sorted(contents(tmp_path)) == sorted([*TABLES, RECORDS, "misaligned.md", "report.html"])
     first = (tmp_path / RECORDS).read_bytes()
-    assert run(monkeypatch, *words, 2) == 0
+    printed = console.out("study", *words, 2)
     assert (tmp_path / RECORDS).read_bytes().startswith(first), "a larger sample goes on from a smaller one"
     header, images, records = studies.recorded(tmp_path / RECORDS)
     assert header["study"] == "maps" and images == ["scene-500000", "scene-500001"]
@@ -54,7 +44,6 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
         assert all(prompt in record.prompts for record in records), "the original SAM lies beside the model"
     settings = header["settings"]
     assert settings["original_sam"] and settings["clip"] is None and settings["extremes"] == 5
-    printed = capsys.readouterr().out
     assert "language model, last layer" in printed and "points alone, original SAM" in printed
     maps = rows(tmp_path / "maps-1.csv")
     assert int(maps["language model, last layer"]["giou_count"]) == len(records)
@@ -65,7 +54,7 @@ def test_the_embedded_model_on_scenes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "scene-500001/" in report and "What the maps know: embedded" in report
 
 
-def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, half = tmp_path / "whole", tmp_path / "half"
     studies.run("maps", studies.context(whole))
     examine, calls = maps_study.examine, []
@@ -100,7 +89,7 @@ def test_a_folder_of_records_that_hold_less_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / RECORDS).read_text() == old
 
 
-def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:
+def test_two_models_stand_in_one_table(tmp_path: Path) -> None:
     models = [studies.model("one"), studies.model("o/ther")]
     studies.run("maps", studies.context(tmp_path, models=models, limit=1))
     assert sorted(contents(tmp_path)) == sorted(
@@ -119,15 +108,14 @@ def test_two_models_stand_in_one_table(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*the model sees only the centre")
-def test_a_released_family_on_a_data_set(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_a_released_family_on_a_data_set(data: Path, tmp_path: Path, console: Console) -> None:
     write_released(tmp_path / "read", "read")
     write_sam(tmp_path / "sam.pth")
     model = ("--model", tmp_path / "read", "--device", "cpu", "--data", data, "-n", 2)
     out = tmp_path / "maps"
     options = ("--sam", tmp_path / "sam.pth", "--extremes", 2, "--num-points", 4)
-    assert run(monkeypatch, "maps", "reasonseg/val", *model, "--out", out, *options) == 0
+    code, _, err = console("study", "maps", "reasonseg/val", *model, "--out", out, *options)
+    assert code == 0, err
     header, images, records = studies.recorded(out / RECORDS)
     records = MAP_RECORDS.validate_python(records)
     assert len(records) == 2 and all(record.given and record.places == (0,) for record in records)
@@ -137,20 +125,18 @@ def test_a_released_family_on_a_data_set(
     assert all(record.prompts["plain_points"] == record.prompts["points"] for record in records)
     text = (out / "maps.md").read_text()
     assert "teacher-forced" in text and "the answer's own words: not available" in text and "a sample of 2 of" in text
-    shown = capsys.readouterr()
-    assert "released weights of the family read" in shown.err
+    assert "released weights of the family read" in err
     out = tmp_path / "layers"
-    assert run(monkeypatch, "layers", "reasonseg/val", *model, "--out", out) == 0
+    console.out("study", "layers", "reasonseg/val", *model, "--out", out)
     assert list(rows(out / "layers.csv")) == ["layer 0", "layer 1", "layer 2 (last)", "area: the whole image"]
     for name in ("layers.png", "layers-maps.png"):
         with Image.open(out / name) as drawn:
             assert drawn.width >= 1200
-    capsys.readouterr()
-    assert run(monkeypatch, "maps", "reasonseg/val", *model, "--out", out) == 2
-    assert "study: 'layers' there, 'maps' now" in capsys.readouterr().err
+    code, _, err = console("study", "maps", "reasonseg/val", *model, "--out", out)
+    assert code == 2 and "study: 'layers' there, 'maps' now" in err
 
 
-def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
     monkeypatch.chdir(tmp_path)
     folders = []
     monkeypatch.setattr(
@@ -159,8 +145,8 @@ def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         lambda _, context, __: folders.append((str(context.out), len(context.benchmark), context.limit)),
     )
     (tmp_path / "own" / "model").mkdir(parents=True)
-    assert run(monkeypatch, "maps", "scenes") == 0
-    assert run(monkeypatch, "layers", "scenes", "--model", "own/model", "--model", "embedded", "-n", 5) == 0
+    console.out("study", "maps", "scenes")
+    console.out("study", "layers", "scenes", "--model", "own/model", "--model", "embedded", "-n", 5)
     assert folders == [
         ("runs/analysis/embedded/scenes-maps", 300, None),
         ("runs/analysis/own-model+embedded/scenes-layers", 5, 5),
@@ -198,22 +184,17 @@ def test_default_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_bad_input_is_one_line(
-    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    words: tuple[str, ...], message: str, tmp_path: Path, desk: Path, console: Console
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    picture().save("desk.png")
-    Path("text.png").write_text("no picture")
     Path("model").mkdir()
     Path("model/config.json").write_text('{"model_type": "readseg"}')
     before = contents(tmp_path)
-    assert run(monkeypatch, *words) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+    assert message in console.error("study", *words)
     assert contents(tmp_path) == before, "nothing is written"
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    for study, field in (("maps", "wanted"), ("layers", "layers")):
+    for study, field in (("maps", "wanted"), ("layers", "layers"), ("necessity", "said")):
         out = tmp_path / study
         studies.run(study, studies.context(out, limit=1))
         lines = (out / RECORDS).read_text().splitlines(keepends=True)

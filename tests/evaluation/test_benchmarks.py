@@ -25,9 +25,9 @@ def test_a_data_set_stands_for_its_splits_but_train(data: Path) -> None:
     everything = resolve(data, ["all"])
     assert {name.split("/")[0] for name in everything} == set(DATA_SETS)
     assert not [name for name in everything if name.endswith("train")]
-    assert resolve(data, ["reasonseg/val", "scenes", "all", "scenes"])[:2] == ["reasonseg/val", "scenes"]
-    assert len(resolve(data, ["reasonseg/val", "scenes", "all", "scenes"])) == len(everything) + 1
-    assert resolve(None, ["scenes"]) == ["scenes"]
+    mixed = resolve(data, ["reasonseg/val", "scenes", "all", "scenes"])
+    assert mixed[:2] == ["reasonseg/val", "scenes"] and len(mixed) == len(everything) + 1
+    assert resolve(None, ["unseen", "scenes", "unseen"]) == ["unseen", "scenes"], "they need no data"
     assert resolve(data, ["refcoco/unc/testA", "refcoco/train"]) == ["refcoco/unc/testA", "refcoco/train"]
 
 
@@ -111,7 +111,7 @@ def test_protocols_are_those_that_are_published(dataset: str, data: Path) -> Non
 
 
 def test_wrong_arguments_are_named(data: Path) -> None:
-    for name in ("coco/val", "refcoco"):
+    for name in ("coco/val", "refcoco", "unseen"):
         with pytest.raises(ReadsegError, match="expected DATASET/SPLIT"):
             open_benchmark(data, name)
     with pytest.raises(IndexError):

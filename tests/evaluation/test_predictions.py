@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rule_model
 from readseg.analysis.study import MEASURED
 from readseg.core.io import LineFormat, read_lines, write_lines
 from readseg.core.masks import encode_rle
@@ -80,22 +81,11 @@ NOTHING = np.zeros(HW, bool)
 def prediction(
     masks: list[np.ndarray], targets: list[np.ndarray], present: bool | None = True, ignored: np.ndarray | None = None
 ) -> Prediction:
-    return Prediction(
-        key="7/0",
-        image="a.jpg",
-        size=HW,
-        question="the cup",
-        present=present,
-        targets=tuple(map(encode_rle, targets)),
-        ignored=None if ignored is None else encode_rle(ignored),
-        section="val",
-        kind="short",
-        tags=frozenset({"first"}),
-        answer="[SEG].",
-        claimed=bool(masks),
-        masks=tuple(map(encode_rle, masks)),
-        finished=True,
-    )
+    changes = {"image": "a.jpg", "section": "val", "kind": "short", "tags": frozenset({"first"})}
+    return rule_model.prediction(
+        "7/0", present, "[SEG].", masks, targets=tuple(map(encode_rle, targets)),
+        ignored=None if ignored is None else encode_rle(ignored), **changes,
+    )  # fmt: skip
 
 
 def counts(match: Match, *args: Any, **more: Any) -> tuple[tuple[int, ...], tuple[int, ...], bool]:

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 import rule_model
-from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import ImageQuestions, open_benchmark, resolve
+from readseg.evaluation.benchmarks import ImageQuestions
 from readseg.evaluation.predictions import Prediction, Result, read_result, result_of
 from readseg.evaluation.report import score_tables, to_json
 from readseg.evaluation.run import FixedAnswer, evaluate
@@ -177,11 +176,8 @@ def made(*said: tuple[str, str, str]) -> Result:
 
 def test_refusals_of_another_thing_and_inventions_in_words_are_told() -> None:
     (table,) = score_tables([made(*SAID)])
-    assert [(row.cells["questions"], row.cells["refused"].value) for row in table.rows] == [
-        (4, 0.75),
-        (2, 0.5),
-        (2, 0.5),
-    ]
+    shares = [(row.cells["questions"], row.cells["refused"].value) for row in table.rows]
+    assert shares == [(4, 0.75), (2, 0.5), (2, 0.5)]
     told = "\n".join(table.notes)
     assert "refused by their name: 0.250 [" in told, "one of the four questions"
     assert "go on to name a thing that is not there: 0.500 [" in told, "two of the four refusals"
@@ -255,11 +251,3 @@ def test_the_page_shows_pictures_and_no_truth_that_nobody_knows(tmp_path: Path) 
         assert ("claimed, but it was never learned" in card) != empty
     write_report(tmp_path / "report", [result], tables)
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json", "report.md"]
-
-
-def test_it_needs_no_data_and_has_no_parts() -> None:
-    assert resolve(None, ["unseen", "scenes", "unseen"]) == ["unseen", "scenes"]
-    with pytest.raises(ReadsegError, match="no benchmark 'unseen/empty'"):
-        resolve(None, ["unseen/empty"])
-    with pytest.raises(ReadsegError, match="expected DATASET/SPLIT"):
-        open_benchmark(Path(), "unseen")

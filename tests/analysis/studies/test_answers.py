@@ -1,4 +1,4 @@
-"""Which answers are shown, in which words they are judged, and the sheet of a small model."""
+"""Answers side by side: which are shown, how each of them went, and the sheet that they stand on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rule_model
 import studies
-from readseg.analysis.studies.answers import answers_table, judge, select_examples
+from readseg.analysis.studies.answers import NARROWEST, WIDTH, answer_sheet, answers_table, judge, select_examples
 from readseg.analysis.studies.knowledge import SystemResult
 from readseg.analysis.study import StudyContext
+from readseg.core.masks import encode_rle
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import ImageQuestions
-from readseg.evaluation.predictions import Result
+from readseg.evaluation.predictions import Outcome, Result, score
 from readseg.evaluation.run import FixedAnswer, System, run_systems
 from readseg.evaluation.scenes import SceneSet, scene_benchmark
 from small import picture
@@ -77,19 +79,15 @@ def test_answers_in_words() -> None:
     assert told["page-2/1"].words == f"IoU {half.sum() / right.sum():.2f}"
 
     full = np.ones((1, *studies.HW), bool)
-    claims = System(
-        "c", {"model": "c"}, lambda page, _: [FixedAnswer("x [SEG]", True, full * 1 > 0) for _ in page.questions]
-    )
-    empty = System(
-        "e", {"model": "e"}, lambda page, _: [FixedAnswer("x [SEG]", True, full * 0 > 0) for _ in page.questions]
-    )
-    claimed, nothing = (run_systems([s], studies.benchmark())[s.name] for s in (claims, empty))
-    words = {name: {o.key: judge(o).words for o in found.outcomes} for name, found in (("c", claimed), ("e", nothing))}
+    words = {}
+    for name, mask in (("c", full), ("e", ~full)):
+        claims = [FixedAnswer("x [SEG]", True, mask)] * 9
+        system = System(name, {"model": name}, lambda page, _, claims=claims: claims[: len(page.questions)])  # type: ignore[misc]
+        answers = run_systems([system], studies.benchmark())[name].outcomes
+        words[name] = {o.key: judge(o).words for o in answers}
     assert words["c"]["page-1/0"] == "a mask, but it is not there" and words["c"]["page-2/0"].endswith(", mean of 2")
-    assert (
-        words["e"]["page-0/0"] == "an empty mask, but it is there"
-        and words["e"]["page-0/1"] == "an empty mask, rightly"
-    )
+    assert words["e"]["page-0/0"] == "an empty mask, but it is there"
+    assert words["e"]["page-0/1"] == "an empty mask, rightly"
 
 
 def test_the_table_has_the_same_numbers() -> None:
@@ -166,3 +164,86 @@ def test_masks_and_refusals_are_told(tmp_path: Path) -> None:
     assert all(went[key] == words for key, words in told.items() if key in went) and told.keys() & went.keys()
     iou = next(row["cells"]["tiny: iou"] for row in rows(tmp_path) if row["cells"]["key"] == "page-2/0")
     assert went["page-2/0"] == f"IoU {iou:.2f}, mean of 2"
+
+
+HW = (60, 80)
+GREY = Image.new("RGB", (HW[1], HW[0]), (90, 90, 90))
+
+
+def strip(left: int, right: int) -> np.ndarray:
+    found = np.zeros((1, *HW), bool)
+    found[:, 10:50, left:right] = True
+    return found
+
+
+def line(*masks: np.ndarray, words: str = "", **changes: Any) -> tuple[Image.Image | None, list[Outcome]]:
+    """A picture with answers; `changes` are its picture, or fields of the question."""
+    changes = {"picture": GREY, "size": HW, "targets": (encode_rle(strip(0, 20)[0]),), **changes}
+    shown = changes.pop("picture")
+    answers = [rule_model.prediction("a/0", True, words, list(found), **changes) for found in masks]
+    return shown, [score(answer, "order") for answer in answers]
+
+
+def columns(sheet: Image.Image, count: int) -> list[np.ndarray]:
+    width = sheet.width // count
+    pixels = np.asarray(sheet).astype(int)
+    return [pixels[:, k * width : (k + 1) * width] for k in range(count)]
+
+
+def orange(pixels: np.ndarray) -> np.ndarray:
+    """Where the first mask's tint is."""
+    return (pixels[..., 0] > pixels[..., 2] + 60) & (pixels[..., 0] > pixels[..., 1])
+
+
+def test_masks_are_in_their_columns() -> None:
+    sheet = answer_sheet([line(strip(60, 80), strip(0, 0))], ["A", "B"], title="t")
+    assert sheet.width == WIDTH
+    image, truth, first, second = columns(sheet, 4)
+    assert not orange(image).any() and not orange(second).any()
+    assert orange(truth).nonzero()[1].mean() < truth.shape[1] / 3
+    assert orange(first).nonzero()[1].mean() > 2 * first.shape[1] / 3
+    # The rest of a picture with a mask is faded, and of one without it is not.
+    assert (image == 90).all(axis=-1).sum() > 10_000 and (second == 90).all(axis=-1).sum() > 10_000
+    assert not (first == 90).all(axis=-1)[(image == 90).all(axis=-1)].any()
+
+
+def test_words_and_rows_are_there() -> None:
+    plain = answer_sheet([line(strip(0, 9))], ["A"], title="")
+    worded = answer_sheet([line(strip(0, 9), words="the answer")], ["A"], title="")
+    titled = answer_sheet([line(strip(0, 9))], ["A"], title="a title", note="a note")
+    two = answer_sheet([line(strip(0, 9))] * 2, ["A"], title="")
+    assert worded.tobytes() != plain.tobytes() and worded.size == plain.size
+    assert titled.height > plain.height + 40 and two.height > 1.7 * plain.height - 60
+    assert answer_sheet([line(strip(0, 9))], ["A"], title="").tobytes() == plain.tobytes()
+
+
+def test_many_systems_make_it_wider() -> None:
+    names = [f"system {k}" for k in range(6)]
+    sheet = answer_sheet([line(*[strip(0, 9)] * 6)], names, title="many")
+    assert sheet.width == 8 * NARROWEST
+
+
+def test_pixels_that_do_not_count_are_hidden_in_the_truth_alone() -> None:
+    ignored = np.zeros(HW, bool)
+    ignored[:, 60:] = True
+    dark = Image.new("RGB", (HW[1], HW[0]), (0, 0, 0))
+    empty = line(strip(0, 9)[:0], picture=dark, ignored=encode_rle(ignored), targets=())
+    image, truth, first = columns(answer_sheet([empty], ["A"], title=""), 3)
+    grey = [(part == 190).all(axis=-1)[100:250].sum() for part in (image, truth, first)]
+    assert grey[1] > 5_000 and grey[0] < 100 and grey[2] < 100
+
+
+def test_an_image_that_is_gone_is_said_to_be() -> None:
+    sheet = answer_sheet([line(strip(60, 80), picture=None)], ["A"], title="")
+    image, truth, first = columns(sheet, 3)
+    assert orange(truth).any() and orange(first).any(), "masks are shown without it"
+    white = Image.new("RGB", (HW[1], HW[0]), (255, 255, 255))
+    there = columns(answer_sheet([line(strip(60, 80), picture=white)], ["A"], title=""), 3)[0]
+    assert (image[100:] < 100).sum() > (there[100:] < 100).sum() + 500, "it is told beneath"
+
+
+@pytest.mark.parametrize("hw", [(3, 400), (400, 3), (1, 1)])
+def test_any_shape_of_image(hw: tuple[int, int]) -> None:
+    found = np.ones((1, *hw), bool)
+    shown = line(found, words="a" * 500, picture=Image.new("RGB", hw[::-1]), size=hw, targets=(encode_rle(found[0]),))
+    assert answer_sheet([shown], ["A"], title="x").width == WIDTH

@@ -169,16 +169,11 @@ def test_files_and_folders_are_found_and_named(tmp_path: Path) -> None:
 def test_only_shared_questions_are_compared(tmp_path: Path) -> None:
     found = results(tmp_path, "one", "two")
     short = replace(found["two"], outcomes=found["two"].outcomes[2:5][::-1])
-    before = [
-        SystemResult("same", found["one"], "a"),
-        SystemResult("same", short, "b"),
-        SystemResult("same", found["one"], "c"),
-    ]
+    before = [SystemResult("same", one, "a") for one in (found["one"], short, found["one"])]
     after = aligned(before)
     expected = [o.key for o in found["one"].outcomes[2:5]]
     assert [s.name for s in after] == ["same", "same (2)", "same (3)"]
-    for s in after:
-        assert [o.key for o in s.result.outcomes] == expected
+    assert all([o.key for o in s.result.outcomes] == expected for s in after)
     assert [len(one.result.outcomes) for one in before] == [11, 3, 11]
     told = "answers to questions that not all systems were asked are left out: 8 of same, 8 of same (3)"
     assert left_out(before, after) == [told]
@@ -264,11 +259,8 @@ def test_a_model_beside_predictions(tmp_path: Path, capsys: Capture, monkeypatch
     assert ("system", "oracle") in {(group, name) for k, group, name in found if k == 2}
     with Image.open(tmp_path / "out" / "knowledge.png") as chart:
         assert chart.width == 1200
-    kept = tmp_path / "out" / "predictions.jsonl"
-    assert (
-        len(read_lines(kept, PREDICTIONS).records) == 11
-        and read_lines(kept, PREDICTIONS).header["settings"]["weights"] == "w"
-    )
+    kept = read_lines(tmp_path / "out" / "predictions.jsonl", PREDICTIONS)
+    assert len(kept.records) == 11 and kept.header["settings"]["weights"] == "w"
 
     def nobody(*_: Any, **__: Any) -> Any:
         raise AssertionError("what is known is not asked again")

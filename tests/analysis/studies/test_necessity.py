@@ -1,11 +1,11 @@
-"""What could decide instead of [SEG]: every number against a full forward pass, or a mask made by hand; the study."""
+"""What could decide instead of [SEG]: numbers against full forward passes, or made by hand; the tables; the study."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,41 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+import rule_model
 import studies
 from readseg.analysis.studies import necessity
 from readseg.analysis.studies.necessity import (
+    SAID,
     SCORES,
     DecisionRecord,
+    area,
+    balanced_accuracy,
     check_premises,
+    curves,
+    decide,
+    giou_all,
     map_scores,
     mask_scores,
     measure,
+    necessity_tables,
     place_of,
+    rate,
     seg_probabilities,
 )
+from readseg.core.stats import Estimate
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, open_benchmark
 from readseg.evaluation.predictions import Outcome
+from readseg.evaluation.report import summarise
 from readseg.evaluation.run import evaluate
 from readseg.inference.segmenter import Segmenter
 from readseg.model.mask_prompts import Points, decode_prompts, embed_prompts
 from readseg.model.modeling import ReadOutput
+from readseg.viz.tables import Row, Table, to_csv, to_json, to_markdown
 from released import write_released
 from small import picture
+from studies import contents
 
 
 def records_of(segmenter: Segmenter, benchmark: Benchmark, count: int | None = None) -> list[DecisionRecord]:
@@ -120,12 +133,10 @@ def test_the_state_of_an_answer_with_seg_is_the_state_of_its_seg() -> None:
         pairs = [pytest.approx((peak, area), abs=1e-4) for peak, area in zip(peaks, areas, strict=True)]
         assert (record.scores["peak"], record.scores["mask_area"]) in pairs
         # Of every other token of the answer the map is another one.
-        reply = segmenter.reply(segmenter.encode(picture(*studies.HW, seed=0)), [question], asks=True, sentence=False)[
-            0
-        ]
+        encoded = segmenter.encode(picture(*studies.HW, seed=0))
+        (reply,) = segmenter.reply(encoded, [question], asks=True, sentence=False)
         others = [k for k, token in enumerate(reply.answer.ids) if token != segmenter.model.config.seg_token_id]
-        h_img = segmenter.encode(picture(*studies.HW, seed=0)).h_img
-        wrong = (reply.answer.states[others] @ h_img.T).max(dim=1).values / math.sqrt(width)
+        wrong = (reply.answer.states[others] @ encoded.h_img.T).max(dim=1).values / math.sqrt(width)
         assert not np.isclose(wrong.numpy(), record.scores["peak"], atol=1e-3).any()
 
 
@@ -207,17 +218,10 @@ def agree(records: Sequence[DecisionRecord], found: dict[str, Outcome]) -> None:
         counts = record.drawn if record.said else record.refused
         expected = tuple(zip(outcome.intersections, outcome.unions, strict=True))
         np.testing.assert_allclose(counts, expected, rtol=0, atol=2, err_msg=record.key)
-        assert (record.present, record.image, record.kind, record.section, set(record.tags)) == (
-            outcome.present,
-            outcome.image,
-            outcome.kind,
-            outcome.section,
-            outcome.tags,
-        )
-        if not record.present:
-            assert all(pair == (0, 0) for pair in record.refused) and len(record.drawn) == 1
-        else:
-            assert all(intersection == 0 for intersection, _ in record.refused)
+        for name in ("present", "image", "kind", "section"):
+            assert getattr(record, name) == getattr(outcome, name)
+        assert set(record.tags) == outcome.tags and all(intersection == 0 for intersection, _ in record.refused)
+        assert record.present or (len(record.drawn) == 1 and all(union == 0 for _, union in record.refused))
 
 
 @pytest.mark.parametrize("match", ["order", "union"])
@@ -250,29 +254,25 @@ def test_a_released_checkpoint_of_another_family(data: Path, tmp_path: Path) -> 
         assert p_seg is None or 0 <= p_seg <= 1
 
 
-def test_an_answer_without_a_token_has_no_scores_and_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter = studies.segmenter()
+def changed(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> DecisionRecord:
+    """The record of "the cat" with a target of 81 pixels, where what was generated is another answer."""
     generate = segmenter.model.generate_answers
-
-    def cut(*args: Any, **options: Any) -> Any:
-        return [answer._replace(ids=[], states=answer.states[:0]) for answer in generate(*args, **options)]
-
-    monkeypatch.setattr(segmenter.model, "generate_answers", cut)
+    monkeypatch.setattr(
+        segmenter.model, "generate_answers", lambda *args, **options: list(map(change, generate(*args, **options)))
+    )
     (record,) = records_of(segmenter, studies.benchmark([[(studies.CAT, True, [studies.block(0, 0, 9, 9)])]]))
-    assert set(record.scores.values()) == {None} and not record.said
-    assert record.drawn == record.refused == ((0, 81),)
+    return record
+
+
+def test_an_answer_without_a_token_has_no_scores_and_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = changed(studies.segmenter(), monkeypatch, lambda answer: answer._replace(ids=[], states=answer.states[:0]))
+    assert set(cut.scores.values()) == {None} and not cut.said
+    assert cut.drawn == cut.refused == ((0, 81),)
 
 
 def test_a_state_that_is_no_number_has_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    segmenter = studies.segmenter()
-    generate = segmenter.model.generate_answers
-
-    def broken(*args: Any, **options: Any) -> Any:
-        return [answer._replace(states=answer.states * math.nan) for answer in generate(*args, **options)]
-
-    monkeypatch.setattr(segmenter.model, "generate_answers", broken)
-    (record,) = records_of(segmenter, studies.benchmark([[(studies.CAT, True, [studies.block(0, 0, 9, 9)])]]))
-    assert record.scores["p_seg"] is None and record.scores["peak"] is None and record.said
+    broken = changed(studies.segmenter(), monkeypatch, lambda answer: answer._replace(states=answer.states * math.nan))
+    assert broken.scores["p_seg"] is None and broken.scores["peak"] is None and broken.said
 
 
 def test_there_must_be_something_to_decide(data: Path) -> None:
@@ -303,10 +303,6 @@ CSVS = [f"necessity-{k}.csv" for k in (1, 2, 3, 4)]
 FILES = ["necessity.json", "necessity.md", "necessity.png", "roc.json", *CSVS]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_tables_curves_and_chart(tmp_path: Path, capsys: Capture) -> None:
     studies.run("necessity", studies.context(tmp_path))
     assert sorted(contents(tmp_path)) == sorted([*FILES, "records.jsonl"])
@@ -332,28 +328,6 @@ def test_tables_curves_and_chart(tmp_path: Path, capsys: Capture) -> None:
         assert chart.width == 1200
 
 
-def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    studies.run("necessity", studies.context(tmp_path / "whole"))
-    measure, asked = necessity.measure, []
-
-    def counted(segmenter: Any, benchmark: Any, page: Any) -> Any:
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(page.name)
-        return measure(segmenter, benchmark, page)
-
-    monkeypatch.setattr(necessity, "measure", counted)
-    with pytest.raises(KeyboardInterrupt):
-        studies.run("necessity", studies.context(tmp_path / "part"))
-    assert list(contents(tmp_path / "part")) == [str(Path("records.jsonl"))]
-    asked.clear()
-    studies.run("necessity", studies.context(tmp_path / "part"))
-    assert asked == ["page-2", "page-3"]
-    asked.extend(["full"] * 2)  # nobody is asked a third time: the next question would end it
-    studies.run("necessity", studies.context(tmp_path / "part"))
-    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
-
-
 def test_several_models_stand_in_files_of_their_own(tmp_path: Path) -> None:
     studies.run("necessity", studies.context(tmp_path, models=[studies.model("a/b"), studies.model("a b")]))
     found = contents(tmp_path)
@@ -373,21 +347,175 @@ def test_a_wrong_benchmark_is_known_before_a_model_is_asked(tmp_path: Path) -> N
     assert not contents(tmp_path)
 
 
-def test_wrong_records_and_other_settings_are_named(tmp_path: Path) -> None:
-    studies.run("necessity", studies.context(tmp_path))
-    path = tmp_path / "records.jsonl"
-    with pytest.raises(ReadsegError, match=r"records.jsonl was made with other settings \(weights: 'w' there"):
-        studies.run(
-            "necessity",
-            studies.context(tmp_path, models=[studies.model(settings={"model": "tiny", "weights": "other"})]),
+def records(count: int = 90, seed: int = 0) -> list[DecisionRecord]:
+    """Questions about count / 3 images; the scores tell more or less about the truth, some are missing."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for k in range(count):
+        present = bool(rng.random() < 0.6)
+        said = present if rng.random() < 0.85 else not present
+        scores: dict[str, float | None] = {name: float(rng.normal() + present) for name in SCORES}
+        scores["p_seg"] = float(rng.uniform(0.5, 1) if said else rng.uniform(0, 0.5))
+        if rng.random() < 0.1:
+            scores["mask_iou"] = None
+        targets = (2 if rng.random() < 0.2 else 1) if present else 1
+        unions = [int(rng.integers(50, 100)) for _ in range(targets)]
+        made.append(
+            DecisionRecord(
+                key=f"{k // 3}/{k % 3}",
+                image=f"image {k // 3}",
+                section=("new", "old")[k % 2],
+                kind="one kind" if k == 4 else ("big", "red", "left")[k % 3],
+                tags=(),
+                present=present,
+                said=said,
+                finished=k != 7,
+                scores=scores,
+                drawn=tuple((int(rng.integers(0, u)) if present else 0, u) for u in unions),
+                refused=tuple((0, u if present else 0) for u in unions),
+            )
         )
-    head, first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    page = json.loads(first)
-    page["records"][0]["said"] = "yes"
-    path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
-    with pytest.raises(ReadsegError, match=r"records.jsonl, line 2: .*the records of the page"):
-        studies.run("necessity", studies.context(tmp_path))
-    del page["sum"]  # as what wrote no sum would have it
-    path.write_text("".join([head, json.dumps(page) + "\n", *others]), encoding="utf-8")
-    with pytest.raises(ReadsegError, match=r"records.jsonl, the records of .*said"):
-        studies.run("necessity", studies.context(tmp_path))
+    return made
+
+
+def scored(found: Sequence[DecisionRecord]) -> list[Outcome]:
+    """The same questions as evaluation sees them."""
+    counts = [(r, r.drawn if r.said else r.refused) for r in found]
+    return [rule_model.outcome(r.key, r.present, r.said, own, image=r.image) for r, own in counts]
+
+
+def row(table: Table, name: str) -> Row:
+    return next(row for row in table.rows if row.name == name)
+
+
+def cell(table: Table, name: str, column: str) -> Estimate:
+    found = row(table, name).cells[column]
+    assert isinstance(found, Estimate)
+    return found
+
+
+def test_the_decision_itself_is_scored_as_evaluation_scores_it() -> None:
+    found = records()
+    decided = decide(found)
+    expected = summarise(scored(found))
+    found_all = giou_all(decided, SAID)
+    assert found_all.value == pytest.approx(expected["giou_all"].value)
+    false_positive, true_positive = rate(decided, SAID, False), rate(decided, SAID, True)
+    assert true_positive.value == pytest.approx(expected["answered"].value)
+    # Evaluation has the images in another order: the same draws are of other images.
+    for own, theirs in ((found_all, expected["giou_all"]), (true_positive, expected["answered"])):
+        assert (own.low, own.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert false_positive.value == pytest.approx(1 - expected["refused"].value)
+    assert (true_positive.count, false_positive.count) == (expected["answered"].count, expected["refused"].count)
+    balanced = balanced_accuracy(decided, SAID)
+    assert balanced.value == pytest.approx(expected["see_balanced"].value)
+    assert balanced.low < balanced.value < balanced.high
+    table = necessity_tables(found, "m", "b")[1]
+    assert cell(table, "[SEG] in the answer", "giou").value == pytest.approx(expected["giou"].value)
+
+
+def test_a_perfect_decision_and_none_at_all() -> None:
+    found = records(seed=3)
+    decided = decide(found)
+
+    def expected(draws: Sequence[bool]) -> float:
+        masks = [pair for r, draw in zip(found, draws, strict=True) for pair in (r.drawn if draw else r.refused)]
+        return float(np.mean([1.0 if u == 0 else i / (u + 1e-5) for i, u in masks]))
+
+    for rule, draws in (
+        ("always", [True] * len(found)),
+        ("never", [False] * len(found)),
+        ("truth", [r.present for r in found]),
+        (SAID, [r.said for r in found]),
+    ):
+        assert giou_all(decided, rule).value == pytest.approx(expected(draws)), rule
+    assert giou_all(decided, "truth").value >= max(giou_all(decided, name).value for name in decided.rules)
+
+
+def test_thresholds_are_scored_on_images_that_they_were_not_chosen_on() -> None:
+    # Two images: each is decided by the best cut of the other. On "a" it is 5 and on "b" 1.
+    def made(image: str, values: Sequence[tuple[float, bool]]) -> list[DecisionRecord]:
+        return [
+            DecisionRecord(
+                f"{image}/{k}", image, "", "", (), present, True, True, dict.fromkeys(SCORES, value),
+                ((30, 60),) if present else ((0, 60),), ((0, 40),) if present else ((0, 0),),
+            )
+            for k, (value, present) in enumerate(values)
+        ]  # fmt: skip
+
+    found = made("a", [(4.0, False), (6.0, True)]) + made("b", [(0.0, False), (2.0, True), (3.0, True)])
+    decided = decide(found)
+    assert decided.rules["peak"].tolist() == [1, 1, 0, 0, 0]
+    table = necessity_tables(found, "m", "b")[0]
+    assert cell(table, "highest similarity", "true_positive").value == pytest.approx(1 / 3)
+    assert cell(table, "highest similarity", "false_positive").value == pytest.approx(1 / 2)
+    assert cell(table, "highest similarity", "balanced").value == pytest.approx((1 / 3 + 1 / 2) / 2)
+    # [SEG] is in all answers: balanced accuracy 1/2.
+    assert cell(table, "highest similarity", "balanced_less").value == pytest.approx((1 / 3 + 1 / 2) / 2 - 1 / 2)
+    # a: a mask for the false one (0), one of 30/60 for the true one; b: refused rightly (1), and two lost (0).
+    assert giou_all(decided, "peak").value == pytest.approx((0 + 0.5 + 1 + 0 + 0) / 5, abs=1e-6)
+    assert giou_all(decided, "peak", SAID).value == pytest.approx(1.5 / 5 - (0 + 0.5 + 0 + 0.5 + 0.5) / 5, abs=1e-6)
+
+
+def test_areas_and_their_differences() -> None:
+    found = records(seed=5)
+    decided = decide(found)
+
+    def brute(name: str) -> float:
+        values = [(-math.inf if r.scores[name] is None else r.scores[name], r.present) for r in found]
+        pairs = [(s, r) for s, there in values if there for r, absent in values if not absent]
+        return sum((s > r) + (s == r) / 2 for s, r in pairs) / len(pairs)
+
+    table = necessity_tables(found, "m", "b")[0]
+    for name, kind in SCORES.items():
+        assert area(decided, name).value == pytest.approx(brute(name))
+        assert cell(table, kind.name, "auc") == area(decided, name)
+        if name != "p_seg":
+            less = cell(table, kind.name, "auc_less")
+            assert less.value == pytest.approx(brute(name) - brute("p_seg")) and less.low < less.value < less.high
+    none = area(decided, "peak", "peak")
+    assert (none.value, none.low, none.high) == (0, 0, 0), "paired"
+    for name, curve in curves(decided).items():
+        x, y = curve
+        assert (np.diff(x) * (y[1:] + y[:-1]) / 2).sum() == pytest.approx(brute(name))
+
+
+def test_the_tables_name_what_they_leave_out() -> None:
+    found = records()
+    tables = necessity_tables(found, "some | model", "hand", "30 of 80 images")
+    decisions, masks, by_area, by_balance = tables
+    assert [r.group for r in decisions.rows] == ["the word"] * 2 + ["a threshold on the map"] * 2 + [
+        "a threshold on the mask"
+    ] * 4
+    assert decisions.rows[0].name == "[SEG] in the answer" and "auc" not in decisions.rows[0].cells
+    true = sum(r.present for r in found)
+    told = " ".join(decisions.notes)
+    assert f"90 questions, {true} with a true and {90 - true} with a false premise, about 30 of 80 images" in told
+    missing = sum(r.scores["mask_iou"] is None for r in found)
+    assert missing and f"counted as the lowest: IoU that SAM predicts of {missing}" in told
+    assert "answers that were cut off: 1" in told and "the model answers by itself" in told
+    assert len(masks.rows) == 1 + len(SCORES) + 3
+    # "one kind" is asked once: it has no curve.
+    parts = [*(("kind of question", kind) for kind in ("big", "left", "red")), ("section", "new"), ("section", "old")]
+    assert [(r.group, r.name) for r in by_area.rows] == parts
+    assert any("(questions: 1 by kind of question)" in note for note in by_area.notes)
+    own = [r for r in found if r.kind == "red"]
+    red = row(by_balance, "red").cells
+    assert red["n"] == f"{sum(r.present for r in own)}/{sum(not r.present for r in own)}"
+    right = [np.mean([r.said == p for r in own if r.present == p]) for p in (True, False)]
+    assert isinstance(red[SAID], Estimate) and red[SAID].value == pytest.approx(np.mean(right))
+    assert np.mean([r.said == r.present for r in found]) > 0.7, "and most answers are right"
+    for table in tables:
+        assert "some \\| model" in to_markdown(table) and to_csv(table)
+        json.dumps(to_json(table), allow_nan=False)
+
+
+def test_few_images_have_no_thresholds() -> None:
+    few = [r for r in records() if r.image == "image 0"]
+    few = [few[0], *(r for r in records() if r.present != few[0].present and r.image == "image 1")]
+    tables = necessity_tables(few, "m", "b")
+    assert list(decide(few).rules) == [SAID, "always", "never", "truth"]
+    assert "balanced" not in row(tables[0], "highest similarity").cells
+    assert any("no thresholds" in note for note in tables[0].notes)
+    assert tables[1].rows[0].name == "[SEG] in the answer" and len(tables[1].rows) == 4
+    assert not curves(decide([r for r in records() if r.present])), "no curve without false premises"
