@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commandline import run
+from commandline import Console, run
 from tiny_segmenter import build
 
 
