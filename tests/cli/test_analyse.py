@@ -15,7 +15,7 @@ from PIL import Image
 from commandline import run
 from readseg.analysis.studies.maps import SamOptions
 from readseg.analysis.studies.single_image import ImageResult
-from readseg.analysis.study import PointChoice, StudyModel
+from readseg.analysis.study import StudyModel
 from readseg.cli import analyse as command
 from readseg.core.masks import decode_rle
 from readseg.errors import ReadsegError
@@ -57,13 +57,12 @@ def analyse(
     out: Path | None = Path("out"),
     answer: str | None = None,
     layers: bool = False,
-    points: PointChoice = lambda segmenter: (None, None),
     sam: str | None = None,
 ) -> None:
     files = [Path(file) for file in ([truth] if isinstance(truth, str) else truth)]
     image, truths, folder = command.check_inputs(target, [query], files, out, answer)
     shared = {"truths": truths, "answer": answer, "layers": layers}
-    found = command.analyse_image(image, query, models, points, SamOptions(sam), **shared)
+    found = command.analyse_image(image, query, models, lambda _: (None, None), SamOptions(sam), **shared)
     command.write_analysis(folder, ImageResult(target, image, writable(query), truths, tuple(found)), layers)
 
 
@@ -109,12 +108,6 @@ def test_several_models_truths_and_layers(desk: str, model: StudyModel, capsys: 
     assert all(len(seg["layers"]) == 3 for one in told["models"] for seg in one["segs"])
     assert width("out/layers.png") == 1400
     assert "another, [SEG] 2" in capsys.readouterr().out
-
-
-def test_options_of_points_are_each_models_own(desk: str, model: StudyModel) -> None:
-    analyse(desk, "the cat", model, points=lambda segmenter: ("seg", None))
-    one = numbers()["models"][0]
-    assert one["prompt"] == "seg" and one["segs"][0]["masks"]["own"]["points"] == []
 
 
 def test_a_given_answer(desk: str, model: StudyModel, capsys: pytest.CaptureFixture[str]) -> None:
