@@ -65,7 +65,7 @@ def test_flat_and_broken_maps_are_drawn_as_lowest(value: float) -> None:
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3000, 2000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (1700, 90)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     width, height = size
     image, masks = grey(width, height), np.ones((2, height, width), bool)
