@@ -131,16 +131,6 @@ def test_a_record_that_is_not_what_was_measured_is_an_error(tmp_path: Path) -> N
     assert study(tmp_path, seen) == found and seen == ["page-2"], "as the error says"
 
 
-def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
-    def look(page: ImageQuestions) -> list[dict[str, Any]]:
-        study(tmp_path)
-        return []
-
-    context = studies.context(tmp_path, BENCHMARK)
-    with pytest.raises(ReadsegError, match="another process is writing"):
-        context.measure(context.models[0], look, dict[str, Any], "maps", {"model": "tiny", "k": 3})
-
-
 def test_an_error_of_a_page_keeps_the_pages_before(tmp_path: Path) -> None:
     def page(number: int) -> ImageQuestions:
         if number == 2:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import readseg
 from readseg.core.images import load_image
 from readseg.core.io import read_lines
 from readseg.core.sasp import PointConfig
@@ -227,56 +222,3 @@ def test_hidden_parts_are_told_once() -> None:
         with pytest.raises(ReadsegError):
             evaluate(RuleModel(warns), few(*pages), rank=1, world=2)
     assert not heard, "the first process speaks for all"
-
-
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-from readseg.evaluation.benchmarks import open_benchmark
-from readseg.evaluation.run import evaluate
-from rule_model import RuleModel, left_or_nothing
-
-def slow(image, text):
-    time.sleep(0.02)
-    return left_or_nothing(image, text)
-
-def lines():
-    return sum(len(path.read_bytes().splitlines()) - 1 for path in folder.glob("predictions*.jsonl"))
-
-benchmark, folder = open_benchmark(Path(sys.argv[1]), "fprefcocog/val"), Path(sys.argv[2])
-lot = random.Random(int(sys.argv[3]))
-for new in (0, 1, 2, 0, 1, 3):  # lines that are waited for, however long they take; then a moment by lot
-    before = max(lines(), 0)
-    child = os.fork()
-    if not child:
-        evaluate(RuleModel(slow), benchmark, folder=folder)
-        os._exit(0)
-    ended = 0
-    while lines() < before + new and not ended:
-        ended, status = os.waitpid(child, os.WNOHANG)
-    if not ended:
-        time.sleep(lot.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    print(os.WIFSIGNALED(status), lines())
-"""
-
-
-def test_killed_at_random_moments_and_resumed(data: Path, tmp_path: Path) -> None:
-    benchmark = open_benchmark(data, "fprefcocog/val")
-    whole = evaluate(RuleModel(), benchmark, folder=tmp_path / "whole")
-    paths = [Path(readseg.__file__).parent.parent, Path(__file__).parent.parent]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
-    folder = tmp_path / "killed"
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(data), str(folder), "4"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    told = [line.split() for line in done.stdout.splitlines()]
-    counts = [int(count) for _, count in told]
-    assert told[1][0] == "True" and counts[1] > 0, "killed in the middle of its work"
-    # A half line at the end, which does not count, is cut off when the run goes on.
-    assert all(after >= before - 1 for before, after in pairwise(counts))
-    model = RuleModel()
-    assert evaluate(model, benchmark, folder=folder) == whole
-    content = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"predictions.jsonl": content}

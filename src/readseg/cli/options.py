@@ -204,7 +204,7 @@ class BenchmarkOptions(DataOptions):
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the results, by default of the models and the benchmark, below runs; an interrupted run "
+            help="Folder of the results, by default such as runs/analysis/MODEL/BENCHMARK-STUDY; an interrupted run "
             "goes on from there."
         ),
     ] = None
