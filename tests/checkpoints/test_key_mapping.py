@@ -109,41 +109,12 @@ def test_unknown_sam_names_are_listed(sam: SamModel) -> None:
 # -- sam_config_of -----------------------------------------------------------------------------------------------------
 
 
-def original_of(**vision: object) -> dict[str, torch.Tensor]:
-    """A SAM of the authors' sizes, without memory, under their names."""
-    config = SamConfig(vision_config=vision)
-    with torch.device("meta"):
-        return sam_to_original(SamModel(config).state_dict())
-
-
-# The authors' three: width, layers, heads, layers with global attention.
-PUBLISHED = {
-    "vit_b": (768, 12, 12, [2, 5, 8, 11]),
-    "vit_l": (1024, 24, 16, [5, 11, 17, 23]),
-    "vit_h": (1280, 32, 16, [7, 15, 23, 31]),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_sams_are_recognised(name: str) -> None:
-    width, depth, heads, everywhere = PUBLISHED[name]
-    state = original_of(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, global_attn_indexes=everywhere
-    )
-    config = sam_config_of(state)
-    vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
-    assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == (width, depth, heads)
-    assert (vision.global_attn_indexes, vision.window_size, vision.mlp_dim) == (everywhere, 14, 4 * width)
-    assert (vision.image_size, vision.patch_size, vision.output_channels, vision.num_pos_feats) == (1024, 16, 256, 128)
-    assert (prompts.hidden_size, prompts.image_size, prompts.patch_size, prompts.image_embedding_size) == (
-        256, 1024, 16, 64,
-    )  # fmt: skip
-    assert prompts.mask_input_channels == 16
-    assert (decoder.hidden_size, decoder.mlp_dim, decoder.num_hidden_layers, decoder.num_attention_heads) == (
-        256, 2048, 2, 8,
-    )  # fmt: skip
-    assert (decoder.attention_downsample_rate, decoder.num_multimask_outputs) == (2, 3)
-    assert (decoder.iou_head_depth, decoder.iou_head_hidden_dim) == (3, 256)
+def published(width: int, layers: int, heads: int, everywhere: list[int]) -> tuple[dict[str, object], ...]:
+    """What makes one of the authors' three, of SamConfig's other sizes."""
+    picture = {"image_size": 1024, "patch_size": 16}
+    own = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "mlp_dim": 4 * width}
+    shared = {"output_channels": 256, "num_pos_feats": 128, "window_size": 14, "global_attn_indexes": everywhere}
+    return {**picture, **own, **shared}, {"hidden_size": 256, **picture}, {"hidden_size": 256}
 
 
 @pytest.mark.parametrize(
@@ -156,9 +127,12 @@ def test_the_published_sams_are_recognised(name: str) -> None:
         ({"num_attention_heads": 8}, {"mask_input_channels": 4}, {}),
         ({}, {}, {"attention_downsample_rate": 1, "mlp_dim": 3}),
         ({}, {}, {"num_multimask_outputs": 1, "iou_head_hidden_dim": 10, "num_hidden_layers": 3}),
+        published(768, 12, 12, [2, 5, 8, 11]),
+        published(1024, 24, 16, [5, 11, 17, 23]),
+        published(1280, 32, 16, [7, 15, 23, 31]),
     ],
 )
-def test_odd_sams_are_recognised(
+def test_sams_of_any_sizes_are_recognised(
     vision: dict[str, object], prompts: dict[str, object], decoder: dict[str, object]
 ) -> None:
     sizes = {"hidden_size": 32, "image_size": 40, "patch_size": 8, "output_channels": 64, "num_pos_feats": 32}

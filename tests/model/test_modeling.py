@@ -113,42 +113,6 @@ def test_features_at_hand_equal_pixels(model: ReadModel) -> None:
     assert_same_segs(model(**texts(ANSWERS[1:]), **features), model(**texts(ANSWERS[1:]), **given), range(3), atol=0)
 
 
-def packed(answers: Sequence[str]) -> dict[str, Tensor]:
-    """All questions behind one prefix: each sees the prefix and itself, at the positions of a single row."""
-    processor = small_processor()
-    prefix = processor.prefix_ids()
-    rows = [processor.encode([Turn("what is it?", answer)]) for answer in answers]
-    ids, labels = list(prefix), [-100] * len(prefix)
-    owner, positions = [-1] * len(prefix), list(range(len(prefix)))
-    for row, (row_ids, row_labels) in enumerate(rows):
-        ids += row_ids[len(prefix) :]
-        labels += row_labels[len(prefix) :]
-        owner += [row] * (len(row_ids) - len(prefix))
-        positions += range(len(prefix), len(row_ids))
-    group = torch.tensor(owner)
-    seen = torch.ones(len(ids), len(ids)).tril().bool() & ((group[:, None] == group) | (group == -1))
-    return {
-        "input_ids": torch.tensor([ids]),
-        "labels": torch.tensor([labels]),
-        "position_ids": torch.tensor([positions]),
-        "attention_mask": seen[None, None],
-    }
-
-
-@pytest.mark.parametrize("additive", [False, True])
-def test_questions_packed_behind_one_image_equal_single_rows(model: ReadModel, additive: bool) -> None:
-    one = images(IMAGES[:1])
-    pack = packed(ANSWERS)
-    if additive:
-        lowest = torch.finfo(torch.float32).min
-        pack["attention_mask"] = torch.zeros(pack["attention_mask"].shape).masked_fill(~pack["attention_mask"], lowest)
-    truth = targets(one["frames"], [3])
-    together = model(**pack, **one, masks=truth)
-    apart = model(**texts(ANSWERS), **one, masks=truth, row_images=torch.zeros(3, dtype=torch.long))
-    assert_same_segs(together, apart, range(3))
-    torch.testing.assert_close(together.loss, apart.loss, atol=1e-5, rtol=1e-5)
-
-
 # -- losses ----------------------------------------------------------------------------------------------------
 
 

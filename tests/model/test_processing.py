@@ -20,6 +20,7 @@ from released import write_released
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
 SPECIAL = set(range(len(TINY.added_tokens)))
+PROCESSOR = small_processor()
 
 
 def answer_ids(processor: ReadProcessor, answer: str) -> list[int]:
@@ -76,10 +77,9 @@ def test_a_special_token_in_a_question_is_plain_text() -> None:
 
 @given(st.text(min_size=1).filter(str.strip))
 def test_any_question_can_be_asked(text: str) -> None:
-    processor = small_processor()
-    query = processor.query_ids([Turn(text)])
+    query = PROCESSOR.query_ids([Turn(text)])
     assert not SPECIAL & set(query)
-    assert processor.decode(query) == f"{text.strip()} ASSISTANT:"
+    assert PROCESSOR.decode(query) == f"{text.strip()} ASSISTANT:"
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class ReadModel(PreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "R L"],
-        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None = None,
+        attention_mask: Shaped[Tensor, "R L"] | None = None,
         position_ids: Int[Tensor, "_ L"] | None = None,
         pixel_values: Float[Tensor, "I 3 s s"] | None = None,
         image_features: Float[Tensor, "I N D"] | None = None,
@@ -152,9 +152,8 @@ class ReadModel(PreTrainedModel):
 
         Args:
             input_ids: (R, L), each row with N image tokens. A row may hold several questions packed behind one
-                image, kept apart by `layout` (or a 4-D `attention_mask`) and `position_ids`.
-            attention_mask: (R, L), 1 where there is text, padding on either side; or (R or 1, 1, L, L), bool (True:
-                may attend) or additive. Default: no padding.
+                image, kept apart by `layout` and `position_ids`.
+            attention_mask: (R, L), 1 where there is text, padding on either side. Default: no padding.
             position_ids: (R, L). Default: counted along the text, padding left out.
             pixel_values: (I, 3, s, s); not needed with `image_features`.
             image_features: (I, N, D), as `encode_image` gives.
@@ -316,7 +315,7 @@ class ReadModel(PreTrainedModel):
     def _hidden_states(
         self,
         input_ids: Int[Tensor, "R L"],
-        attention_mask: Shaped[Tensor, "R L"] | Shaped[Tensor, "_ 1 L L"] | None,
+        attention_mask: Shaped[Tensor, "R L"] | None,
         position_ids: Int[Tensor, "_ L"] | None,
         image_features: Float[Tensor, "R N D"] | None = None,
         cache: Cache | None = None,
@@ -330,11 +329,8 @@ class ReadModel(PreTrainedModel):
             is_image = self._is_image(input_ids)
             embeddings = embed(input_ids.masked_fill(is_image, 0))
             embeddings = embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
-        if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
+        if attention_mask is not None and position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
-            lowest = torch.finfo(embeddings.dtype).min
-            attention_mask = embeddings.new_zeros(attention_mask.shape).masked_fill(~attention_mask, lowest)
         return self.lmm.model.language_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
