@@ -7,14 +7,17 @@ import io
 import pkgutil
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import create_autospec
 
 import pytest
 import typer
 import yaml
 
+from readseg import miniatures
 from readseg.cli.app import app
 from readseg.training.config import TrainConfig
 
@@ -204,8 +207,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=label)
-def test_python_compiles_and_runs_where_it_needs_nothing(block: Block) -> None:
+def test_python_compiles_and_runs_where_it_needs_nothing(
+    block: Block, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = compile(block.text, f"{block.page}, a block", "exec")
+    if "write_miniatures" in block.text:  # in place of new ones a copy of those that all tests share
+        write = create_autospec(miniatures.write_miniatures)
+        write.side_effect = lambda root, **_: shutil.copytree(request.getfixturevalue("data"), root)
+        monkeypatch.setattr(miniatures, "write_miniatures", write)
     if not NOT_RUN.search(block.text):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, {})
