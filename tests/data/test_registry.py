@@ -16,8 +16,11 @@ from PIL import Image
 
 from readseg.core.images import load_image
 from readseg.data.readers import refer
+from readseg.data.readers.coco_parts import PACO, PascalPart
+from readseg.data.readers.llava_instruct import LlavaInstruct
+from readseg.data.readers.semantic import ADE20K, COCOStuff, Mapillary
 from readseg.data.registry import DATA_SETS, check
-from readseg.data.types import DataSet
+from readseg.data.types import DataSet, SplitReader
 from readseg.errors import ReadsegError
 
 REFERRING = [data_set.name for data_set in refer.DATA_SETS]
@@ -48,6 +51,18 @@ def test_what_is_missing_is_told_with_its_place(tmp_path: Path) -> None:
     assert any("refs(unc_exclude_unified).p" in row.problems[1] for row in found if row.name == "refcoco+")
     with pytest.raises(ReadsegError, match="no such folder"):
         list(check(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("reader", [ADE20K, COCOStuff, Mapillary, PACO, PascalPart, LlavaInstruct])
+def test_each_file_that_is_missing_is_named_with_its_place(tmp_path: Path, reader: type[SplitReader]) -> None:
+    assert reader.splits(tmp_path) == ([], [])
+    for path, what in reader.files(tmp_path):
+        with pytest.raises(ReadsegError, match="is missing: put") as told:
+            reader(tmp_path, reader.SPLITS[0])
+        assert str(told.value) == f"{path} is missing: put {what} there"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix == ".json" else path.mkdir()
+    assert reader.splits(tmp_path) == ([reader.SPLITS[0]], [])
 
 
 def test_what_is_broken_is_counted_and_named(data: Path, tmp_path: Path) -> None:

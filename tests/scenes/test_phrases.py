@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -40,9 +42,8 @@ def trained(bank: TemplateBank) -> tuple[str, ...]:
     return bank.short + bank.long
 
 
-def every(grammar: TemplateGrammar) -> list[str]:
-    parts = {"openers": grammar.openers, "cores": grammar.cores, "closers": grammar.closers}
-    return [*grammar.alone, *templates([parts])]
+def every(grammar: TemplateGrammar) -> Iterator[str]:
+    return templates([*grammar.alone, asdict(grammar)])
 
 
 @cache
@@ -86,8 +87,7 @@ def test_no_extra_expression_is_held_out_and_each_says_as_much(name: str) -> Non
 
 
 def test_drawing_passes_over_templates_that_need_more() -> None:
-    bank = TemplateBank(("{x}", "{x} {y}"), (), ("{y}",))
-    rng = np.random.default_rng(0)
+    bank, rng = TemplateBank(("{x}", "{x} {y}"), (), ("{y}",)), np.random.default_rng(0)
     assert {bank.draw(rng, {"x": "a"}) for _ in range(50)} == {"a"}
     assert {bank.draw(rng, {"x": "a", "y": "b"}) for _ in range(50)} == {"a", "a b"}
     with pytest.raises(KeyError, match="no template"):

@@ -111,18 +111,13 @@ def scan_json(path: Path) -> Iterator[tuple[str | None, Any, int, int]]:
     what `read_json_at` reads again. So nothing has to be kept; meanwhile it takes twice the file's size in memory.
     """
     scanner = _Scanner(path)
-    if scanner.peek() == "[":
-        yield from scanner.array(None)
-    else:
-        for _ in scanner.items("{", "}"):
-            key = scanner.value()
-            if not isinstance(key, str):
-                raise scanner.broken("the key of an object must be text")
-            scanner.take(":")
-            if scanner.peek() == "[":
-                yield from scanner.array(key)
-            else:
-                scanner.value()
+    for key in (None,) if scanner.peek() == "[" else scanner.keys():
+        if scanner.peek() == "[":
+            for _ in scanner.items("[", "]"):
+                start = scanner.byte()
+                yield key, scanner.value(), start, scanner.byte()
+        else:
+            scanner.value()
     if scanner.peek():
         raise scanner.broken("there is more behind its end")
 
@@ -179,21 +174,24 @@ class _Scanner:
             raise self.broken(getattr(error, "msg", str(error))) from error
         return value
 
-    def items(self, opening: str, closing: str) -> Iterator[None]:
-        """Stops before each item between brackets, for the caller to read it."""
+    def items(self, opening: str, closing: str) -> Iterator[str]:
+        """Stops at each item between brackets, for the caller to read it."""
         self.take(opening)
         mark = self.take(closing) if self.peek() == closing else ","
         while mark == ",":
-            yield
+            yield self.peek()
             mark = self.take(f",{closing}")
 
-    def array(self, key: str | None) -> Iterator[tuple[str | None, Any, int, int]]:
-        for _ in self.items("[", "]"):
-            self.peek()
-            start = self._byte()
-            yield key, self.value(), start, self._byte()
+    def keys(self) -> Iterator[str]:
+        """Stops behind each key of an object, for the caller to read its value."""
+        for _ in self.items("{", "}"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise self.broken("the key of an object must be text")
+            self.take(":")
+            yield key
 
-    def _byte(self) -> int:
+    def byte(self) -> int:
         """How many bytes of the file lie before this position."""
         self._bytes += len(self._text[self._counted : self._position].encode("utf-8"))
         self._counted = self._position

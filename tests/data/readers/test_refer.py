@@ -39,8 +39,7 @@ def coco_name(image: int) -> str:
 
 
 def image(number: int, **changes: Any) -> dict[str, Any]:
-    height, width = HW
-    return {"license": 1, "id": number, "file_name": coco_name(number), "height": height, "width": width, **changes}
+    return {"license": 1, "id": number, "file_name": coco_name(number), "height": HW[0], "width": HW[1], **changes}
 
 
 def annotation(number: int, of: int, segmentation: Any, **changes: Any) -> dict[str, Any]:
@@ -111,8 +110,9 @@ def test_an_entry_holds_all_sentences_of_an_image_in_the_order_of_the_file(tmp_p
     reader = RefCoco(tmp_path, "refcoco|unc|val")
     assert (reader.name, len(reader)) == ("refcoco|unc|val", 2)
     entries = list(reader)
-    assert [entry.name for entry in entries] == ["8", "7"]
-    assert [entry.image for entry in entries] == [tmp_path / COCO_IMAGES / coco_name(number) for number in (8, 7)]
+    assert [(entry.name, entry.image) for entry in entries] == [
+        (str(number), tmp_path / COCO_IMAGES / coco_name(number)) for number in (8, 7)
+    ]
     said = [[expression.text for expression in entry.expressions] for entry in entries]
     assert said == [["the lady in blue", "lady with back to us", "blue shirt"], ["left thing"]]
     for expression in entries[0].expressions:
@@ -131,15 +131,11 @@ def test_masks_are_unions_of_polygons_or_run_lengths(tmp_path: Path, segmentatio
 
 @pytest.mark.parametrize("nothing", [[], [[1, 1, 5, 5]], [[]]])
 def test_an_annotation_without_an_outline_has_an_empty_mask(tmp_path: Path, nothing: list[Any]) -> None:
-    write(tmp_path, [ref(7, 70, "it")], annotations=[annotation(70, 7, nothing)])
-    entry = only(tmp_path)
-    assert entry.expressions[0].present and entry.expressions[0].tags == {"no_target"}
-    assert painted(entry).shape == HW and not painted(entry).any()
-
-
-def test_sentences_without_a_word_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path, [ref(7, 70, "  ", "it", ""), ref(8, 80, "")])
-    assert [expression.text for expression in only(tmp_path).expressions] == ["it"]
+    annotations = [annotation(70, 7, nothing), *ANNOTATIONS[1:]]
+    write(tmp_path, [ref(7, 70, "  ", "it", ""), ref(8, 80, "")], annotations=annotations)
+    (expression,) = only(tmp_path).expressions  # what has no word is left out
+    assert expression.text == "it" and expression.present and expression.tags == {"no_target"}
+    assert painted(only(tmp_path)).shape == HW and not painted(only(tmp_path)).any()
 
 
 # -- several objects, and none -----------------------------------------------------------------------------------------
@@ -151,6 +147,8 @@ def test_several_annotations_are_one_mask_and_minus_one_is_none(tmp_path: Path, 
         ref(7, [70, 71], "both", no_target=False),
         ref(7, [-1], "the one in red", no_target=True),
         ref(7, [71], "one"),
+        ref(7, [70, -1, 70], "twice"),
+        ref(7, -1, "nothing"),
     ]
     write(tmp_path, refs, dataset="grefcoco", name=name)
     entry = only(tmp_path, "grefcoco|val")
@@ -158,16 +156,12 @@ def test_several_annotations_are_one_mask_and_minus_one_is_none(tmp_path: Path, 
         ("both", True, "true premise", {"several"}),
         ("the one in red", False, "false premise", set()),
         ("one", True, "true premise", set()),
+        ("twice", True, "true premise", set()),
+        ("nothing", False, "false premise", set()),
     ]
     np.testing.assert_array_equal(painted(entry, 0), FIRST | SECOND)
     np.testing.assert_array_equal(painted(entry, 2), SECOND)
     assert entry.expressions[1].mask is None
-
-
-def test_a_number_may_stand_twice_or_beside_minus_one(tmp_path: Path) -> None:
-    write(tmp_path, [ref(7, [70, -1, 70], "it"), ref(7, -1, "nothing")])
-    found = only(tmp_path).expressions
-    assert [(e.present, e.tags) for e in found] == [(True, set()), (False, set())]
 
 
 # -- false premises ----------------------------------------------------------------------------------------------------
@@ -248,10 +242,8 @@ def test_splits_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["19579.jpg", "19/images/19579.jpg"])
 def test_refclef_s_images_lie_flat_or_as_the_archive_has_them(tmp_path: Path, place: str) -> None:
-    images = [image(19579, file_name="19579.jpg")]
-    write(
-        tmp_path, [ref(19579, 1, "sky")], dataset="refclef", images=images, annotations=[annotation(1, 19579, [SQUARE])]
-    )
+    images, annotations = [image(19579, file_name="19579.jpg")], [annotation(1, 19579, [SQUARE])]
+    write(tmp_path, [ref(19579, 1, "sky")], dataset="refclef", images=images, annotations=annotations)
     path = tmp_path / CLEF_IMAGES / place
     path.parent.mkdir(parents=True)
     Image.new("RGB", HW[::-1]).save(path)

@@ -139,12 +139,9 @@ def write_rest(root: Path, dataset: str) -> None:
 
 def said_in(root: Path, split: str) -> list[tuple[str, bool, str, int]]:
     (entry,) = RefCoco(root, split)
-    found = []
-    for e in entry.expressions:
-        mask = None if e.mask is None else e.mask()
-        assert mask is None or (mask.shape == HW and set(np.unique(mask)) == {0, 1})
-        found.append((e.text, e.present, e.instead, 0 if mask is None else int(mask.sum())))
-    return found
+    masks = [np.zeros(HW, np.uint8) if e.mask is None else e.mask() for e in entry.expressions]
+    assert all(mask.shape == HW and set(np.unique(mask)) <= {0, 1} for mask in masks)
+    return [(e.text, e.present, e.instead, int(mask.sum())) for e, mask in zip(entry.expressions, masks, strict=True)]
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from readseg.data.readers.semantic import ADE20K, COCOStuff, Mapillary, read_values
-from readseg.data.readers.semantic import ADE20K_NAMES as NAMES
+from readseg.data.readers.semantic import (
+    _DOUBTFUL,
+    _FAMILIES,
+    ADE20K,
+    ADE20K_NAMES,
+    COCO_STUFF_NAMES,
+    COCOStuff,
+    Mapillary,
+    read_values,
+    surely_absent,
+)
 from readseg.data.types import Entry
 from readseg.errors import ReadsegError
 
@@ -245,9 +254,8 @@ HEADER = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
 
 
 def table(*changes: tuple[int, str]) -> str:
-    names = (
-        dict(enumerate(NAMES, start=1)) | {117: "plant pot;pot", 142: "CRT screen", 1: "wall, side "} | dict(changes)
-    )
+    special = {117: "plant pot;pot", 142: "CRT screen", 1: "wall, side "}
+    names = {**dict(enumerate(ADE20K_NAMES, start=1)), **special, **dict(changes)}
     return HEADER + "".join(f"{k}\t0.1\t11664\t1172\t1\t{name}\n" for k, name in names.items())
 
 
@@ -307,7 +315,7 @@ def test_a_broken_configuration_is_told_at_once(tmp_path: Path, content: bytes, 
 def test_classes_that_are_surely_not_there_are_named(tmp_path: Path) -> None:
     write(tmp_path, ADE20K, "a", VALUES)  # wall, sky, person
     entry = read(tmp_path, ADE20K)[0]
-    assert {"clock", "bed", "car"} < set(entry.absent) < set(NAMES)
+    assert {"clock", "bed", "car"} < set(entry.absent) < set(ADE20K_NAMES)
     assert not {"wall", "sky", "person", "windowpane", "apparel"} & set(entry.absent)
     # 95 building-other is there and not asked for, 0 person is.
     write(tmp_path, COCOStuff, "1", np.array([[0, 95, 255]], np.uint8))
@@ -316,3 +324,70 @@ def test_classes_that_are_surely_not_there_are_named(tmp_path: Path) -> None:
     assert not {"house", "clothes", "wall-wood", "hat"} & set(entry.absent)
     write(tmp_path, Mapillary, "a", np.array([[1, 2, 3]], np.uint8))
     assert read(tmp_path, Mapillary)[0].absent == ("bird",)
+
+
+# -- names of classes --------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_whole() -> None:
+    assert (len(ADE20K_NAMES), len(set(ADE20K_NAMES))) == (150, 150)
+    assert (len(COCO_STUFF_NAMES), len(set(COCO_STUFF_NAMES))) == (182, 182)
+    for name in ADE20K_NAMES + COCO_STUFF_NAMES:
+        assert name == " ".join(name.split()).lower()
+    # Indices that the data sets' papers and configurations name: the first, the last, and where stuff begins.
+    assert (ADE20K_NAMES[0], ADE20K_NAMES[12], ADE20K_NAMES[149]) == ("wall", "person", "flag")
+    assert [COCO_STUFF_NAMES[k] for k in (0, 90, 91, 181)] == ["person", "hair brush", "banner", "wood"]
+    assert sorted(COCO_STUFF_NAMES[91:]) == list(COCO_STUFF_NAMES[91:])
+
+
+@pytest.mark.parametrize(
+    ("present", "name"),
+    [
+        ("wall", "wall"),
+        ("dining table", "table"),
+        ("building", "windowpane"),
+        ("building-other", "house"),
+        ("person", "clothes"),
+        ("sea", "water"),
+        ("tree", "plant"),
+        ("traffic lights", "light"),
+        ("sky", "metal"),
+        ("lane marking - stop line", "lane marking - crosswalk"),
+    ],
+)
+def test_what_another_label_may_cover_is_not_denied(present: str, name: str) -> None:
+    assert surely_absent([name, "clock"], [present]) == ("clock",)
+
+
+def test_the_order_stays_and_what_has_nothing_to_do_with_it_is_absent() -> None:
+    assert surely_absent(["zebra", "airplane", "car"], ["grass", "car"]) == ("zebra", "airplane")
+    assert surely_absent(["zebra"], []) == ("zebra",)
+
+
+@pytest.mark.parametrize("table", [ADE20K_NAMES, COCO_STUFF_NAMES])
+def test_there_is_always_something_to_deny(table: tuple[str, ...]) -> None:
+    asked = [name for name in table if "-" not in name]
+    for start in range(0, len(table) - 10, 5):
+        assert len(surely_absent(asked, table[start : start + 10])) > 20
+
+
+def test_what_coco_gave_up_labelling_is_never_denied() -> None:
+    given_up = ["street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender"]
+    given_up.append("hair brush")
+    assert set(given_up) <= set(COCO_STUFF_NAMES)
+    assert not surely_absent(given_up, ["sky"])
+
+
+def test_no_name_is_misspelt() -> None:
+    # Names of Mapillary are in a file of the data set; these are the ones that we know of.
+    mapillary = """
+        ambiguous barrier, animal group, balcony, barrier, bicyclist, bike lane, billboard, car mount, caravan,
+        catch basin, cctv camera, concrete block, crosswalk - plain, curb, curb cut, driveway, dynamic, ego vehicle,
+        garage, ground, ground animal, guard rail, lane separator, manhole, motorcyclist, on rails, other rider,
+        other vehicle, parking, parking aisle, pedestrian area, person group, phone booth, pole group, pothole, rail
+        track, road barrier, road median, road shoulder, road side, service lane, static, street light, temporary
+        barrier, terrain, traffic cone, traffic island, traffic sign frame, trailer, trash can, tunnel, utility
+        pole, vegetation, vehicle group, wheeled slow
+    """
+    known = {*ADE20K_NAMES, *COCO_STUFF_NAMES, *(" ".join(name.split()) for name in mapillary.split(","))}
+    assert frozenset().union(*_FAMILIES, _DOUBTFUL) <= known
