@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from commandline import run
-from readseg.analysis.studies.maps import SamOptions
-from readseg.analysis.studies.single_image import ImageResult
 from readseg.analysis.study import StudyModel
 from readseg.cli import analyse as command
 from readseg.core.masks import decode_rle
 from readseg.errors import ReadsegError
-from readseg.model.prompt_format import writable
 from released import write_released
 from small import picture
 from studies import loaded_model
@@ -49,21 +48,13 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "desk.png"
 
 
-def analyse(
-    target: str,
-    query: str,
-    *models: StudyModel,
-    truth: str | Sequence[str] = (),
-    out: Path | None = Path("out"),
-    answer: str | None = None,
-    layers: bool = False,
-    sam: str | None = None,
-) -> None:
+def analyse(target: str, query: str, *models: StudyModel, truth: str | Sequence[str] = (), **options: Any) -> None:
+    """The command on models that are loaded."""
     files = [Path(file) for file in ([truth] if isinstance(truth, str) else truth)]
-    image, truths, folder = command.check_inputs(target, [query], files, out, answer)
-    shared = {"truths": truths, "answer": answer, "layers": layers}
-    found = command.analyse_image(image, query, models, lambda _: (None, None), SamOptions(sam), **shared)
-    command.write_analysis(folder, ImageResult(target, image, writable(query), truths, tuple(found)), layers)
+    defaults = {name: p.default for name, p in inspect.signature(command.analyse).parameters.items()}
+    given = {"image": target, "queries": [query], "truth": files, "out": Path("out"), **options}
+    with patch.object(command, "study_models", return_value=models):
+        command.analyse(**defaults | given)
 
 
 def width(path: str) -> int:

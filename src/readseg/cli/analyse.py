@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from PIL import Image
@@ -15,7 +14,7 @@ from rich.progress import track
 from rich.text import Text
 
 from readseg.analysis.answer_states import ExamineOptions
-from readseg.analysis.map_metrics import GroundTruth, read_ground_truth
+from readseg.analysis.map_metrics import read_ground_truth
 from readseg.analysis.prompts import load_original_sam
 from readseg.analysis.studies.maps import SamOptions
 from readseg.analysis.studies.single_image import (
@@ -26,7 +25,6 @@ from readseg.analysis.studies.single_image import (
     tables_of,
     to_json,
 )
-from readseg.analysis.study import PointChoice, StudyModel
 from readseg.cli.benchmark import study_models
 from readseg.cli.errors import printable
 from readseg.cli.options import ModelsOptions, PointOptions, grouped
@@ -66,19 +64,7 @@ def analyse(
     Writes analysis.png, analysis.json and with --layers layers.png;
     of several queries into folders query_1, query_2, ... of the output folder.
     """
-    picture, truths, folder = check_inputs(image, queries, truth or (), out, answer)
-    chosen = study_models(models)
-    asked: dict[str, Any] = {"truths": truths, "answer": answer, "layers": layers}
-    for number, query in enumerate(queries, start=1):
-        results = analyse_image(picture, query, chosen, points.choose, sam, **asked)
-        result = ImageResult(image, picture, writable(query), truths, tuple(results))
-        write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
-
-
-def check_inputs(
-    image: str, queries: Sequence[str], truth: Sequence[Path], out: Path | None, answer: str | None
-) -> tuple[Image.Image, tuple[GroundTruth, ...], Path]:
-    """Image, truths and folder, read before any model is loaded: what is wrong is told at once."""
+    # Images, truths and the folder come before any model is loaded: what is wrong is told at once.
     if image.split("/")[0] in (*DRAWN, ALL, *DATA_SETS) and not Path(image).exists():
         raise ReadsegError(f"{image} is a benchmark: readseg study maps {image} measures it; expected a picture.")
     for query in queries:
@@ -86,28 +72,20 @@ def check_inputs(
     if answer is not None and not answer.strip():
         raise ReadsegError("--answer is empty: expected a text, with [SEG] where a mask should be")
     picture = load_image(image)
-    truths = tuple(read_ground_truth(file, (picture.height, picture.width)) for file in truth)
+    truths = tuple(read_ground_truth(file, (picture.height, picture.width)) for file in truth or ())
     folder = out if out is not None else Path("outputs") / (Path(image).stem or "image")
     check_writable(folder)
-    return picture, truths, folder
-
-
-def analyse_image(
-    picture: Image.Image,
-    query: str,
-    models: Sequence[StudyModel],
-    points: PointChoice,
-    sam: SamOptions,
-    **options: Any,
-) -> list[ModelResult]:
-    """What each model makes of a question; `options` are those of `examine_image`."""
-    results = []
-    console = Console(stderr=True)
-    for model in track(models, "analysing", console=console, disable=not console.is_terminal, transient=True):
-        original_sam = load_original_sam(model.segmenter, sam.sam)
-        examined = ExamineOptions(*points(model.segmenter), original_sam, extremes=sam.extremes)
-        results.append(examine_image(model, picture, query, options=examined, **options))
-    return results
+    chosen, console = study_models(models), Console(stderr=True)
+    for number, query in enumerate(queries, start=1):
+        results = []
+        for model in track(chosen, "analysing", console=console, disable=not console.is_terminal, transient=True):
+            original_sam = load_original_sam(model.segmenter, sam.sam)
+            options = ExamineOptions(*points.choose(model.segmenter), original_sam, extremes=sam.extremes)
+            results.append(
+                examine_image(model, picture, query, truths=truths, options=options, answer=answer, layers=layers)
+            )
+        result = ImageResult(image, picture, writable(query), truths, tuple(results))
+        write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
 
 
 def write_analysis(folder: Path, result: ImageResult, layers: bool) -> None:
