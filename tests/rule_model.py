@@ -67,3 +67,27 @@ def outcome(
     values: dict[str, Any] = {"answer": "", **vars(prediction(key, present, ""))}
     counts = {"intersections": tuple(i for i, _ in pairs), "unions": tuple(u for _, u in pairs)}
     return Outcome(**{**values, "said": said, **counts, "right_words": False, **changes})
+
+
+PLACES = [
+    *(("scenes", "category"), ("scenes", "reasoning"), ("descriptions", "reasoning")),
+    *(("phrasings", "category"), ("pairs", "reasoning"), ("scenes", "colour")),
+]
+
+
+def random_outcomes(skill: float, seed: int = 0, questions: int = 160) -> list[Outcome]:
+    """Questions of all parts and of none, some with two masks; the same for every skill, the answers are not."""
+    world, own = np.random.default_rng(seed), np.random.default_rng([seed, int(100 * skill)])
+    made = []
+    for k in range(questions):
+        section, kind = PLACES[world.integers(len(PLACES))]
+        present = bool(world.random() < 0.7)
+        unions = tuple(int(u) for u in world.integers(50, 99, 1 if world.random() < 0.8 else 2))
+        said = bool(own.random() < (0.9 if present else 0.2))
+        inter = tuple(int(u * min(1, own.random() * skill * 2)) if said and present else 0 for u in unions)
+        if not present:
+            unions, inter = ((40,), (0,)) if said else ((0,), (0,))
+        tags = frozenset({("short", "long")[k % 2]})
+        told: dict[str, Any] = {"image": f"image {k // 4}", "section": section, "kind": kind, "tags": tags}
+        made.append(outcome(f"{k // 4}/{k % 4}", present, said, list(zip(inter, unions, strict=True)), **told))
+    return made

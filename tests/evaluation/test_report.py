@@ -218,21 +218,8 @@ def answer(key: str, image: str, *counts: tuple[int, int], present: bool | None 
     return rule_model.outcome(key, present, any(i for i, _ in counts), counts, image=image)
 
 
-def random_outcomes(seed: int) -> list[Outcome]:
-    """Twelve images with 1 to 4 questions of 1 to 3 masks; as many masks for every seed."""
-    shape, rng, found = np.random.default_rng(99), np.random.default_rng(seed), []
-    for image in range(12):
-        for question in range(shape.integers(1, 5)):
-            unions = shape.integers(50, 500, shape.integers(1, 4))
-            counts = [(int(rng.integers(0, u + 1)), int(u)) for u in unions]
-            found.append(answer(f"{image}/{question}", str(image), *counts))
-        found.append(answer(f"{image}/false", str(image), (0, int(rng.integers(0, 9))), present=False))
-        found.append(answer(f"{image}/words", str(image), present=None))
-    return found
-
-
 def test_a_difference_is_the_mean_of_differences_where_masks_pair() -> None:
-    one, other = random_outcomes(1), random_outcomes(2)
+    one, other = rule_model.random_outcomes(0.9), rule_model.random_outcomes(0.3)
     gaps, images = [], []
     for a, b in zip(one, other, strict=True):
         for (i, u), (j, v) in zip(zip(*counts_of(a), strict=True), zip(*counts_of(b), strict=True), strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from readseg.evaluation.scenes import (
 )
 from readseg.scenes.questions import Question
 from readseg.scenes.render import RenderedScene
+from rule_model import RuleModel
 
 HW = (6, 8)
 SMALL = SceneSet(scenes=3, questions=4)
@@ -109,7 +109,7 @@ def test_blind_baselines() -> None:
         assert np.array_equal(once.masks, again.masks) and score(asked, k, once).said
 
 
-def evaluate_scenes(model: FakeModel, prompts: Sequence[Any] = (None,)) -> dict[str, Sequence[Outcome]]:
+def evaluate_scenes(model: RuleModel, prompts: Sequence[Any] = (None,)) -> dict[str, Sequence[Outcome]]:
     """The outcomes of a model with each kind of prompt, and of the blind baselines."""
     benchmark = scene_benchmark(SMALL)
     systems = [model_system(model, benchmark, prompt=prompt) for prompt in prompts]
@@ -117,20 +117,14 @@ def evaluate_scenes(model: FakeModel, prompts: Sequence[Any] = (None,)) -> dict[
     return {name: result.outcomes for name, result in results.items()}
 
 
-@dataclass
-class FakeModel:
-    """Answers from a rule about (case, question); counts the calls."""
+def looking_up(rule: Callable[[Case, Question], FixedAnswer]) -> RuleModel:
+    """A model that knows the scene and what is true of a question."""
 
-    rule: Callable[[Case, Question], FixedAnswer]
-    calls: list[str | None] = field(default_factory=list)
-
-    def segment(self, image: Image.Image, queries: Sequence[str], /, **options: Any) -> list[FixedAnswer]:
-        assert not options["asks"] and options["sentence"] is None, "the questions are asked as they stand"
-        assert not options["force"]
-        self.calls.append(options["prompt"])
+    def answer(image: Image.Image, text: str) -> FixedAnswer:
         asked = next(c for c in scene_cases(SMALL) if np.array_equal(c.picture.image, np.asarray(image)))
-        assert [q.question for q in asked.questions] == list(queries)
-        return [self.rule(asked, q) for q in asked.questions]
+        return rule(asked, next(q for q in asked.questions if q.question == text))
+
+    return RuleModel(answer)
 
 
 def omniscient(asked: Case, about: Question) -> FixedAnswer:
@@ -160,18 +154,21 @@ def test_the_set_is_fixed_and_a_prefix_is_a_part() -> None:
 
 
 def test_knowing_everything_is_worth_one_and_saying_nothing_is_worth_nothing() -> None:
-    best = report.summarise(evaluate_scenes(FakeModel(omniscient))["model"])
+    best = report.summarise(evaluate_scenes(looking_up(omniscient))["model"])
     assert best["giou"].value == pytest.approx(1, abs=1e-3) and best["ciou"].value == 1
     for sure in (best["answered"], best["precision_90"]):
         assert sure.value == 1
-    worst = report.summarise(evaluate_scenes(FakeModel(silent))["model"])
+    worst = report.summarise(evaluate_scenes(looking_up(silent))["model"])
     assert worst["giou"].value == worst["ciou"].value == worst["answered"].value == 0
 
 
 def test_variants_and_baselines_stand_beside() -> None:
-    model = FakeModel(omniscient)
+    model = looking_up(omniscient)
     systems = evaluate_scenes(model, ("both", "points", "seg"))
     assert list(systems) == ["both", "points", "seg", *BLIND]
-    assert model.calls == ["both", "points", "seg"] * 3
+    assert [options["prompt"] for _, options in model.calls] == ["both", "points", "seg"] * 3
+    for texts, options in model.calls:  # the questions are asked as they stand
+        assert texts in [[q.question for q in c.questions] for c in scene_cases(SMALL)]
+        assert (options["asks"], options["sentence"], options["force"]) == (False, None, False)
     keys = [[o.key for o in outcomes] for outcomes in systems.values()]
     assert all(k == keys[0] for k in keys) and len(set(keys[0])) == len(keys[0])

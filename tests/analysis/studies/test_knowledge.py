@@ -38,30 +38,9 @@ from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
 from readseg.evaluation.predictions import PREDICTIONS, Outcome, Result
 from readseg.evaluation.run import FixedAnswer, System, run_systems
 from readseg.viz.tables import Table, to_json, to_markdown
+from rule_model import random_outcomes
 
 PARTS = {NAMING: ("scenes", "category"), SEEN: ("scenes", "reasoning"), UNSEEN: ("descriptions", "reasoning")}
-OTHERS = (("phrasings", "category"), ("pairs", "reasoning"), ("scenes", "colour"))
-
-
-def outcomes(skill: float, seed: int = 0, questions: int = 160) -> list[Outcome]:
-    """Questions of all parts and of none, some with two masks; the same for every skill, the answers are not."""
-    world, own = np.random.default_rng(seed), np.random.default_rng([seed, int(100 * skill)])
-    places = [*PARTS.values(), *OTHERS]
-    made = []
-    for k in range(questions):
-        section, kind = places[world.integers(len(places))]
-        present = bool(world.random() < 0.7)
-        unions = tuple(int(u) for u in world.integers(50, 99, 1 if world.random() < 0.8 else 2))
-        said = bool(own.random() < (0.9 if present else 0.2))
-        inter = tuple(int(u * min(1, own.random() * skill * 2)) if said and present else 0 for u in unions)
-        if not present:
-            unions, inter = ((40,), (0,)) if said else ((0,), (0,))
-        tags = frozenset({("short", "long")[k % 2]})
-        told: dict[str, Any] = {"image": f"image {k // 4}", "section": section, "kind": kind, "tags": tags}
-        made.append(
-            rule_model.outcome(f"{k // 4}/{k % 4}", present, said, list(zip(inter, unions, strict=True)), **told)
-        )
-    return made
 
 
 def answered(name: str, found: Sequence[Outcome]) -> SystemResult:
@@ -85,7 +64,7 @@ def cell(table: Table, row: str, column: str, group: str | None = None) -> Estim
 
 
 def test_all_numbers_of_the_tables() -> None:
-    good, bad = outcomes(0.9), outcomes(0.3)
+    good, bad = random_outcomes(0.9), random_outcomes(0.3)
     scores, gaps, drops = knowledge_tables(
         "scenes", "generated", [answered("A", good), answered("B", bad)], ["a note of ours"]
     )
@@ -113,13 +92,13 @@ def test_all_numbers_of_the_tables() -> None:
 
 
 def test_a_drop_to_itself_is_nothing() -> None:
-    found = outcomes(0.6)
+    found = random_outcomes(0.6)
     nothing = drop([found], lambda o: o.kind == "reasoning", lambda o: o.kind == "reasoning")
     assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
 
 
 def test_parts_of_scenes_and_of_data_sets() -> None:
-    found = outcomes(0.5)
+    found = random_outcomes(0.5)
     assert list(parts_of("scenes", found)) == [NAMING, SEEN, UNSEEN]
     assert list(parts_of("scenes", [o for o in found if o.section == "scenes"])) == [NAMING, SEEN]
     lengths = parts_of("reasonseg/test", found)
@@ -133,7 +112,7 @@ def test_parts_of_scenes_and_of_data_sets() -> None:
 
 
 def test_wrong_questions_are_named() -> None:
-    found = outcomes(0.5)
+    found = random_outcomes(0.5)
     with pytest.raises(ReadsegError, match="scenes: no question that names or describes a thing"):
         parts_of("scenes", [o for o in found if o.kind == "colour"])
 
