@@ -93,16 +93,13 @@ def test_settings_that_make_no_sense_are_errors(values: dict[str, object]) -> No
         PointConfig(**values)  # type: ignore[arg-type]
 
 
-class TestSimilarity:
-    def test_one_set_of_image_tokens_or_one_for_each_row(self) -> None:
-        h_seg, h_img = torch.randn(3, 8), torch.randn(3, 25, 8)
-        each = similarity(h_seg, h_img)
-        for row in range(3):
-            torch.testing.assert_close(similarity(h_seg, h_img[row])[row], each[row])
-            assert each[row, 7].item() == pytest.approx(float((h_seg[row] * h_img[row, 7]).sum()), rel=1e-5)
-
-    def test_no_seg(self) -> None:
-        assert similarity(torch.zeros(0, 8), torch.zeros(25, 8)).shape == (0, 25)
+def test_similarity_takes_one_set_of_image_tokens_or_one_for_each_row() -> None:
+    h_seg, h_img = torch.randn(3, 8), torch.randn(3, 25, 8)
+    each = similarity(h_seg, h_img)
+    for row in range(3):
+        torch.testing.assert_close(similarity(h_seg, h_img[row])[row], each[row])
+        assert each[row, 7].item() == pytest.approx(float((h_seg[row] * h_img[row, 7]).sum()), rel=1e-5)
+    assert similarity(h_seg[:0], h_img[0]).shape == (0, 25)
 
 
 class TestNormalise:
@@ -135,19 +132,20 @@ class TestFullMap:
         reference = full_map(scores.float(), hw, alignment="reference")
         torch.testing.assert_close(reference, plain_reference_map(scores.float(), hw), atol=2e-4, rtol=0)
 
-    def test_exact_is_the_centred_square_by_default_and_0_outside(self) -> None:
+    def test_exact_is_the_centred_square_by_default_and_a_box_may_reach_beyond_the_image(self) -> None:
         scores = smooth_scores(1, 6, torch.float64)
         ours = full_map(scores, (20, 36))
         square = resized(normalise(scores)[0].unflatten(1, (6, 6)), (20, 20))
         torch.testing.assert_close(ours[:, :, 8:28], square)
-        assert not ours[:, :, :8].any()
-        assert not ours[:, :, 28:].any()
-
-    def test_box_beyond_the_image_shows_its_inner_part(self) -> None:
-        scores = smooth_scores(1, 6, torch.float64)
+        assert not ours[:, :, :8].any() and not ours[:, :, 28:].any()
         ours = full_map(scores, (20, 36), box=(0, -8, 36, 28))
         cells = normalise(scores.view(1, 6, 6), torch.tensor([False, *[True] * 4, False])[:, None].expand(6, 6))[0]
         torch.testing.assert_close(ours, resized(cells, (36, 36))[:, 8:28])
+
+    def test_reference_alignment_accepts_the_box_of_the_centre_crop(self) -> None:
+        scores = smooth_scores(1, 8)
+        with_box = full_map(scores, (10, 20), alignment="reference", box=(5, 0, 15, 10))
+        assert torch.equal(with_box, full_map(scores, (10, 20), alignment="reference"))
 
 
 class TestSelection:
@@ -164,23 +162,19 @@ class TestSelection:
         inside = self.everywhere.clone()
         inside[1] = False
         cells, labels, valid = select_cells(self.values, inside, config())
-        assert cells[valid].tolist() == [0, 8, 6, 1, 2, 7]
-        assert labels[valid].tolist() == [1, 1, 0, 0, -1, -1]
+        assert cells[valid].tolist() == [0, 8, 6, 1, 2, 7] and labels[valid].tolist() == [1, 1, 0, 0, -1, -1]
         assert valid.tolist() == [[True] * 6 + [False] * 3]
 
-    def test_std_rule(self) -> None:
-        mean, std = self.values.mean(), self.values.std(correction=0)
-        cells, labels, _ = select_cells(self.values, self.everywhere, config(threshold="std"))
-        flat = self.values.flatten()
+    def test_std_rule_takes_cells_inside_only(self) -> None:
+        mean, std, flat = self.values.mean(), self.values.std(correction=0), self.values.flatten()
+        own = config(threshold="std")
+        cells, labels, _ = select_cells(self.values, self.everywhere, own)
         assert set(cells[labels == 1].tolist()) == set(torch.where(flat >= mean + std / 2)[0].tolist())
         assert set(cells[labels == 0].tolist()) == set(torch.where(flat <= mean - std / 2)[0].tolist())
-
-    def test_std_rule_takes_cells_inside_only(self) -> None:
         inside = torch.tensor([True, True, False])[:, None].expand(3, 3)
-        cells, labels, valid = select_cells(self.values, inside, config(threshold="std"))
-        alone = select_cells(self.values[:, :2], inside[:2], config(threshold="std"))
-        assert cells[valid].tolist() == alone[0][0].tolist()
-        assert labels[valid].tolist() == alone[1][0].tolist()
+        cells, labels, valid = select_cells(self.values, inside, own)
+        alone = select_cells(self.values[:, :2], inside[:2], own)
+        assert torch.equal(cells[valid], alone[0][0]) and torch.equal(labels[valid], alone[1][0])
 
     def test_ties_keep_raster_order(self) -> None:
         values = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]).view(1, 3, 3)
@@ -188,29 +182,21 @@ class TestSelection:
 
     @few
     @given(
-        st.integers(1, 60),
-        st.integers(1, 60),
-        st.integers(2, 8),
-        st.integers(1, 70),
-        st.sampled_from(ALIGNMENTS),
-        st.sampled_from(["range", "std"]),
+        *(st.integers(1, 60), st.integers(1, 60), st.integers(2, 8), st.integers(1, 70)),
+        *(st.sampled_from(ALIGNMENTS), st.sampled_from(["range", "std"])),
     )
     def test_points_lie_in_the_image_and_are_packed(
         self, height: int, width: int, side: int, num_points: int, alignment: Any, threshold: Any
     ) -> None:
         scores = torch.randn(3, side * side, generator=torch.Generator().manual_seed(side))
         scores[1] = 2.5
-        points = points_from_scores(
-            scores, (height, width), config(num_points=num_points, alignment=alignment, threshold=threshold)
-        )
+        own = config(num_points=num_points, alignment=alignment, threshold=threshold)
+        points = points_from_scores(scores, (height, width), own)
         assert points.xy.shape == (3, min(num_points, (side // 2) ** 2), 2)
-        assert (points.xy >= 0).all()
-        assert (points.xy <= torch.tensor([width - 1, height - 1]) + 1e-4).all()
+        assert (points.xy >= 0).all() and (points.xy <= torch.tensor([width - 1, height - 1]) + 1e-4).all()
         counts = points.valid.sum(dim=1, keepdim=True)
-        assert torch.equal(points.valid, torch.arange(points.valid.shape[1]) < counts)
-        assert counts[1] == 0
-        assert not points.xy[~points.valid].any()
-        assert (points.labels[~points.valid] == -1).all()
+        assert torch.equal(points.valid, torch.arange(points.valid.shape[1]) < counts) and counts[1] == 0
+        assert not points.xy[~points.valid].any() and (points.labels[~points.valid] == -1).all()
 
     def test_exact_points_are_the_cells_centres(self) -> None:
         scores = torch.zeros(1, 16)
@@ -251,9 +237,7 @@ class TestDiscreteToContinuous:
             moved = discrete_to_continuous(points, slope, (60, 60), config(bandwidth=bandwidth))
             inner = points.valid & (points.xy > 20).all(-1) & (points.xy < 40).all(-1)
             shift = (moved - points.xy)[inner]
-            assert len(shift)
-            assert (shift[:, 0] > 0).all()
-            assert shift[:, 1].abs().max() < 1e-4
+            assert len(shift) and (shift[:, 0] > 0).all() and shift[:, 1].abs().max() < 1e-4
             shifts.append(shift[:, 0].mean())
         assert shifts[1] > 10 * shifts[0]
 
@@ -270,8 +254,7 @@ class TestDiscreteToContinuous:
         points = torch.tensor([[[4.0, 4.0], [15.0, 15.0]]])
         moved = discrete_to_continuous_on_map(points, maps)
         assert torch.equal(moved[0, 0], points[0, 0])
-        assert moved[0, 1].isfinite().all()
-        assert not torch.equal(moved[0, 1], points[0, 1])
+        assert moved[0, 1].isfinite().all() and not torch.equal(moved[0, 1], points[0, 1])
 
     def test_cost_does_not_depend_on_the_image(self) -> None:
         scores = smooth_scores(1, 8)
@@ -323,10 +306,8 @@ class TestGradients:
         points = points_from_scores(scores, (40, 50), config(alignment=alignment))
         assert points.valid.any(dim=1).tolist() == [True, False, False, False, False]
         points.xy.square().sum().backward()
-        assert scores.grad is not None
-        assert scores.grad.isfinite().all()
-        assert scores.grad[0].any()
-        assert not scores.grad[1:].any()
+        assert scores.grad is not None and scores.grad.isfinite().all()
+        assert scores.grad[0].any() and not scores.grad[1:].any()
 
     def test_discrete_points_have_none(self) -> None:
         scores = smooth_scores(1, 8).requires_grad_()
@@ -343,8 +324,7 @@ class TestAnyDeviceAndDtype:
         scores = smooth_scores(2, 8, dtype).to(device)
         points = points_from_scores(scores, (48, 60), config(alignment=alignment))
         wide = points_from_scores(scores.double(), (48, 60), config(alignment=alignment))
-        assert points.xy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert points.xy.device.type == device
+        assert points.xy.dtype == torch.promote_types(dtype, torch.float32) and points.xy.device.type == device
         assert torch.equal(points.labels, wide.labels)
         torch.testing.assert_close(points.xy.double(), wide.xy, atol=2e-2, rtol=0)
 
@@ -373,8 +353,7 @@ class TestAnyDeviceAndDtype:
     @pytest.mark.parametrize("hw", [(1, 1), (1, 4000), (4000, 1), (2, 3)])
     def test_tiny_and_extreme_images(self, hw: tuple[int, int], alignment: Any) -> None:
         points = points_from_scores(smooth_scores(2, 8), hw, config(alignment=alignment))
-        assert points.valid.any()
-        assert points.xy.isfinite().all()
+        assert points.valid.any() and points.xy.isfinite().all()
         assert (points.xy <= torch.tensor([hw[1] - 1, hw[0] - 1]) + 1e-3).all()
 
     def test_declared_shapes_hold(self) -> None:
@@ -397,16 +376,13 @@ class TestAnyDeviceAndDtype:
         assert all(name in inspect.getsource(type(self)) for name in checked if not name.startswith("_"))
 
 
-class TestSampleFeatures:
-    def test_linear_features_are_read_at_the_point(self) -> None:
-        y, x = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(8) + 0.5, indexing="ij")
-        features = torch.stack([x / 8, y / 6])  # position as a share of the image
-        points = torch.tensor([[[20.0, 10.0], [40.0, 30.0]]])
-        sampled = sample_features(features, points, (60, 80))
-        torch.testing.assert_close(sampled, (points + 0.5) / torch.tensor([80.0, 60.0]))
-
-    def test_bfloat16(self) -> None:
-        assert sample_features(torch.rand(3, 4, 4).bfloat16(), torch.zeros(2, 5, 2), (9, 9)).shape == (2, 5, 3)
+def test_linear_features_are_read_at_the_point() -> None:
+    y, x = torch.meshgrid(torch.arange(6) + 0.5, torch.arange(8) + 0.5, indexing="ij")
+    features = torch.stack([x / 8, y / 6])  # position as a share of the image
+    points = torch.tensor([[[20.0, 10.0], [40.0, 30.0]]])
+    sampled = sample_features(features, points, (60, 80))
+    torch.testing.assert_close(sampled, (points + 0.5) / torch.tensor([80.0, 60.0]))
+    assert sample_features(torch.rand(3, 4, 4).bfloat16(), torch.zeros(2, 5, 2), (9, 9)).shape == (2, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -424,9 +400,3 @@ class TestSampleFeatures:
 def test_errors_say_what_was_expected(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_reference_alignment_accepts_the_box_of_the_centre_crop() -> None:
-    scores = smooth_scores(1, 8)
-    with_box = full_map(scores, (10, 20), alignment="reference", box=(5, 0, 15, 10))
-    assert torch.equal(with_box, full_map(scores, (10, 20), alignment="reference"))
