@@ -60,7 +60,7 @@ PAGES: tuple[tuple[Asked, ...], ...] = (
 
 
 def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Benchmark:
-    """Questions as a benchmark; kinds and sections alternate."""
+    """Questions as a benchmark; kinds and sections alternate, an image is of the size of its targets."""
 
     def page(number: int) -> ImageQuestions:
         name = f"page-{number}"
@@ -77,7 +77,8 @@ def benchmark(pages: Sequence[Sequence[Asked]] = PAGES, **changes: Any) -> Bench
             for k, (text, present, targets) in enumerate(pages[number])
         )
         section = "first" if number % 2 else "second"
-        return ImageQuestions(name, np.asarray(picture(*HW, seed=number)), name, section, questions)
+        hw = next((target.shape for _, _, targets in pages[number] for target in targets), HW)
+        return ImageQuestions(name, np.asarray(picture(*hw, seed=number)), name, section, questions)
 
     names = tuple(f"page-{number}" for number in range(len(pages)))
     settings: dict[str, Any] = {"name": "hand", "protocol": "generated", "match": "order", "names": names, "page": page}

@@ -34,7 +34,7 @@ from readseg.core.io import read_lines
 from readseg.core.masks import decode_rle
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
-from readseg.evaluation.benchmarks import Benchmark, ImageQuestions, Question
+from readseg.evaluation.benchmarks import Benchmark
 from readseg.evaluation.predictions import PREDICTIONS, read_result
 from readseg.evaluation.report import difference, summarise
 from readseg.inference.segmenter import Segmenter
@@ -45,7 +45,7 @@ from small import picture, small_config
 
 # About each image: one [SEG], two of them (and a target too many), a refusal of what is there, a false premise, words.
 ASKED = ("the cat", "all the birds and the tree", "the unicorn", "the unicorn", "how many animals are there?")
-TARGETS, SAID = (1, 3, 1, 0, 0), (1, 2, 0, 0, 0)
+TARGETS = (1, 3, 1, 0, 0)
 SIZES = ((40, 60), (48, 32), (36, 36))
 PAGES = len(SIZES)
 
@@ -73,20 +73,12 @@ def targets(page: int, query: int) -> list[np.ndarray]:
 
 def made(match: str = "order", protocol: str = "generated") -> Benchmark:
     """Three images of different sizes with five questions each."""
-
-    def page(number: int) -> ImageQuestions:
-        def query(k: int) -> Question:
-            present = None if k == 4 else k != 3
-            sentence = None if k == 4 else False
-            return Question(f"{number}/{k}", ASKED[k], sentence, present, lambda: targets(number, k))
-
-        image = np.asarray(picture(*SIZES[number], seed=number))
-        return ImageQuestions(
-            str(number), image, f"{number}.png", "new" if number else "old", tuple(query(k) for k in range(len(ASKED)))
-        )
-
-    names = tuple(map(str, range(PAGES)))
-    return Benchmark("refcoco/val", protocol, match, names, page, about={"data": "none"})  # type: ignore[arg-type]
+    premises = (True, True, True, False, None)
+    pages = [
+        [(text, present, targets(number, k)) for k, (text, present) in enumerate(zip(ASKED, premises, strict=True))]
+        for number in range(PAGES)
+    ]
+    return studies.benchmark(pages, name="refcoco/val", match=match, protocol=protocol)
 
 
 @contextmanager
@@ -149,12 +141,8 @@ def test_ratios_and_numbers_are_chosen_and_checked() -> None:
 def test_prompts_are_alone_and_together_discrete_and_continuous() -> None:
     own = PointConfig(num_points=5, downsample=1, alignment="exact", dtoc=False)
     variants = prompt_variants(small_config(points=own))
-    assert [(v.prompt, v.points.dtoc) for v in variants if v.prompt != "seg"] == [
-        ("points", False),
-        ("points", True),
-        ("both", False),
-        ("both", True),
-    ]
+    ways = [(prompt, dtoc) for prompt in ("points", "both") for dtoc in (False, True)]
+    assert [(v.prompt, v.points.dtoc) for v in variants if v.prompt != "seg"] == ways
     assert variants[0].prompt == "seg"
     assert [v.own for v in variants] == [False, False, False, True, False]
 
@@ -212,7 +200,7 @@ def test_masks_are_those_that_segment_makes(learned: Segmenter, match: str, prot
                     sentence=False if worded else None,
                 )
                 for k, one in zip(asked, said, strict=True):
-                    prediction = predictions[f"{number}/{k}"]
+                    prediction = predictions[f"page-{number}/{k}"]
                     assert (prediction.answer, prediction.claimed) == (one.answer, one.present)
                     masks = [decode_rle(dict(rle)) for rle in prediction.masks]
                     assert len(masks) == len(one.masks) and all(map(np.array_equal, masks, one.masks))
@@ -295,7 +283,7 @@ def test_the_table_of_one_model(ablated: AblationResult) -> None:
             assert (row.cells["giou_gap"], row.cells["ciou_gap"]) == difference(outcomes, own)
     assert "giou_gap" not in table.rows[-1].cells
     notes = " ".join(table.notes)
-    assert "all sections of the benchmark together: old, new" in notes
+    assert "all sections of the benchmark together: second, first" in notes
     assert "over 15 masks of 9 true premises about 3 images" in notes
     assert "3 of 9 true premises were answered without [SEG]" in notes and "3 of 3 false premises refused" in notes
     told = []
