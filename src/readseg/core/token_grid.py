@@ -33,15 +33,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 
 
 class GridAxis(NamedTuple):
-    """How the token grid lies along one side of the image, in pixels: it covers [low, high) of its `length`.
-
-    short: the image's shorter side, which rounds the "reference" alignment; None for "exact".
-    """
+    """How the token grid lies along one side of the image, in pixels: it covers [low, high) of its `length`."""
 
     length: int
     low: float
     high: float
-    short: int | None
+    short: int | None  # the image's shorter side, which rounds the "reference" alignment; None for "exact"
 
 
 Axes = tuple[GridAxis, GridAxis]

@@ -14,19 +14,13 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question with its answer, in which "[SEG]" (and its like in other families) stands for a mask.
-
-    answer: None where it is still to be generated.
-    masks: uint8 (H, W) each, in {0, 1, 255}, in the order of the answer's "[SEG]".
-    present: whether what was asked for is there; None where no mask was asked for.
-    kind, tags: of question; what scores are grouped by.
-    ids: the tokens of an answer that a model gave; its text alone does not always give them again.
-    """
+    """A question with its answer, in which "[SEG]" (and its like in other families) stands for a mask."""
 
     question: str
-    answer: str | None = None
+    answer: str | None = None  # None where it is still to be generated
+    # uint8 (H, W) each, in {0, 1, 255}, in the order of the answer's "[SEG]".
     masks: tuple[np.ndarray, ...] = field(default=(), compare=False)
-    present: bool | None = None
-    kind: str = ""
+    present: bool | None = None  # whether what was asked for is there; None where no mask was asked for
+    kind: str = ""  # of question; scores are grouped by it, and by the tags
     tags: frozenset[str] = frozenset()
-    ids: tuple[int, ...] | None = None
+    ids: tuple[int, ...] | None = None  # of an answer that a model gave; its text does not always give them again

@@ -6,7 +6,7 @@ Analyses that decode one answer in several ways keep the `EncodedImage` and the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -40,37 +40,29 @@ class QueryError(ReadsegError):
     """A question cannot be asked: it is empty, no text, or longer than the model's context."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
-    """What is computed of an image (RGB, upright) before any question.
-
-    prefix_ids, cache: what stands before every question, with the image tokens; its keys and values.
-    patches, h_img: projected CLIP patches, which enter the language model; last states of the image tokens.
-    """
+    """What is computed of an image (RGB, upright) before any question."""
 
     image: Image.Image
     frame: ImageFrame
-    prefix_ids: list[int] = field(repr=False)
-    cache: DynamicCache = field(repr=False)
-    patches: Float[Tensor, "N D"] = field(repr=False)
-    h_img: Float[Tensor, "N D"] = field(repr=False)
-    mask_embeddings: Float[Tensor, "1 C h w"] = field(repr=False)
+    prefix_ids: list[int]  # what stands before every question, with the image tokens
+    cache: DynamicCache  # its keys and values
+    patches: Float[Tensor, "N D"]  # projected CLIP patches, which enter the language model
+    h_img: Float[Tensor, "N D"]  # last states of the image tokens
+    mask_embeddings: Float[Tensor, "1 C h w"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelAnswer:
-    """The answer to a query in words, with the states that its masks are made of.
-
-    question: the query in the words that the model was asked with.  expects_mask: whether it asks for an object.
-    is_forced: whether the answer was given to the model.  names: of the objects, where it asks for several.
-    """
+    """The answer to a query in words, with the states that its masks are made of."""
 
     query: str
-    question: str
-    expects_mask: bool
-    answer: Generation = field(repr=False)
-    is_forced: bool = False
-    names: tuple[str, ...] = ()
+    question: str  # the query in the words that the model was asked with
+    expects_mask: bool  # whether it asks for an object
+    answer: Generation
+    is_forced: bool = False  # whether the answer was given to the model
+    names: tuple[str, ...] = ()  # of the objects, where it asks for several
 
 
 def requests_mask(text: str) -> bool:
