@@ -300,16 +300,12 @@ def test_kinds_of_files_that_hold_the_same(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(truth.target, grey(1, 0, 1))
 
 
-def test_values_of_a_palette_are_its_indices(tmp_path: Path) -> None:
+def test_values_of_a_palette_are_its_indices_and_sixteen_bits_are_read_as_they_are(tmp_path: Path) -> None:
     image = Image.fromarray(grey(1, 255), "P")
     image.putpalette([k % 256 for k in range(100, 868)])
-    image.save(tmp_path / "t.png")
-    np.testing.assert_array_equal(read_ground_truth(tmp_path / "t.png", HW).target, grey(1, 255))
-
-
-def test_sixteen_bits(tmp_path: Path) -> None:
-    truth = read_ground_truth(write(tmp_path / "t.png", grey(1, 255).astype(np.uint16)), HW)
-    np.testing.assert_array_equal(truth.target, grey(1, 255))
+    image.save(tmp_path / "p.png")
+    for path in (tmp_path / "p.png", write(tmp_path / "t.png", grey(1, 255).astype(np.uint16))):
+        np.testing.assert_array_equal(read_ground_truth(path, HW).target, grey(1, 255))
     with pytest.raises(ReadsegError, match="holds the values 257, 65535:"):
         read_ground_truth(write(tmp_path / "t.png", grey(1, 255).astype(np.uint16) * 257), HW)
 

@@ -23,7 +23,7 @@ from readseg.core.frames import ImageFrame
 from readseg.core.sasp import PointConfig
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
-from readseg.model.mask_prompts import embed_prompts
+from readseg.model.mask_prompts import decode_prompts, embed_prompts
 from released import sam_state, stock_sam_name, write_released, write_sam, write_state
 from small import small_model, small_processor
 
@@ -99,14 +99,7 @@ def test_it_computes_as_a_sam_of_its_own(read: Segmenter, tmp_path: Path) -> Non
     found = []
     for sam in (plain, alone, read.model.sam):
         points = embed_prompts(sam, torch.tensor([[[10.0, 20.0], [40.0, 30.0]]]), torch.tensor([[1, 0]]))
-        masks, _ = sam.mask_decoder(
-            image_embeddings=image,
-            image_positional_embeddings=sam.get_image_wide_positional_embeddings(),
-            sparse_prompt_embeddings=points[:, None],
-            dense_prompt_embeddings=sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
-            multimask_output=False,
-        )
-        found.append(masks)
+        found.append(decode_prompts(sam, image, points)[0])
     torch.testing.assert_close(found[0], found[1])
     assert (found[0] - found[2]).abs().max() > 0.01
 

@@ -109,6 +109,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(page_of: Any) -> None:
 
 def test_only_the_script_and_the_style_of_the_page_may_run(page_of: Any) -> None:
     page = page_of([])
+    assert page.data == {"columns": [], "maps": [], "cases": []}, "nothing to show is a page too"
     (policy,) = [attrs["content"] for tag, attrs in page.found if attrs.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
     (style,) = [text for tag, text in page.texts if tag == "style"]
@@ -227,10 +228,6 @@ def test_the_same_data_make_the_same_bytes_and_a_page_is_replaced_in_one_step(
     with pytest.raises(OSError, match="space"):
         html_of(tmp_path / "new", [])
     assert list(path.parent.iterdir()) == [path] and path.read_text(encoding="utf-8") == before
-
-
-def test_nothing_to_show_is_a_page_too(page_of: Any) -> None:
-    assert page_of([]).data == {"columns": [], "maps": [], "cases": []}
 
 
 def test_texts_have_contrast_in_light_and_dark(page_of: Any) -> None:

@@ -191,7 +191,6 @@ def test_a_click_or_a_key_on_a_heading_sorts(tab: Tab) -> None:
         "own": lambda one: one.record.own_iou,
         "spearman": lambda one: one.record.spearman,
         "lmm_t": lambda one: one.record.maps["lmm"].threshold,
-        "question": lambda one: one.record.question.lower(),
         "answer": lambda one: one.record.answer.lower(),
         "kind": lambda one: one.record.kind,
     }
