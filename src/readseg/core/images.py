@@ -72,10 +72,12 @@ def _open(source: Any) -> tuple[IO[bytes], str]:
         try:
             if path.is_file():
                 return path.open("rb"), name
-            wrong = " is a directory or no regular file: name an" if path.exists() else ": no such"
+            problem = f"{name}: no such image file"
+            if path.exists():
+                problem = f"{name} is a directory or no regular file: name an image file"
         except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
             raise ImageError(f"{name} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-        raise ImageError(f"{name}{wrong} image file")
+        raise ImageError(problem)
     if not hasattr(source, "read"):
         expected = "expected a path, a PIL image, a numpy array (H, W, 3), bytes or a binary file"
         raise ImageError(f"cannot read an image from {type(source).__name__}: {expected}")
