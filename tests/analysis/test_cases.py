@@ -118,6 +118,6 @@ def test_an_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mask_of_the_wrong_size_is_an_error() -> None:
-    benchmark = studies.benchmark([[(CAT, True, [np.ones((3, 3), np.uint8)])]])
+    benchmark = studies.benchmark([[(CAT, True, [block(5, 5, 20, 20), np.ones((3, 3), np.uint8)])]])
     with pytest.raises(ReadsegError, match="page-0: the image is 40 x 60, a mask of it 3 x 3"):
         cases_of(studies.segmenter(), benchmark, benchmark[0])
