@@ -22,9 +22,7 @@ class Generation(NamedTuple):
     ids: list[int]  # without the end token
     states: Float[Tensor, "T D"]  # `states[i]` is the hidden state that predicted `ids[i]`
     finished: bool  # False where `max_new_tokens` cut the answer off
-    predicted_ids: list[
-        int
-    ]  # of a given answer, what the model would have said at each place; of a generated one `ids`
+    predicted_ids: list[int]  # what the model would have said at each place of a given answer; else `ids`
 
 
 def batch_behind(
