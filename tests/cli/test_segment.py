@@ -16,7 +16,6 @@ import readseg
 from commandline import Console
 from readseg.inference.result import Segmentation
 from readseg.inference.segmenter import Segmenter
-from small import picture
 from tiny_segmenter import ANSWERS
 
 
@@ -48,19 +47,9 @@ def test_options_of_prompts_and_points(console: Console, model: Path, desk: Path
     assert "thresholds" in console.error(*words, "--t-pos", 0.1, "--t-neg", 0.5)
 
 
-def test_bad_images(console: Console, desk: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("not a picture")
-    picture(64, 64).save(tmp_path / "whole.jpg")
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    for name, words in {
-        "missing.png": "no such image",
-        "empty.png": "empty",
-        "text.png": "not an image",
-        "half.jpg": "truncated",
-        ".": "directory",
-    }.items():
+def test_bad_images(console: Console, desk: Path) -> None:
+    Path("half.png").write_bytes(desk.read_bytes()[: desk.stat().st_size // 2])
+    for name, words in {"missing.png": "no such image", "half.png": "truncated", ".": "directory"}.items():
         assert words in console.error("segment", name, "the cat")
     assert not Path("outputs").exists()  # nothing half-written
 
