@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 import studies
-from readseg.analysis.study import RECORDS
+from readseg.analysis.study import RECORDS, StudyModel
 from readseg.errors import ReadsegError
 from readseg.evaluation.benchmarks import Benchmark, ImageQuestions
+from readseg.inference.segmenter import Segmenter
 
 BENCHMARK = studies.benchmark()
 
@@ -143,3 +145,21 @@ def test_an_error_of_a_page_keeps_the_pages_before(tmp_path: Path) -> None:
     seen: list[str] = []
     study(tmp_path, seen)
     assert seen == ["page-2", "page-3"]
+
+
+@pytest.mark.parametrize("name", ["maps", "layers", "necessity", "knowledge", "answers"])
+def test_one_model_is_in_memory_at_a_time(tmp_path: Path, name: str) -> None:
+    before: list[weakref.ref[Segmenter]] = []
+
+    def load(_: str | None) -> Segmenter:
+        assert all(model() is None for model in before), "the model before is still held"
+        segmenter = Segmenter(studies.segmenter().model, studies.segmenter().processor)
+        before.append(weakref.ref(segmenter))
+        return segmenter
+
+    loaded: dict[str, Segmenter] = {}
+    models = [
+        StudyModel(name, name, load, lambda *_, name=name: {"model": name, "weights": name}, loaded) for name in "ab"
+    ]
+    studies.run(name, studies.context(tmp_path, models=models, limit=1))
+    assert len(before) == 2

@@ -56,7 +56,10 @@ MEASURED = LineFormat("readseg-analysis-1", MeasuredImage, key="page")
 
 @dataclass(eq=False)
 class StudyModel:
-    """A model that a study asks. It is loaded when it is needed, and the one that was needed before is released."""
+    """A model that a study asks. It is loaded when it is needed, and the one that was needed before is released.
+
+    So no variable of a loop over models may hold a segmenter, or what holds one: two may be more than the memory has.
+    """
 
     name: str  # as tables call it, different for each
     source: str | None  # folder or hub id; None for the embedded one

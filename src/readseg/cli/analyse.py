@@ -84,6 +84,7 @@ def analyse(
             results.append(
                 examine_image(model, picture, query, truths=truths, options=options, answer=answer, layers=layers)
             )
+            del original_sam, options  # parts of the model, which would stay while the next one is loaded
         result = ImageResult(image, picture, writable(query), truths, tuple(results))
         write_analysis(folder if len(queries) == 1 else folder / f"query_{number}", result, layers)
 

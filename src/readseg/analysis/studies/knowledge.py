@@ -121,10 +121,12 @@ def ask(context: StudyContext, predictions: Sequence[Path]) -> list[SystemResult
     others = read_systems(predictions, context.benchmark)  # one that does not fit is known before a model is asked
     asked = []
     for model in context.models:
-        system = model_system(model.segmenter, context.benchmark, settings=model.settings)
         folder = context.folder_of(model)
-        results = run_systems([system], context.benchmark, folder=folder, limit=context.limit, progress=True)
-        asked.append(SystemResult(model.name, results[system.name], str(folder)))
+        (result,) = run_systems(
+            [model_system(model.segmenter, context.benchmark, settings=model.settings)],
+            context.benchmark, folder=folder, limit=context.limit, progress=True,
+        ).values()  # fmt: skip
+        asked.append(SystemResult(model.name, result, str(folder)))
     return [*asked, *others]
 
 

@@ -122,9 +122,11 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     studies, pictures = [], {}
     for model in context.models:
         examine = ExamineOptions(*context.points(model.segmenter))
-        ask = partial(_measure_page, model.segmenter, context.benchmark, examine)
         settings = {**model.settings, "points": asdict(examine.points or model.segmenter.model.config.points)}
-        records, benchmark = context.measure(model, ask, LayerRecord, "layers", settings), context.benchmark
+        benchmark = context.benchmark
+        records = context.measure(
+            model, partial(_measure_page, model.segmenter, benchmark, examine), LayerRecord, "layers", settings
+        )
         studies.append(LayerStudy(model.name, records, benchmark.protocol, context.about, benchmark.name))
         drawn = _picture(context, model, examine, studies[-1])
         if drawn is not None:

@@ -429,8 +429,9 @@ def run(context: StudyContext, options: NoOptions) -> StudyOutput:
     pictures: dict[str, Image.Image] = {}
     points: dict[str, Any] = {}
     for model in context.models:
-        ask = partial(measure, model.segmenter, context.benchmark)
-        records = context.measure(model, ask, DecisionRecord, "necessity", model.settings)
+        records = context.measure(
+            model, partial(measure, model.segmenter, context.benchmark), DecisionRecord, "necessity", model.settings
+        )
         own = necessity_tables(records, model.name, context.benchmark.name, images)
         points[model.name], chart = _roc_chart(records, own[0].title, images)
         pictures["" if len(context.models) == 1 else context.folder_of(model).name] = chart
