@@ -193,10 +193,8 @@ def resolve(root: Path | None, names: Sequence[str]) -> list[str]:
                 f"refcoco/testA, and {ALL}"
             )
         if root is None or not root.is_dir():
-            there = "" if root is None else f"; {root}: no such folder"
-            raise ReadsegError(
-                f"benchmark {name}: it needs data; name the folder that the data sets lie in with --data{there}"
-            )
+            problem = "it needs data" if root is None else f"{root}: no such folder"
+            raise ReadsegError(f"benchmark {name}: {problem}; name the folder that the data sets lie in with --data")
         if "/" in name:
             benchmarks.append(name)
             continue
