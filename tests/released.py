@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any, Literal
 import pytest
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from readseg.checkpoints.checkpoint import build, read_checkpoint
@@ -325,19 +327,14 @@ def write_state(folder: Path, state: Mapping[str, Tensor], form: Form = "bin", *
     elif form == "bin":
         torch.save({"module": tensors, "dp_world_size": 8} if wrapped else tensors, folder / "pytorch_model.bin")
     else:
-        names, total = list(tensors), sum(value.nbytes for value in tensors.values())
-        shards: list[list[str]] = [[]]
-        for name in names:
-            if sum(tensors[held].nbytes for held in shards[-1]) > total / 3:
-                shards.append([])
-            shards[-1].append(name)
-        files = [f"pytorch_model-{number:05d}-of-{len(shards):05d}.bin" for number in range(1, len(shards) + 1)]
-        for file, held in zip(files, shards, strict=True):
-            torch.save({name: tensors[name] for name in held}, folder / file)
-        weight_map = {name: file for file, held in zip(files, shards, strict=True) for name in held}
-        write_json(
-            folder / "pytorch_model.bin.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        limit = int(0.4 * sum(value.nbytes for value in tensors.values()))
+        shards = split_torch_state_dict_into_shards(
+            tensors, filename_pattern="pytorch_model{suffix}.bin", max_shard_size=limit
         )
+        for file, held in shards.filename_to_tensors.items():
+            torch.save({name: tensors[name] for name in held}, folder / file)
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_json(folder / "pytorch_model.bin.index.json", index)
 
 
 def write_tower(folder: Path, *, seed: int = 0, whole: bool = False, **changes: Any) -> dict[str, Tensor]:
@@ -385,29 +382,17 @@ def write_released(
 ) -> dict[str, Tensor]:
     """A folder as the families' authors release theirs, and its CLIP tower in the folder "clip" beside it.
 
-    Args:
-        folder: where to; made here.
-        family: one of `ADDED`.
-        form: of the weights' files.
-        unmerged: with the LoRA weights of a training run, under peft's names.
-        with_tower: the tower's weights are in the checkpoint too; those of the folder "clip" then differ.
-        wrapped: as DeepSpeed wraps a state dict ("bin" only).
-        prefix: put before every name.
-        size: of the language model.
-        change: what is done to the state dict before it is written.
-
-    Returns:
-        The merged state dict under released names, as it should be found.
+    `unmerged` has the LoRA weights of a training run; with `with_tower` the checkpoint has a tower of its own, other
+    than that in "clip"; `wrapped` is as DeepSpeed wraps a state dict ("bin" only); `prefix` is put before every name;
+    `change` is done to the state dict before it is written. Returns the merged weights, as they should be found.
     """
     state = weights_of(family, size)
     if with_tower:
         state |= {TOWER + name: value for name, value in tower_weights(1).items()}
     raw, merged = with_lora(state) if unmerged else (dict(state), state)
     # Some versions of the libraries saved what they compute.
-    raw |= {
-        ("base_model.model." if unmerged else "") + f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4)
-        for layer in range(size.layers)
-    }
+    start = "base_model.model.model.layers" if unmerged else "model.layers"
+    raw |= {f"{start}.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(size.layers)}
     if change is not None:
         raw = {name: value.clone() for name, value in raw.items()}
         change(raw)
@@ -416,10 +401,8 @@ def write_released(
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     (folder / "tokenizer.model").write_bytes(tokenizer_model())
     write_json(folder / "added_tokens.json", added_ids(family))
-    tower = folder.parent / "clip"
-    if tower.exists():
-        shutil.rmtree(tower)
-    write_tower(tower)
+    shutil.rmtree(folder.parent / "clip", ignore_errors=True)
+    write_tower(folder.parent / "clip")
     return merged
 
 
@@ -453,11 +436,18 @@ def write_sam(place: Path) -> Path:
     return place
 
 
-def change_settings(folder: Path, **changes: Any) -> None:
-    """Changes config.json; a value of `...` removes the setting."""
-    place = folder / "config.json"
+def change_settings(folder: Path, file: str = "config.json", /, **changes: Any) -> None:
+    """Changes settings in a file; a value of `...` removes one."""
+    place = folder / file
     settings = json.loads(place.read_text()) | changes
     write_json(place, {name: value for name, value in settings.items() if value is not ...})
+
+
+def change_weights(place: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Changes a file of safetensors."""
+    state = load_file(place)
+    change(state)
+    save_file(state, place, metadata={"format": "pt"})
 
 
 def write_json(place: Path, content: Any) -> None:
@@ -483,6 +473,16 @@ def refused(folder: Path, pattern: str, watched: Path | None = None, **options: 
     assert "None:" not in message, message  # a file or folder that is not known by its name
     assert listing(watched) == before
     return message
+
+
+class RunsCode:
+    """Unpickled in the ordinary way it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
 
 
 def _rows(family: str, size: Size) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
+from released import write_released
+
 
 @pytest.fixture(autouse=True)
 def _no_progress_bars() -> None:
@@ -16,3 +18,10 @@ def _no_progress_bars() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "weights"
+
+
+@pytest.fixture
+def read(folder: Path) -> Path:
+    """READ's weights as released, its tower beside them."""
+    write_released(folder, "read", form="safetensors")
+    return folder

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from readseg.checkpoints.adapters import Base, fingerprint, open_base, read_adapter, save_adapter
 from readseg.checkpoints.checkpoint import build
 from readseg.errors import ReadsegError
 from readseg.inference.segmenter import Segmenter
 from readseg.training.stages.finetuning import FinetuningStage
-from released import write_llava, write_sam
+from released import change_settings, change_weights, write_llava, write_sam
 from small import picture
 from tuned import stage, write_start
 
@@ -98,9 +98,7 @@ def test_it_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_other_weights_are_refused(built: FinetuningStage, adapter: Path, tmp_path: Path) -> None:
     other, same = (Path(shutil.copytree(built.base.model, tmp_path / name)) for name in ("other", "same"))
-    state = load_file(other / "model.safetensors")
-    state["lmm.lm_head.weight"][0, 0] += 1
-    save_file(state, other / "model.safetensors", metadata={"format": "pt"})
+    change_weights(other / "model.safetensors", lambda state: state["lmm.lm_head.weight"][0, 0].add_(1))
     with pytest.raises(ReadsegError, match=rf"trained on other weights than those of {other}"):
         read_adapter(adapter, base=str(other))
     assert read_adapter(adapter, base=str(same)).weights
@@ -114,35 +112,27 @@ def test_fingerprints_do_not_depend_on_the_type_that_weights_are_kept_in() -> No
     assert fingerprint({"c": weights["a"], "b": weights["b"]}) != fingerprint(weights)
 
 
-def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+FILE, HEAD = "adapter_model.safetensors", "base_model.model.lmm.lm_head.weight"
 
 
-HEAD = "base_model.model.lmm.lm_head.weight"
-
-
-def change_weights(adapter: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    state = load_file(adapter / "adapter_model.safetensors")
-    change(state)
-    save_file(state, adapter / "adapter_model.safetensors")
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    return lambda adapter: change_weights(adapter / FILE, change)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda a: (a / "adapter_model.safetensors").unlink(), "adapter_model.safetensors cannot be read"),
-        (lambda a: (a / "adapter_model.safetensors").write_bytes(b"half"), "adapter_model.safetensors is truncated"),
+        (lambda a: (a / FILE).unlink(), f"{FILE} cannot be read"),
+        (lambda a: (a / FILE).write_bytes(b"half"), f"{FILE} is truncated"),
         (lambda a: (a / "base.json").write_text("{"), "base.json is no JSON"),
-        (lambda a: rewrite(a / "base.json", lambda c: c.pop("seed")), "base.json is damaged: expected .*seed"),
-        (lambda a: rewrite(a / "base.json", lambda c: c.update(model="/gone")), r"belongs to /gone.*--base"),
-        (lambda a: rewrite(a / "base.json", lambda c: c.update(fingerprint="0")), "trained on other weights"),
-        (lambda a: rewrite(a / "adapter_config.json", lambda c: c.update(lora_alpha="x")), "lora_alpha must be"),
+        (lambda a: change_settings(a, "base.json", seed=...), "base.json is damaged: expected .*seed"),
+        (lambda a: change_settings(a, "base.json", model="/gone"), r"belongs to /gone.*--base"),
+        (lambda a: change_settings(a, "base.json", fingerprint="0"), "trained on other weights"),
+        (lambda a: change_settings(a, "adapter_config.json", lora_alpha="x"), "lora_alpha must be"),
         (lambda a: (a / "config.json").write_text("[]"), "config.json"),
-        (lambda a: change_weights(a, lambda s: s.pop(HEAD)), r"holds \d+ tensors, base.json says \d+: it is not whole"),
-        (lambda a: change_weights(a, lambda s: s.update({HEAD: torch.zeros(3, 3)})), r"lmm.lm_head.weight is \(3, 3\)"),
-        (lambda a: change_weights(a, lambda s: s[HEAD][0].fill_(torch.nan)), "no numbers: lmm.lm_head.weight"),
+        (changed(lambda held: held.pop(HEAD)), r"holds \d+ tensors, base.json says \d+: it is not whole"),
+        (changed(lambda held: held.update({HEAD: torch.zeros(3, 3)})), r"lmm.lm_head.weight is \(3, 3\)"),
+        (changed(lambda held: held[HEAD][0].fill_(torch.nan)), "no numbers: lmm.lm_head.weight"),
     ],
 )
 def test_damage_is_named(adapter: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 import readseg
 import released
@@ -104,14 +103,11 @@ def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family
     write_released(folder, family)
     checkpoint = read_checkpoint(folder)
     config, ids = checkpoint.config, added_ids(family)
-    assert config.family == family
-    assert config.prompt == ("both" if family == "read" else "seg")
-    assert config.view == "crop"
+    assert (config.family, config.prompt, config.view) == (family, FAMILIES[family].prompt, "crop")
     assert config.projector == ("linear" if family in LINEAR else "mlp")
     assert (config.seg_token_id, config.rej_token_id) == (ids["[SEG]"], ids.get("[REJ]"))
     assert config.image_token_id not in {*ids.values(), *range(released.pieces().vocab_size())}
     assert config.conversation == FAMILIES[family].conversation
-    assert config.conversation.system == LLAVA_V1
     points = config.points
     assert (points.num_points, points.t_pos, points.t_neg) == (30, 0.8, 0.2)
     # READ's own rounding for READ; where points are added, this small grid is not reduced.
@@ -127,11 +123,9 @@ def test_a_family_is_configured_as_its_weights_were_trained(folder: Path, family
     assert (text.num_attention_heads, text.rms_norm_eps, text.max_position_embeddings) == (2, 1e-5, 1024)
     assert config.lmm_config.vision_feature_layer == -2
     assert checkpoint.folder == folder.resolve()
-    assert (f"family {family} (by config.json)" in checkpoint.notes[0], len(checkpoint.notes) > 1) == (
-        True,
-        family == "glamm",
-    )
-    assert all("region_encoder" in note for note in checkpoint.notes[1:])
+    told, *unused = checkpoint.notes
+    assert f"family {family} (by config.json)" in told
+    assert ["region_encoder" in note for note in unused] == [True] * (family == "glamm")
 
 
 @every_family
@@ -152,71 +146,38 @@ def test_a_family_answers_and_makes_masks(folder: Path, family: str) -> None:
     assert torch.isfinite(output.logits).all()
 
 
-@pytest.mark.parametrize("family", ["read", "lisa"])
-def test_the_language_model_computes_what_stock_classes_compute(folder: Path, family: str) -> None:
-    """LLaMA and CLIP take released names as they are: loaded by themselves, they are the truth."""
-    state = write_released(folder, family)
-    model, processor = build(read_checkpoint(folder))
-    settings = settings_of(family)
-    kept = {name: settings[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
-    stock = LlamaForCausalLM(LlamaConfig(**kept, num_attention_heads=2, rms_norm_eps=1e-5)).eval()
-    names = stock.state_dict().keys()
-    stock.load_state_dict({name: state[name].float() for name in names})
-    tower = CLIPVisionModel.from_pretrained(folder.parent / "clip", dtype=torch.float32).eval()
-    image = picture(48, 48)
-    ids, _ = processor.encode([Turn("where is the red cup?", "it is [SEG] and [SEG].")])
-    at_image = torch.tensor(ids) == processor.config.image_token_id
-    weights = {name: value.float() for name, value in state.items()}
-
-    def linear(value: Tensor, name: str) -> Tensor:
-        return value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    with torch.no_grad():
-        seen = tower(processor.lmm_pixels(image)[None], output_hidden_states=True).hidden_states[-2][0, 1:]
-        if family in LINEAR:
-            seen = linear(seen, "model.mm_projector")
-        else:
-            middle = torch.nn.functional.gelu(linear(seen, "model.mm_projector.0"))
-            seen = linear(middle, "model.mm_projector.2")
-        embeddings = weights["model.embed_tokens.weight"][torch.tensor(ids).masked_fill(at_image, 0)]
-        embeddings[at_image] = seen
-        wanted = stock(inputs_embeds=embeddings[None]).logits
-    torch.testing.assert_close(forced(model, processor, image).logits, wanted, atol=2e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("family", "form"), [("read", "bin-sharded"), ("gsva", "safetensors"), ("glamm", "bin")])
 def test_weights_of_a_training_run_are_merged(folder: Path, family: str, form: Form) -> None:
     merged = write_released(folder, family, form=form, unmerged=True)
     checkpoint = read_checkpoint(folder)
     assert any("LoRA" in note and "16" in note for note in checkpoint.notes)
-    found = checkpoint.weights
-    assert found.keys() == expected(merged).keys() | {"map_bias"}
-    for name, value in expected(merged).items():
+    found, wanted = checkpoint.weights, expected(merged)
+    assert found.keys() == wanted.keys() | {"map_bias"}
+    for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=2**-7, atol=1e-6)
-    changed = our_state(released.weights_of(family))["lmm.model.language_model.layers.0.self_attn.q_proj.weight"]
-    assert not torch.equal(found["lmm.model.language_model.layers.0.self_attn.q_proj.weight"], changed)
+    name = "lmm.model.language_model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(found[name], our_state(released.weights_of(family))[name])
     build(checkpoint)
 
 
-def test_alpha_comes_from_the_run_or_the_caller(folder: Path) -> None:
+def test_alpha_comes_from_the_run_or_the_caller(read: Path) -> None:
     raw, wanted = released.with_lora(released.weights_of("read"), alpha=64.0)
-    write_released(folder, "read")
-    write_state(folder, raw)
+    write_state(read, raw)
     name = "lmm.model.language_model.layers.1.self_attn.v_proj.weight"
 
     def loaded(**options: Any) -> Tensor:
-        return read_checkpoint(folder, **options).weights[name]
+        return read_checkpoint(read, **options).weights[name]
 
     by_caller = loaded(lora_alpha=64.0)
     torch.testing.assert_close(by_caller, our_state(wanted)[name], rtol=2**-7, atol=1e-6)
     assert not torch.equal(loaded(), by_caller)
-    write_json(folder / "adapter_config.json", {"lora_alpha": 64, "r": 2})
+    write_json(read / "adapter_config.json", {"lora_alpha": 64, "r": 2})
     assert torch.equal(loaded(), by_caller)
-    assert any("64" in note for note in read_checkpoint(folder).notes)
+    assert any("64" in note for note in read_checkpoint(read).notes)
     assert torch.equal(loaded(lora_alpha=16.0), our_state(released.with_lora(released.weights_of("read"))[1])[name])
     for bad in ("x", 0, -16, None):
-        write_json(folder / "adapter_config.json", {"lora_alpha": bad})
-        refused(folder, r"adapter_config.json: lora_alpha")
+        write_json(read / "adapter_config.json", {"lora_alpha": bad})
+        refused(read, r"adapter_config.json: lora_alpha")
 
 
 @pytest.mark.parametrize(
@@ -239,63 +200,58 @@ def test_what_trainers_put_around_weights_is_taken_off(
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tower_in_the_checkpoint_is_the_one(folder: Path, form: Form) -> None:
     state = write_released(folder, "read", form=form, with_tower=True)
-    assert not torch.equal(
-        state[f"{TOWER}vision_model.pre_layrnorm.bias"], tower_weights(0)["vision_model.pre_layrnorm.bias"]
-    )
+    bias = "vision_model.pre_layrnorm.bias"
+    assert not torch.equal(state[TOWER + bias], tower_weights(0)[bias])
     (folder.parent / "clip" / "pytorch_model.bin").unlink()  # is not needed
     check_same(read_checkpoint(folder).weights, expected(state, tower=1))
 
 
 @pytest.mark.parametrize("by", [str, Path, "mm_vision_tower", "vision_tower"])
-def test_a_tower_can_be_named(folder: Path, by: Any) -> None:
+def test_a_tower_can_be_named(read: Path, by: Any) -> None:
     """By the caller, or as an absolute path in either setting of config.json."""
-    state = write_released(folder, "read")
-    other = folder.parent / "elsewhere" / "tower"
+    other = read.parent / "elsewhere" / "tower"
     write_tower(other, seed=3)
     options = {}
     if isinstance(by, str):
-        change_settings(folder, **{"mm_vision_tower": ..., by: str(other)})
+        change_settings(read, **{"mm_vision_tower": ..., by: str(other)})
     else:
         options["vision_tower"] = by(other)
-    check_same(read_checkpoint(folder, **options).weights, expected(state, tower=3))
+    check_same(read_checkpoint(read, **options).weights, expected(released.weights_of("read"), tower=3))
 
 
-def test_of_a_whole_clip_only_the_vision_side_is_used(folder: Path) -> None:
-    state = write_released(folder, "read")
-    shutil.rmtree(folder.parent / "clip")
-    write_tower(folder.parent / "clip", whole=True)
-    checkpoint = read_checkpoint(folder)
-    check_same(checkpoint.weights, expected(state))
+def test_of_a_whole_clip_only_the_vision_side_is_used_and_its_prefix_may_be_left_out(read: Path) -> None:
+    wanted = expected(released.weights_of("read"))
+    write_tower(read.parent / "clip", whole=True)
+    checkpoint = read_checkpoint(read)
+    check_same(checkpoint.weights, wanted)
     assert checkpoint.config.lmm_size == 32
     build(checkpoint)
-
-
-def test_a_tower_saved_without_its_prefix_loads(folder: Path) -> None:
-    state = write_released(folder, "read")
+    shutil.rmtree(read.parent / "clip")
+    write_tower(read.parent / "clip")
     plain = {name.removeprefix("vision_model."): value for name, value in tower_weights().items()}
-    write_state(folder.parent / "clip", plain, "safetensors")
-    check_same(read_checkpoint(folder).weights, expected(state))
+    write_state(read.parent / "clip", plain, "safetensors")
+    check_same(read_checkpoint(read).weights, wanted)
 
 
 # -- types -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_are_of_the_type_that_was_asked_for(folder: Path, dtype: torch.dtype) -> None:
-    state = write_released(folder, "read")
-    model, processor = build(read_checkpoint(folder), dtype=dtype)
-    for name, value in model.state_dict().items():
-        # SAM's Fourier features stay exact.
-        wanted = torch.float32 if name.endswith("positional_embedding") else dtype
-        assert value.dtype == wanted, name
-        if name != "map_bias":
-            assert torch.equal(value, expected(state)[name].to(wanted)), name
-    assert forced(model, processor).low_res_logits is not None
-
-
-def test_a_small_model_computes_in_float32_and_a_large_one_as_stored(folder: Path) -> None:
-    write_released(folder, "read")
+def test_one_checkpoint_is_built_in_every_type_that_is_asked_for(folder: Path) -> None:
+    wanted = expected(write_released(folder, "read"))
     checkpoint = read_checkpoint(folder)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        model, processor = build(checkpoint, dtype=dtype)
+        assert forced(model, processor).low_res_logits is not None
+        for name, value in model.state_dict().items():
+            # SAM's Fourier features stay exact.
+            kept = torch.float32 if name.endswith("positional_embedding") else dtype
+            assert value.dtype == kept, name
+            assert name == "map_bias" or torch.equal(value, wanted[name].to(kept)), name
+    check_same(checkpoint.weights, wanted)
+
+
+def test_a_small_model_computes_in_float32_and_a_large_one_as_stored(read: Path) -> None:
+    checkpoint = read_checkpoint(read)
     assert default_dtype(checkpoint, torch.device("cpu")) == torch.float32
     assert default_dtype(checkpoint, torch.device("cuda", 0)) == torch.bfloat16
 
@@ -430,28 +386,14 @@ def test_a_table_may_have_rows_that_no_token_uses(folder: Path) -> None:
     assert forced(model, processor).logits.shape[-1] == added_ids("read")["<im_end>"] + 6
 
 
-def test_the_system_prompt_can_be_chosen(folder: Path) -> None:
-    write_released(folder, "read", form="safetensors")
-    checkpoint = read_checkpoint(folder, system="vicuna_v1")
+def test_the_system_prompt_can_be_chosen(read: Path) -> None:
+    checkpoint = read_checkpoint(read, system="vicuna_v1")
     assert checkpoint.config.conversation == replace(FAMILIES["read"].conversation, system=VICUNA_V1)
-    assert "user" in VICUNA_V1 and "human" not in VICUNA_V1
-    ours = folder.parent / "ours"
+    ours = read.parent / "ours"
     save_checkpoint(checkpoint, ours)
     assert read_checkpoint(ours).config.conversation.system == VICUNA_V1
-    for place in (folder, ours):
+    for place in (read, ours):
         assert read_checkpoint(place, system="llava_v1").config.conversation.system == LLAVA_V1
-
-
-def test_a_checkpoint_can_be_built_twice(folder: Path) -> None:
-    state = write_released(folder, "read")
-    checkpoint = read_checkpoint(folder)
-    low, _ = build(checkpoint, dtype=torch.bfloat16)
-    with torch.no_grad():
-        forced(*build(checkpoint))
-    high, _ = build(checkpoint, dtype=torch.float32)
-    assert low.lmm.dtype == torch.bfloat16 and high.lmm.dtype == torch.float32
-    check_same(high.state_dict(), {name: value.float() for name, value in expected(state).items()})
-    check_same(checkpoint.weights, expected(state))
 
 
 # -- there and back ----------------------------------------------------------------------------------------------------
@@ -505,33 +447,24 @@ def test_ours_gives_the_same_outputs(folder: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["readseg", "released"])
-def test_nothing_that_is_there_is_replaced(folder: Path, layout: str) -> None:
-    write_released(folder, "read")
-    checkpoint = read_checkpoint(folder)
-    (folder.parent / "full").mkdir()
-    (folder.parent / "full" / "notes.txt").write_text("mine")
-    (folder.parent / "empty").mkdir()
-    (folder.parent / "file").write_text("mine")
-    (folder.parent / "link").symlink_to(folder.parent / "another disk")
-    before = listing(folder.parent / "full"), {path.name for path in folder.parent.iterdir()}
+def test_nothing_that_is_there_is_replaced_and_nothing_of_a_failure_is_left(
+    read: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, here = read_checkpoint(read), read.parent
+    (here / "full").mkdir()
+    (here / "full" / "notes.txt").write_text("mine")
+    (here / "empty").mkdir()
+    (here / "file").write_text("mine")
+    (here / "link").symlink_to(here / "another disk")
+    before = listing(here / "full"), {path.name for path in here.rglob("*")}
     for name in ("full", "empty", "file", "link"):
         with pytest.raises(ReadsegError, match=f"{name} is there already"):
-            save_checkpoint(checkpoint, folder.parent / name, layout=layout)
-    assert (listing(folder.parent / "full"), {path.name for path in folder.parent.iterdir()}) == before
-    assert (folder.parent / "file").read_text() == "mine" and (folder.parent / "link").is_symlink()
+            save_checkpoint(checkpoint, here / name, layout=layout)
     with pytest.raises(ReadsegError, match="file"):  # no folder can be made in it
-        save_checkpoint(checkpoint, folder.parent / "file" / "out", layout=layout)
-
-
-@pytest.mark.parametrize("layout", ["readseg", "released"])
-def test_a_save_that_fails_leaves_nothing_behind(folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_released(folder, "read")
-    checkpoint = read_checkpoint(folder)
-    before = {path.name for path in folder.parent.rglob("*")}
+        save_checkpoint(checkpoint, here / "file" / "out", layout=layout)
     damaged = replace(checkpoint, weights=checkpoint.weights | {"lmm.lm_head.weight": torch.full((3, 3), torch.nan)})
     with pytest.raises(ReadsegError, match=r"lm_head"):
-        save_checkpoint(damaged, folder.parent / "out", layout=layout)
-    assert {path.name for path in folder.parent.rglob("*")} == before
+        save_checkpoint(damaged, here / "out", layout=layout)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -539,8 +472,9 @@ def test_a_save_that_fails_leaves_nothing_behind(folder: Path, layout: str, monk
     # The last file that is written.
     monkeypatch.setattr(type(checkpoint.tokenizer), "save_pretrained", full)
     with pytest.raises((ReadsegError, OSError), match="space"):
-        save_checkpoint(checkpoint, folder.parent / "out", layout=layout)
-    assert {path.name for path in folder.parent.rglob("*")} == before
+        save_checkpoint(checkpoint, here / "out", layout=layout)
+    assert (listing(here / "full"), {path.name for path in here.rglob("*")}) == before
+    assert (here / "file").read_text() == "mine" and (here / "link").is_symlink()
 
 
 def test_the_embedded_model_is_a_checkpoint() -> None:
@@ -587,7 +521,6 @@ def test_images_without_tokens_around_them(folder: Path) -> None:
     assert words.image_text == "The <image> provides an overview of the picture.\n"
 
 
-def test_another_tower_than_the_familys_is_told(folder: Path) -> None:
-    write_released(folder, "read")
-    notes = read_checkpoint(folder, vision_tower=folder.parent / "clip").notes
+def test_another_tower_than_the_familys_is_told(read: Path) -> None:
+    notes = read_checkpoint(read, vision_tower=read.parent / "clip").notes
     assert "16 image tokens, the family's have 576" in notes[-1]

@@ -9,7 +9,6 @@ import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
@@ -18,6 +17,7 @@ from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.mask_prompts import NO_MASK_LOGIT
 from readseg.model.modeling import ReadModel, ReadOutput
+from released import change_weights
 from small import picture, small_config, small_model, small_processor
 
 ANSWERS = ("there is no saw.", "it is the cup [SEG].", "the cup [SEG] and, far behind it, the red saw [SEG].")
@@ -326,10 +326,7 @@ def test_files_give_the_same_model_bit_for_bit(tmp_path: Path, dtype: torch.dtyp
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    weights = load_file(file)
-    weights["stray"] = weights.pop("seg_projection.0.bias")
-    save_file(weights, file, metadata={"format": "pt"})
+    change_weights(tmp_path / "model.safetensors", lambda held: held.update(stray=held.pop("seg_projection.0.bias")))
     with pytest.raises(ReadsegError, match=r"missing: seg_projection.0.bias; unexpected: stray"):
         ReadModel.from_pretrained(tmp_path)
 

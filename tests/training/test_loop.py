@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -86,23 +85,30 @@ def test_learns_and_logs_every_step(tmp_path: Path) -> None:
     assert losses(tmp_path) == history
 
 
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from training.test_loop import Line, options, train
+folder = Path(sys.argv[1])
+metrics = folder / "metrics.jsonl"
+for stop_at in (1, 6, 11):  # before a checkpoint, at one and behind one
+    child = os.fork()  # what is imported is imported once
+    if not child:
+        train(Line(pause=0.05), options(12), folder)
+        os._exit(0)
+    while not (metrics.exists() and metrics.read_bytes().count(b"\\n") >= stop_at):
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the run was over before it could be killed"
+"""
+
+
 def test_a_killed_run_continues_with_the_same_losses(tmp_path: Path) -> None:
     train(Line(), options(12), tmp_path / "whole")
-    script = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
-        "from test_loop import Line, options, train; train(Line(pause=0.05), options(12), Path(sys.argv[2]))"
-    )
-    folder, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
-    path = os.pathsep.join(sys.path)
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)]
-    for stop_at in (1, 6, 11):  # before a checkpoint, at one and behind one
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
-        while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= stop_at):
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-    train(Line(), options(12), folder)
-    assert losses(folder) == losses(tmp_path / "whole")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed"], env=environment, check=True, timeout=300)
+    train(Line(), options(12), tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
 def test_stages_of_other_precision_may_follow_in_one_process(tmp_path: Path) -> None:
