@@ -55,6 +55,14 @@ def _no_precision_is_left_over() -> Iterator[None]:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The command line, as `commandline.Console` runs it."""
+    from commandline import Console  # after the hook above
+
+    return Console(monkeypatch, capsys)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Miniatures of all data sets, written once: a test that changes them takes a copy."""

@@ -50,7 +50,6 @@ from small import picture, small_model, small_processor
 EMBEDDED = Path(readseg.__file__).parent / "weights" / "tiny"
 State = dict[str, Tensor]
 Change = Callable[[State], Any]
-Memory = dict[tuple[str, str], list[int]]
 
 every_family = pytest.mark.parametrize("family", ADDED)
 
@@ -280,14 +279,9 @@ def in_a_child(work):
     sys.stdout.flush()
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
-        return
-    try:
+    else:
         work()
-        sys.stdout.flush()
-        os._exit(0)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr, flush=True)
-        os._exit(1)
+        sys.exit()
 
 def anonymous():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -317,33 +311,29 @@ for folder, dtype in (
 """
 
 
-@pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
-    """Of a model from 100 MB of bfloat16, by folder and dtype: bytes, growth of anonymous memory and of the peak."""
+def test_loading_takes_no_more_memory_than_the_model(tmp_path: Path) -> None:
+    """Growth of anonymous memory and of the peak, of a model from 100 MB of bfloat16.
+
+    In the stored type its files are the model. There are three shards: the mapped pages of one that is done need not
+    stay.
+    """
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
     here = Path(__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": f"{here.parent / 'src'}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", _MEASURE, str(tmp_path_factory.mktemp("large"))]
+    command = [sys.executable, "-W", "ignore", "-c", _MEASURE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    return {(folder, dtype): [int(number) for number in numbers] for folder, dtype, *numbers in lines}
-
-
-@pytest.mark.parametrize("form", ["weights", "safe"])
-def test_in_the_stored_type_the_files_are_the_model(memory: Memory, form: str) -> None:
-    stored, grown, _ = memory[form, "torch.bfloat16"]
-    assert stored > 95e6
-    assert grown < 0.2 * stored, memory
-
-
-@pytest.mark.parametrize("dtype", ["torch.float32", "torch.float16"])
-def test_converted_weights_take_no_more_memory_than_the_model(memory: Memory, dtype: str) -> None:
-    """At the peak too. There are three shards: the mapped pages of one that is done need not stay."""
-    result, grown, peak = memory["weights", dtype]
-    assert 0.9 * result < grown <= 1.2 * result, memory
-    assert 0.9 * result < peak <= 1.2 * result, memory
+    memory = {(folder, dtype): [int(number) for number in numbers] for folder, dtype, *numbers in lines}
+    for form in ("weights", "safe"):
+        stored, grown, _ = memory[form, "torch.bfloat16"]
+        assert stored > 95e6
+        assert grown < 0.2 * stored, memory
+    for dtype in ("torch.float32", "torch.float16"):
+        result, grown, peak = memory["weights", dtype]
+        assert 0.9 * result < grown <= 1.2 * result, memory
+        assert 0.9 * result < peak <= 1.2 * result, memory
 
 
 # -- families, settings, arguments -------------------------------------------------------------------------------------

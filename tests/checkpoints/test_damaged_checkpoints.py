@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import released
-from commandline import run
+from commandline import Console
 from readseg.checkpoints.checkpoint import EMBEDDED, read_checkpoint, save_checkpoint
 from released import (
     LINEAR,
@@ -432,22 +432,18 @@ def test_our_tokenizer_of_other_weights_is_refused(ours: Path) -> None:
         refused(ours, r"\[SEG\]|\[REJ\]|<im_")
 
 
-@pytest.mark.parametrize("command", ["segment", "convert"])
-def test_code_in_a_models_folder_is_never_run(
-    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_code_in_a_models_folder_is_never_run(tmp_path: Path, console: Console) -> None:
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
-    write_json(folder / "tokenizer_config.json", settings | own)
+    change_settings(
+        folder,
+        "tokenizer_config.json",
+        tokenizer_class="OwnTokenizer",
+        auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]},
+    )
     trap = tmp_path / "it_ran"
     (folder / "own.py").write_text(f"open({str(trap)!r}, 'w').close()\nclass OwnTokenizer: pass\n")
-    arguments = {
-        "segment": [str(EMBEDDED.parents[3] / "examples" / "reasoning.png"), "the bird", "--model", str(folder)],
-        "convert": [str(folder), str(tmp_path / "out")],
-    }[command]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("yes\nyes\n"))  # to a question whether to run it
-    assert run(monkeypatch, command, *arguments) == 2
-    error = capsys.readouterr().err
-    assert len(error.strip().splitlines()) == 1 and "code of its own" in error
-    assert not trap.exists() and not (tmp_path / "out").exists()
+    image = EMBEDDED.parents[3] / "examples" / "reasoning.png"
+    for words in (("segment", image, "the bird", "--model", folder), ("convert", folder, tmp_path / "out")):
+        console.monkeypatch.setattr(sys, "stdin", io.StringIO("yes\nyes\n"))  # to a question whether to run it
+        assert "code of its own" in console.error(*words)
+        assert not trap.exists() and not (tmp_path / "out").exists()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from commandline import Console
 from small import picture
 from tiny_segmenter import build
 
@@ -20,11 +19,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(name="data", scope="module")
 def _own_data(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(data, tmp_path_factory.mktemp("mini") / "data"))
-
-
-@pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Console:
-    return Console(monkeypatch, capsys)
 
 
 @pytest.fixture

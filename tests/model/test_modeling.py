@@ -38,13 +38,12 @@ def images(chosen: Sequence[Image.Image] = IMAGES) -> dict[str, Any]:
     }
 
 
-def texts(answers: Sequence[str], side: str = "right") -> dict[str, Tensor]:
+def texts(answers: Sequence[str]) -> dict[str, Tensor]:
     rows = [small_processor().encode([Turn("what is it?", answer)]) for answer in answers]
     longest = max(len(ids) for ids, _ in rows)
 
     def padded(values: list[int], filler: int) -> list[int]:
-        pads = [filler] * (longest - len(values))
-        return values + pads if side == "right" else pads + values
+        return values + [filler] * (longest - len(values))
 
     return {
         "input_ids": torch.tensor([padded(ids, 0) for ids, _ in rows]),
@@ -73,18 +72,6 @@ def assert_same_segs(one: ReadOutput, other: ReadOutput, places: Sequence[int], 
 
 
 # -- rows, images, [SEG] ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_batch_gives_what_single_rows_give(model: ReadModel, side: str) -> None:
-    three = [*IMAGES, picture(33, 33, seed=2)]
-    batch = model(**texts(ANSWERS, side), **images(three))
-    assert batch.seg_rows.tolist() == [1, 2, 2]
-    assert [tuple(logits.shape) for logits in batch.low_res_logits] == [(16, 16)] * 3
-    for row, places in ((0, []), (1, [0]), (2, [1, 2])):
-        single = model(**texts(ANSWERS[row : row + 1]), **images(three[row : row + 1]))
-        assert_same_segs(single, batch, places)
-        torch.testing.assert_close(single.h_img[0], batch.h_img[row], atol=1e-5, rtol=1e-5)
 
 
 def test_many_rows_on_one_image_equal_repeated_images(model: ReadModel) -> None:

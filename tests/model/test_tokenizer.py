@@ -15,16 +15,13 @@ from hypothesis import strategies as st
 from readseg.checkpoints.checkpoint import read_checkpoint
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
+from readseg.model.families import LLAVA_V1
 from readseg.model.processing import ReadProcessor
 from readseg.model.tokenizer import LegacyTokenizer
 from released import ADDED, added_ids, pieces, tokenizer_model, write_released
 
 BASE = pieces().vocab_size()
 BOS, EOS = 1, 2
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the human's questions."
-)
 families = pytest.mark.parametrize("family", ["read", "gsva", "glamm"])
 quickly = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -50,7 +47,7 @@ def by_hand(family: str, turns: list[Turn]) -> list[int]:
     added = added_ids(family)
     image = processor_of(family).config.image_token_id
     behind = " provides an overview of the picture.\n" if family == "glamm" else "\n"
-    parts += [f"{SYSTEM} USER: " + ("The " if family == "glamm" else ""), added["<im_start>"]]
+    parts += [f"{LLAVA_V1} USER: " + ("The " if family == "glamm" else ""), added["<im_start>"]]
     parts += [image] * 16 + [added["<im_end>"], behind]
     for place, turn in enumerate(turns):
         question, answer = turn.question, turn.answer

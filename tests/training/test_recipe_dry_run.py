@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from commandline import run
+from commandline import Console
 from readseg.checkpoints.adapters import Base, open_base
-from readseg.training.config import load_recipe, with_start
-from readseg.training.recipe import count_weights, estimate_memory, print_dry_run
-from readseg.training.stages.finetuning import open_mixture, trained_config
+from readseg.training.recipe import count_weights, estimate_memory
+from readseg.training.stages.finetuning import FinetuningStage, trained_config
 from released import SMALL, language_shapes, sam_shapes, tower_shapes, write_llava, write_released, write_sam
-from tuned import options, stage
+from tuned import options
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +29,16 @@ def count(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def printed(data: Path, start: Path, preset: str, *changes: str) -> str:
-    """What the command line prints, without the frames of tables."""
-    recipe = with_start(load_recipe(preset, changes), str(start))
-    chosen = recipe.stages[0]
-    stream = io.StringIO()
-    base = Base(chosen.start, family=chosen.family)
-    print_dry_run(Console(file=stream, width=160), open_base(base), chosen, open_mixture(chosen, data, 0), 0, 1)
-    return re.sub(r"[│┃ ]+", " ", stream.getvalue())
+def printed(console: Console, data: Path, out: Path, *words: object) -> str:
+    """What the command line prints, without the frames of tables; nothing is written."""
+    console.monkeypatch.setenv("COLUMNS", "160")
+    text = console.out("train", *words, "--data", data, "--out", out, "--dry-run")
+    assert not out.exists()
+    return re.sub(r"[│┃ ]+", " ", text)
 
 
-def test_read_7b_prints_the_published_settings(sesame: Path, mini: Path) -> None:
-    text = printed(mini, sesame, "read-7b")
+def test_read_7b_prints_the_published_settings(console: Console, sesame: Path, data: Path, tmp_path: Path) -> None:
+    text = printed(console, data, tmp_path / "run", "read-7b", "--start", sesame)
     for line in (
         "ratio 10:1:1:1:1:10", "learning_rate 0.0003", "lora_rank 8", "lora_alpha 16", "lora_dropout 0.05",
         "lora_targets q_proj, v_proj", "points.num_points 30", "points.t_pos 0.8", "points.t_neg 0.2",
@@ -70,8 +66,8 @@ def test_sizes_are_those_of_the_checkpoint(sesame: Path) -> None:
     }  # fmt: skip
 
 
-def test_trained_weights_are_those_that_a_stage_moves(start: Path, mini: Path, tmp_path: Path) -> None:
-    built = stage(start, mini, tmp_path)
+def test_trained_weights_are_those_that_a_stage_moves(start: Path, make: Callable[..., FinetuningStage]) -> None:
+    built = make()
     moved = sum(weight.numel() for weight in built.model.parameters() if weight.requires_grad)
     checkpoint = open_base(Base(str(start)))
     chosen = options(start)
@@ -91,15 +87,11 @@ def test_memory_follows_the_formula(sesame: Path) -> None:
     assert without["activations"] == 2 * SMALL.layers * one and without["running mean"] == 0
 
 
-def test_read_13b_prints_both_published_stages(
-    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From the command line, on stand-ins of LLaVA-1.5-13B and SAM; stage 2 starts from a stage that is not run yet."""
+def test_read_13b_prints_both_published_stages(console: Console, data: Path, tmp_path: Path) -> None:
+    """On stand-ins of LLaVA-1.5-13B and SAM; stage 2 starts from a stage that is not run yet."""
     llava, sam = write_llava(tmp_path / "llava"), write_sam(tmp_path / "sam.pth")
-    words = ["train", "read-13b", "--data", mini, "--start", llava, "--sam", sam]
-    words += ["--out", tmp_path / "run", "--dry-run"]
-    assert run(monkeypatch, *words) == 0
-    first, second = re.sub(r"[│┃ ]+", " ", capsys.readouterr().out).split("stage stage2")
+    text = printed(console, data, tmp_path / "run", "read-13b", "--start", llava, "--sam", sam)
+    first, second = text.split("stage stage2")
     shared = (
         "lora_rank 64", "lora_alpha 16", "lora_dropout 0.05", "points.t_pos 0.8", "points.t_neg 0.2",
         "points.downsample 1", "bce_loss_weight 2.0", "dice_loss_weight 0.5", "images a step 20", "warmup_steps 100",
@@ -108,4 +100,3 @@ def test_read_13b_prints_both_published_stages(
         assert line in first, line
     for line in (*shared, "ratio 3:10:2:3:1:10", "learning_rate 0.0001", "points.num_points 30", "start stage1"):
         assert line in second, line
-    assert not (tmp_path / "run").exists()

@@ -61,9 +61,9 @@ assert rank == 1 or os.wait()[1] == 0
 """
 
 
-def test_sharded_trains_as_whole(start: Path, mini: Path, tmp_path: Path) -> None:
+def test_sharded_trains_as_whole(start: Path, data: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", SCRIPT, start, mini, tmp_path]
+    command = [sys.executable, "-c", SCRIPT, start, data, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))

@@ -50,10 +50,10 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(start: Path, mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(start: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run, with validation, running mean and cache."""
     out = tmp_path_factory.mktemp("whole")
-    result = run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=mini)
+    result = run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=data)
     assert result == out / "tuned" / "adapter"
     return out
 
@@ -73,16 +73,16 @@ def test_the_adapter_is_a_model(whole: Path) -> None:
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
-def test_a_finished_run_is_not_run_again(whole: Path, start: Path, mini: Path) -> None:
+def test_a_finished_run_is_not_run_again(whole: Path, start: Path, data: Path) -> None:
     before = (whole / "tuned" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    run_recipe(recipe(start, steps=STEPS, **WHOLE), whole, data=mini)
+    run_recipe(recipe(start, steps=STEPS, **WHOLE), whole, data=data)
     assert (whole / "tuned" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(whole: Path, start: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one(whole: Path, start: Path, data: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "r.yaml", start, **WHOLE)
     out, seen = tmp_path / "killed", tmp_path / "killed" / "tuned" / "metrics.jsonl"
-    process = subprocess.Popen(command(path, mini, out), env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(path, data, out), env=environment(), stdout=subprocess.DEVNULL)
     while process.poll() is None and not (seen.exists() and seen.read_bytes().count(b"\n") >= 4):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -90,18 +90,18 @@ def test_a_killed_run_ends_as_an_unbroken_one(whole: Path, start: Path, mini: Pa
     for partial in out.rglob("*.safetensors"):  # what is there under its own name is whole
         if not partial.name.startswith(".") and not any(part.startswith(".") for part in partial.parts):
             load_file(partial)
-    run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=mini)
+    run_recipe(recipe(start, steps=STEPS, **WHOLE), out, data=data)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert lines(out, name) == lines(whole, name)
     ours, theirs = (load_file(run / "tuned" / "adapter" / "adapter_model.safetensors") for run in (out, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_two_processes_train_as_one(start: Path, mini: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(start: Path, data: Path, tmp_path: Path) -> None:
     scored = {"steps": 4, "validate_on": ["refcoco/val", "fprefcoco/val"], "validate_every": 4, "validate_images": 2}
-    run_recipe(recipe(start, accumulation=2, **scored), tmp_path / "1", data=mini)
+    run_recipe(recipe(start, accumulation=2, **scored), tmp_path / "1", data=data)
     path = write_recipe(tmp_path / "2.yaml", start, **scored)
-    launch = command(path, mini, tmp_path / "2", processes=2)
+    launch = command(path, data, tmp_path / "2", processes=2)
     subprocess.run(launch, env=environment(), check=True, capture_output=True)
     for one, two in zip(lines(tmp_path / "1"), lines(tmp_path / "2"), strict=True):
         assert one == pytest.approx(two, abs=1e-5)
@@ -109,13 +109,13 @@ def test_two_processes_train_as_one(start: Path, mini: Path, tmp_path: Path) -> 
     assert one == two  # metrics are counts of pixels: equal, or not
 
 
-def test_a_stage_goes_on_from_an_earlier_one(start: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_stage_goes_on_from_an_earlier_one(start: Path, data: Path, tmp_path: Path) -> None:
     first = recipe(start, steps=2).stages[0]
     second = first.model_copy(update={"name": "second", "start": "tuned", "ratio": "0:0:0:0:0:1"})
     two = TrainConfig(seed=3, stages=(first, second))
     with pytest.raises(ReadsegError, match=r"stage 'tuned' are not in .*run that stage first"):
-        run_recipe(two, tmp_path, only="second", data=mini)
-    result = run_recipe(two, tmp_path, data=mini)
+        run_recipe(two, tmp_path, only="second", data=data)
+    result = run_recipe(two, tmp_path, data=data)
     assert result == tmp_path / "second" / "adapter"
     model, _, notes = load_model(result, device="cpu")
     assert [note for note in notes if note.startswith("adapter")] == [
@@ -132,36 +132,36 @@ def test_it_needs_the_folder_of_data(start: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_it_goes_on_with_more_workers_but_no_other_rate(start: Path, mini: Path, tmp_path: Path) -> None:
-    run_recipe(recipe(start, steps=2), tmp_path, data=mini)
+def test_it_goes_on_with_more_workers_but_no_other_rate(start: Path, data: Path, tmp_path: Path) -> None:
+    run_recipe(recipe(start, steps=2), tmp_path, data=data)
     (tmp_path / "tuned" / "adapter").rename(tmp_path / "elsewhere")
     free = {"workers": 3, "max_broken": 7, "validate_on": ("reasonseg/val",), "validate_every": 2}
-    run_recipe(recipe(start, steps=2, **free), tmp_path, data=mini)
+    run_recipe(recipe(start, steps=2, **free), tmp_path, data=data)
     (tmp_path / "tuned" / "adapter").rename(tmp_path / "elsewhere2")
     with pytest.raises(ReadsegError, match=r"other settings \(learning_rate: 0.001 there, 0.1 now\)"):
-        run_recipe(recipe(start, steps=2, learning_rate=0.1), tmp_path, data=mini)
+        run_recipe(recipe(start, steps=2, learning_rate=0.1), tmp_path, data=data)
 
 
-def test_it_goes_on_with_the_same_start_and_the_same_data_only(start: Path, mini: Path, tmp_path: Path) -> None:
-    own, data, run = tmp_path / "start", tmp_path / "data", tmp_path / "run"
+def test_it_goes_on_with_the_same_start_and_the_same_data_only(start: Path, data: Path, tmp_path: Path) -> None:
+    own, copied, run = tmp_path / "start", tmp_path / "data", tmp_path / "run"
     shutil.copytree(start, own)
-    shutil.copytree(mini, data)
+    shutil.copytree(data, copied)
     chosen = recipe(own, steps=2)
-    run_recipe(chosen, run, data=data)
+    run_recipe(chosen, run, data=copied)
     with pytest.raises(ReadsegError, match=r"other settings \(steps: 2 there, 9 now\)"):  # also where it is finished
-        run_recipe(recipe(own, steps=9), run, data=data)
+        run_recipe(recipe(own, steps=9), run, data=copied)
     shutil.rmtree(run / "tuned" / "adapter")
-    (data / "ade20k" / "annotations" / "training").rename(tmp_path / "away")
+    (copied / "ade20k" / "annotations" / "training").rename(tmp_path / "away")
     with pytest.raises(ReadsegError, match=r"other settings \(draws from: .*ade20k"):
-        run_recipe(chosen, run, data=data)
-    (tmp_path / "away").rename(data / "ade20k" / "annotations" / "training")
+        run_recipe(chosen, run, data=copied)
+    (tmp_path / "away").rename(copied / "ade20k" / "annotations" / "training")
     change_weights(own / "model.safetensors", lambda state: state["lmm.lm_head.weight"][0, 0].add_(1))
     with pytest.raises(ReadsegError, match=r"other settings \(starts from: "):
-        run_recipe(chosen, run, data=data)
+        run_recipe(chosen, run, data=copied)
 
 
-def test_weights_that_are_no_numbers_are_not_kept(start: Path, mini: Path, tmp_path: Path) -> None:
-    built = stage(start, mini, tmp_path / "cache")
+def test_weights_that_are_no_numbers_are_not_kept(start: Path, data: Path, tmp_path: Path) -> None:
+    built = stage(start, data, tmp_path / "cache")
     with torch.no_grad():
         next(built.model.seg_projection.parameters())[0, 0] = torch.inf
     with pytest.raises(ReadsegError, match=r"has become no number.*lower learning_rate"):
@@ -170,18 +170,18 @@ def test_weights_that_are_no_numbers_are_not_kept(start: Path, mini: Path, tmp_p
 
 
 def test_broken_records_are_passed_over_and_too_many_stop_the_run(
-    start: Path, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(mini, data)
-    train = sorted((data / "reason_seg" / "ReasonSeg" / "train").glob("*.jpg"))
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    train = sorted((copied / "reason_seg" / "ReasonSeg" / "train").glob("*.jpg"))
     train[0].write_bytes(b"no image")
     with pytest.warns(UserWarning, match=str(train[0])):
-        run_recipe(recipe(start, steps=6, ratio="0:0:0:0:0:1"), tmp_path / "run", data=data)
+        run_recipe(recipe(start, steps=6, ratio="0:0:0:0:0:1"), tmp_path / "run", data=copied)
     assert "broken and passed over: 1" in capsys.readouterr().err
     for path in train[:3]:
         path.write_bytes(b"no image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ReadsegError, match=r"3 records are broken, the limit is 2"):
-            run_recipe(recipe(start, steps=9, ratio="0:0:0:0:0:1", max_broken=2), tmp_path / "run2", data=data)
+            run_recipe(recipe(start, steps=9, ratio="0:0:0:0:0:1", max_broken=2), tmp_path / "run2", data=copied)
