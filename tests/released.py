@@ -1,8 +1,8 @@
 """Tiny random checkpoints in the released layout: its names, shapes and files, written down by hand.
 
-Nothing of the package's own code makes these names; `refused` alone loads what was written. The language model is 16
-channels wide, the vision tower 24 (it sees 4 x 4 patches of a 32 px image), SAM's image encoder 20 and its decoder 32
-(4 x 4 embeddings of a 64 px image), so that no two parts can be mistaken for each other.
+Nothing of the package's own code makes these names; `refused` and `processor_of` alone load what was written. The
+language model is 16 channels wide, the vision tower 24 (it sees 4 x 4 patches of a 32 px image), SAM's image encoder 20
+and its decoder 32 (4 x 4 embeddings of a 64 px image), so that no two parts can be mistaken for each other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from readseg.checkpoints.checkpoint import build, read_checkpoint
 from readseg.errors import ReadsegError
+from readseg.model.processing import ReadProcessor
 
 Form = Literal["bin-sharded", "bin", "safetensors"]
 FORMS: tuple[Form, ...] = ("bin-sharded", "bin", "safetensors")
@@ -404,6 +406,14 @@ def write_released(
     shutil.rmtree(folder.parent / "clip", ignore_errors=True)
     write_tower(folder.parent / "clip")
     return merged
+
+
+@cache
+def processor_of(family: str) -> ReadProcessor:
+    """The processor of a family's weights, shared by all tests."""
+    with TemporaryDirectory() as folder:
+        write_released(Path(folder) / "weights", family, form="safetensors")
+        return read_checkpoint(Path(folder) / "weights").processor()
 
 
 def llava_state() -> dict[str, Tensor]:

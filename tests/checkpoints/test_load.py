@@ -69,13 +69,11 @@ def test_fourier_features_keep_their_digits(tmp_path: Path) -> None:
 
 def test_the_mask_model_stays_as_it_was_stored(tmp_path: Path) -> None:
     """Also where it was stored in float32, and the rest is loaded in a lower type."""
-    given = write_released(
-        tmp_path / "read",
-        "read",
-        form="bin",
-        size=WIDE,
-        change=lambda s: s.update({n: v.float() * 1.1 for n, v in s.items()}),
-    )
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state.update({name: value.float() * 1.1 for name, value in state.items()})
+
+    given = write_released(tmp_path / "read", "read", form="bin", size=WIDE, change=change)
     model, _, _ = load_model(tmp_path / "read", dtype="bfloat16", bits=8)
     name = "mask_decoder.iou_token.weight"
     assert torch.equal(model.sam.get_parameter(name), given[f"model.visual_model.{name}"].float() * 1.1)

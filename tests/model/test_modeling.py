@@ -15,7 +15,6 @@ from transformers import AutoModel
 from readseg.core.sasp import PointConfig
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
-from readseg.model.mask_prompts import NO_MASK_LOGIT
 from readseg.model.modeling import ReadModel, ReadOutput
 from released import change_weights
 from small import picture, small_config, small_model, small_processor
@@ -157,28 +156,6 @@ def test_a_seg_prompt_ignores_scores_and_a_points_prompt_ignores_the_embedding(m
     assert torch.equal(masks(h_seg, scores, "points"), masks(-h_seg, scores, "points"))
     for h, s in ((-h_seg, scores), (h_seg, -scores)):
         assert not torch.allclose(masks(h_seg, scores, "both"), masks(h, s, "both"))
-
-
-@pytest.mark.parametrize("prompt", ["both", "seg", "points"])
-def test_rows_with_different_numbers_of_points_do_not_touch(model: ReadModel, prompt: Any) -> None:
-    given = images()
-    embeddings = model.embed_masks_image(given["mask_pixel_values"])
-    h_seg, scores = torch.randn(4, 16), torch.randn(4, 16)
-    scores[1] = 0.5  # a constant map: no points
-    scores[2] = torch.tensor([1.0, 0.0] + [0.5] * 14)
-    where = torch.tensor([0, 1, 1, 0])
-    few = PointConfig(num_points=12, downsample=1, alignment="exact")
-    points, together = model.decode_masks(h_seg, scores, where, embeddings, given["frames"], few, prompt)
-    if prompt != "seg":
-        assert [len(row.xy) for row in points] == [12, 0, 12, 12]
-    for row in range(4):
-        chosen = slice(row, row + 1)
-        _, alone = model.decode_masks(
-            h_seg[chosen], scores[chosen], where[chosen], embeddings, given["frames"], few, prompt
-        )
-        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
-    if prompt == "points":
-        assert (together[1] == NO_MASK_LOGIT).all()
 
 
 def test_points_are_whole_pixels_without_the_continuous_step_and_carry_gradients_with_it() -> None:

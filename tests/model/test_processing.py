@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor
 
-from readseg.checkpoints.checkpoint import read_checkpoint
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.config import ConversationConfig
 from readseg.model.families import TINY
 from readseg.model.processing import SAM_MEAN, SAM_STD, ReadProcessor
 from readseg.model.tokenizer import LegacyTokenizer, build_tiny_tokenizer
-from released import write_released
+from released import processor_of
 from small import TEXTS, picture, small_config, small_processor, small_tokenizer
 
 SPECIAL = set(range(len(TINY.added_tokens)))
@@ -121,18 +120,10 @@ def test_a_frame_is_the_models_view_of_an_image() -> None:
 # -- the legacy tokenizer ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def legacy(tmp_path_factory: pytest.TempPathFactory) -> ReadProcessor:
-    """The processor of GSVA's weights: an answer can have [SEG] and [REJ]."""
-    folder = tmp_path_factory.mktemp("released") / "weights"
-    write_released(folder, "gsva", form="safetensors")
-    return read_checkpoint(folder).processor()
-
-
 @pytest.mark.parametrize("kind", ["own", "legacy"])
-def test_files_give_the_same_processor(legacy: ReadProcessor, tmp_path: Path, kind: str) -> None:
+def test_files_give_the_same_processor(tmp_path: Path, kind: str) -> None:
     own = small_processor(conversation=ConversationConfig(system="Be brief."), view="crop")
-    processor = own if kind == "own" else legacy
+    processor = own if kind == "own" else processor_of("gsva")
     processor.save_pretrained(tmp_path)
     if kind == "legacy":
         assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.model", "added_tokens.json", "config.json"}
@@ -144,7 +135,8 @@ def test_files_give_the_same_processor(legacy: ReadProcessor, tmp_path: Path, ki
         assert loaded.frame(picture(5, 9)) == processor.frame(picture(5, 9))
 
 
-def test_another_models_tokenizer_is_an_error(legacy: ReadProcessor) -> None:
+def test_another_models_tokenizer_is_an_error() -> None:
+    legacy = processor_of("gsva")
     with pytest.raises(ReadsegError, match=r"\[SEG\] is"):
         ReadProcessor(small_tokenizer(), small_config(seg_token_id=9))
     assert isinstance(legacy.tokenizer, LegacyTokenizer)
@@ -165,11 +157,8 @@ def test_another_models_tokenizer_is_an_error(legacy: ReadProcessor) -> None:
         ("read", "nothing", []),
     ],
 )
-def test_answers_tell_whose_each_token_is(
-    tmp_path: Path, family: str, answer: str, found: list[tuple[str, str]]
-) -> None:
-    write_released(tmp_path / "released", family)
-    processor = read_checkpoint(tmp_path / "released").processor()
+def test_answers_tell_whose_each_token_is(family: str, answer: str, found: list[tuple[str, str]]) -> None:
+    processor = processor_of(family)
     ids = processor.answer_ids([Turn("what?", answer)])
     assert processor.targets(ids) == found
     # Letters are no token.

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from readseg.checkpoints.checkpoint import read_checkpoint
 from readseg.core.types import Turn
 from readseg.errors import ReadsegError
 from readseg.model.families import LLAVA_V1
-from readseg.model.processing import ReadProcessor
 from readseg.model.tokenizer import LegacyTokenizer
-from released import ADDED, added_ids, pieces, tokenizer_model, write_released
+from released import ADDED, added_ids, pieces, processor_of, tokenizer_model
 
 BASE = pieces().vocab_size()
 BOS, EOS = 1, 2
@@ -31,13 +27,6 @@ SPACES = (" ", "  ", "\n", "\t", " \n ", "\u3000", "\u00a0")
 WORDS = ("cup", "the", "red cup", "ASSISTANT:", "USER:", ".", "don't", "0", "d\u00e9j\u00e0", *"\u65e5\U0001f600")
 texts = st.lists(st.sampled_from(ODD + SPACES + WORDS) | st.text(max_size=3), min_size=1, max_size=8).map("".join)
 questions = texts.filter(lambda text: text.strip())
-
-
-@cache
-def processor_of(family: str) -> ReadProcessor:
-    with TemporaryDirectory() as folder:
-        write_released(Path(folder) / "weights", family, form="safetensors")
-        return read_checkpoint(Path(folder) / "weights").processor()
 
 
 def by_hand(family: str, turns: list[Turn]) -> list[int]:
