@@ -227,12 +227,11 @@ def test_weights_that_are_no_numbers_are_named(folder: Path, name: str, value: f
     refused(folder, "|".join(our_state({name: torch.zeros(1)})))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [(KEY, torch.int8), ("lm_head.weight", torch.uint8), ("model.norm.weight", torch.bool)]
-)
-def test_whole_numbers_are_no_weights(folder: Path, name: str, dtype: torch.dtype) -> None:
-    write_released(folder, "read", form="bin", change=lambda state: state.update({name: state[name].to(dtype)}))
-    refused(folder, f"{name} is {str(dtype).removeprefix('torch.')}")
+def test_whole_numbers_are_no_weights(read: Path) -> None:
+    for name, dtype in ((KEY, "int8"), ("lm_head.weight", "uint8"), ("model.norm.weight", "bool")):
+        state = released.weights_of("read")
+        write_state(read, state | {name: state[name].to(getattr(torch, dtype))})
+        refused(read, f"{name} is {dtype}")
 
 
 def test_an_empty_folder_a_file_and_nothing_are_refused(tmp_path: Path) -> None:
