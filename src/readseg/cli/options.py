@@ -122,8 +122,13 @@ class ModelsOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
-class OwnPoints:
-    """No options of points: each model's own settings."""
+class PromptOptions:
+    """What prompts the mask decoder."""
+
+    points: Annotated[
+        Literal["on", "off", "only"] | None,
+        _option(POINTS, "Similarity as points for any family: on, off (the SEG embedding alone) or only (without it)."),
+    ] = None
 
     def choose(self, segmenter: readseg.Segmenter) -> tuple[Prompt | None, readseg.PointConfig | None]:
         """What `Segmenter.segment` takes: the prompt, and the model's settings of points with what was given."""
@@ -141,16 +146,6 @@ class OwnPoints:
             return prompt, dataclasses.replace(config.points, **changes)
         except ValueError as error:
             raise ReadsegError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class PromptOptions(OwnPoints):
-    """What prompts the mask decoder."""
-
-    points: Annotated[
-        Literal["on", "off", "only"] | None,
-        _option(POINTS, "Similarity as points for any family: on, off (the SEG embedding alone) or only (without it)."),
-    ] = None
 
 
 @dataclass(frozen=True)

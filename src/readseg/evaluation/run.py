@@ -219,6 +219,7 @@ class _PredictionStore:
     def answer_missing(self, questions: ImageQuestions) -> None:
         """Sees to it that every question about an image has its prediction."""
         missing = {question.key for question in questions.questions} - self.known.keys()
+        # All are asked in one call, known ones too: no answer depends on where a run was interrupted.
         for prediction in _predict(questions, self.system) if missing else ():
             if prediction.key in missing:
                 if self.store is None:  # nothing is written where nothing is missing
