@@ -296,8 +296,8 @@ def _table(title: str, rows: Sequence[Row], notes: Sequence[str], scores: Sequen
     """A table of the rows that have questions, and the scores that have a number; `headings` other than the usual."""
 
     def has_number(name: str) -> bool:
-        scores = [row.cells[name] for row in rows]
-        return any(isinstance(score, Estimate) and not math.isnan(score.value) for score in scores)
+        cells = [row.cells[name] for row in rows]
+        return any(isinstance(score, Estimate) and not math.isnan(score.value) for score in cells)
 
     columns = {name: headings.get(name, SCORES[name].heading) for name in scores if has_number(name)}
     rows = [row for row in rows if row.cells["questions"]]
