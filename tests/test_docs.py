@@ -270,4 +270,4 @@ def test_names_of_code_exist() -> None:
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.language == "yaml"], ids=label)
 def test_recipes_are_valid(block: Block) -> None:
-    TrainConfig.model_validate(yaml.safe_load(block.text))
+    assert TrainConfig.model_validate(yaml.safe_load(block.text)).stages

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from readseg.evaluation.benchmarks import DATA_SETS, resolve
 
 MOST_SECONDS = 240
@@ -24,7 +22,6 @@ def readseg(*words: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_train_and_evaluate_on_miniatures(tmp_path: Path) -> None:
     start = time.monotonic()
     data, run, scores = tmp_path / "mini", tmp_path / "run", tmp_path / "scores"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import pickle
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -259,6 +260,47 @@ def test_what_is_no_file_of_weights_is_an_error(tmp_path: Path, name: str) -> No
 
 
 # ----------------------------------------------------------------------------------------------------- wrappers
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root may read anything; be nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights as POSIX knows them")
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_what_may_not_be_read_is_an_error(name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        (place / name).write_bytes(b"x")
+        (place / name).chmod(0)
+        with without_rights():
+            refused(place, f"{place / name} cannot be read: Permission denied")
+        (place / "shut").mkdir()
+        (place / "shut").chmod(0)
+        with without_rights():
+            refused(place / "shut", f"{place / 'shut'} cannot be read: Permission denied")
+            refused(place / "shut" / name, "cannot be read: Permission denied")
+        (place / "shut").chmod(0o755)
+
+
+@both_kinds
+def test_files_that_cannot_be_written_can_be_read(tmp_path: Path, safe: bool) -> None:
+    folder = written(tmp_path / "m", safe=safe)
+    path = next(folder.iterdir())
+    path.chmod(0o444)
+    before = path.stat()
+    check_same(read_weights(folder), some_weights())
+    assert names(folder) == {path.name} and path.stat().st_mtime_ns == before.st_mtime_ns
 
 
 @pytest.mark.parametrize("wrapper", ["module", "state_dict", "model"])

@@ -76,7 +76,7 @@ def test_a_query_is_asked_as_it_is_where_training_did_so() -> None:
 
 @given(st.text())
 def test_plain_text_can_be_written(text: str) -> None:
-    plain(text).encode("utf-8")
+    assert plain(text).encode("utf-8").decode("utf-8") == plain(text)
 
 
 def test_half_a_character_becomes_a_question_mark() -> None:

@@ -113,6 +113,7 @@ class StudyContext:
         with JsonlStore(path, MEASURED, header) as store:
 
             def measure_missing(page: ImageQuestions) -> None:
+                """Keeps the records of an image; measures it where the store has none of these questions."""
                 # What is known of each question before its masks are read.
                 asked = [
                     (q.key, q.text, q.sentence, q.present, q.expected, q.kind, sorted(q.tags)) for q in page.questions

@@ -38,10 +38,12 @@ def lazy_group(commands: dict[str, str], load: Callable[[str], Any]) -> type[Typ
             super().__init__(**{**settings, "commands": stubs})
 
         def load_command(self, name: str) -> Any:
+            """Puts a command in the place of its stub."""
             self.commands[name] = load(name)
             return self.commands[name]
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+            """As typer's, with the command that is called loaded first."""
             if args and args[0] in commands:
                 self.load_command(args[0])
             return super().resolve_command(ctx, args)

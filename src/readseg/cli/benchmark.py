@@ -36,6 +36,7 @@ def study_command(study: Study[Any]) -> Callable[..., None]:
         points: PointOptions | NoOptions,
         options: Any,
     ) -> None:
+        """What `grouped` makes a command of."""
         choose = points.choose if isinstance(points, PointOptions) else None
         run_study(study, study_context("analysis", study.name, benchmark, asked, models, choose), options)
 

@@ -149,6 +149,7 @@ class _Scanner:
         self._decode = json.JSONDecoder().raw_decode
 
     def broken(self, why: str) -> ReadsegError:
+        """The error that says what is wrong, and where."""
         at = f"character {self._position} of {len(self._text)}"
         return ReadsegError(f"{self._path} is no whole JSON file: {why} ({at})")
 
@@ -159,6 +160,7 @@ class _Scanner:
         return self._text[self._position : self._position + 1]
 
     def take(self, allowed: str) -> str:
+        """Goes past one of these characters."""
         character = self.peek()
         if not character or character not in allowed:
             raise self.broken(f"expected {' or '.join(allowed)}, got {character or 'its end'}")
@@ -166,6 +168,7 @@ class _Scanner:
         return character
 
     def value(self) -> Any:
+        """Goes past a value of any kind."""
         self.peek()
         try:
             value, self._position = self._decode(self._text, self._position)
@@ -226,4 +229,5 @@ class _PlainUnpickler(pickle.Unpickler):
     """Finds nothing. A pickle is a program that calls and changes what it finds; without that it only makes values."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Refuses whatever is asked for."""
         raise ReadsegError(f"{module}.{name}")

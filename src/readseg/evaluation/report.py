@@ -227,15 +227,15 @@ def to_rich(table: Table) -> RichTable:
     return tables.to_rich(replace(table, columns=dict(list(table.columns.items())[:_FIT])), padding=0)
 
 
-def side_by_side(results: Sequence[Result], score: str = "giou") -> str:
-    """A Markdown table of one score of scenes: a row for each group of `breakdown` that has it, a column a system."""
+def side_by_side(results: Sequence[Result]) -> str:
+    """A Markdown table of the gIoU on scenes: a row for each group of `breakdown` that has it, a column a system."""
     names = [escape_cell(label(result)) for result in results]
     lines = [
-        f"| {SCORES[score].heading} of questions about | n | {' | '.join(names)} |",
+        f"| {SCORES['giou'].heading} of questions about | n | {' | '.join(names)} |",
         "|---|" + "---:|" * (1 + len(names)),
     ]
     for rows in zip(*(breakdown(result.outcomes) for result in results), strict=True):
-        scores = [estimate for row in rows if isinstance(estimate := row.cells[score], Estimate)]
+        scores = [estimate for row in rows if isinstance(estimate := row.cells["giou"], Estimate)]
         if scores[0].count:
             cells = [rows[0].name, str(scores[0].count), *(number(one) for one in scores)]
             lines.append(f"| {' | '.join(cells)} |")

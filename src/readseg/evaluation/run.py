@@ -72,6 +72,7 @@ def ask_all(
         show, shown, image = warnings.showwarning, rank > 0, ""
 
         def show_hidden_parts_once(message: Warning | str, *where: Any, **more: Any) -> None:
+            """Shows all warnings but those that the centre crop hides a part of one more image."""
             nonlocal shown
             if str(message).startswith("the model sees only the centre"):  # as `Segmenter` warns, of each image
                 if shown:

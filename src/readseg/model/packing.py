@@ -119,6 +119,7 @@ def _with_layout(otherwise: Any) -> Any:
         layout: Layout | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        """As transformers calls it, query (B, heads, L, d): the attended values, and no weights where it packs."""
         if layout is None:
             return otherwise(module, query, key, value, attention_mask, scaling=scaling, **options)
         groups = query.shape[1] // key.shape[1]

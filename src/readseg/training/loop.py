@@ -362,6 +362,7 @@ def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema:
     frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
 
     def save(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+        """Leaves frozen weights out of a checkpoint, and adds the running mean."""
         for state in weights:
             for name in frozen & state.keys():
                 del state[name]
@@ -369,6 +370,7 @@ def _save_trained_weights_only(accelerator: Accelerator, module: nn.Module, ema:
             save_file(ema.state_dict(), Path(folder) / _RUNNING_MEAN)
 
     def load(models: list[nn.Module], folder: str) -> None:
+        """Reads what `save` left; of other weights it is an error."""
         while models:
             state = torch.load(Path(folder) / "pytorch_model.bin", map_location="cpu", weights_only=True)
             missing, unexpected = models.pop().load_state_dict(state, strict=False)

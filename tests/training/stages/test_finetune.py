@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from readseg.checkpoints.adapters import WEIGHTS
 from readseg.checkpoints.load import load_model
 from readseg.errors import ReadsegError
 from readseg.training.config import TrainConfig
@@ -107,6 +108,10 @@ def test_two_processes_train_as_one(start: Path, data: Path, tmp_path: Path) -> 
         assert one == pytest.approx(two, abs=1e-5)
     (one,), (two,) = (lines(tmp_path / name, "validation.jsonl") for name in ("1", "2"))
     assert one == two  # metrics are counts of pixels: equal, or not
+    one, two = (load_file(tmp_path / name / "tuned" / "adapter" / WEIGHTS) for name in ("1", "2"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], atol=1e-4, rtol=0, msg=name)
 
 
 def test_a_stage_goes_on_from_an_earlier_one(start: Path, data: Path, tmp_path: Path) -> None:

@@ -259,7 +259,6 @@ def test_validation_is_evaluation(make: Make, data: Path) -> None:
         make(validate_on=("refcoco/elsewhere",), validate_every=2)
 
 
-@pytest.mark.slow
 def test_it_learns_a_batch_by_heart(data: Path, tmp_path: Path) -> None:
     """The embedded model learns words and masks of one batch: the gradients lead where they should."""
     base = Base(EMBEDDED_NAME)

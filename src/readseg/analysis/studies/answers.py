@@ -106,6 +106,7 @@ def answer_sheet(rows: Sequence[SheetRow], systems: Sequence[str], *, title: str
     blocks = [text_block(title, whole, letters + 5, lines=2), beside(heads, len(titles))]
 
     def cell(picture: Image.Image, rles: Sequence[Rle], caption: str) -> Image.Image:
+        """A picture with its masks, fitted into a column, its caption beneath."""
         drawn = masked(picture, [decode_rle(rle) for rle in rles], _FADED)
         side = width - 2 * _GAP
         scale = min(side / drawn.width, _TALLEST * side / drawn.height)

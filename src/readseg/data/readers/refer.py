@@ -230,6 +230,7 @@ def _instances(path: Path, named: set[str]) -> dict[str, dict[str, Any] | None]:
     records: dict[str, dict[str, Any] | None] = {}
 
     def keep(record: dict[str, Any]) -> Any:
+        """Moves what is named out of the tree, drops its like, and leaves other objects where they are."""
         kind = "annotation" if "segmentation" in record else "image" if "file_name" in record else None
         if kind is None:
             return record
